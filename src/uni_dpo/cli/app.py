@@ -1,0 +1,30 @@
+"""The command tree. Modules named here import nothing heavy, so that `uni-dpo --help` is instant."""
+
+from typing import Annotated
+
+import typer
+
+from uni_dpo import __version__
+
+app = typer.Typer(
+    name="uni-dpo",
+    help="Uni-DPO for vision-language models: prepare pairs, train, evaluate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""The whole chain on the embedded tiny model and real images: no GPU, no download."""

@@ -1,0 +1,142 @@
+"""A complete Qwen2-VL of 0.7 million parameters, made on the spot.
+
+Architecture, tokenizer (byte-level BPE with Qwen's special tokens), processor and chat template are the
+real classes at a small size, so everything that reads a Qwen2-VL checkpoint reads this one. The weights
+are random; a short SFT on the digits teaches it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+IMAGE_SIDE = 56
+"""Pixels per side of an image: 4 × 4 patches of 14, merged 2 × 2 into 4 image tokens."""
+
+SPECIAL_TOKENS = tuple(
+    f"<|{name}|>"
+    for name in (
+        "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end "
+        "vision_start vision_end vision_pad image_pad video_pad"
+    ).split()
+)
+
+CORPUS = (
+    "You are a helpful assistant. system user assistant",
+    "Which digit is written here? Which digit do you see in the image?",
+    "The digit is zero. one two three four five six seven eight nine",
+    "0 1 2 3 4 5 6 7 8 9 A. B. C. D. Yes No yes no",
+    "Please answer with the letter of the option. Question: Options: Answer the question using a single word.",
+)
+
+INSTRUCT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif item['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Role messages, as the instruct checkpoints have it."""
+
+BASE_TEMPLATE = (
+    "{% for item in messages %}"
+    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif item['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}"
+)
+"""Bare content items, as the base checkpoints have it: role messages render to an empty prompt."""
+
+
+def write_tiny_qwen2_vl(
+    folder: str | Path, *, seed: int = 0, template: str = INSTRUCT_TEMPLATE, corpus: Iterable[str] = CORPUS
+) -> Path:
+    """Write model, tokenizer and processor to `folder` and return it.
+
+    Args:
+        folder: created if missing.
+        seed: of the random weights.
+        template: the checkpoint's chat template, `INSTRUCT_TEMPLATE` or `BASE_TEMPLATE`.
+        corpus: text whose words the tokenizer learns; any other text is spelt in bytes.
+    """
+    import torch
+    from transformers import (
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    folder = Path(folder)
+    tokenizer = _train_tokenizer(corpus)
+    tokenizer.chat_template = template
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        Qwen2VLForConditionalGeneration(_config(tokenizer)).save_pretrained(folder)
+    pixels = IMAGE_SIDE * IMAGE_SIDE
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=template,
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # transformers is untyped
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2TokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        [f"{text} {text.lower()}" for text in corpus] * 50,
+        trainers.BpeTrainer(
+            vocab_size=640,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return Qwen2TokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+
+
+def _config(tokenizer):  # type: ignore[no-untyped-def]  # transformers is untyped
+    from transformers import Qwen2VLConfig
+
+    token = {name.strip("<|>"): tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "bos_token_id": token["endoftext"],
+            "eos_token_id": token["im_end"],
+            "pad_token_id": token["endoftext"],
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 64,
+            "hidden_size": 128,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=token["image_pad"],
+        video_token_id=token["video_pad"],
+        vision_start_token_id=token["vision_start"],
+        vision_end_token_id=token["vision_end"],
+    )
