@@ -11,12 +11,21 @@ from pathlib import Path
 IMAGE_SIDE = 56
 """Pixels per side of an image: 4 × 4 patches of 14, merged 2 × 2 into 4 image tokens."""
 
-SPECIAL_TOKENS = tuple(
-    f"<|{name}|>"
-    for name in (
-        "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end "
-        "vision_start vision_end vision_pad image_pad video_pad"
-    ).split()
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
 
 CORPUS = (
@@ -24,7 +33,8 @@ CORPUS = (
     "Which digit is written here? Which digit do you see in the image?",
     "The digit is zero. one two three four five six seven eight nine",
     "0 1 2 3 4 5 6 7 8 9 A. B. C. D. Yes No yes no",
-    "Please answer with the letter of the option. Question: Options: Answer the question using a single word.",
+    "Please answer with the letter of the option. Question: Options:",
+    "Answer the question using a single word.",
 )
 
 INSTRUCT_TEMPLATE = (

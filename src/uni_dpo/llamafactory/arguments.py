@@ -1,0 +1,102 @@
+"""What users may set: LlamaFactory's finetuning arguments and those of Uni-DPO."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from llamafactory.extras.misc import is_env_enabled
+from llamafactory.hparams.finetuning_args import FinetuningArguments
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.objective import UniDPOConfig
+
+UNI_DPO = "uni_dpo"
+PrefLoss = Literal[(*get_args(FinetuningArguments.__dataclass_fields__["pref_loss"].type), UNI_DPO)]  # type: ignore[valid-type]
+
+
+@dataclass
+class UniDPOFinetuningArguments(FinetuningArguments):
+    """LlamaFactory's finetuning arguments with `pref_loss: uni_dpo` and what belongs to it.
+
+    `None` stands for "not set" where the default depends on the loss.
+
+    Raises:
+        UniDPOError: an argument that means nothing with `uni_dpo` is set, or one is out of range.
+    """
+
+    pref_loss: PrefLoss = field(
+        default="sigmoid", metadata={"help": "The preference loss; uni_dpo is arXiv 2506.10054."}
+    )
+    pref_beta: float | None = field(
+        default=None,
+        metadata={"help": "β, the scale of the log-ratios (default: 2.0 for uni_dpo, 0.1 for every other loss)."},
+    )
+    dpo_average_log_prob: bool | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Average log-probabilities over an answer's tokens instead of summing them "
+                "(default: true for uni_dpo, LlamaFactory's own way for every other loss)."
+            )
+        },
+    )
+    uni_dpo_qual_eta: float = field(
+        default=UniDPOConfig.eta,
+        metadata={"help": "η: how fast the quality weight grows with the score gap."},
+    )
+    uni_dpo_tau_ref: float = field(
+        default=UniDPOConfig.tau_ref,
+        metadata={"help": "τ_ref: the policy margin from which a pair counts as learnt."},
+    )
+    uni_dpo_perf_gamma: float = field(
+        default=UniDPOConfig.gamma,
+        metadata={"help": "γ: how strongly learnt pairs lose weight (0: not at all)."},
+    )
+    uni_dpo_nll_lambda: float = field(
+        default=UniDPOConfig.nll_lambda, metadata={"help": "λ: weight of the calibrated NLL term (0: off)."}
+    )
+    uni_dpo_tau_good: float = field(
+        default=UniDPOConfig.tau_good,
+        metadata={"help": "τ_good: the score from which a chosen answer is good enough for the NLL term."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.pref_beta is None:
+            self.pref_beta = UniDPOConfig.beta if self.uses_uni_dpo else FinetuningArguments.pref_beta
+        if self.uses_uni_dpo:
+            if self.dpo_average_log_prob is None:
+                self.dpo_average_log_prob = True
+            self._refuse_what_uni_dpo_cannot_use()
+            self.uni_dpo_config()
+        super().__post_init__()
+
+    @property
+    def uses_uni_dpo(self) -> bool:
+        """Whether this run trains or evaluates with the Uni-DPO loss."""
+        return self.stage == "dpo" and self.pref_loss == UNI_DPO
+
+    def uni_dpo_config(self) -> UniDPOConfig:
+        """The objective's hyperparameters as they were set."""
+        return UniDPOConfig(
+            beta=self.pref_beta,
+            eta=self.uni_dpo_qual_eta,
+            tau_ref=self.uni_dpo_tau_ref,
+            gamma=self.uni_dpo_perf_gamma,
+            nll_lambda=self.uni_dpo_nll_lambda,
+            tau_good=self.uni_dpo_tau_good,
+        )
+
+    def _refuse_what_uni_dpo_cannot_use(self) -> None:
+        if self.dpo_label_smoothing > 0:
+            raise UniDPOError(
+                f"dpo_label_smoothing is {self.dpo_label_smoothing}, but pref_loss: uni_dpo weighs pairs by their "
+                "scores instead: set it to 0, or choose pref_loss: sigmoid"
+            )
+        if self.pref_bco_weight > 0:
+            raise UniDPOError(
+                f"pref_bco_weight is {self.pref_bco_weight}, but pref_loss: uni_dpo has no BCO term: set it to 0, "
+                "or choose pref_loss: sigmoid"
+            )
+        if is_env_enabled("USE_MCA"):
+            raise UniDPOError(
+                "USE_MCA=1 trains through Megatron, which does not know pref_loss: uni_dpo: unset USE_MCA"
+            )

@@ -1,0 +1,186 @@
+"""How scores travel: from a file's columns, through LlamaFactory's pipeline, into the batch.
+
+Every step passes stock runs through unchanged; it acts only where `data_args.pair_scores` is set, which
+`workflow.run_dpo` does when the loss needs scores.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llamafactory.data import converter, loader
+from llamafactory.data.collator import PairwiseDataCollatorWithPadding
+from llamafactory.data.converter import DatasetConverter
+from llamafactory.data.parser import DatasetAttr
+from llamafactory.data.processor import PairwiseDatasetProcessor
+
+from uni_dpo.errors import UniDPOError
+
+SCORES = ("score_chosen", "score_rejected")
+_upstream_align_dataset = loader.align_dataset
+_upstream_get_dataset_converter = converter.get_dataset_converter
+
+
+@dataclass(repr=False)
+class ScoredDatasetAttr(DatasetAttr):
+    """A dataset's description that also knows which columns hold the scores."""
+
+    score_chosen: str = "score_chosen"
+    score_rejected: str = "score_rejected"
+
+    def join(self, attr: dict[str, Any]) -> None:
+        """Take over an entry of `dataset_info.json`."""
+        super().join(attr)
+        for score in SCORES:
+            setattr(self, score, attr.get("columns", {}).get(score, score))
+
+
+@dataclass
+class ScoredConverter:
+    """Any LlamaFactory converter, with the scores and the row's place beside what it gives."""
+
+    converter: DatasetConverter
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Convert one example; its scores become floats.
+
+        Raises:
+            UniDPOError: a score is missing or is no finite number.
+        """
+        attr = self.converter.dataset_attr
+        source = f"{attr.dataset_name}, row {example['_row']}"
+        scores = {f"_{score}": _finite(example, getattr(attr, score), source) for score in SCORES}
+        return {**self.converter(example), **scores, "_source": source}
+
+
+def _finite(example: dict[str, Any], column: str, source: str) -> float:
+    value = example.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UniDPOError(
+            f"{source}, {column}: expected a finite number, found {value!r}. pref_loss: uni_dpo needs both scores of "
+            'every pair; if they stand in other columns, name them in dataset_info.json ("columns": '
+            '{"score_chosen": …, "score_rejected": …})'
+        )
+    return float(value)
+
+
+def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) -> Any:
+    """LlamaFactory's converter of that name, wrapped where the loss needs scores."""
+    found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
+    return ScoredConverter(found) if getattr(data_args, "pair_scores", False) else found
+
+
+def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, training_args: Any) -> Any:
+    """LlamaFactory's alignment; where the loss needs scores, rows are numbered first, so that faults can name them."""
+    if getattr(data_args, "pair_scores", False):
+        dataset = dataset.map(_number, with_indices=True)
+    return _upstream_align_dataset(dataset, dataset_attr, data_args, training_args)
+
+
+def _number(_: dict[str, Any], row: int) -> dict[str, int]:
+    return {"_row": row}
+
+
+class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
+    """LlamaFactory's pairwise tokenization, keeping the scores and noting what `cutoff_len` cuts from an image."""
+
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Tokenize a batch of aligned examples; rows that upstream drops lose their scores with them."""
+        if "_score_chosen" not in examples:
+            return super().preprocess_dataset(examples)
+        inputs: dict[str, list[Any]] = defaultdict(list)
+        for index in range(len(examples["_prompt"])):
+            example = {name: column[index : index + 1] for name, column in examples.items()}
+            encoded = super().preprocess_dataset(example)
+            if not encoded:
+                continue
+            for name, values in encoded.items():
+                inputs[name].extend(values)
+            for score in SCORES:
+                inputs[score].extend(example[f"_{score}"])
+            inputs["fault"].append(self._cut_media(example, encoded))
+        return inputs
+
+    def _cut_media(self, example: dict[str, list[Any]], encoded: dict[str, list[Any]]) -> str:
+        chosen, rejected = encoded["chosen_input_ids"][0], encoded["rejected_input_ids"][0]
+        if max(len(chosen), len(rejected)) < self.data_args.cutoff_len or not self._media_tokens():
+            return ""
+        unlimited = copy.copy(self.data_args)
+        unlimited.cutoff_len = 2**30
+        whole = PairwiseDatasetProcessor.preprocess_dataset(replace(self, data_args=unlimited), example)
+        kept, needed = self._count_media(chosen), self._count_media(whole["chosen_input_ids"][0])
+        if kept == needed:
+            return ""
+        length = max(len(whole["chosen_input_ids"][0]), len(whole["rejected_input_ids"][0]))
+        return (
+            f"{example['_source'][0]}: cutoff_len {self.data_args.cutoff_len} keeps {kept} of {needed} image tokens; "
+            f"the pair is {length} tokens long"
+        )
+
+    def _media_tokens(self) -> set[int]:
+        plugin = self.template.mm_plugin
+        tokens = (plugin.image_token, plugin.video_token, plugin.audio_token)
+        return {self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token}
+
+    def _count_media(self, input_ids: list[int]) -> int:
+        media = self._media_tokens()
+        return sum(token in media for token in input_ids)
+
+
+@dataclass
+class ScoredPairCollator(PairwiseDataCollatorWithPadding):
+    """LlamaFactory's pairwise batch, with `scores` beside the tensors where the features carry them.
+
+    `scores` is a list of (chosen, rejected) floats: no tensor, so that neither DeepSpeed's cast of
+    floating-point inputs to bf16 nor a device transfer touches it. The trainer takes it out again before
+    the model sees the batch.
+    """
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate features of `ScoredPairwiseProcessor` or of a stock run.
+
+        Raises:
+            UniDPOError: a streamed row lost image tokens to `cutoff_len`.
+        """
+        for feature in features:
+            if feature.get("fault"):
+                raise UniDPOError(cut_media_message([feature["fault"]]))
+        scores = [tuple(feature[score] for score in SCORES) for feature in features if SCORES[0] in feature]
+        batch = super().__call__(features)
+        if scores:
+            batch["scores"] = scores
+        return batch
+
+
+def check_tokenized(dataset: Any) -> None:
+    """Refuse a tokenized dataset that cannot train Uni-DPO.
+
+    Args:
+        dataset: a `datasets.Dataset`, an iterable one (whose rows the collator checks), or None.
+
+    Raises:
+        UniDPOError: it was tokenized without scores, or `cutoff_len` cut image tokens.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:
+        return
+    if "fault" not in columns:
+        raise UniDPOError(
+            "the data under tokenized_path has no scores: it was tokenized for another loss. "
+            "Name another tokenized_path, or delete that folder, and tokenize with pref_loss: uni_dpo"
+        )
+    if hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):
+        faults = [fault for fault in dataset["fault"] if fault]
+        if faults:
+            raise UniDPOError(cut_media_message(faults))
+
+
+def cut_media_message(faults: list[str]) -> str:
+    """Say which rows lose image tokens, how many they are, and what to do."""
+    shown = "\n".join(f"  {fault}" for fault in faults[:20])
+    return (
+        f"cutoff_len cuts image tokens from {len(faults)} pairs, which would stop the training midway:\n{shown}\n"
+        "raise cutoff_len, or lower image_max_pixels"
+    )

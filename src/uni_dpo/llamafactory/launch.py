@@ -1,0 +1,111 @@
+"""`uni-dpo train`: what `llamafactory-cli train` does, with Uni-DPO registered and nothing copied."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory import register
+
+
+def train(arguments: list[str]) -> None:
+    """Train as `llamafactory-cli train ARGUMENTS` would, on one process or through torchrun.
+
+    Several GPUs, or `FORCE_TORCHRUN=1`, start one process per GPU (`NPROC_PER_NODE` of them where it is set);
+    several machines are described by the variables that LlamaFactory documents: `NNODES`, `NODE_RANK`,
+    `MASTER_ADDR`, `MASTER_PORT`, and `RDZV_ID`, `MIN_NNODES`, `MAX_NNODES`, `MAX_RESTARTS` for elastic runs.
+
+    Args:
+        arguments: a YAML or JSON file followed by `key=value` overrides, or `--key value` flags.
+
+    Raises:
+        UniDPOError: the configuration cannot be read or the data cannot be trained on.
+    """
+    if _wants_torchrun():
+        read_arguments(arguments)
+        _torchrun(arguments)
+    else:
+        _run(arguments)
+
+
+def read_arguments(arguments: list[str]) -> dict[str, Any] | list[str]:
+    """A configuration file with its overrides merged in, or the flags as they are.
+
+    Raises:
+        UniDPOError: the file is missing, or is no mapping in YAML or JSON.
+    """
+    if not arguments or not arguments[0].endswith((".yaml", ".yml", ".json")):
+        return arguments
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(arguments[0])
+    if not path.is_file():
+        raise UniDPOError(f"{path}: there is no such configuration file")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli(arguments[1:]))
+        config = OmegaConf.to_container(merged)
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        raise UniDPOError(f"{path}: not a readable configuration: {error}") from error
+    if not isinstance(config, dict):
+        raise UniDPOError(f"{path}: expected `key: value` lines")
+    return {str(key): value for key, value in config.items()}
+
+
+def _run(arguments: list[str]) -> None:
+    register()
+    from llamafactory.extras.misc import use_ray
+    from llamafactory.train.tuner import run_exp
+
+    if use_ray():
+        raise UniDPOError(
+            "USE_RAY=1 starts workers that do not know this plugin: apply the overlay to a LlamaFactory checkout "
+            "(uni-dpo overlay apply) and use its llamafactory-cli, or unset USE_RAY"
+        )
+    run_exp(read_arguments(arguments))
+
+
+def _wants_torchrun() -> bool:
+    if "LOCAL_RANK" in os.environ:
+        return False
+    from llamafactory.extras.misc import get_device_count, is_env_enabled, use_kt
+
+    return is_env_enabled("FORCE_TORCHRUN") or (get_device_count() > 1 and not use_kt())
+
+
+def _torchrun(arguments: list[str]) -> None:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.run(run.parse_args([*_topology(), "--module", __name__, *arguments]))
+    except ChildFailedError:
+        sys.exit(1)
+
+
+def _topology() -> list[str]:
+    """The machines and processes of this run, as torchrun's flags."""
+    from llamafactory.extras.misc import find_available_port, get_device_count
+
+    env = os.environ
+    nodes = env.get("NNODES", "1")
+    processes = env.get("NPROC_PER_NODE", str(max(1, get_device_count())))
+    address = env.get("MASTER_ADDR", "127.0.0.1")
+    port = env.get("MASTER_PORT") or str(find_available_port())
+    if "RDZV_ID" not in env:
+        return [
+            *("--nnodes", nodes, "--node-rank", env.get("NODE_RANK", "0"), "--nproc-per-node", processes),
+            *("--master-addr", address, "--master-port", port),
+        ]
+    if "MIN_NNODES" in env and "MAX_NNODES" in env:
+        nodes = f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
+    return [
+        *("--nnodes", nodes, "--nproc-per-node", processes, "--max-restarts", env.get("MAX_RESTARTS", "0")),
+        *("--rdzv-id", env["RDZV_ID"], "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}"),
+    ]
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""The DPO run: look at the data first, then hand over to LlamaFactory, then draw our curves."""
+
+from typing import Any
+
+from llamafactory.data import get_dataset as _upstream_get_dataset
+from llamafactory.extras import logging
+from llamafactory.extras.misc import has_tokenized_data
+from llamafactory.extras.ploting import plot_loss
+from llamafactory.train.dpo import workflow
+
+from uni_dpo.llamafactory.data import check_tokenized
+from uni_dpo.llamafactory.trainer import METRICS
+from uni_dpo.preferences.preflight import preflight
+
+logger = logging.get_logger(__name__)
+
+
+def run_dpo(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Run LlamaFactory's DPO stage; with `pref_loss: uni_dpo`, on data whose scores and images were checked.
+
+    Raises:
+        UniDPOError: the data cannot be trained on; no model has been loaded by then.
+    """
+    if not finetuning_args.uses_uni_dpo:
+        workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
+        return
+    data_args.pair_scores = True
+    if training_args.local_process_index == 0:
+        _check_files(data_args, finetuning_args)
+    workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
+    if training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
+        plot_loss(training_args.output_dir, keys=list(METRICS))
+
+
+def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """LlamaFactory's datasets, refused where the loss needs scores and they cannot train it."""
+    module = _upstream_get_dataset(template, model_args, data_args, *args, **kwargs)
+    if getattr(data_args, "pair_scores", False):
+        for split in module.values():
+            for dataset in split.values() if isinstance(split, dict) else [split]:
+                check_tokenized(dataset)
+    return module
+
+
+def _check_files(data_args: Any, finetuning_args: Any) -> None:
+    if data_args.tokenized_path is not None and has_tokenized_data(data_args.tokenized_path):
+        return
+    folder = data_args.dataset_dir
+    if not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:"):
+        return
+    report = preflight(
+        [*(data_args.dataset or []), *(data_args.eval_dataset or [])],
+        folder,
+        data_args.media_dir,
+        tau_good=finetuning_args.uni_dpo_tau_good,
+        max_samples=data_args.max_samples,
+    )
+    for warning in report.warnings:
+        logger.warning_rank0(warning)

@@ -1,0 +1,144 @@
+"""The Uni-DPO objective (arXiv 2506.10054) as pure functions on 1-D tensors.
+
+For a pair with answers y_w (chosen) and y_l (rejected) of scores S_w and S_l, and log-probabilities under the
+policy π and the frozen reference:
+
+    Δ_π   = logπ(y_w) − logπ(y_l)          Δ_ref likewise under the reference
+    w_qual = σ(η (S_w − S_l))
+    w_perf = (1 − σ(β Δ_π − τ_ref))^γ       gradient flows through it
+    L = − w_qual · w_perf · log σ(β (Δ_π − Δ_ref))
+        − λ · 1[logπ_ref(y_w) > logπ(y_w)] · 1[S_w ≥ τ_good] · logπ(y_w)
+
+Everything is computed in float32 (or float64, where that comes in) and stays finite for any finite input.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uni_dpo.errors import UniDPOError
+
+
+@dataclass(frozen=True)
+class UniDPOConfig:
+    """Hyperparameters of the objective, named as in the paper, at the published values.
+
+    Raises:
+        UniDPOError: a value is outside the range where the objective means something.
+    """
+
+    beta: float = 2.0
+    eta: float = 0.7
+    tau_ref: float = 2.0
+    gamma: float = 3.0
+    nll_lambda: float = 0.001
+    tau_good: float = 2.5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UniDPOError(f"{name} is {value!r}: set it to a number")
+        if not self.beta > 0:
+            raise UniDPOError(f"beta is {self.beta}: set it above 0, it scales every log-ratio")
+        for name in ("eta", "gamma", "nll_lambda"):
+            if not getattr(self, name) >= 0:
+                raise UniDPOError(f"{name} is {getattr(self, name)}: set it to 0 (off) or above")
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of the two answers of each pair, each of shape (pairs,), in nats.
+
+    Summed or averaged over the answer's tokens: the caller's choice, the same for all four.
+    """
+
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+
+
+@dataclass(frozen=True)
+class UniDPOLoss:
+    """The loss of each pair and the terms it was made of, each of shape (pairs,).
+
+    `quality_weight` and `performance_weight` and the boolean `nll_active` carry no gradient.
+    """
+
+    losses: Tensor
+    quality_weight: Tensor
+    performance_weight: Tensor
+    nll_active: Tensor
+
+
+def quality_weight(score_chosen: Tensor, score_rejected: Tensor, eta: float) -> Tensor:
+    """w_qual: near 1 where the judge saw a wide gap, ½ where it saw none.
+
+    Args:
+        score_chosen: shape (pairs,), on the judge's scale.
+        score_rejected: shape (pairs,), on the same scale.
+        eta: η, how fast a gap saturates.
+    """
+    return torch.sigmoid(eta * (_precise(score_chosen) - _precise(score_rejected)))
+
+
+def performance_weight(policy_margin: Tensor, beta: float, tau_ref: float, gamma: float) -> Tensor:
+    """w_perf: near 1 where the policy still ranks the pair wrongly, near 0 where it has learnt it.
+
+    Written as exp(γ · log σ(τ_ref − β Δ_π)), which is the same number and has a finite gradient everywhere.
+
+    Args:
+        policy_margin: Δ_π, shape (pairs,), in nats.
+        beta: β.
+        tau_ref: τ_ref, the margin β Δ_π at which half of the base weight is gone.
+        gamma: γ, the focus; 0 turns the weight off.
+    """
+    return torch.exp(gamma * F.logsigmoid(tau_ref - beta * _precise(policy_margin)))
+
+
+def calibrated_nll(
+    policy_chosen: Tensor, reference_chosen: Tensor, score_chosen: Tensor, tau_good: float
+) -> tuple[Tensor, Tensor]:
+    """The NLL of chosen answers that are good and that the policy has come to find less likely than before.
+
+    Args:
+        policy_chosen: logπ(y_w), shape (pairs,), in nats.
+        reference_chosen: logπ_ref(y_w), shape (pairs,), in nats.
+        score_chosen: S_w, shape (pairs,).
+        tau_good: τ_good, the score from which an answer counts as good.
+
+    Returns:
+        The term per pair (before λ), and the boolean mask of the pairs where it is active.
+    """
+    policy_chosen = _precise(policy_chosen)
+    active = (_precise(reference_chosen) > policy_chosen) & (_precise(score_chosen) >= tau_good)
+    return torch.where(active, -policy_chosen, torch.zeros_like(policy_chosen)), active.detach()
+
+
+def uni_dpo_loss(logps: PairLogps, score_chosen: Tensor, score_rejected: Tensor, config: UniDPOConfig) -> UniDPOLoss:
+    """The Uni-DPO loss of each pair.
+
+    Args:
+        logps: the four log-probabilities.
+        score_chosen: S_w, shape (pairs,).
+        score_rejected: S_l, shape (pairs,).
+        config: the hyperparameters.
+    """
+    policy_margin = _precise(logps.policy_chosen) - _precise(logps.policy_rejected)
+    reference_margin = _precise(logps.reference_chosen) - _precise(logps.reference_rejected)
+    w_qual = quality_weight(score_chosen, score_rejected, config.eta)
+    w_perf = performance_weight(policy_margin, config.beta, config.tau_ref, config.gamma)
+    preference = -F.logsigmoid(config.beta * (policy_margin - reference_margin))
+    nll, nll_active = calibrated_nll(logps.policy_chosen, logps.reference_chosen, score_chosen, config.tau_good)
+    return UniDPOLoss(
+        losses=w_qual * w_perf * preference + config.nll_lambda * nll,
+        quality_weight=w_qual.detach(),
+        performance_weight=w_perf.detach(),
+        nll_active=nll_active,
+    )
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
