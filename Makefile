@@ -1,25 +1,45 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-lf094
+UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check lock clean
+.PHONY: setup upstream oldest demo test check lock clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	$(INSTALL) --python $(BIN)/python -r requirements.lock
+	$(INSTALL) --python $(BIN)/python --no-deps -e .
+	touch $@
+
+# Source trees of LlamaFactory, for the tests of the overlay.
+upstream: $(UPSTREAM)
+
+.upstream/llamafactory-%.unpacked: | setup
+	mkdir -p .upstream
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llamafactory --dest .upstream llamafactory==$*
+	tar -xzf .upstream/llamafactory-$*.tar.gz -C .upstream
+	touch $@
+
+# What the oldest supported LlamaFactory needs, and nothing of ours.
+oldest: $(OLDEST)/.installed
+
+$(OLDEST)/.installed: requirements-lf094.lock | setup
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv --without-pip $(OLDEST)
+	$(INSTALL) --python $(OLDEST)/bin/python -r requirements-lf094.lock
 	touch $@
 
 demo: setup
 	$(BIN)/uni-dpo demo
 
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: setup upstream oldest
+	UNI_DPO_REQUIRE_UPSTREAM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -28,6 +48,7 @@ check: setup
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras pyproject.toml -c constraints.txt -o requirements.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements-lf094.in -o requirements-lf094.lock
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(OLDEST) .upstream build dist

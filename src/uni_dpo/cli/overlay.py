@@ -1,0 +1,56 @@
+"""`uni-dpo overlay …`: our files in a checkout of LlamaFactory or VLMEvalKit."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uni_dpo.overlay import Change, detect
+from uni_dpo.overlay import apply as apply_overlay
+from uni_dpo.overlay import check as check_overlay
+from uni_dpo.overlay import revert as revert_overlay
+
+app = typer.Typer(
+    help="Put Uni-DPO into a checkout of LlamaFactory or VLMEvalKit, look first, or take it out.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="PATH", help="Top folder of the checkout.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files of the overlay that somebody changed.")]
+
+
+@app.command()
+def check(path: Folder) -> None:
+    """Show what `apply` would do; write nothing."""
+    checkout = detect(path)
+    typer.echo(str(checkout))
+    _print(check_overlay(checkout))
+
+
+@app.command()
+def apply(path: Folder, force: Force = False) -> None:
+    """Add our files and our dataset entry; what they replace is kept for `revert`."""
+    checkout = detect(path)
+    typer.echo(str(checkout))
+    changes = apply_overlay(checkout, force=force)
+    _print(changes)
+    typer.echo("applied" if any(change.is_due for change in changes) else "nothing to do")
+
+
+@app.command()
+def revert(path: Folder, force: Force = False) -> None:
+    """Leave the checkout as it was before `apply`."""
+    checkout = detect(path)
+    typer.echo(str(checkout))
+    typer.echo(f"reverted: {len(revert_overlay(checkout, force=force))} files removed or restored")
+
+
+def _print(changes: list[Change]) -> None:
+    by_state = sorted(changes, key=lambda change: change.state)
+    for state, group in groupby(by_state, key=lambda change: change.state):
+        alike = list(group)
+        typer.echo(f"{state}: {len(alike)} files")
+        for change in alike:
+            if change.is_due:
+                typer.echo(f"  {change.place}")

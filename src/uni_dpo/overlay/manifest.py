@@ -1,0 +1,87 @@
+"""What an overlay did to a checkout, kept inside it so that it can be undone."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.files import replacing, write_text
+
+FOLDER = ".uni_dpo_overlay"
+
+
+@dataclass
+class Manifest:
+    """The record of one `apply`.
+
+    Attributes:
+        uni_dpo: our version.
+        written: place in the checkout → SHA-256 of what was written there.
+        originals: place → SHA-256 of what stood there before; the files themselves lie in `originals/`.
+        entry_text: what was put into `data/dataset_info.json`, or empty.
+    """
+
+    uni_dpo: str
+    written: dict[str, str] = field(default_factory=dict)
+    originals: dict[str, str] = field(default_factory=dict)
+    entry_text: str = ""
+
+    def keep_original(self, root: Path, place: str) -> None:
+        """Copy what stands at `place` of the checkout `root`, if anything, to where `original` finds it."""
+        source = inside(root, place)
+        digest = sha256(source)
+        if digest is not None:
+            with replacing(original(root, place)) as temporary:
+                shutil.copy2(source, temporary)
+            self.originals[place] = digest
+
+    def write(self, root: Path) -> None:
+        """Keep this record in the checkout at `root`, out of sight of its git."""
+        write_text(inside(root, f"{FOLDER}/.gitignore"), "*\n")
+        write_text(inside(root, f"{FOLDER}/manifest.json"), json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_manifest(root: Path) -> Manifest | None:
+    """The record in the checkout at `root`, or None where no overlay was applied.
+
+    Raises:
+        UniDPOError: the record is damaged.
+    """
+    file = inside(root, f"{FOLDER}/manifest.json")
+    if not file.exists():
+        return None
+    try:
+        return Manifest(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UniDPOError(f"{file}: damaged ({error}); take the overlay out by hand, then delete {FOLDER}") from error
+
+
+def original(root: Path, place: str) -> Path:
+    """Where the original of `place` is kept."""
+    return inside(root, f"{FOLDER}/originals/{place}")
+
+
+def inside(root: Path, place: str | PurePosixPath) -> Path:
+    """The path of `place` in the checkout `root`, itself a resolved path.
+
+    Raises:
+        UniDPOError: that is a link or a folder, or leads out of the checkout by `..`, a link or an absolute path.
+    """
+    path = root / place
+    folder = path.parent.resolve()
+    if path.is_symlink() or path.is_dir() or ".." in path.parts or not folder.is_relative_to(root):
+        raise UniDPOError(
+            f"{path}: is a link or a folder, or leads out of {root}; the overlay writes plain files, and only "
+            "inside the checkout. Move it away, or put a real folder where the link is"
+        )
+    return path
+
+
+def sha256(path: Path) -> str | None:
+    """The file's SHA-256 in hexadecimal, or None where there is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
