@@ -1,7 +1,7 @@
 """What users may set: LlamaFactory's finetuning arguments and those of Uni-DPO."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.finetuning_args import FinetuningArguments
@@ -10,7 +10,8 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import UniDPOConfig
 
 UNI_DPO = "uni_dpo"
-PrefLoss = Literal[(*get_args(FinetuningArguments.__dataclass_fields__["pref_loss"].type), UNI_DPO)]  # type: ignore[valid-type]
+STOCK_LOSSES = get_args(FinetuningArguments.__dataclass_fields__["pref_loss"].type)
+PrefLoss: Any = Literal[(*STOCK_LOSSES, UNI_DPO)]
 
 
 @dataclass
@@ -77,7 +78,7 @@ class UniDPOFinetuningArguments(FinetuningArguments):
     def uni_dpo_config(self) -> UniDPOConfig:
         """The objective's hyperparameters as they were set."""
         return UniDPOConfig(
-            beta=self.pref_beta,
+            beta=self.pref_beta,  # type: ignore[arg-type]  # set in __post_init__
             eta=self.uni_dpo_qual_eta,
             tau_ref=self.uni_dpo_tau_ref,
             gamma=self.uni_dpo_perf_gamma,

@@ -10,11 +10,13 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from llamafactory.data import converter, loader
 from llamafactory.data.collator import PairwiseDataCollatorWithPadding
 from llamafactory.data.converter import DatasetConverter
 from llamafactory.data.parser import DatasetAttr
 from llamafactory.data.processor import PairwiseDatasetProcessor
+from torch import Tensor
 
 from uni_dpo.errors import UniDPOError
 
@@ -131,11 +133,11 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
 
 @dataclass
 class ScoredPairCollator(PairwiseDataCollatorWithPadding):
-    """LlamaFactory's pairwise batch, with `scores` beside the tensors where the features carry them.
+    """LlamaFactory's pairwise batch of n pairs in 2n rows, with `scores` of shape (2n,) where the features carry them.
 
-    `scores` is a list of (chosen, rejected) floats: no tensor, so that neither DeepSpeed's cast of
-    floating-point inputs to bf16 nor a device transfer touches it. The trainer takes it out again before
-    the model sees the batch.
+    `scores` holds the bits of float32 numbers as int32, row by row like `input_ids`: DeepSpeed casts
+    floating-point inputs to its own dtype, and a score of 3.14 is not the same number in bf16. The trainer
+    takes it out again before the model sees the batch.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,11 +149,17 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
         for feature in features:
             if feature.get("fault"):
                 raise UniDPOError(cut_media_message([feature["fault"]]))
-        scores = [tuple(feature[score] for score in SCORES) for feature in features if SCORES[0] in feature]
+        scores = [feature[score] for score in SCORES for feature in features if score in feature]
         batch = super().__call__(features)
         if scores:
-            batch["scores"] = scores
+            batch["scores"] = torch.tensor(scores, dtype=torch.float32).view(torch.int32)
         return batch
+
+
+def take_scores(batch: Any) -> tuple[Tensor, Tensor]:
+    """Remove the scores from a batch and return those of the chosen and of the rejected answers, float32 (n,) each."""
+    chosen, rejected = batch.pop("scores").view(torch.float32).chunk(2)
+    return chosen, rejected
 
 
 def check_tokenized(dataset: Any) -> None:

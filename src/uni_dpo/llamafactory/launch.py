@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,17 @@ def read_arguments(arguments: list[str]) -> dict[str, Any] | list[str]:
     if not path.is_file():
         raise UniDPOError(f"{path}: there is no such configuration file")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli(arguments[1:]))
-        config = OmegaConf.to_container(merged)
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        config = OmegaConf.load(path)
+        if not OmegaConf.is_dict(config):
+            raise UniDPOError(f"{path}: expected `key: value` lines")
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_cli(arguments[1:])))
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise UniDPOError(f"{path}: not a readable configuration: {error}") from error
-    if not isinstance(config, dict):
-        raise UniDPOError(f"{path}: expected `key: value` lines")
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in merged.items()}
 
 
 def _run(arguments: list[str]) -> None:
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     register()
     from llamafactory.extras.misc import use_ray
     from llamafactory.train.tuner import run_exp

@@ -16,7 +16,7 @@ class PairAverages:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(names) + 1, dtype=torch.float64))
+        self._sums: dict[str, Tensor] = defaultdict(self._zeros)
 
     def add(self, phase: str, values: dict[str, Tensor]) -> None:
         """Add one batch: for every name a tensor of shape (pairs,)."""
@@ -29,6 +29,9 @@ class PairAverages:
 
         All ranks must call it together.
         """
-        sums = accelerator.reduce(self._sums.pop(phase, self._sums.default_factory()).float().to(accelerator.device))
+        sums = accelerator.reduce(self._sums.pop(phase, self._zeros()).float().to(accelerator.device))
         *totals, pairs = sums.tolist()
         return {name: total / pairs for name, total in zip(self.names, totals, strict=True)} if pairs else {}
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self.names) + 1, dtype=torch.float64)

@@ -6,7 +6,9 @@ import torch
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from uni_dpo.llamafactory.data import take_scores
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.objective import PairLogps, uni_dpo_loss
 
@@ -26,7 +28,7 @@ class UniDPOTrainer(CustomDPOTrainer):
         self.objective = arguments.uni_dpo_config() if arguments.uses_uni_dpo else None
         self.averages = PairAverages(METRICS)
         self._phase = "train"
-        self._scores: list[tuple[float, float]] = []
+        self._scores: tuple[Tensor, Tensor] | None = None
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
         """Log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
@@ -47,23 +49,23 @@ class UniDPOTrainer(CustomDPOTrainer):
         """Loss and metrics of one batch; its scores are set aside before the model sees it."""
         if self.objective is not None:
             self._phase = train_eval
-            self._scores = batch.pop("scores")
+            self._scores = take_scores(batch)
         return super().get_batch_loss_metrics(model, batch, train_eval)
 
     def compute_preference_loss(
         self,
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None,
-        reference_rejected_logps: Tensor | None,
+        reference_chosen_logps: Tensor,
+        reference_rejected_logps: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
-        if self.objective is None or reference_chosen_logps is None or reference_rejected_logps is None:
+        if self.objective is None or self._scores is None:
             return super().compute_preference_loss(
                 policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
             )
         logps = PairLogps(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-        score_chosen, score_rejected = torch.tensor(self._scores, device=policy_chosen_logps.device).T
+        score_chosen, score_rejected = self._scores
         loss = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
         terms = (loss.quality_weight, loss.performance_weight, loss.nll_active, score_chosen - score_rejected)
         self.averages.add(self._phase, dict(zip(METRICS, terms, strict=True)))
@@ -72,6 +74,20 @@ class UniDPOTrainer(CustomDPOTrainer):
             self.beta * (policy_chosen_logps - reference_chosen_logps).detach(),
             self.beta * (policy_rejected_logps - reference_rejected_logps).detach(),
         )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Resume a fully tuned model by the names under which its checkpoint was saved.
+
+        Transformers saves a Qwen2-VL under the names of the published checkpoints, but resumes by the names of
+        its modules and skips, without a word, those it does not know: the run would start again from the base.
+        """
+        whole = self.accelerator.unwrap_model(model if model is not None else self.model)
+        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.objective is None or engine or not isinstance(whole, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(whole).from_pretrained(resume_from_checkpoint, config=whole.config, dtype=torch.float32)
+        whole.load_state_dict(saved.state_dict())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the objective's terms beside LlamaFactory's own metrics."""

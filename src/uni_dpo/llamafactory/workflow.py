@@ -31,6 +31,9 @@ def run_dpo(
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
         return
     data_args.pair_scores = True
+    if data_args.streaming and training_args.accelerator_config.dispatch_batches is None:
+        # Dispatching slices every tensor of a batch by rows, and an image's patches are no rows.
+        training_args.accelerator_config.dispatch_batches = False
     if training_args.local_process_index == 0:
         _check_files(data_args, finetuning_args)
     workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
@@ -57,7 +60,8 @@ def _check_files(data_args: Any, finetuning_args: Any) -> None:
     report = preflight(
         [*(data_args.dataset or []), *(data_args.eval_dataset or [])],
         folder,
-        data_args.media_dir,
+        # LlamaFactory fills media_dir with dataset_dir; only one that the user gave is a root to stay in.
+        data_args.media_dir if data_args.media_dir != folder else None,
         tau_good=finetuning_args.uni_dpo_tau_good,
         max_samples=data_args.max_samples,
     )

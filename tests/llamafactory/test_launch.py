@@ -1,0 +1,61 @@
+"""How `uni-dpo train` reads its arguments and describes a cluster."""
+
+from pathlib import Path
+
+import pytest
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory import launch
+
+
+def test_a_file_with_overrides(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("learning_rate: 6.0e-6\ndataset: a\n")
+    assert launch.read_arguments([str(config), "dataset=b", "uni_dpo_perf_gamma=1"]) == {
+        "learning_rate": 6e-6,
+        "dataset": "b",
+        "uni_dpo_perf_gamma": 1,
+    }
+
+
+def test_json_and_flags(tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text('{"dataset": "a"}')
+    assert launch.read_arguments([str(config)]) == {"dataset": "a"}
+    assert launch.read_arguments(["--dataset", "a"]) == ["--dataset", "a"]
+
+
+@pytest.mark.parametrize(("text", "why"), [("a: [", "not a readable"), ("- a\n- b\n", "key: value"), (None, "no such")])
+def test_unreadable_files_are_named(tmp_path: Path, text: str | None, why: str) -> None:
+    config = tmp_path / "c.yaml"
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(UniDPOError, match=rf"c\.yaml.*{why}"):
+        launch.read_arguments([str(config)])
+
+
+def flags(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, str]:
+    for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "RDZV_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = launch._topology()
+    return dict(zip(found[::2], found[1::2], strict=True))
+
+
+def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flags(monkeypatch, NPROC_PER_NODE="4")
+    assert (found["--nnodes"], found["--nproc-per-node"], found["--master-addr"]) == ("1", "4", "127.0.0.1")
+
+
+def test_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flags(monkeypatch, NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", MASTER_PORT="29500")
+    assert (found["--nnodes"], found["--node-rank"]) == ("2", "1")
+    assert (found["--master-addr"], found["--master-port"]) == ("10.0.0.1", "29500")
+
+
+def test_elastic(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flags(
+        monkeypatch, RDZV_ID="job", MIN_NNODES="1", MAX_NNODES="4", MASTER_ADDR="10.0.0.1", MASTER_PORT="29500"
+    )
+    assert (found["--nnodes"], found["--rdzv-id"], found["--rdzv-endpoint"]) == ("1:4", "job", "10.0.0.1:29500")
