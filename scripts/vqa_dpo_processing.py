@@ -1,0 +1,50 @@
+"""Turn VQA-RAD and a CSV file of rejected answers into preference pairs.
+
+    python scripts/vqa_dpo_processing.py --csv rejected.csv --output data/vqa_rad_dpo
+
+The three functions are `uni_dpo.preferences.vqa_rad`'s and may be imported from here.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.preferences.vqa_rad import download_file, load_and_process_vqa_dpo, save_dataset
+
+__all__ = ["download_file", "load_and_process_vqa_dpo", "save_dataset"]
+
+
+def main() -> None:
+    """Parse, fetch what is named by an address, align, save."""
+    parser = argparse.ArgumentParser(description="VQA-RAD with rejected answers from a CSV file.")
+    parser.add_argument("--csv", required=True, help="file or address; its column `rejected`: training rows, then test")
+    parser.add_argument("--output", required=True, help="folder for `datasets.load_from_disk`")
+    parser.add_argument("--dataset", default="flaviagiammarino/vqa-rad", help="name on the hub, or a saved folder")
+    parser.add_argument("--grey", action="store_true", help="turn images to grey-scale")
+    given = parser.parse_args()
+    try:
+        process(given.csv, given.dataset, Path(given.output), grey=given.grey)
+    except UniDPOError as error:
+        sys.exit(f"error: {error}")
+
+
+def process(csv: str, dataset: str, output: Path, *, grey: bool) -> None:
+    """Write the pairs of `dataset` and `csv` to `output`."""
+    import datasets
+
+    csv_path = Path(csv)
+    if "://" in csv:
+        csv_path = output.with_name(f"{output.name}.csv")
+        download_file(csv, csv_path)
+    loaded = datasets.load_from_disk(dataset) if Path(dataset).is_dir() else datasets.load_dataset(dataset)
+    encoded = loaded.cast_column("image", datasets.Image(decode=False))
+    pairs = load_and_process_vqa_dpo(csv_path, encoded["train"].to_pandas(), encoded["test"].to_pandas(), grey=grey)
+    save_dataset(pairs, output)
+    print(f"{output}: {len(pairs['train'])} training and {len(pairs['test'])} test pairs")
+
+
+if __name__ == "__main__":
+    main()

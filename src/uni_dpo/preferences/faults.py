@@ -1,0 +1,67 @@
+"""What is wrong with a preference file, said so that its owner can mend it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uni_dpo.errors import UniDPOError
+
+SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong at one place.
+
+    Attributes:
+        kind: a short stable name, such as `score_nan`; counts and tests go by it.
+        field: the column (or `column[i]`) that holds it.
+        found: what was there.
+        advice: what to do.
+        row: 0-based position in `file`; None where the fault is the whole file's.
+        file: the file that was read.
+    """
+
+    kind: str
+    field: str
+    found: str
+    advice: str
+    row: int | None = None
+    file: Path | None = None
+
+    def __str__(self) -> str:
+        row = "" if self.row is None else f"row {self.row}"
+        place = ", ".join(filter(None, (str(self.file or ""), row, self.field)))
+        text = f"{place}: {self.found}" if place else self.found
+        return f"{text}; {self.advice}" if self.advice else text
+
+
+class PreferenceDataError(UniDPOError):
+    """The preference data cannot be used as it is.
+
+    Attributes:
+        faults: every fault that was found, or the one that stopped the reading.
+    """
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = list(faults)
+
+    @classmethod
+    def of(cls, faults: Sequence[Fault], *, total: int | None = None) -> "PreferenceDataError":
+        """The error that lists the first 20 of `faults` and says how many there are."""
+        total = len(faults) if total is None else total
+        count = "1 fault" if total == 1 else f"{total:,} faults"
+        lines = [f"the preference data has {count}:", *(f"  {fault}" for fault in faults[:SHOWN_FAULTS])]
+        if total > SHOWN_FAULTS:
+            lines.append(f"  … and {total - SHOWN_FAULTS:,} more")
+        return cls("\n".join(lines), faults)
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value as an error message shows it: its repr, cut in the middle when long."""
+    if isinstance(value, str | bytes) and len(value) > limit:
+        head, tail = value[: limit // 2], value[-limit // 4 :]
+        return f"{head!r} … {tail!r}"
+    text = repr(value)
+    return text if len(text) <= limit * 2 else f"{text[:limit]} … {text[-limit // 2 :]}"
