@@ -38,7 +38,10 @@ CORPUS = (
 )
 
 INSTRUCT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for item in message['content'] %}"
     "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
@@ -46,7 +49,7 @@ INSTRUCT_TEMPLATE = (
     "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Role messages, as the instruct checkpoints have it."""
+"""Role messages and a default system prompt, as the instruct checkpoints have them."""
 
 BASE_TEMPLATE = (
     "{% for item in messages %}"

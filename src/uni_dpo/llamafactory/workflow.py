@@ -62,7 +62,7 @@ def _check_files(data_args: Any, finetuning_args: Any) -> None:
         folder,
         # LlamaFactory fills media_dir with dataset_dir; only one that the user gave is a root to stay in.
         data_args.media_dir if data_args.media_dir != folder else None,
-        tau_good=finetuning_args.uni_dpo_tau_good,
+        tau_good=finetuning_args.uni_dpo_tau_good if finetuning_args.uni_dpo_nll_lambda > 0 else None,
         max_samples=data_args.max_samples,
     )
     for warning in report.warnings:
