@@ -168,6 +168,12 @@ def test_trains_beside_llamafactorys_own_settings(train: Any, settings: dict[str
     assert all(0.5 < weight < 1 for weight in w_qual)
 
 
+def test_plot_loss_draws_the_terms(train: Any, tmp_path: Path) -> None:
+    train(plot_loss=True, output_dir=str(tmp_path / "plots"))
+    for name in ("w_qual", "w_perf", "nll_active", "score_margin"):
+        assert (tmp_path / "plots" / f"training_uni_dpo_{name}.png").stat().st_size > 1000
+
+
 STOCK_RUN = """
 import json, sys, torch
 torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import UniDPOConfig
 
 UNI_DPO = "uni_dpo"
+AVERAGED_UPSTREAM = ("ipo", "orpo", "simpo")
 STOCK_LOSSES = get_args(FinetuningArguments.__dataclass_fields__["pref_loss"].type)
 PrefLoss: Any = Literal[(*STOCK_LOSSES, UNI_DPO)]
 
@@ -39,6 +40,24 @@ class UniDPOFinetuningArguments(FinetuningArguments):
                 "(default: true for uni_dpo, LlamaFactory's own way for every other loss)."
             )
         },
+    )
+    pair_forward: Literal["auto", "shared_prefix", "ordinary"] = field(
+        default="auto",
+        metadata={
+            "help": (
+                "How a pair goes through the model: shared_prefix is one sequence, prompt and images only once, where "
+                "that costs less; "
+                "ordinary is LlamaFactory's two sequences; auto shares for uni_dpo and leaves other losses as they are."
+            )
+        },
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={"help": "Compute the reference's log-probabilities before training and keep them on disk."},
+    )
+    ref_cache_dir: str = field(
+        default="~/.cache/uni_dpo/reference",
+        metadata={"help": "Where precomputed reference log-probabilities are kept, for any number of runs."},
     )
     uni_dpo_qual_eta: float = field(
         default=UniDPOConfig.eta,
@@ -74,6 +93,11 @@ class UniDPOFinetuningArguments(FinetuningArguments):
     def uses_uni_dpo(self) -> bool:
         """Whether this run trains or evaluates with the Uni-DPO loss."""
         return self.stage == "dpo" and self.pref_loss == UNI_DPO
+
+    @property
+    def averages_logps(self) -> bool:
+        """Whether log-probabilities are averaged over an answer's tokens, rather than summed."""
+        return self.pref_loss in AVERAGED_UPSTREAM if self.dpo_average_log_prob is None else self.dpo_average_log_prob
 
     def uni_dpo_config(self) -> UniDPOConfig:
         """The objective's hyperparameters as they were set."""

@@ -30,7 +30,7 @@ class SharedPrefixCollator:
 
     collator: Any
     image_token_id: int | None
-    keys_worth_a_token: float | None
+    keys_worth_a_token: float
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate a batch; `scores` pass through."""
@@ -69,10 +69,9 @@ class PairForward:
         logger.info_rank0("pair_forward: one sequence per pair, its prompt and images only once.")
         return cls(policy, reference)
 
-    def collator(self, collator: Any, *, always: bool) -> SharedPrefixCollator:
-        """Wrap the trainer's collator; `always` shares even where two sequences are estimated to cost less."""
-        worth = None if always else keys_worth_a_token(self._policy)
-        return SharedPrefixCollator(collator, image_token_id(self._policy), worth)
+    def collator(self, collator: Any) -> SharedPrefixCollator:
+        """Wrap the trainer's collator."""
+        return SharedPrefixCollator(collator, image_token_id(self._policy), keys_worth_a_token(self._policy))
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], *, is_reference: bool, average: bool, ld_alpha: float | None

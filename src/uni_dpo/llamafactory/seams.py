@@ -34,6 +34,11 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
         "uni_dpo.llamafactory.data:ScoredPairCollator",
     ),
     ("llamafactory.train.dpo.workflow", "get_dataset", "uni_dpo.llamafactory.workflow:get_dataset"),
+    (
+        "llamafactory.train.dpo.workflow",
+        "create_ref_model",
+        "uni_dpo.llamafactory.workflow:create_ref_model",
+    ),
     ("llamafactory.train.dpo.trainer", "CustomDPOTrainer", "uni_dpo.llamafactory.trainer:UniDPOTrainer"),
     ("llamafactory.train.dpo", "run_dpo", "uni_dpo.llamafactory.workflow:run_dpo"),
 )

@@ -8,11 +8,13 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import take_scores
 from uni_dpo.llamafactory.metrics import PairAverages
+from uni_dpo.llamafactory.pair_forward import PairForward
+from uni_dpo.llamafactory.reference_cache import ReferenceCollator, take_reference
 from uni_dpo.objective import PairLogps, uni_dpo_loss
 
-AVERAGED_UPSTREAM = ("ipo", "orpo", "simpo")
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 
 
@@ -22,6 +24,9 @@ class UniDPOTrainer(CustomDPOTrainer):
     `dpo_average_log_prob` is honoured for every loss where it is set.
     """
 
+    ref_model: Any
+    data_collator: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         arguments = self.finetuning_args
@@ -29,14 +34,28 @@ class UniDPOTrainer(CustomDPOTrainer):
         self.averages = PairAverages(METRICS)
         self._phase = "train"
         self._scores: tuple[Tensor, Tensor] | None = None
+        self._reference: tuple[Tensor, Tensor] | None = None
+        self.pair_forward = PairForward.choose(
+            arguments.pair_forward, arguments.uses_uni_dpo, self.model, self.ref_model
+        )
+        if self.pair_forward is not None:
+            self.data_collator = self.pair_forward.collator(self.data_collator)
+        cache = getattr(arguments, "reference_cache", None)
+        if cache is not None:
+            cache.fill(self)
+            self.ref_model = None
+            self.data_collator = ReferenceCollator(self.data_collator, cache)
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
         """Log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
+        averaged_upstream = self.loss_type in AVERAGED_UPSTREAM
+        average = self.finetuning_args.averages_logps
+        if self.pair_forward is not None:
+            ld_alpha = None if is_ref_model else self.ld_alpha
+            return self.pair_forward(model, batch, is_reference=is_ref_model, average=average, ld_alpha=ld_alpha)
         labels = batch["labels"]
         output = super().concatenated_forward(model, batch, is_ref_model)
-        average = self.finetuning_args.dpo_average_log_prob
-        averaged = self.loss_type in AVERAGED_UPSTREAM
-        if average is None or average == averaged:
+        if average == averaged_upstream:
             return output
         lengths = (labels[:, 1:] != IGNORE_INDEX).sum(-1)
         for name, length in zip(("chosen_logps", "rejected_logps"), lengths.chunk(2), strict=True):
@@ -47,10 +66,15 @@ class UniDPOTrainer(CustomDPOTrainer):
         self, model: Any, batch: Any, train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
         """Loss and metrics of one batch; its scores are set aside before the model sees it."""
+        self._reference = take_reference(batch)
         if self.objective is not None:
             self._phase = train_eval
             self._scores = take_scores(batch)
         return super().get_batch_loss_metrics(model, batch, train_eval)
+
+    def compute_reference_log_probs(self, model: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
+        """What the batch brought from the reference cache, or else what the reference model makes of it now."""
+        return self._reference or super().compute_reference_log_probs(model, batch)
 
     def compute_preference_loss(
         self,

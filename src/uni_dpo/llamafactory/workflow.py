@@ -1,5 +1,6 @@
 """The DPO run: look at the data first, then hand over to LlamaFactory, then draw our curves."""
 
+from pathlib import Path
 from typing import Any
 
 from llamafactory.data import get_dataset as _upstream_get_dataset
@@ -7,8 +8,10 @@ from llamafactory.extras import logging
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo import workflow
+from llamafactory.train.trainer_utils import create_ref_model as _upstream_create_ref_model
 
 from uni_dpo.llamafactory.data import check_tokenized
+from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.preferences.preflight import preflight
 
@@ -27,6 +30,11 @@ def run_dpo(
     Raises:
         UniDPOError: the data cannot be trained on; no model has been loaded by then.
     """
+    cache = None
+    if finetuning_args.precompute_ref_log_probs and finetuning_args.use_ref_model and training_args.do_train:
+        identity = reference_identity(model_args, data_args, training_args, finetuning_args)
+        cache = ReferenceCache(Path(finetuning_args.ref_cache_dir).expanduser(), identity)
+    data_args.reference_cache = finetuning_args.reference_cache = cache
     if not finetuning_args.uses_uni_dpo:
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
         return
@@ -48,7 +56,17 @@ def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kw
         for split in module.values():
             for dataset in split.values() if isinstance(split, dict) else [split]:
                 check_tokenized(dataset)
-    return module
+    cache = getattr(data_args, "reference_cache", None)
+    return module if cache is None else cache.expect(module)
+
+
+def create_ref_model(model_args: Any, finetuning_args: Any, *args: Any, **kwargs: Any) -> Any:
+    """LlamaFactory's reference model, or none where all that it would say is in the cache."""
+    cache = getattr(finetuning_args, "reference_cache", None)
+    if cache is not None and cache.complete():
+        logger.info_rank0(f"Reference log-probs of all pairs are in {cache.folder}: no reference model is loaded.")
+        return None
+    return _upstream_create_ref_model(model_args, finetuning_args, *args, **kwargs)
 
 
 def _check_files(data_args: Any, finetuning_args: Any) -> None:

@@ -1,0 +1,339 @@
+"""One training step on an image pair: LlamaFactory's own against the shared-prefix step, side by side.
+
+    python benchmarks/pair_step.py                       a Qwen2-VL of 6 + 6 layers on the CPU
+    python benchmarks/pair_step.py --shape qwen2-vl-2b   real shapes in bf16, on a GPU
+    python benchmarks/pair_step.py --grow image          256 … 4,096 image tokens
+    python benchmarks/pair_step.py --grow answer         16 … 512 answer tokens
+
+A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
+optimizer, which is the same for all, is left out. The variants take turns in one process; the table holds the
+median. Peak memory is what a step needs above the weights and images that are there before it, gradients
+included, measured in a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+IMAGE, VIDEO, VISION_START, VISION_END, FIRST_WORD = 5, 6, 7, 8, 10
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "small": (
+        {
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        },
+        {"depth": 6, "embed_dim": 192, "hidden_size": 256, "num_heads": 6, "mlp_ratio": 4},
+    ),
+    "qwen2-vl-2b": (
+        {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "tie_word_embeddings": True,
+        },
+        {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
+    ),
+}
+VARIANTS = {
+    "ordinary": "LlamaFactory",
+    "shared_prefix": "shared prefix",
+    "precomputed": "shared prefix, reference precomputed",
+}
+
+GROWTH: dict[str, tuple[str, list[int]]] = {
+    "image": ("image_tokens", [256, 576, 1024, 2304, 4096]),
+    "answer": ("answer", [16, 64, 192, 512]),
+    "vocabulary": ("vocabulary", [32000, 151936]),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: the model's shape and the batch's, lengths in tokens."""
+
+    shape: str
+    device: str
+    dtype: str
+    vocabulary: int
+    pairs: int
+    image_tokens: int
+    prompt: int
+    answer: int
+    repeats: int
+    checkpointing: bool
+    liger: bool
+
+
+def build_models(setting: Setting) -> tuple[Any, Any]:
+    """A random policy with a frozen vision tower, LlamaFactory's default, and the reference it has moved away from."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text, vision = SHAPES[setting.shape]
+    text = {**text, "vocab_size": setting.vocabulary, "max_position_embeddings": 32768}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    )
+    if setting.liger:
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen2_vl
+
+        apply_liger_kernel_to_qwen2_vl(fused_linear_cross_entropy=False, cross_entropy=True)
+    torch.manual_seed(0)
+    with torch.device(setting.device):
+        policy, reference = (Qwen2VLForConditionalGeneration(config) for _ in range(2))
+    dtype = getattr(torch, setting.dtype)
+    policy, reference = policy.to(dtype), reference.to(dtype).eval().requires_grad_(False)
+    reference.load_state_dict(policy.state_dict())
+    for weight in policy.model.language_model.layers.parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
+    policy.model.visual.requires_grad_(False)
+    if setting.checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+    return policy, reference
+
+
+def pairwise_batch(model: Any, setting: Setting) -> dict[str, torch.Tensor]:
+    """What LlamaFactory's collator gives for random pairs with one image each."""
+    draw = torch.Generator().manual_seed(1)
+    side = 2 * round(setting.image_tokens**0.5)
+    height, width = (side, 4 * setting.image_tokens // side) if side else (0, 0)
+
+    def words(count: int) -> torch.Tensor:
+        return torch.randint(FIRST_WORD, setting.vocabulary, (setting.pairs, count), generator=draw)
+
+    image = torch.tensor([VISION_START, *[IMAGE] * (height * width // 4), VISION_END]).expand(setting.pairs, -1)
+    prompt = torch.cat([image, words(setting.prompt)], 1) if side else words(setting.prompt)
+    answers = torch.cat([words(setting.answer), words(setting.answer)])
+    input_ids = torch.cat([prompt.repeat(2, 1), answers], 1)
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": torch.cat([torch.full_like(prompt, -100).repeat(2, 1), answers], 1),
+    }
+    if side:
+        grid = torch.tensor([[1, height, width]]).expand(2 * setting.pairs, -1).contiguous()
+        pixels = torch.randn(setting.pairs * height * width, 1176, generator=draw).repeat(2, 1)
+        batch |= {"pixel_values": pixels, "image_grid_thw": grid}
+    positions, _ = model.model.get_rope_index(
+        input_ids, mm_token_type_ids=(input_ids == IMAGE).int(), image_grid_thw=batch.get("image_grid_thw")
+    )
+    return batch | {"position_ids": positions}
+
+
+def build_trainer(variant: str, policy: Any, reference: Any, batch: dict[str, torch.Tensor], folder: str) -> Any:
+    """LlamaFactory's DPO trainer, or ours, whose collator always gives `batch`."""
+    from llamafactory.hparams import FinetuningArguments
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+    from transformers import Seq2SeqTrainingArguments
+
+    from uni_dpo.llamafactory.arguments import UniDPOFinetuningArguments
+    from uni_dpo.llamafactory.reference_cache import LOGPS
+    from uni_dpo.llamafactory.trainer import UniDPOTrainer
+
+    common: dict[str, Any] = {
+        "model": policy,
+        "ref_model": reference,
+        "processor": None,
+        "tokenizer": None,
+        "data_collator": lambda _: dict(batch),
+        "args": Seq2SeqTrainingArguments(
+            folder, report_to=[], use_cpu=not torch.cuda.is_available(), remove_unused_columns=False
+        ),
+    }
+    if variant == "ordinary":
+        return CustomDPOTrainer(finetuning_args=FinetuningArguments(stage="dpo", pref_loss="sigmoid"), **common)
+    arguments = UniDPOFinetuningArguments(stage="dpo", pref_loss="sigmoid", pair_forward="shared_prefix")
+    trainer = UniDPOTrainer(finetuning_args=arguments, **common)
+    if variant == "precomputed":
+        with torch.no_grad():
+            logps = trainer.compute_reference_log_probs(policy, trainer._prepare_inputs(trainer.data_collator([])))
+        collate, bits = trainer.data_collator, torch.cat(logps).float().cpu().view(torch.int32)
+        trainer.data_collator = lambda features: {**collate(features), LOGPS: bits}
+    return trainer
+
+
+def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> Callable[[], float]:
+    """A function that collates a batch and makes its loss and gradients."""
+    batch = pairwise_batch(policy, setting)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(variant, policy, reference, batch, folder)
+
+    def step() -> float:
+        policy.zero_grad(set_to_none=True)
+        inputs = trainer._prepare_inputs(trainer.data_collator([]))
+        loss, _ = trainer.get_batch_loss_metrics(policy, inputs)
+        loss.backward()
+        return loss.item()
+
+    return step
+
+
+def compare(setting: Setting) -> dict[str, dict[str, float]]:
+    """Measure every variant: seconds, bytes, and how far loss and gradient norm are from LlamaFactory's."""
+    policy, reference = build_models(setting)
+    steps = {variant: build_step(variant, policy, reference, setting) for variant in VARIANTS}
+    results: dict[str, dict[str, float]] = {}
+    for variant, step in steps.items():
+        results[variant] = {"loss": step(), "norm": _gradient_norm(policy)}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for _ in range(setting.repeats):
+        for variant, step in steps.items():
+            seconds[variant].append(_seconds(step, setting.device))
+    del policy, reference, steps, step
+    for variant, result in results.items():
+        result |= {"seconds": statistics.median(seconds[variant]), **_peak_memory(variant, setting)}
+    return results
+
+
+def measure_memory(variant: str, setting: Setting) -> dict[str, int]:
+    """Bytes that a step takes beside the weights of both models, and those of them that are the gradients."""
+    policy, reference = build_models(setting)
+    step = build_step(variant, policy, reference, setting)
+    if variant == "precomputed":
+        del reference
+    if setting.device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far, which a child inherits, is forgotten
+        before = _resident_peak()
+        step()
+        peak = _resident_peak()
+    else:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated()
+    gradients = sum(p.grad.numel() * p.grad.itemsize for p in policy.parameters() if p.grad is not None)
+    return {"bytes": peak - before, "gradients": gradients}
+
+
+def _peak_memory(variant: str, setting: Setting) -> dict[str, int]:
+    command = [sys.executable, __file__, "--measure-memory", variant, "--setting", json.dumps(vars(setting))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _resident_peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def _seconds(step: Callable[[], float], device: str) -> float:
+    if device == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _gradient_norm(model: torch.nn.Module) -> float:
+    return sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None) ** 0.5
+
+
+def print_table(rows: list[tuple[Setting, dict[str, dict[str, float]]]]) -> None:
+    """One line per setting and variant, in Markdown."""
+    unit = "CPU s" if rows[0][0].device == "cpu" else "s"
+    print(
+        f"| pairs | image tokens | answer tokens | vocabulary | step | {unit} | | MB | | loss differs | norm differs |"
+    )
+    print("| ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | ---: |")
+    for setting, results in rows:
+        base = results["ordinary"]
+        for variant, result in results.items():
+            print(
+                f"| {setting.pairs} | {setting.image_tokens} | {setting.answer} | {setting.vocabulary:,} "
+                f"| {VARIANTS[variant]} | {result['seconds']:.2f} | ÷ {base['seconds'] / result['seconds']:.1f} "
+                f"| {result['bytes'] / 1e6:,.0f} | ÷ {base['bytes'] / result['bytes']:.1f} "
+                f"| {abs(result['loss'] / base['loss'] - 1):.0e} | {abs(result['norm'] / base['norm'] - 1):.0e} |",
+                flush=True,
+            )
+    print(f"\nOf each MB figure, {rows[0][1]['ordinary']['gradients'] / 1e6:,.0f} MB are the gradients (first row).")
+
+
+def draw(rows: list[tuple[Setting, dict[str, dict[str, float]]]], size: str, target: Path) -> None:
+    """Time and memory of each variant over the size that grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    sizes = [getattr(setting, size) for setting, _ in rows]
+    for axis, (name, scale, label) in zip(axes, (("seconds", 1, "seconds"), ("bytes", 1e9, "GB")), strict=True):
+        for variant, title in VARIANTS.items():
+            axis.plot(sizes, [results[variant][name] / scale for _, results in rows], marker="o", label=title)
+        axis.set(xlabel=size.replace("_", " "), ylabel=f"{label} per step", ylim=(0, None))
+    axes[0].legend(frameon=False)
+    figure.savefig(target)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", help="default: float32 on the CPU, bfloat16 on a GPU")
+    parser.add_argument("--vocabulary", type=int, default=151936)
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--image-tokens", type=int, default=256, help="0: text pairs")
+    parser.add_argument("--prompt", type=int, default=48, help="words beside the image")
+    parser.add_argument("--answer", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--liger", action="store_true", help="with LlamaFactory's enable_liger_kernel")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--grow", choices=GROWTH, help="several sizes instead of one")
+    parser.add_argument("--sizes", type=int, nargs="+", help="those sizes")
+    parser.add_argument("--figure", type=Path, help="draw what grows, as .svg or .png")
+    parser.add_argument("--measure-memory", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", type=json.loads, help=argparse.SUPPRESS)
+    options = vars(parser.parse_args())
+    torch.set_num_threads(options.pop("threads"))
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    measure, given = options.pop("measure_memory"), options.pop("setting")
+    grow, wanted, figure = (options.pop(name) for name in ("grow", "sizes", "figure"))
+    if measure:
+        print(json.dumps(measure_memory(measure, Setting(**given))))
+        return
+    options["dtype"] = options["dtype"] or ("float32" if options["device"] == "cpu" else "bfloat16")
+    setting = Setting(**options)
+    name, sizes = GROWTH[grow] if grow else ("pairs", [setting.pairs])
+    sizes = wanted or sizes
+    rows = [(row, compare(row)) for row in (replace(setting, **{name: size}) for size in sizes)]
+    print_table(rows)
+    if figure:
+        draw(rows, name, figure)
+
+
+if __name__ == "__main__":
+    main()

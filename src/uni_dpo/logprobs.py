@@ -1,0 +1,206 @@
+"""Log-probabilities of response tokens without the logits of everything else.
+
+A preference loss reads the log-probability of the answers' tokens and nothing more. So only the hidden
+states that predict such a token are projected onto the vocabulary, a chunk at a time, and the backward
+pass projects each chunk again instead of keeping its logits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+"""The label of a token that is not scored."""
+
+CHUNK_BYTES = 256 * 2**20
+"""Logits held at once, in bytes of their working precision."""
+
+
+@dataclass(frozen=True)
+class ResponseTokens:
+    """The scored tokens of a batch, and the place among all hidden states that predicts each.
+
+    Args:
+        predictor: (N,) index into the hidden states (batch and time flattened).
+        target: (N,) token ids.
+        sequence: (N,) the sequence each token is of, in [0, sequences).
+        offset: (N,) distance from the first scored token of its sequence.
+        sequences: how many sequences there are; in a pair batch the first half are the chosen answers.
+        width: one more than the largest offset.
+    """
+
+    predictor: Tensor
+    target: Tensor
+    sequence: Tensor
+    offset: Tensor
+    sequences: int
+    width: int
+
+    @classmethod
+    def from_labels(cls, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> "ResponseTokens":
+        """Read the tokens from `labels` (B, T), where position t predicts the label at t + 1."""
+        scored = labels[:, 1:] != ignore_index
+        sequence, column = scored.nonzero(as_tuple=True)
+        offset = column - scored.int().argmax(1)[sequence]
+        return cls(
+            predictor=sequence * labels.shape[1] + column,
+            target=labels[sequence, column + 1],
+            sequence=sequence,
+            offset=offset,
+            sequences=labels.shape[0],
+            width=int(offset.max()) + 1 if len(offset) else 0,
+        )
+
+    def lengths(self) -> Tensor:
+        """The number of scored tokens of each sequence, (sequences,)."""
+        return torch.bincount(self.sequence, minlength=self.sequences)
+
+    def sum(self, logps: Tensor, ld_alpha: float | None = None) -> Tensor:
+        """Add up the tokens' log-probabilities per sequence.
+
+        Args:
+            logps: (N,) one per token.
+            ld_alpha: weight of the tokens past the length of the pair's shorter answer, as in LD-DPO
+                (arXiv 2409.06411); None is 1.
+
+        Returns:
+            (sequences,) sums.
+        """
+        table = logps.new_zeros(self.sequences, self.width)
+        table = table.index_put((self.sequence, self.offset), logps)
+        if ld_alpha is not None:
+            shorter = self.lengths().view(2, -1).amin(0).repeat(2)
+            beyond = torch.arange(self.width, device=logps.device) >= shorter[:, None]
+            table = torch.where(beyond, ld_alpha * table, table)
+        return table.sum(1)
+
+
+def response_logps(
+    hidden: Tensor,
+    head: nn.Module,
+    tokens: ResponseTokens,
+    *,
+    project: Callable[[Tensor], Tensor] | None = None,
+    softcap: float | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """Score the response tokens; the same numbers and gradients as `log_softmax` of all logits in float32.
+
+    Args:
+        hidden: (B, T, D) last hidden states.
+        head: the projection onto the vocabulary. A plain `nn.Linear` is read directly; any other module
+            (LoRA, quantised) is called, chunk by chunk.
+        tokens: what to score, and where.
+        project: called in place of `head`, which is then not read directly.
+        softcap: logits are `softcap · tanh(logits / softcap)`; None leaves them.
+        chunk_bytes: bound on the logits held at once; at least one token is projected at a time.
+
+    Returns:
+        (N,) log-probabilities, in float32 (float64 for float64 inputs).
+    """
+    selected = hidden.flatten(0, -2)[tokens.predictor]
+    if type(head) is nn.Linear and project is None and softcap is None:
+        return linear_logps(selected, head.weight, tokens.target, head.bias, chunk_bytes=chunk_bytes)
+    parts = _chunks(selected, _vocabulary(head), chunk_bytes)
+    logps = [_called_logps(project or head, selected[part], tokens.target[part], softcap) for part in parts]
+    return torch.cat(logps) if logps else selected.sum(1, dtype=_working_dtype(selected))
+
+
+def linear_logps(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, chunk_bytes: int = CHUNK_BYTES
+) -> Tensor:
+    """Log-probability of `target` (N,) under `hidden` (N, D) · `weight`ᵀ (V, D) + `bias` (V,); see `response_logps`."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LinearLogps.apply(hidden, weight, bias, target, chunk_bytes)
+
+
+class _LinearLogps(torch.autograd.Function):
+    """`gather − logsumexp` of a linear layer.
+
+    The backward pass projects again, unless all logits fit into one chunk: then their exponentials are kept, and
+    the peak is no higher than projecting again would make it.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target, chunk_bytes):  # type: ignore[no-untyped-def]  # torch's signature
+        logps = torch.empty_like(target, dtype=_working_dtype(hidden))
+        top, total = torch.empty_like(logps), torch.empty_like(logps)
+        parts = _chunks(hidden, weight.shape[0], chunk_bytes)
+        for part in parts:
+            logits = _project(nn.functional.linear, hidden[part], weight, bias)
+            picked = logits.gather(1, target[part, None]).squeeze(1)
+            top[part] = logits.amax(1)
+            exponentials = logits.sub_(top[part, None]).exp_()
+            total[part] = exponentials.sum(1)
+            logps[part] = picked - top[part] - total[part].log()
+        ctx.exponentials = exponentials if len(parts) == 1 and any(ctx.needs_input_grad) else None
+        ctx.parts = parts
+        ctx.save_for_backward(hidden, weight, bias, target, top, total)
+        return logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grad_outputs):  # type: ignore[no-untyped-def]  # torch's signature
+        hidden, weight, bias, target, top, total = ctx.saved_tensors
+        (grad,) = grad_outputs
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        grad_bias = torch.zeros_like(bias) if wants_bias else None
+        for part in ctx.parts:
+            exponentials, ctx.exponentials = ctx.exponentials, None
+            if exponentials is None:
+                logits = _project(nn.functional.linear, hidden[part], weight, bias)
+                exponentials = logits.sub_(top[part, None]).exp_()
+            grad_logits = exponentials.mul_((-grad[part] / total[part])[:, None])
+            grad_logits = grad_logits.scatter_add_(1, target[part, None], grad[part, None]).to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.t(), hidden[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _called_logps(project: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, softcap: float | None) -> Tensor:
+    def score(hidden: Tensor) -> Tensor:
+        logits = _project(project, hidden)
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        return logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(1)
+
+    if not torch.is_grad_enabled():
+        return score(hidden)
+    return checkpoint(score, hidden, use_reentrant=False)
+
+
+def _project(project: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    logits = project(*inputs)
+    return logits.to(_working_dtype(logits))
+
+
+def _vocabulary(head: Any) -> int:
+    return getattr(head, "out_features", None) or head.weight.shape[0]
+
+
+def _chunks(hidden: Tensor, vocabulary: int, chunk_bytes: int) -> list[slice]:
+    """Split the rows of `hidden` evenly, so that the logits of each part stay within `chunk_bytes`."""
+    most = max(1, chunk_bytes // (vocabulary * _working_dtype(hidden).itemsize))
+    count = -(-len(hidden) // most)
+    edges = [len(hidden) * i // count for i in range(count + 1)] if count else []
+    return [slice(start, end) for start, end in pairwise(edges)]
+
+
+def _working_dtype(values: Tensor) -> torch.dtype:
+    """Float32 at least: half precision is too coarse for a sum over a vocabulary."""
+    return torch.promote_types(values.dtype, torch.float32)

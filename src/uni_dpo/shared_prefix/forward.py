@@ -1,0 +1,140 @@
+"""One forward pass of any model over a pair batch, giving log-probabilities instead of logits.
+
+The model's own forward runs, wrappers (DDP, DeepSpeed, PEFT) included. Only its head is stood in for, so
+that it is handed the hidden states and gives back the log-probabilities of the response tokens.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uni_dpo.logprobs import ResponseTokens, response_logps
+from uni_dpo.shared_prefix.families import output_head, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.layout import attention_mask, sequence_means
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a model makes of a pair batch: (2n,) each, the chosen sequences first.
+
+    Args:
+        logps: summed log-probabilities of the response tokens, in nats.
+        lengths: numbers of response tokens.
+        mean_logits: mean over the vocabulary and the positions of a sequence, without gradient; None if not asked for.
+    """
+
+    logps: Tensor
+    lengths: Tensor
+    mean_logits: Tensor | None
+
+
+def pair_scores(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    tokens: ResponseTokens,
+    *,
+    ld_alpha: float | None = None,
+    mean_logits: bool = False,
+) -> PairScores:
+    """Run `model` over a pair batch.
+
+    Args:
+        model: a causal language model of transformers, wrapped or not.
+        inputs: its inputs; with `segments` (n, T) from `share_prefix` the mask is made from them.
+        tokens: what to score.
+        ld_alpha: see `ResponseTokens.sum`.
+        mean_logits: project the mean hidden states too.
+    """
+    inputs = dict(inputs)
+    segments = inputs.pop("segments", None)
+    if segments is not None:
+        inputs["attention_mask"] = _mask_for(model, segments)
+    head = output_head(model)
+    plain = type(head) is nn.Linear and "forward" not in vars(head)
+    means: list[Tensor] = []
+
+    def score(hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        if mean_logits:
+            with torch.no_grad():
+                means.append(project(sequence_means(hidden, segments)).float().mean(-1))
+        return response_logps(hidden, head, tokens, project=None if plain else project)
+
+    with _replaced(head, "forward", partial(score, project=head.forward)):
+        logps = model(**inputs, use_cache=False, return_dict=True).logits
+    return PairScores(tokens.sum(logps, ld_alpha), tokens.lengths(), means[0] if mean_logits else None)
+
+
+class ImageFeatures:
+    """Image features of one batch, made by one model and used by a second whose vision tower is the same."""
+
+    def __init__(self) -> None:
+        self._pixels: Tensor | None = None
+        self._features: Any = None
+
+    @contextmanager
+    def kept(self, model: nn.Module, pixels: Tensor | None) -> Iterator[None]:
+        """Keep what `model` makes of `pixels` in this block."""
+        owner = unwrapped(model).model
+        make = owner.get_image_features
+        self._pixels = pixels
+
+        def make_and_keep(*args: Any, **kwargs: Any) -> Any:
+            self._features = make(*args, **kwargs)
+            return self._features
+
+        with _replaced(owner, "get_image_features", make_and_keep):
+            yield
+
+    @contextmanager
+    def reused(self, model: nn.Module, pixels: Tensor | None) -> Iterator[None]:
+        """Give `model` the kept features in this block, if they are of `pixels`, then forget them."""
+        features, same = self._features, pixels is not None and pixels is self._pixels
+        self._pixels = self._features = None
+        if not same:
+            yield
+            return
+        with _replaced(unwrapped(model).model, "get_image_features", lambda *_, **__: features):
+            yield
+
+
+def same_frozen_vision(policy: nn.Module, reference: nn.Module) -> bool:
+    """Whether both models make the same image features, now and for as long as the policy is trained."""
+    ours, theirs = vision_parameters(policy), vision_parameters(reference)
+    if not ours or ours.keys() != theirs.keys() or any(parameter.requires_grad for parameter in ours.values()):
+        return False
+    return all(_equal(parameter, theirs[name]) for name, parameter in ours.items())
+
+
+def _equal(first: nn.Parameter, second: nn.Parameter) -> bool:
+    """Compare whole parameters, or this rank's shards under ZeRO-3."""
+    first, second = (getattr(parameter, "ds_tensor", parameter) for parameter in (first, second))
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an instance's attribute be another for the length of a block."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _mask_for(model: nn.Module, segments: Tensor) -> Tensor:
+    """The mask as the model's attention takes it: boolean for SDPA, additive for eager code."""
+    mask = attention_mask(segments)
+    base = unwrapped(model)
+    if base.config.get_text_config()._attn_implementation != "eager":
+        return mask
+    lowest = torch.finfo(base.dtype).min
+    return torch.zeros_like(mask, dtype=base.dtype).masked_fill_(~mask, lowest)

@@ -1,0 +1,89 @@
+"""Checkpoints of every family on disk: the random models of the shared-prefix tests, a tokenizer, a processor."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+SPECIAL_TOKENS = {
+    "qwen": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>",
+             "<|video_pad|>"),
+    "llama3": ("<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>",
+               "<|eom_id|>"),
+    "llama": ("<pad>", "<s>", "</s>", "<image>", "<unk>", "[INST]", "[/INST]"),
+}  # fmt: skip
+"""Special tokens by id; the ids of padding, begin, end, image and vision are those of the tiny models."""
+
+PATCH, SIDE = 4, 32
+"""Pixels of a patch, and of an image's side where the size is the processor's to choose."""
+
+VISION = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def tiny_models() -> Any:
+    """The random models of the shared-prefix tests."""
+    name = "shared_prefix_families"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "shared_prefix" / "families.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def byte_tokenizer(special: tuple[str, ...]) -> Any:
+    """One token per byte, after the special ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*special, *alphabet))}
+    spelling = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    spelling.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spelling.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=spelling,
+        pad_token=special[0],
+        bos_token=special[1],
+        eos_token=special[2],
+        additional_special_tokens=list(special[3:]),
+    )
+
+
+def processor(architecture: str, tokenizer: Any) -> Any:
+    """The family's own processor, at the tiny model's patch size."""
+    import transformers as t
+
+    if architecture == "llava":
+        images = t.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+        more = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+        return t.LlavaProcessor(images, tokenizer, patch_size=PATCH, image_token="<image>", **more)
+    if architecture == "llava_next":
+        images = t.LlavaNextImageProcessor(
+            size={"shortest_edge": 8},
+            crop_size={"height": 8, "width": 8},
+            image_grid_pinpoints=[[8, 16], [16, 8], [16, 16]],
+        )
+        more = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+        return t.LlavaNextProcessor(images, tokenizer, patch_size=PATCH, image_token="<image>", **more)
+    images = t.Qwen2VLImageProcessor(patch_size=PATCH, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
+    if architecture == "qwen3_vl":
+        return t.Qwen3VLProcessor(images, tokenizer, t.Qwen3VLVideoProcessor(patch_size=PATCH))
+    kind = {"qwen2_vl": t.Qwen2VLProcessor, "qwen2_5_vl": t.Qwen2_5_VLProcessor}[architecture]
+    return kind(images, tokenizer, t.Qwen2VLVideoProcessor(patch_size=PATCH))
+
+
+def write_checkpoint(architecture: str, special_tokens: str, folder: Path) -> Path:
+    """Write a random model with tokenizer and, for images, processor; return the folder.
+
+    Args:
+        architecture: the configuration's `model_type`.
+        special_tokens: a key of `SPECIAL_TOKENS`.
+        folder: where to write.
+    """
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS[special_tokens])
+    model = tiny_models().tiny_model(architecture, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if architecture in VISION:
+        processor(architecture, tokenizer).save_pretrained(folder)
+    return folder

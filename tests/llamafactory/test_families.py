@@ -1,0 +1,118 @@
+"""Every row of the documented table of models trains and evaluates Uni-DPO on a tiny random checkpoint."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table."""
+
+    architecture: str
+    template: str
+    image_token: str | None
+
+    @property
+    def special_tokens(self) -> str:
+        """Which ones the family's tokenizer has."""
+        return "qwen" if "qwen" in self.architecture else "llama3" if self.template == "llama3" else "llama"
+
+
+def documented() -> list[Family]:
+    """The rows of docs/models.md."""
+    lines = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").replace(r"\|", "¦").splitlines()
+    rows = [
+        [cell.strip().strip("`").replace("¦", "|") for cell in line.split("|")[1:-1]] for line in lines if "|" in line
+    ]
+    return [Family(row[1], row[2], row[3] if row[3] != "–" else None) for row in rows[2:] if len(row) == 6]
+
+
+FAMILIES = documented()
+
+
+def test_the_table_names_every_family_that_is_promised() -> None:
+    promised = {"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2", "llama", "mistral"}
+    assert {family.architecture for family in FAMILIES} >= promised
+
+
+def checkpoints() -> Any:
+    """The module beside this one."""
+    spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("checkpoints.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def text_data(pair_data: Any) -> Any:
+    """The dataset `texts`: the mixed pairs without their images."""
+    rows = json.loads((pair_data.folder / "mixed.json").read_text())
+    texts = [row | {"instruction": row["instruction"].replace("<image>", ""), "images": []} for row in rows]
+    columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    pair_data.add("texts", [{name: row[name] for name in row if name != "images"} for row in texts], columns=columns)
+    return pair_data
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family.architecture}-{family.template}")
+def test_uni_dpo_trains_and_evaluates(
+    family: Family,
+    text_data: Any,
+    train: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from safetensors.torch import load_file
+
+    from uni_dpo.llamafactory.data import ScoredPairCollator
+
+    image_tokens = pixels = 0
+    collate = ScoredPairCollator.__call__
+
+    def counting(self: Any, features: Any) -> Any:
+        nonlocal image_tokens, pixels
+        batch = collate(self, features)
+        if family.image_token:
+            image_tokens += int((batch["input_ids"] == self.tokenizer.convert_tokens_to_ids(family.image_token)).sum())
+            pixels += batch["pixel_values"].numel()
+        return batch
+
+    monkeypatch.setattr(ScoredPairCollator, "__call__", counting)
+    checkpoint = checkpoints().write_checkpoint(family.architecture, family.special_tokens, tmp_path / "checkpoint")
+    log = train(
+        model_name_or_path=str(checkpoint),
+        template=family.template,
+        dataset="mixed" if family.image_token else "texts",
+        cutoff_len=1024,
+        val_size=4,
+        eval_strategy="epoch",
+        output_dir=str(tmp_path / "out"),
+    )
+    assert (image_tokens > 0) == (pixels > 0) == (family.image_token is not None)
+    steps = [line for line in log if "loss" in line]
+    assert len(steps) == 3
+    for line in steps:
+        assert math.isfinite(line["loss"])
+        assert 0.5 < line["uni_dpo/w_qual"] < 1
+        assert 0 < line["uni_dpo/w_perf"] < 1
+        assert line["grad_norm"] > 0
+    assert steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), "the reference is not the model before training"
+    assert steps[-1]["rewards/margins"] != 0
+    evaluation = next(line for line in log if "eval_loss" in line)
+    assert math.isfinite(evaluation["eval_loss"])
+    assert "eval_uni_dpo/w_perf" in evaluation
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (checkpoint, tmp_path / "out"))
+    head = next(name for name in before if name.endswith("lm_head.weight"))
+    assert not torch.equal(before[head], after[head])
+    frozen = [name for name in before if "visual." in name or "vision_tower" in name]
+    assert bool(frozen) == (family.image_token is not None)
+    assert all(torch.equal(before[name], after[name]) for name in frozen)

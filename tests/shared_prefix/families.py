@@ -1,0 +1,206 @@
+"""Tiny random models of every family, and pair batches as LlamaFactory collates them."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+VOCABULARY, IMAGE, VISION_START, VISION_END = 199, 3, 4, 5
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+QWEN_TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": 6,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+MROPE = {"rope_scaling": {"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 2]}}
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+LLAVA_FAMILIES = ("llava", "llava_next")
+FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES, *TEXT_FAMILIES)
+
+
+def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: Any) -> nn.Module:
+    """A random model of `family`; weights of a size that makes attention and logits far from uniform."""
+    import transformers
+
+    config = _config(family, {**TEXT, **text})
+    config._attn_implementation = attention
+    names = {
+        "qwen2_vl": "Qwen2VLForConditionalGeneration",
+        "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+        "qwen3_vl": "Qwen3VLForConditionalGeneration",
+        "llava": "LlavaForConditionalGeneration",
+        "llava_next": "LlavaNextForConditionalGeneration",
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, names[family])(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.7 / parameter[0].numel() ** 0.5)
+    return model
+
+
+def _config(family: str, text: dict[str, Any]) -> Any:
+    import transformers
+
+    if family == "llama":
+        return transformers.LlamaConfig(**text)
+    if family == "mistral":
+        return transformers.MistralConfig(**{"sliding_window": None, **text})
+    if family == "qwen2":
+        return transformers.Qwen2Config(**text)
+    if family == "qwen3":
+        return transformers.Qwen3Config(head_dim=8, **text)
+    tied = text["tie_word_embeddings"]
+    if family == "qwen2_vl":
+        vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+        return transformers.Qwen2VLConfig(
+            text_config={**text, **MROPE}, vision_config=vision, tie_word_embeddings=tied, **QWEN_TOKENS
+        )
+    if family == "qwen2_5_vl":
+        vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
+        vision |= {"out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]}
+        return transformers.Qwen2_5_VLConfig(
+            text_config={**text, **MROPE}, vision_config=vision, tie_word_embeddings=tied, **QWEN_TOKENS
+        )
+    if family == "qwen3_vl":
+        vision = {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
+        vision |= {"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+        rope = {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2], "mrope_interleaved": True}}
+        return transformers.Qwen3VLConfig(
+            text_config={**text, **rope, "head_dim": 8}, vision_config=vision, tie_word_embeddings=tied, **QWEN_TOKENS
+        )
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    cls, more = transformers.LlavaConfig, {}
+    if family == "llava_next":
+        cls, more = transformers.LlavaNextConfig, {"image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]]}
+    return cls(
+        vision_config=vision,
+        text_config=transformers.LlamaConfig(**text),
+        image_token_index=IMAGE,
+        vision_feature_layer=-2,
+        tie_word_embeddings=tied,
+        **more,
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Lengths in tokens, and one size per image: for Qwen a grid in patches, for LLaVA-NeXT pixels."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+    images: Sequence[tuple[int, int]] = ()
+
+
+MIXED = (Pair(7, 5, 9, [(4, 6)]), Pair(11, 12, 3), Pair(3, 1, 6, [(4, 4), (8, 4)]))
+TEXT_ONLY = (Pair(7, 5, 9), Pair(13, 2, 3))
+SIZES = {"llava_next": {(4, 6): (16, 16), (4, 4): (8, 8), (8, 4): (16, 8)}}
+
+
+def pair_batch(
+    model: nn.Module, pairs: Sequence[Pair], *, seed: int = 0, side: str = "right", fake_image: bool = False
+) -> dict[str, torch.Tensor]:
+    """Collate random pairs: 2n rows, chosen first, their images twice; `fake_image` behind the padding of row 0."""
+    family = model.config.model_type
+    draw = torch.Generator().manual_seed(seed)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(10, VOCABULARY, (count,), generator=draw).tolist()
+
+    prompts, images = [], []
+    for pair in pairs if family not in TEXT_FAMILIES else [Pair(p.prompt, p.chosen, p.rejected) for p in pairs]:
+        prompt = words(pair.prompt // 2)
+        for size in pair.images:
+            images.append(size)
+            prompt += [VISION_START, *[IMAGE] * _image_tokens(model, size), VISION_END]
+        prompts.append(prompt + words(pair.prompt - pair.prompt // 2))
+    answers = [words(pair.chosen) for pair in pairs] + [words(pair.rejected) for pair in pairs]
+    rows = [
+        (prompt + answer, [1] * len(prompt + answer), [-100] * len(prompt) + answer)
+        for prompt, answer in zip(prompts * 2, answers, strict=True)
+    ]
+    if fake_image:
+        images = [(4, 4)]
+        tail = [VISION_START, *[IMAGE] * _image_tokens(model, (4, 4)), VISION_END]
+        parts = zip(rows[0], (tail, [0] * len(tail), [-100] * len(tail)), strict=True)
+        rows[0] = tuple(row + end if side == "right" else end + row for row, end in parts)
+    length = -(-max(len(ids) for ids, _, _ in rows) // 8) * 8
+    columns = [
+        torch.tensor([_padded(row[part], length, pad, side) for row in rows]) for part, pad in enumerate((0, 0, -100))
+    ]
+    batch = dict(zip(("input_ids", "attention_mask", "labels"), columns, strict=True))
+    batch |= _image_inputs(model, images if fake_image else images * 2, draw, halves=1 if fake_image else 2)
+    if family in QWEN_VL_FAMILIES:
+        batch |= _positions(model, batch)
+    return batch
+
+
+def _padded(row: list[int], length: int, pad: int, side: str) -> list[int]:
+    padding = [pad] * (length - len(row))
+    return row + padding if side == "right" else padding + row
+
+
+def _image_tokens(model: nn.Module, size: tuple[int, int]) -> int:
+    if model.config.model_type in QWEN_VL_FAMILIES:
+        return size[0] * size[1] // 4
+    if model.config.model_type == "llava":
+        return 4
+    from transformers import LlavaNextProcessor
+
+    height, width = SIZES["llava_next"][size]
+    processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    rows, line_breaks = processor._get_unpadded_features(height, width, 2, 2, height // 8, width // 8)
+    return rows + line_breaks + 4
+
+
+def _image_inputs(
+    model: nn.Module, sizes: list[tuple[int, int]], draw: torch.Generator, halves: int
+) -> dict[str, torch.Tensor]:
+    if not sizes:
+        return {}
+    family, unique = model.config.model_type, sizes[: len(sizes) // halves]
+    if family in QWEN_VL_FAMILIES:
+        vision = model.config.vision_config
+        features = 3 * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(sum(height * width for height, width in unique), features, generator=draw)
+        grid = torch.tensor([[1, height, width] for height, width in sizes])
+        return {"pixel_values": pixels.repeat(halves, 1), "image_grid_thw": grid}
+    if family == "llava":
+        return {"pixel_values": torch.randn(len(unique), 3, 8, 8, generator=draw).repeat(halves, 1, 1, 1)}
+    pixels = torch.randn(len(unique), 5, 3, 8, 8, generator=draw)
+    pixel_sizes = torch.tensor([SIZES["llava_next"][size] for size in sizes])
+    return {"pixel_values": pixels.repeat(halves, 1, 1, 1, 1), "image_sizes": pixel_sizes}
+
+
+def _positions(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    get_rope_index = model.model.get_rope_index
+    arguments = {"attention_mask": batch["attention_mask"], "image_grid_thw": batch.get("image_grid_thw")}
+    if "mm_token_type_ids" in inspect.signature(get_rope_index).parameters:
+        arguments["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).int()
+    positions, deltas = get_rope_index(batch["input_ids"], **arguments)
+    return {"position_ids": torch.cat([positions[:1], positions]), "rope_deltas": deltas}

@@ -1,0 +1,53 @@
+"""Which models are let in, and what is said to the others."""
+
+import pytest
+import transformers
+from families import FAMILIES, IMAGE, TEXT_FAMILIES, tiny_model
+from torch import nn
+
+from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, output_head, unwrapped, why_not_shared
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_proved_family_is_shared(family: str) -> None:
+    model = tiny_model(family)
+    assert why_not_shared(model) is None
+    assert image_token_id(model) == (None if family in TEXT_FAMILIES else IMAGE)
+
+
+def test_an_unproved_family_is_named() -> None:
+    config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=10)
+    assert why_not_shared(transformers.GPT2LMHeadModel(config)) == "gpt2 models are not among those proved equal"
+
+
+def test_attention_without_masks_is_named() -> None:
+    model = tiny_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    assert why_not_shared(model) == "flash_attention_2 takes no custom mask (flash_attn: sdpa does)"
+
+
+@pytest.mark.parametrize(
+    ("family", "window"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    ],
+)
+def test_a_sliding_window_is_named(family: str, window: dict[str, object]) -> None:
+    assert why_not_shared(tiny_model(family, **window)) == "its attention has a sliding window"
+
+
+def test_wrappers_are_looked_through() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("qwen2_vl")
+    wrapped = nn.Module()
+    wrapped.module = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert unwrapped(wrapped) is model
+    assert output_head(wrapped) is model.lm_head
+    assert why_not_shared(wrapped) is None
+
+
+def test_a_token_is_worth_as_many_keys_as_its_linear_maps_cost() -> None:
+    # Width 32, 4 heads of 8, 2 key-value heads, inner width 48: q and o 2·32·32, k and v 2·32·16, MLP 3·32·48.
+    assert keys_worth_a_token(tiny_model("llama")) == (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) / (2 * 32)

@@ -1,0 +1,244 @@
+"""One sequence per pair against two, with all logits: log-probabilities and every parameter's gradient."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, LLAVA_FAMILIES, MIXED, QWEN_VL_FAMILIES, TEXT_ONLY, Pair, pair_batch, tiny_model
+from torch import Tensor, nn
+
+from uni_dpo.logprobs import ResponseTokens
+from uni_dpo.shared_prefix import (
+    ImageFeatures,
+    image_token_id,
+    lay_out_pairs,
+    pair_scores,
+    same_frozen_vision,
+    share_prefix,
+)
+
+VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
+ODD = (Pair(9, 1, 17, [(4, 4), (4, 6)]), Pair(3, 13, 2, [(8, 4)]), Pair(1, 4, 4))
+
+
+def ordinary(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Summed log-probabilities of two sequences per pair, in float32, from all logits."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    logits = model(**inputs, use_cache=False).logits.float()
+    labels = batch["labels"][:, 1:]
+    logps = logits[:, :-1].log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    return (logps * (labels != -100)).sum(1)
+
+
+def shared(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    inputs, tokens = share_prefix(batch, image_token_id(model))
+    return pair_scores(model, inputs, tokens).logps
+
+
+def preference_loss(logps: Tensor) -> Tensor:
+    chosen, rejected = logps.chunk(2)
+    return -nn.functional.logsigmoid(0.1 * (chosen - rejected) - 1).mean() - 0.01 * chosen.mean()
+
+
+def run(
+    model: nn.Module, forward: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Log-probabilities, loss and gradients."""
+    model.zero_grad()
+    logps = forward(model, batch)
+    loss = preference_loss(logps)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return logps.detach(), loss.detach(), gradients
+
+
+def assert_equal_steps(model: nn.Module, batch: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    logps, loss, gradients = run(model, ordinary, batch)
+    mine, my_loss, my_gradients = run(model, shared, batch)
+    torch.testing.assert_close(mine, logps, rtol=tolerance, atol=0)
+    torch.testing.assert_close(my_loss, loss, rtol=tolerance, atol=0)
+    assert my_gradients.keys() == gradients.keys()
+    whole = sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5
+    for name, gradient in gradients.items():
+        # Some gradients (a key's bias) are zero but for rounding, which is measured by the whole.
+        bound = tolerance * float(gradient.norm()) + 0.01 * tolerance * whole
+        assert float((my_gradients[name] - gradient).norm()) <= bound, name
+
+
+def freeze_vision(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if "visual" in name or "vision_tower" in name or "multi_modal_projector" in name:
+            parameter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_parameters_trained(family: str, side: str) -> None:
+    model = tiny_model(family)
+    assert_equal_steps(model, pair_batch(model, MIXED, side=side))
+    assert_equal_steps(model, pair_batch(model, ODD, seed=1, side=side))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing(family: str) -> None:
+    model = tiny_model(family)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert_equal_steps(model, pair_batch(model, MIXED))
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_a_frozen_tower(family: str) -> None:
+    model = tiny_model(family, tie_word_embeddings=True)
+    freeze_vision(model)
+    assert_equal_steps(model, pair_batch(model, MIXED))
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("fake_image", [False, True])
+def test_pairs_without_images(family: str, fake_image: bool) -> None:
+    model = tiny_model(family)
+    assert_equal_steps(model, pair_batch(model, TEXT_ONLY, fake_image=fake_image))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["v_proj", "lm_head", "qkv", "fc1"]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora(family: str, targets: list[str], checkpointing: bool) -> None:
+    """On the language model, and on the head and the tower too."""
+    model = adapted(tiny_model(family), targets)
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()
+    assert_equal_steps(model, pair_batch(model.get_base_model(), MIXED))
+
+
+def adapted(model: nn.Module, targets: list[str]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return get_peft_model(model, LoraConfig(target_modules=targets, r=4, init_lora_weights=False))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "llava"])
+def test_eager_attention(family: str) -> None:
+    model = tiny_model(family, attention="eager")
+    assert_equal_steps(model, pair_batch(model, MIXED))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16(family: str) -> None:
+    """Both ways stay within 1e-2 of the same weights in float64."""
+    model = tiny_model(family).bfloat16()
+    batch = pair_batch(model, MIXED)
+    exact = shared(copy.deepcopy(model).double(), batch)
+    torch.testing.assert_close(shared(model, batch).double(), exact, rtol=1e-2, atol=0)
+    torch.testing.assert_close(ordinary(model, batch).double(), exact, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next", "qwen3"])
+def test_autocast(family: str) -> None:
+    model = tiny_model(family)
+    batch = pair_batch(model, MIXED)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(shared(model, batch), ordinary(model, batch), rtol=1e-2, atol=0)
+        preference_loss(shared(model, batch)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llama"])
+def test_two_sequences_score_only_answers_too(family: str) -> None:
+    """A batch that isn't shared gives LlamaFactory's numbers as well, the mean of all logits included."""
+    model = tiny_model(family)
+    batch = pair_batch(model, MIXED)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    _, tokens = lay_out_pairs(batch, image_token_id(model))
+    scores = pair_scores(model, inputs, ResponseTokens.from_labels(batch["labels"]), mean_logits=True)
+    torch.testing.assert_close(scores.logps, ordinary(model, batch), rtol=1e-5, atol=0)
+    assert scores.lengths.tolist() == tokens.lengths().tolist() == [5, 12, 1, 9, 3, 6]
+    logits = model(**inputs).logits
+    torch.testing.assert_close(scores.mean_logits, logits.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llama"])
+def test_mean_logits_are_over_a_sequence_without_its_padding(family: str) -> None:
+    model = tiny_model(family)
+    batch = pair_batch(model, MIXED)
+    inputs, tokens = share_prefix(batch, image_token_id(model))
+    means = pair_scores(model, inputs, tokens, mean_logits=True).mean_logits
+    attended = batch["attention_mask"].bool()
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    expected = torch.stack([row[seen].mean() for row, seen in zip(logits, attended, strict=True)])
+    torch.testing.assert_close(means, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny_model("qwen2_vl")
+    batch = pair_batch(model, MIXED)
+    before = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    shared(model, batch)
+    assert "forward" not in vars(model.lm_head)
+    assert torch.equal(model(**{key: value for key, value in batch.items() if key != "labels"}).logits, before)
+
+
+def test_an_error_in_the_model_leaves_it_as_it_was() -> None:
+    model = tiny_model("qwen2_vl")
+    inputs, tokens = share_prefix(pair_batch(model, MIXED), image_token_id(model))
+    with pytest.raises(Exception, match=r".+"):
+        pair_scores(model, {**inputs, "pixel_values": inputs["pixel_values"][:3]}, tokens)
+    assert "forward" not in vars(model.lm_head)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_the_reference_uses_the_features_of_the_policy(family: str) -> None:
+    policy = tiny_model(family)
+    reference = copy.deepcopy(policy)
+    for parameter in reference.get_output_embeddings().parameters():
+        parameter.data += 0.1
+    policy.requires_grad_(False)
+    inputs, tokens = share_prefix(pair_batch(policy, MIXED), image_token_id(policy))
+    expected = pair_scores(reference, inputs, tokens).logps
+    images = ImageFeatures()
+    assert same_frozen_vision(policy, reference)
+    with images.kept(policy, inputs["pixel_values"]):
+        pair_scores(policy, inputs, tokens)
+    looks = counted_looks(reference)
+    with images.reused(reference, inputs["pixel_values"]):
+        assert torch.equal(pair_scores(reference, inputs, tokens).logps, expected)
+    assert not looks
+    with images.reused(reference, inputs["pixel_values"]):
+        pair_scores(reference, inputs, tokens)
+    assert looks == [1], "features are used once"
+    with images.kept(policy, inputs["pixel_values"]):
+        pair_scores(policy, inputs, tokens)
+    with images.reused(reference, inputs["pixel_values"].clone()):
+        pair_scores(reference, inputs, tokens)
+    assert looks == [1, 1], "features of other pixels are not used"
+
+
+def counted_looks(model: nn.Module) -> list[int]:
+    looks: list[int] = []
+    tower = getattr(model.model, "visual", None) or model.model.vision_tower
+    tower.register_forward_hook(lambda *_: looks.append(1))
+    return looks
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_vision_is_the_same_only_if_frozen_and_equal(family: str) -> None:
+    policy = tiny_model(family)
+    reference = copy.deepcopy(policy)
+    assert not same_frozen_vision(policy, reference)
+    policy.requires_grad_(False)
+    assert same_frozen_vision(policy, reference)
+    last = [p for n, p in reference.named_parameters() if "visual" in n or "vision_tower" in n][-1]
+    last.data.view(-1)[0] += 1
+    assert not same_frozen_vision(policy, reference)
+
+
+def test_a_text_model_has_no_vision_to_share() -> None:
+    model = tiny_model("llama").requires_grad_(False)
+    assert not same_frozen_vision(model, model)
