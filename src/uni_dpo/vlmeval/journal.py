@@ -1,0 +1,68 @@
+"""What a run has finished, on disk after every answer, under the fingerprint of what it was asked."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.files import write_text
+from uni_dpo.vlmeval.checkpoint import Checkpoint
+
+_READ_WHOLE = 32 * 2**20
+"""Files of a checkpoint up to this many bytes count by content; larger ones, weights, by size and time."""
+_MATTER = (
+    "*.safetensors", "*.bin", "*.py", "*config.json", "*chat_template*", "tokenizer*", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+
+class Journal:
+    """The answers to one benchmark under one fingerprint: lines of JSON, one file per process."""
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], rank: int = 0) -> None:
+        """Open (or begin) the journal of `fingerprint` below `folder`."""
+        text = json.dumps(fingerprint, indent=2, sort_keys=True, ensure_ascii=False)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0 and not (self.folder / "fingerprint.json").is_file():
+            write_text(self.folder / "fingerprint.json", text + "\n")
+        self._own = self.folder / f"answers-{rank}.jsonl"
+        if self._own.is_file() and not self._own.read_bytes().endswith(b"\n"):
+            self._append("\n")  # a kill cut the last line off; the next one starts afresh
+
+    def read(self) -> dict[str, str]:
+        """All finished answers, of this and of earlier runs, by index; a line cut off by a kill is passed over."""
+        answers: dict[str, str] = {}
+        for path in sorted(self.folder.glob("answers-*.jsonl")):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    answers[entry["index"]] = entry["answer"]
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return answers
+
+    def append(self, index: str, answer: str) -> None:
+        """Add a finished answer."""
+        self._append(json.dumps({"index": index, "answer": answer}) + "\n")
+
+    def _append(self, text: str) -> None:
+        with self._own.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells one checkpoint from another: the files that an answer depends on, small ones by content."""
+    folders = [checkpoint.base, *([checkpoint.adapter] if checkpoint.adapter else [])]
+    return {
+        role: {path.name: _identity(path) for path in sorted({p for m in _MATTER for p in folder.glob(m)})}
+        for role, folder in zip(("base", "adapter"), folders, strict=False)
+    }
+
+
+def _identity(path: Path) -> str:
+    told = path.stat()
+    if told.st_size > _READ_WHOLE:
+        return f"{told.st_size} bytes, modified {told.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""VLMEvalKit datasets for a user's own table, judged by what the table is and never by what it is called.
+
+VLMEvalKit picks metrics by looking for words in a dataset's name, and has no score for VQA of
+one's own. Imported only after `kit.import_kit`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmeval.dataset.image_base import ImageBaseDataset
+from vlmeval.dataset.image_mcq import ImageMCQDataset
+from vlmeval.dataset.image_vqa import ImageVQADataset
+from vlmeval.dataset.image_yorn import ImageYORNDataset
+from vlmeval.dataset.utils.vqa_eval import process_answer
+from vlmeval.smp import d2df, dump, get_intermediate_file_path, load
+
+from uni_dpo.vlmeval.table import Table, accepted_answers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NEUTRAL_NAME = "own_data"
+
+
+class _OwnDataset(ImageBaseDataset):
+    """Rows come from a checked table."""
+
+    def __init__(self, table: Table) -> None:
+        self._frame = table.frame
+        super().__init__(dataset=_NEUTRAL_NAME)
+
+    def load_data(self, dataset: str) -> "pd.DataFrame":
+        return self._frame.copy()
+
+
+class OwnMCQ(_OwnDataset, ImageMCQDataset):
+    """Options in columns A, B, …; scored by the letter or the text of one option."""
+
+
+class OwnYesNo(_OwnDataset, ImageYORNDataset):
+    """Answers yes or no; scored by which of the two words the prediction holds."""
+
+
+class OwnVQA(_OwnDataset, ImageVQADataset):
+    """Free answers; right when, in VLMEvalKit's normal form, the prediction is one of the accepted answers."""
+
+    def evaluate(self, eval_file: str, **judge_kwargs: Any) -> "pd.DataFrame":
+        data = _read_predictions(eval_file)
+        data["eval_score"] = [
+            float(process_answer(str(given)) in {process_answer(right) for right in accepted_answers(str(answers))})
+            for given, answers in zip(data["prediction"], data["answer"], strict=True)
+        ]
+        dump(data, get_intermediate_file_path(eval_file, "_results"))
+        means = {"Overall": 100 * data["eval_score"].mean()}
+        if "category" in data:
+            means |= {str(name): 100 * part["eval_score"].mean() for name, part in data.groupby("category")}
+        result = d2df(means)
+        dump(result, get_intermediate_file_path(eval_file, "_acc"))
+        return result
+
+
+def _read_predictions(eval_file: str) -> "pd.DataFrame":
+    """Read a prediction file in which an answer may be the text "None" or empty."""
+    import pandas as pd
+
+    if Path(eval_file).suffix == ".xlsx":
+        return pd.read_excel(eval_file, dtype=str, keep_default_na=False)
+    return load(eval_file)
+
+
+OWN_CLASSES = {"MCQ": OwnMCQ, "Y/N": OwnYesNo, "VQA": OwnVQA}

@@ -1,0 +1,109 @@
+"""From VLMEvalKit's message to the prompt a checkpoint was trained on.
+
+Instruct checkpoints want role messages. The template of the Qwen2-VL base checkpoint loops over bare
+content items instead and renders role messages to an empty prompt. Which of the two a checkpoint wants is
+not written anywhere, so it is tried: a style is right when question and images are found in what it renders.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from uni_dpo.errors import UniDPOError
+
+Content = Sequence[Mapping[str, Any]]
+"""Items `{"type": "image" | "video", …}` and `{"type": "text", "text": …}`, in the order of the prompt."""
+
+
+class PromptStyle(StrEnum):
+    """How a checkpoint's chat template takes its input."""
+
+    INSTRUCT = "instruct"
+    """Messages with roles."""
+    BASE = "base"
+    """Bare content items."""
+
+
+_PROBE: Content = (
+    {"type": "image", "image": "probe.png"},
+    {"type": "image", "image": "probe.png"},
+    {"type": "text", "text": "Is the left picture the older one?"},
+)
+
+
+def parse_style(style: str) -> PromptStyle | None:
+    """The style a user named; `None` for `auto`."""
+    if style == "auto":
+        return None
+    try:
+        return PromptStyle(style)
+    except ValueError:
+        raise UniDPOError(f"prompt_style is {style!r}; it can be auto, {', '.join(map(str, PromptStyle))}") from None
+
+
+def detect_style(processor: Any) -> PromptStyle:
+    """Find the style in which `processor`'s chat template keeps question and images.
+
+    Raises:
+        UniDPOError: neither style does.
+    """
+    lost = {}
+    for style in PromptStyle:
+        try:
+            prompt = render(processor, _PROBE, style)
+        except Exception as error:  # a template may raise anything, in words of its own
+            lost[style] = f"the template fails: {error}"
+            continue
+        reason = what_is_lost(processor, _PROBE, prompt)
+        if reason is None:
+            return style
+        lost[style] = reason
+    tried = "; ".join(f"{style}: {reason}" for style, reason in lost.items())
+    raise UniDPOError(f"the checkpoint's chat template loses the question or the images ({tried})")
+
+
+def render(processor: Any, content: Content, style: PromptStyle, system: str | None = None) -> str:
+    """Render `content` to the text a checkpoint is prompted with, up to where its answer starts.
+
+    Args:
+        processor: the checkpoint's processor, with its chat template.
+        content: the items of one user turn.
+        style: what the template takes.
+        system: a system prompt, or `None` for what the template does by itself.
+    """
+    items = [dict(item) for item in content]
+    if style is PromptStyle.BASE:
+        conversation = ([{"type": "text", "text": system}] if system is not None else []) + items
+        if _template(processor) is None:
+            return "".join(_spelt(processor, item) for item in conversation)
+    else:
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        conversation = [*turns, {"role": "user", "content": items}]
+    return str(
+        processor.tokenizer.apply_chat_template(
+            conversation, chat_template=_template(processor), tokenize=False, add_generation_prompt=True
+        )
+    )
+
+
+def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
+    """Why `prompt` is not a faithful rendering of `content`; `None` when it is."""
+    for kind, token in (("image", processor.image_token), ("video", processor.video_token)):
+        given = sum(item["type"] == kind for item in content)
+        if (found := prompt.count(token)) != given:
+            return f"{found} {kind} placeholders for {given} {kind}s"
+    for item in content:
+        if item["type"] == "text" and item["text"].strip() not in prompt:
+            return "the question is not in the prompt"
+    return None
+
+
+def _template(processor: Any) -> str | None:
+    return getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+
+
+def _spelt(processor: Any, item: Mapping[str, Any]) -> str:
+    if item["type"] == "text":
+        return str(item["text"])
+    token = processor.image_token if item["type"] == "image" else processor.video_token
+    return f"<|vision_start|>{token}<|vision_end|>"

@@ -1,0 +1,137 @@
+"""VLMEvalKit's `Qwen2VLChat` for any device, any backend, and base as well as instruct checkpoints.
+
+VLMEvalKit's class asserts an NVIDIA GPU and FlashAttention 2, and prompts every checkpoint with role
+messages. This one keeps its per-benchmark questions, its pixel limits and its handling of videos, and
+replaces how the model is loaded, prompted and run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from vlmeval.vlm.qwen2_vl.model import Qwen2VLChat as _UpstreamChat
+from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.vlmeval.backends import Backend, Request
+from uni_dpo.vlmeval.checkpoint import Checkpoint, find_checkpoint
+from uni_dpo.vlmeval.prompt import PromptStyle, detect_style, parse_style, render, what_is_lost
+from uni_dpo.vlmeval.settings import ModelSettings
+
+Message = Sequence[Mapping[str, str]]
+"""VLMEvalKit's message: items with `type` (text, image or video) and `value`."""
+
+
+class Qwen2VLChat(_UpstreamChat):
+    """Loads Qwen2-VL, Qwen2.5-VL and Qwen3-VL by the checkpoint's own `config.json`.
+
+    The constructor finds the checkpoint and settles the prompt style; weights are loaded at once, as
+    VLMEvalKit expects, or with the first answer when `lazy` is set.
+    """
+
+    def __init__(self, model_path: str, *positional: Any, lazy: bool = False, **options: Any) -> None:
+        """Take VLMEvalKit's arguments and those of `ModelSettings`.
+
+        Raises:
+            UniDPOError: the checkpoint is missing or not a Qwen vision-language model, an argument is wrong,
+                or the checkpoint's template loses question or images.
+        """
+        first = dict(zip(("min_pixels", "max_pixels", "total_pixels", "max_new_tokens"), positional, strict=False))
+        settings = ModelSettings.parse({"model_path": model_path, **first, **options})
+        # Upstream's own __init__ asserts a GPU; only its prompt part applies here.
+        Qwen2VLPromptMixin.__init__(self, use_custom_prompt=settings.use_custom_prompt)
+        self.settings = settings
+        self._take_upstream_names(settings)
+        self.checkpoint: Checkpoint | None = None
+        self.processor: Any = None
+        self.style: PromptStyle | None = None
+        if settings.backend != "openai":
+            self.checkpoint = find_checkpoint(settings.model_path, settings.adapter)
+            self.processor = _load_processor(self.checkpoint, settings.trust_remote_code)
+            self.style = parse_style(settings.prompt_style) or detect_style(self.processor)
+        self._backend: Backend | None = None
+        if not lazy:
+            _ = self.backend
+
+    def _take_upstream_names(self, settings: ModelSettings) -> None:
+        """Set what inherited methods and VLMEvalKit's loops look for."""
+        self.model_path = settings.model_path
+        self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
+        self.total_pixels = settings.total_pixels
+        self.max_new_tokens = settings.max_new_tokens
+        self.system_prompt, self.post_process = settings.system_prompt, settings.post_process
+        self.verbose = settings.verbose
+        self.fps, self.nframe, self.FRAME_FACTOR = settings.fps, settings.nframe, 2
+        self.use_audio_in_video = self.use_lmdeploy = False
+        self.use_vllm = settings.backend == "vllm"
+
+    @property
+    def backend(self) -> Backend:
+        """What answers; loaded when first asked for."""
+        if self._backend is None:
+            self._backend = _make_backend(self)
+        return self._backend
+
+    def request(self, message: Message, dataset: str | None = None) -> Request:
+        """Turn VLMEvalKit's message into what a backend takes.
+
+        Raises:
+            UniDPOError: the rendered prompt would not hold the question and a placeholder per image.
+        """
+        content = self._prepare_content([dict(item) for item in message], dataset=dataset)
+        for item in content:  # OCRBench's floor may lie above the user's ceiling
+            if "min_pixels" in item and item.get("max_pixels") is not None:
+                item["min_pixels"] = min(item["min_pixels"], item["max_pixels"])
+        if self.style is None:
+            return Request(content, None, self.system_prompt)
+        prompt = render(self.processor, content, self.style, self.system_prompt)
+        if reason := what_is_lost(self.processor, content, prompt):
+            raise UniDPOError(f"prompt style {self.style} does not suit this checkpoint: {reason}")
+        return Request(content, prompt, self.system_prompt)
+
+    def answers(self, messages: Sequence[Message], dataset: str | None = None) -> Iterator[tuple[int, str]]:
+        """Yield `(position in messages, answer)` as answers come."""
+        for position, answer in self.backend.generate([self.request(m, dataset) for m in messages]):
+            yield position, last_boxed(answer) if self.post_process else answer
+
+    def generate_inner(self, message: Message, dataset: str | None = None) -> str:
+        """Answer one message: the call of VLMEvalKit's own loop."""
+        ((_, answer),) = self.answers([message], dataset)
+        if self.verbose:
+            print(answer)
+        return answer
+
+
+def last_boxed(answer: str) -> str:
+    """What stands in the last `\\boxed{…}` of an answer; the whole answer where there is none."""
+    _, found, rest = answer.rpartition("\\boxed{")
+    if not found:
+        return answer
+    depth = 1
+    for position, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:position]
+    return rest
+
+
+def _load_processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UniDPOError(f"cannot load tokenizer and processor from {checkpoint.processor}: {error}") from error
+
+
+def _make_backend(model: Qwen2VLChat) -> Backend:
+    if model.checkpoint is None:
+        from uni_dpo.vlmeval.backends.openai import OpenAIBackend
+
+        return OpenAIBackend(model.settings)
+    if model.settings.backend == "vllm":
+        from uni_dpo.vlmeval.backends.vllm import VLLMBackend
+
+        return VLLMBackend(model.checkpoint, model.settings, model.processor)
+    from uni_dpo.vlmeval.backends.transformers import TransformersBackend
+
+    return TransformersBackend(model.checkpoint, model.settings, model.processor)

@@ -1,0 +1,158 @@
+"""The questions of a benchmark, built and checked before any weights are loaded."""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uni_dpo.vlmeval.load import Loaded, Picture
+from uni_dpo.vlmeval.progress import progress_bar
+from uni_dpo.vlmeval.ranks import is_first_process
+
+if TYPE_CHECKING:
+    from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
+
+CIRCULAR_STEP = 1_000_000
+"""MMBench asks a question again with its options rotated: the index grows by this much each time."""
+
+
+WIDEST = 200
+"""How many times longer than wide `qwen_vl_utils` lets an image be."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row, worded for a model."""
+
+    index: str
+    message: Sequence[Mapping[str, str]]
+    images: Sequence[Picture]
+
+    def length(self, model: "Qwen2VLChat") -> int:
+        """About how many tokens its prompt has: what batches are sorted by."""
+        text = sum(len(item["value"]) for item in self.message if item["type"] == "text")
+        return text // 3 + sum(picture.tokens(model.min_pixels, model.max_pixels) for picture in self.images)
+
+
+def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> tuple[list[Question], dict[str, str]]:
+    """Word every row and read every image.
+
+    Args:
+        model: whose wording is used; its weights are not needed.
+        loaded: the benchmark.
+        limit: the first rows to take; all when `None`.
+
+    Returns:
+        The questions in the order of the file, and of the rows that cannot be asked: index → which, and why.
+    """
+    model.set_dump_image(loaded.dataset.dump_image)
+    frame = loaded.dataset.data.iloc[:limit] if limit else loaded.dataset.data
+    rows = [frame.iloc[position] for position in range(len(frame))]
+
+    def build(group: list[int]) -> list[tuple[int, Question | str]]:
+        return [(position, _question(model, loaded, rows[position])) for position in group]
+
+    built: dict[int, Question | str] = {}
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        progress_bar(f"{loaded.benchmark.name}: reading images", len(rows), shown=is_first_process()) as progress,
+    ):
+        for part in pool.map(build, _sharing_an_image(rows)):
+            built.update(part)
+            progress.update(len(part))
+    faults = {
+        str(rows[at]["index"]): f"row {at + 1} (index {rows[at]['index']}): {reason}"
+        for at, reason in sorted(built.items())
+        if isinstance(reason, str)
+    }
+    return [q for _, q in sorted(built.items()) if isinstance(q, Question)], faults
+
+
+def _sharing_an_image(rows: Sequence[Any]) -> Iterable[list[int]]:
+    """Positions in groups that unpack to the same file, so that no two threads write it at once."""
+    groups: dict[str, list[int]] = {}
+    for position, row in enumerate(rows):
+        groups.setdefault(str(row.get("image_path", position)), []).append(position)
+    return groups.values()
+
+
+def _question(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> Question | str:
+    try:
+        message = _message(model, loaded, row)
+        paths = [item["value"] for item in message if item["type"] == "image"]
+        try:
+            pictures = [_read(path, loaded.pictures) for path in paths]
+        except (OSError, ValueError, SyntaxError):
+            if "image" not in row:
+                raise
+            for path in paths:  # half a file, left by a run that was killed while unpacking
+                Path(path).unlink(missing_ok=True)
+            message = _message(model, loaded, row)
+            pictures = [_read(path, loaded.pictures) for path in paths]
+    except Exception as error:  # base64, PIL and VLMEvalKit's assertions each raise what they like
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return Question(str(row["index"]), message, pictures)
+
+
+def _message(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> Any:
+    """Choose who words the question, as VLMEvalKit's own loop does: the model, or the dataset."""
+    dataset, name = loaded.dataset, loaded.dataset.dataset_name
+    if loaded.benchmark.prompt == "plain":
+        from vlmeval.dataset.image_base import ImageBaseDataset
+
+        return ImageBaseDataset.build_prompt(dataset, row)
+    if not getattr(dataset, "force_use_dataset_prompt", False) and model.use_custom_prompt(name):
+        return model.build_prompt(row, dataset=name)
+    return dataset.build_prompt(row)
+
+
+def _read(path: str, checked: dict[str, Picture]) -> Picture:
+    if path not in checked:
+        from PIL import Image
+
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            picture = Picture(hashlib.sha256(content).hexdigest(), *image.size)
+        if max(image.size) > WIDEST * min(image.size):
+            raise ValueError(f"an image of {image.width} × {image.height} pixels is too long for Qwen's resizing")
+        checked[path] = picture
+    return checked[path]
+
+
+def digest(questions: Iterable[Question]) -> str:
+    """Of everything a model is shown: indices, words and pixels."""
+    total = hashlib.sha256()
+    for question in questions:
+        words = [item["value"] for item in question.message if item["type"] == "text"]
+        total.update(repr((question.index, words, [picture.digest for picture in question.images])).encode())
+    return total.hexdigest()
+
+
+def keep_whole_units(loaded: Loaded, questions: Sequence[Question], faults: Iterable[str]) -> list[Question]:
+    """Leave out rows whose score counts only together with a row that is not asked.
+
+    MME scores the two questions about an image together. MMBench counts a question as right only when it is
+    answered with its options in every order; where one of them is bad, the others go too.
+
+    Args:
+        loaded: the benchmark.
+        questions: the rows that can be asked, a limit applied.
+        faults: indices of bad rows.
+    """
+    frame = loaded.dataset.data
+    name = loaded.dataset.dataset_name
+    if name == "MME":
+        columns = (frame[column] for column in ("index", "category", "image_path"))
+        image = {str(index): (category, path) for index, category, path in zip(*columns, strict=True)}
+        asked = Counter(image[question.index] for question in questions)
+        return [question for question in questions if asked[image[question.index]] == 2]
+    if "mmbench" in name.lower():
+        broken = {int(index) % CIRCULAR_STEP for index in faults if index.isdecimal()}
+        return [question for question in questions if int(question.index) % CIRCULAR_STEP not in broken]
+    return list(questions)

@@ -1,0 +1,279 @@
+"""The runner: every check first, then answers in batches, then VLMEvalKit's own scores, then one table."""
+
+import gc
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.files import replacing
+from uni_dpo.vlmeval.checkpoint import find_checkpoint
+from uni_dpo.vlmeval.config import Benchmark, Config, describe, parse_benchmark
+from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
+from uni_dpo.vlmeval.kit import import_kit
+from uni_dpo.vlmeval.load import Loaded, load_benchmark
+from uni_dpo.vlmeval.progress import progress_bar
+from uni_dpo.vlmeval.ranks import Ranks
+from uni_dpo.vlmeval.results import Line, Results, write_results
+from uni_dpo.vlmeval.rows import Question, build_questions, digest, keep_whole_units
+from uni_dpo.vlmeval.score import EXACT, check_judge, score
+from uni_dpo.vlmeval.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, apart from what is run."""
+
+    judge: str = EXACT
+    limit: int | None = None
+    batch_size: int | None = None
+    """`None` for `auto`."""
+    checkout: Path | None = None
+    """A VLMEvalKit checkout to use instead of the installed package."""
+    allow_modified_data: bool = False
+    skip_bad_rows: bool = False
+    download: bool = False
+    seed: int = 0
+    """Of the bootstrap intervals."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model's questions from one benchmark."""
+
+    loaded: Loaded
+    questions: Sequence[Question]
+    skipped: int
+    journal: Journal
+
+
+def evaluate(config: Config, work_dir: str | Path, options: Options | None = None) -> Results:
+    """Evaluate every model of a configuration on every benchmark of it.
+
+    Args:
+        config: models and benchmarks.
+        work_dir: answers, VLMEvalKit's files and the results. What a run has finished is used again by the
+            next one with the same checkpoint, settings, rows and limit, and by no other.
+        options: how to run.
+
+    Returns:
+        The table, also written to `results.json`, `results.md` and `results.csv`. Under torchrun only the first
+        process has it complete.
+
+    Raises:
+        UniDPOError: an input is at fault; found before any weights are loaded.
+    """
+    options = options or Options()
+    if (options.limit is not None and options.limit < 1) or (options.batch_size is not None and options.batch_size < 1):
+        raise UniDPOError("limit and batch size must be at least 1")
+    for settings in config.models.values():
+        if settings.backend != "openai":
+            find_checkpoint(settings.model_path, settings.adapter)
+    version = import_kit(options.checkout)
+    work_dir = Path(work_dir)
+    ranks = Ranks()
+    check_judge(options.judge)
+    loaded = _load_all(config.benchmarks.values(), work_dir, options)
+    if not ranks.first:
+        ranks.wait()  # the first process unpacks the images
+    models, jobs = {}, {}
+    for name, settings in config.models.items():
+        models[name] = _model(settings)
+        jobs[name] = _plan(models[name], name, loaded, work_dir, options, ranks, version)
+    if ranks.first:
+        ranks.wait()
+    lines = []
+    for name in list(models):
+        model = models.pop(name)
+        lines += [_run(model, name, job, options, ranks) for job in jobs[name]]
+        del model
+        gc.collect()  # free one model's memory before the next is loaded
+    results = Results(lines, version, options.seed)
+    if ranks.first:
+        write_results(results, work_dir)
+    ranks.leave()
+    return results
+
+
+def evaluate_tables(
+    models: Mapping[str, str | Path | Mapping[str, Any]],
+    tables: Mapping[str, str | Path | Mapping[str, Any]],
+    work_dir: str | Path,
+    options: Options | None = None,
+) -> Results:
+    """Evaluate models on tables of one's own: `evaluate` without a configuration file.
+
+    Args:
+        models: name → model path, or settings as in the file.
+        tables: name → TSV, or an entry as in the file (`path`, `type`, `prompt`, …).
+        work_dir: as for `evaluate`.
+        options: as for `evaluate`.
+    """
+    entries = {name: dict(m) if isinstance(m, Mapping) else {"model_path": str(m)} for name, m in models.items()}
+    data = {name: dict(t) if isinstance(t, Mapping) else {"path": str(t)} for name, t in tables.items()}
+    here = Path.cwd()
+    config = Config(
+        {name: ModelSettings.parse(entry, f"model {name!r}") for name, entry in entries.items()},
+        {name: parse_benchmark(name, entry, f"data {name!r}", here) for name, entry in data.items()},
+    )
+    return evaluate(config, work_dir, options)
+
+
+def _load_all(benchmarks: Iterable[Benchmark], work_dir: Path, options: Options) -> list[Loaded]:
+    """Load all benchmarks, or say of all that cannot be loaded why."""
+    loaded, reasons = [], []
+    for benchmark in benchmarks:
+        try:
+            loaded.append(
+                load_benchmark(
+                    benchmark,
+                    work_dir / "images",
+                    allow_modified=options.allow_modified_data,
+                    download=options.download,
+                )
+            )
+        except UniDPOError as error:
+            reasons.append(str(error))
+    if reasons:
+        raise UniDPOError("\n".join(reasons))
+    return loaded
+
+
+def _model(settings: ModelSettings) -> "Qwen2VLChat":
+    from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
+
+    model = Qwen2VLChat(lazy=True, **vars(settings))
+    if settings.backend == "openai":
+        _ = model.backend  # is the server there?
+    return model
+
+
+def _plan(
+    model: "Qwen2VLChat",
+    name: str,
+    loaded: Sequence[Loaded],
+    work_dir: Path,
+    options: Options,
+    ranks: Ranks,
+    version: str,
+) -> list[Job]:
+    """Build every question of one model and open the journal of each benchmark."""
+    jobs, reasons = [], []
+    for one in loaded:
+        questions, faults = build_questions(model, one, options.limit)
+        faults = {**one.faults, **faults}
+        if faults and not options.skip_bad_rows:
+            reasons.append(f"{_report(one.benchmark.name, faults)}. --skip-bad-rows evaluates the others")
+            continue
+        asked = keep_whole_units(one, questions, faults)
+        if not asked:
+            reasons.append(f"{one.benchmark.name}: no row can be asked")
+            continue
+        if faults:
+            ranks.say(f"left out: {_report(one.benchmark.name, faults)}")
+        if len(asked) < len(questions):
+            ranks.say(
+                f"{one.benchmark.name}: {len(questions) - len(asked)} more rows left out, scored only with others"
+            )
+        fingerprint = _fingerprint(model, one, asked, version)
+        journal = Journal(work_dir / name / one.benchmark.name, fingerprint, ranks.rank)
+        jobs.append(Job(one, asked, len(faults), journal))
+    if reasons:
+        raise UniDPOError("\n".join(reasons))
+    return jobs
+
+
+def _report(name: str, faults: Mapping[str, str]) -> str:
+    first = "; ".join(itertools.islice(faults.values(), 3))
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return f"{name}: {len(faults)} bad row{'s' * (len(faults) > 1)}: {first}{more}"
+
+
+def _fingerprint(model: "Qwen2VLChat", loaded: Loaded, asked: Sequence[Question], version: str) -> dict[str, Any]:
+    checkpoint = {"server's name": model.model_path}
+    if model.checkpoint is not None:
+        checkpoint = checkpoint_identity(model.checkpoint)
+    return {
+        "checkpoint": checkpoint,
+        "settings": model.settings.identity() | {"prompt_style": str(model.style)},
+        "benchmark": describe(loaded.benchmark) | {"file": loaded.digest, "rows": len(asked)},
+        "questions": digest(asked),
+        "vlmevalkit": version,
+    }
+
+
+def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ranks) -> Line:
+    """Answer what is open and score; a failure of this benchmark leaves the others standing."""
+    benchmark = job.loaded.benchmark.name
+    line = Line(
+        model=name,
+        benchmark=benchmark,
+        rows=len(job.questions),
+        skipped=job.skipped,
+        limit=options.limit,
+        data=job.loaded.source,
+        prompt_style=str(model.style or "server's"),
+    )
+    try:
+        answer(model, job, options, ranks, f"{name} on {benchmark}")
+    except UniDPOError as error:
+        if ranks.world > 1:
+            raise  # the others wait for this process's rows; torchrun ends them
+        return line.failed(str(error))
+    ranks.wait()
+    if not ranks.first:
+        return line
+    try:
+        return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
+    except UniDPOError as error:
+        return line.failed(str(error))
+
+
+def answer(model: "Qwen2VLChat", job: Job, options: Options, ranks: Ranks, title: str) -> None:
+    """Ask the questions that have no answer yet, longest first, and journal every batch."""
+    done = job.journal.read()
+    ordered = sorted(job.questions, key=lambda question: (-question.length(model), question.index))
+    share = ordered[ranks.rank :: ranks.world]
+    still_open = [question for question in share if question.index not in done]
+    if not still_open:
+        return
+    dataset = job.loaded.dataset.dataset_name
+    _ = model.backend  # load the weights before the clock of the progress bar starts
+    finished_before = len(share) - len(still_open)
+    with progress_bar(title, len(share), done=finished_before, shown=ranks.first) as progress:
+        for batch in _batches(still_open, model, options.batch_size):
+            for position, said in model.answers([question.message for question in batch], dataset):
+                job.journal.append(batch[position].index, said)
+                progress.update()
+
+
+def _batches(
+    questions: Sequence[Question], model: "Qwen2VLChat", batch_size: int | None
+) -> Iterator[Sequence[Question]]:
+    size = batch_size or model.backend.comfortable_batch
+    for start in range(0, len(questions), size):
+        yield questions[start : start + size]
+
+
+def write_predictions(job: Job, model_name: str) -> Path:
+    """Write VLMEvalKit's own prediction file: the dataset's rows, their images left out, and `prediction`."""
+    from vlmeval.smp import dump, get_pred_file_format
+
+    answers = job.journal.read()
+    asked = {question.index for question in job.questions}
+    frame = job.loaded.dataset.data
+    frame = frame[[str(index) in asked for index in frame["index"]]].copy()
+    frame["prediction"] = [answers[str(index)] for index in frame["index"]]
+    frame = frame.drop(columns="image", errors="ignore")
+    path = job.journal.folder / f"{model_name}_{job.loaded.benchmark.name}.{get_pred_file_format()}"
+    with replacing(path) as temporary:
+        # `dump` goes by the suffix, so the temporary file carries it too.
+        named = temporary.with_name(f"{temporary.name}.{path.suffix[1:]}")
+        dump(frame, str(named))
+        named.rename(temporary)
+    return path

@@ -1,0 +1,254 @@
+"""A TSV of questions, checked row by row before VLMEvalKit sees it.
+
+VLMEvalKit asserts without a message, reads "None" as a missing value, and runs `eval` on cells that look
+like lists. So a file that is not the published one, bit by bit, is read and checked here.
+"""
+
+import ast
+import builtins
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uni_dpo.errors import UniDPOError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+REFERENCE_LENGTH = 64
+"""An `image` cell up to this long names the row whose image it shares (VLMEvalKit's rule)."""
+
+_NO_LIST = "image_path begins with [ but is not a list of paths"
+_READ_AS_MISSING = {"None", "NA", "N/A", "nan", "NaN", "null", "NULL", "n/a", "<NA>"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows that passed, and why the others did not."""
+
+    frame: "pd.DataFrame"
+    kind: str
+    faults: Mapping[str, str]
+    """Index → which row it is, and what is wrong with it."""
+
+
+def read_own_table(path: Path, kind: str | None, image_root: Path | None) -> Table:
+    """Read and check a user's own TSV.
+
+    Args:
+        path: columns `question`, `answer`, `image` (base64) or `image_path`, for MCQ `A`, `B`, …; optionally `index`,
+            `category`, `hint`.
+        kind: MCQ, Y/N or VQA; found out from columns and answers when `None`.
+        image_root: relative image paths start here and none may leave it; by default they start in the file's folder.
+
+    Raises:
+        UniDPOError: the file is missing, is no table, lacks a column, or has no usable row.
+    """
+    frame = read_frame(path)
+    if "index" not in frame:
+        frame.insert(0, "index", [str(number) for number in range(len(frame))])
+    _need(frame, ("question", "answer"), path)
+    if "image" not in frame and "image_path" not in frame:
+        raise UniDPOError(f"{path}: no column image (base64) or image_path")
+    kind = kind or _kind_of(frame)
+    if kind == "MCQ":
+        _need(frame, ("A", "B"), path)
+    checks = {"MCQ": _mcq_fault, "Y/N": _yes_no_fault, "VQA": _vqa_fault}
+    faults = _faults(frame, lambda row: _question_fault(row) or checks[kind](row))
+    if "image" in frame:
+        _add(faults, frame, _image_fault(frame))
+    else:
+        root = image_root or path.parent
+        frame["image_path"] = [_resolved(cell, root) for cell in frame["image_path"]]
+        _add(faults, frame, lambda row: _path_fault(row, image_root))
+    good = _without(frame, faults, path)
+    if kind == "Y/N":
+        good["answer"] = good["answer"].str.strip().str.capitalize()
+    return Table(good, kind, _named(faults, frame))
+
+
+def read_benchmark_table(path: Path, kind: str) -> Table:
+    """Read and check a file in the form of a benchmark; the cells come back as VLMEvalKit itself would read them.
+
+    Raises:
+        UniDPOError: the file lacks a column or has no usable row.
+    """
+    import pandas as pd
+
+    frame = read_frame(path)
+    _need(frame, ("index", "question", "answer"), path)
+    faults = _faults(frame, lambda row: _question_fault(row) or _answer_fault(row))
+    if "image" in frame:
+        _add(faults, frame, _image_fault(frame))
+    elif "image_path" in frame:
+        _add(faults, frame, _path_list_fault)
+    as_vlmevalkit_reads = pd.read_csv(path, sep="\t")
+    return Table(_without(as_vlmevalkit_reads, faults, path), kind, _named(faults, frame))
+
+
+def read_frame(path: Path) -> "pd.DataFrame":
+    """Read a TSV with every cell as the text it is."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise UniDPOError(f"no such file: {path}")
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:  # UnicodeDecodeError is a ValueError
+        raise UniDPOError(f"{path} cannot be read as tab-separated values: {error}") from error
+    if not len(frame):
+        raise UniDPOError(f"{path} has no rows")
+    return frame
+
+
+def accepted_answers(cell: str) -> list[str]:
+    """The answers that count as right: the items of a list written in the cell, or the cell itself."""
+    if cell.startswith("["):
+        return [str(item) for item in ast.literal_eval(cell)]
+    return [cell]
+
+
+def _kind_of(frame: "pd.DataFrame") -> str:
+    if "A" in frame and "B" in frame:
+        return "MCQ"
+    given = {answer.strip().lower() for answer in frame["answer"]} - {""}
+    return "Y/N" if given and given <= {"yes", "no"} else "VQA"
+
+
+def _need(frame: "pd.DataFrame", columns: tuple[str, ...], path: Path) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise UniDPOError(f"{path}: no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+
+
+def _faults(frame: "pd.DataFrame", check: Any) -> dict[int, str]:
+    faults: dict[int, str] = {}
+    seen: set[str] = set()
+    for position, row in enumerate(frame.to_dict("records")):
+        if row["index"] in seen:
+            faults[position] = "the index stands in an earlier row too"
+        elif fault := check(row):
+            faults[position] = fault
+        seen.add(row["index"])
+    return faults
+
+
+def _add(faults: dict[int, str], frame: "pd.DataFrame", check: Any) -> None:
+    for position, row in enumerate(frame.to_dict("records")):
+        if position not in faults and (fault := check(row)):
+            faults[position] = fault
+
+
+def _named(faults: Mapping[int, str], frame: "pd.DataFrame") -> dict[str, str]:
+    indices = list(frame["index"])
+    return {indices[at]: f"row {at + 1} (index {indices[at]}): {faults[at]}" for at in sorted(faults)}
+
+
+def _without(frame: "pd.DataFrame", faults: Mapping[int, str], path: Path) -> "pd.DataFrame":
+    good = frame[[position not in faults for position in range(len(frame))]].reset_index(drop=True)
+    if not len(good):
+        first = min(faults)
+        raise UniDPOError(f"{path}: no row can be used; row {first + 1}: {faults[first]}")
+    return good
+
+
+def _question_fault(row: Row) -> str | None:
+    if not row["question"].strip():
+        return "no question"
+    return None if row["answer"].strip() else "no answer"
+
+
+def _mcq_fault(row: Row) -> str | None:
+    options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter, "").strip()}
+    for letter, option in options.items():
+        if option in _READ_AS_MISSING:
+            return f"option {letter} is {option!r}, which VLMEvalKit reads back as an empty cell; word it otherwise"
+    if row["answer"].strip() not in options:
+        return f"answer is {row['answer']!r}; it must be the letter of an option, one of {', '.join(options)}"
+    return None
+
+
+def _yes_no_fault(row: Row) -> str | None:
+    return None if row["answer"].strip().lower() in ("yes", "no") else f"answer is {row['answer']!r}, not yes or no"
+
+
+def _vqa_fault(row: Row) -> str | None:
+    try:
+        return None if accepted_answers(row["answer"]) else "the list of answers is empty"
+    except (ValueError, SyntaxError, TypeError):
+        return f"answer begins with [ but is not a list of texts: {row['answer'][:60]!r}"
+
+
+def _answer_fault(row: Row) -> str | None:
+    """An answer that VLMEvalKit's `eval` would run as code."""
+    try:
+        tree = ast.parse(row["answer"].strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id)):
+            return "the answer is Python code, which VLMEvalKit would run"
+    return None
+
+
+def _image_fault(frame: "pd.DataFrame") -> Any:
+    whole = {index for index, cell in zip(frame["index"], frame["image"], strict=True) if len(cell) > REFERENCE_LENGTH}
+
+    def fault(row: Row) -> str | None:
+        cell = row["image"].strip()
+        if not cell:
+            return "no image"
+        if cell.startswith("["):
+            try:
+                ast.literal_eval(cell)
+            except (ValueError, SyntaxError):
+                return "image begins with [ but is not a list of base64 texts"
+        elif len(cell) <= REFERENCE_LENGTH and cell not in whole:
+            return f"image is {cell[:40]!r}: neither base64 nor the index of a row with an image"
+        paths = _paths(row.get("image_path", ""))
+        if paths is None:
+            return _NO_LIST
+        outside = [path for path in paths if Path(path).is_absolute() or ".." in Path(path).parts]
+        return f"image_path {outside[0]!r} leaves the image folder" if outside else None
+
+    return fault
+
+
+def _paths(cell: str) -> list[str] | None:
+    """The paths in a cell, one or a list of them; `None` where it only looks like a list."""
+    if cell.startswith("["):
+        try:
+            return [str(item) for item in ast.literal_eval(cell)]
+        except (ValueError, SyntaxError, TypeError):
+            return None
+    return [cell] if cell else []
+
+
+def _path_list_fault(row: Row) -> str | None:
+    return _NO_LIST if _paths(row["image_path"]) is None else None
+
+
+def _resolved(cell: str, root: Path) -> str:
+    paths = [str((root / path).resolve()) for path in _paths(cell.strip()) or []]
+    return repr(paths) if cell.strip().startswith("[") and paths else "".join(paths)
+
+
+def _path_fault(row: Row, image_root: Path | None) -> str | None:
+    paths = _paths(row["image_path"])
+    if not paths:
+        return "no image_path, or a list of them that is none"
+    for path in map(Path, paths):
+        if image_root is not None and not path.is_relative_to(image_root.resolve()):
+            return f"image_path leads out of image_root: {path}"
+        if not path.is_file():
+            return f"no such image: {path}"
+    return None
+
+
+def safe_name(text: str) -> str:
+    """`text` as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", text)

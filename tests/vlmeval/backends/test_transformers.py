@@ -1,0 +1,43 @@
+"""Device, dtype and attention follow what is there."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from uni_dpo.vlmeval.backends import transformers as backend
+
+
+def test_without_an_accelerator_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert backend.best_device() == "cpu"
+    assert backend.best_attention("cpu", "torch.float32") == "sdpa"
+    assert backend._dtype(None, "cpu") is torch.float32
+    assert backend._dtype("float16", "cpu") is torch.float16
+
+
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert backend.best_device() == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert backend.best_device() == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a launcher that shows each process its own
+    assert backend.best_device() == "cuda:0"
+
+
+def test_flash_attention_only_where_it_imports_and_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    assert backend.best_attention("cuda:0", "torch.bfloat16") == "sdpa"
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    assert backend.best_attention("cuda:0", "torch.bfloat16") == "flash_attention_2"
+    assert backend.best_attention("cuda:0", "torch.float32") == "sdpa"
+    assert backend.best_attention("cpu", "torch.bfloat16") == "sdpa"
+
+
+def test_half_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
+        assert backend._dtype(None, "cuda:0") is dtype

@@ -1,0 +1,44 @@
+"""What is finished stays finished, and belongs to one fingerprint."""
+
+import json
+from pathlib import Path
+
+from uni_dpo.vlmeval.checkpoint import Checkpoint
+from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
+
+
+def test_answers_are_read_back_by_any_process(tmp_path: Path) -> None:
+    Journal(tmp_path, {"a": 1}, rank=0).append("1", "one\n\u2028two")
+    Journal(tmp_path, {"a": 1}, rank=0).append("2", "")
+    Journal(tmp_path, {"a": 1}, rank=1).append("3", "three")
+    assert Journal(tmp_path, {"a": 1}).read() == {"1": "one\n\u2028two", "2": "", "3": "three"}
+    assert Journal(tmp_path, {"a": 2}).read() == {}
+    assert json.loads((Journal(tmp_path, {"a": 1}).folder / "fingerprint.json").read_text()) == {"a": 1}
+
+
+def test_a_line_cut_off_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {})
+    journal.append("1", "one")
+    journal.append("2", "two")
+    path = journal.folder / "answers-0.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    again = Journal(tmp_path, {})
+    assert again.read() == {"1": "one"}
+    again.append("2", "two")
+    again.append("3", "three")
+    assert again.read() == {"1": "one", "2": "two", "3": "three"}
+
+
+def test_a_checkpoint_is_told_by_content(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "copy", "other")]
+    for folder, weight in zip(folders, (b"1", b"1", b"2"), strict=True):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "model.safetensors").write_bytes(weight)
+        (folder / "trainer_log.jsonl").write_text(folder.name, encoding="utf-8")
+    one, copy, other = (checkpoint_identity(Checkpoint(folder, None, "qwen2_vl")) for folder in folders)
+    assert one == copy
+    assert one != other
+    with_adapter = checkpoint_identity(Checkpoint(folders[0], folders[2], "qwen2_vl"))
+    assert with_adapter["base"] == one["base"]
+    assert with_adapter != one

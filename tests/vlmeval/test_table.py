@@ -1,0 +1,126 @@
+"""A user's table is checked row by row, and nothing in it is run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uni_dpo.demo.digits import Digit
+from uni_dpo.errors import UniDPOError
+from uni_dpo.vlmeval.table import accepted_answers, read_benchmark_table, read_own_table
+
+BASE64 = "iVBORw0KGgo" * 8
+ROW = {"index": "1", "question": "Which?", "answer": "A", "A": "left", "B": "right", "image": BASE64}
+
+
+@pytest.fixture
+def table(tmp_path: Path, tsv: Callable) -> Callable[..., Path]:
+    return lambda *rows: tsv(tmp_path / "t.tsv", rows)
+
+
+def test_the_type_is_found(table: Callable) -> None:
+    assert read_own_table(table(ROW), None, None).kind == "MCQ"
+    asked = {"question": "Is it?", "image": BASE64}
+    yes_no = read_own_table(table({**asked, "answer": "yes"}, {**asked, "answer": " No "}), None, None)
+    assert yes_no.kind == "Y/N"
+    assert list(yes_no.frame["answer"]) == ["Yes", "No"]
+    assert list(yes_no.frame["index"]) == ["0", "1"]
+    assert read_own_table(table({**asked, "answer": "seven"}, {**asked, "answer": "no"}), None, None).kind == "VQA"
+
+
+def test_cells_are_the_text_they_are(table: Callable) -> None:
+    read = read_own_table(table({**ROW, "answer": "None"}, {**ROW, "index": "2", "answer": "007"}), "VQA", None)
+    assert list(read.frame["answer"]) == ["None", "007"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "fault"),
+    [
+        ("MCQ", {"answer": "C"}, "answer is 'C'; it must be the letter of an option, one of A, B"),
+        ("MCQ", {"answer": ""}, "no answer"),
+        ("MCQ", {"question": " "}, "no question"),
+        ("MCQ", {"B": "None"}, "option B is 'None'"),
+        ("MCQ", {"image": ""}, "no image"),
+        ("MCQ", {"image": "7"}, "neither base64 nor the index of a row with an image"),
+        ("MCQ", {"image": "[" + BASE64}, "not a list of base64 texts"),
+        ("MCQ", {"image_path": "../../etc/x.png"}, "leaves the image folder"),
+        ("MCQ", {"image_path": "/etc/x.png"}, "leaves the image folder"),
+        ("MCQ", {"image_path": "[open('x')]"}, "not a list of paths"),
+        ("MCQ", {"index": "0"}, "the index stands in an earlier row too"),
+        ("Y/N", {"answer": "maybe"}, "answer is 'maybe', not yes or no"),
+        ("VQA", {"answer": "[print('x')]"}, "is not a list of texts"),
+        ("VQA", {"answer": "[]"}, "the list of answers is empty"),
+    ],
+)
+def test_a_bad_row_is_named_and_left_out(table: Callable, kind: str, row: dict[str, Any], fault: str) -> None:
+    good = {**ROW, "index": "0", "answer": "Yes" if kind == "Y/N" else "A"}
+    read = read_own_table(table(good, {**ROW, **row}), kind, None)
+    index = row.get("index", "1")
+    assert list(read.faults) == [index]
+    assert read.faults[index].startswith(f"row 2 (index {index}): ")
+    assert fault in read.faults[index]
+    assert list(read.frame["index"]) == ["0"]
+
+
+def test_a_row_may_share_the_image_of_another(table: Callable) -> None:
+    assert not read_own_table(table(ROW, {**ROW, "index": "2", "image": "1"}), None, None).faults
+
+
+def test_columns_are_asked_for(table: Callable, tmp_path: Path) -> None:
+    for row, message in (
+        ({"question": "Which?", "image": BASE64}, "no column answer; it has index, question, image"),
+        ({"question": "Which?", "answer": "x"}, r"no column image \(base64\) or image_path"),
+    ):
+        with pytest.raises(UniDPOError, match=message):
+            read_own_table(table(row), None, None)
+    with pytest.raises(UniDPOError, match="no column A, B"):
+        read_own_table(table({"question": "Which?", "answer": "x", "image": BASE64}), "MCQ", None)
+    with pytest.raises(UniDPOError, match="no such file"):
+        read_own_table(tmp_path / "gone.tsv", None, None)
+    (tmp_path / "t.tsv").write_text("question\tanswer\timage\n", encoding="utf-8")
+    with pytest.raises(UniDPOError, match="has no rows"):
+        read_own_table(tmp_path / "t.tsv", None, None)
+    (tmp_path / "t.tsv").write_bytes(b"\xff\xfe\x00question\xff")
+    with pytest.raises(UniDPOError, match="cannot be read as tab-separated values"):
+        read_own_table(tmp_path / "t.tsv", None, None)
+    with pytest.raises(UniDPOError, match="no row can be used; row 1: no answer"):
+        read_own_table(table({**ROW, "answer": ""}), None, None)
+
+
+def test_image_paths_start_at_the_file_and_stay_in_the_root(
+    table: Callable, tmp_path: Path, digits: dict[str, list[Digit]]
+) -> None:
+    inside = tmp_path / "pictures"
+    inside.mkdir()
+    (inside / "0.png").write_bytes(digits["held_out"][0].image.read_bytes())
+    row = {"question": "Which?", "answer": "x", "image_path": "pictures/0.png"}
+    read = read_own_table(table(row), None, None)
+    assert list(read.frame["image_path"]) == [str((inside / "0.png").resolve())]
+    read = read_own_table(table({**row, "image_path": "0.png"}, {**row, "image_path": "../t.tsv"}), None, inside)
+    assert list(read.frame["image_path"]) == [str((inside / "0.png").resolve())]
+    assert "leads out of image_root" in read.faults["1"]
+    with pytest.raises(UniDPOError, match="no such image"):
+        read_own_table(table({**row, "image_path": "pictures/1.png"}), None, None)
+
+
+def test_answers_that_vlmevalkit_would_run_are_refused(table: Callable) -> None:
+    rows = [
+        {**ROW, "index": str(i), "answer": answer}
+        for i, answer in enumerate(
+            ["seven", "['a', 'b']", "f(x)", "1 + 1", "__import__('os').getcwd()", "[open('x')]", "().__class__()"]
+        )
+    ]
+    read = read_benchmark_table(table(*rows), "VQA")
+    assert list(read.faults) == ["4", "5", "6"]
+    assert len(read.frame) == 4
+    bare = {key: value for key, value in ROW.items() if key != "image"}
+    read = read_benchmark_table(
+        table({**bare, "image_path": "x.png"}, {**bare, "index": "2", "image_path": "[f()]"}), "VQA"
+    )
+    assert list(read.faults) == ["2"]
+
+
+def test_accepted_answers() -> None:
+    assert accepted_answers("['7', 'seven', 7]") == ["7", "seven", "7"]
+    assert accepted_answers("seven") == ["seven"]
