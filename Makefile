@@ -2,12 +2,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-lf094
+VLLM := .venv-vllm
+FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup upstream oldest demo test check lock clean
+.PHONY: setup upstream oldest vllm demo test test-vllm check lock clean
 
 setup: $(VENV)/.installed
 
@@ -35,11 +37,25 @@ $(OLDEST)/.installed: requirements-lf094.lock | setup
 	$(INSTALL) --python $(OLDEST)/bin/python -r requirements-lf094.lock
 	touch $@
 
+# vLLM on a CPU needs a CPU build of torch, from where pip is told to look for it (find-links); see docs/evaluate.md.
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: requirements-vllm.lock | setup
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv --without-pip $(VLLM)
+	$(INSTALL) --no-deps $(addprefix --find-links ,$(FIND_LINKS)) --python $(VLLM)/bin/python -r requirements-vllm.lock
+	info=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0.dist-info; \
+	mkdir -p $$info; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$info/METADATA
+	touch $@
+
 demo: setup
 	$(BIN)/uni-dpo demo
 
 test: setup upstream oldest
 	UNI_DPO_REQUIRE_UPSTREAM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-vllm: vllm
+	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
+	$(VLLM)/bin/python -m pytest tests/vlmeval/backends/test_vllm.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -49,6 +65,8 @@ check: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras pyproject.toml -c constraints.txt -o requirements.lock
 	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements-lf094.in -o requirements-lf094.lock
+	$(BIN)/uv pip compile --quiet --no-header --python-version 3.11 $(addprefix --find-links ,$(FIND_LINKS)) \
+	--override overrides-vllm.txt requirements-vllm.in -o requirements-vllm.lock
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .upstream build dist
+	rm -rf $(VENV) $(OLDEST) $(VLLM) .upstream build dist

@@ -40,7 +40,7 @@ DPO: dict[str, Any] = {
     "stage": "dpo",
     "pref_loss": "sigmoid",
     "pref_beta": 0.5,
-    "learning_rate": 3e-5,
+    "learning_rate": 1e-4,
     "num_train_epochs": 4,
     "per_device_train_batch_size": 16,
 }
