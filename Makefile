@@ -55,7 +55,7 @@ test: setup upstream oldest
 
 test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
-	$(VLLM)/bin/python -m pytest tests/vlmeval/backends/test_vllm.py
+	$(VLLM)/bin/python -m pytest tests/vlmeval/backends/test_vllm.py tests/engine/backends/test_vllm.py
 
 check: setup
 	$(BIN)/ruff check .

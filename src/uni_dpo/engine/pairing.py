@@ -1,0 +1,135 @@
+"""Rules that turn scored answers into pairs. Pure functions: no file, no model, no clock."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from uni_dpo.engine.records import Pair, ScoredAnswer
+from uni_dpo.errors import UniDPOError
+
+LengthBalance = Literal["off", "published", "both"]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Settings under `pairs:`.
+
+    Attributes:
+        min_gap: least difference of scores within a pair.
+        max_pairs_per_question: at most this many, drawn at random where there are more.
+        length_balance: see `balance_lengths`.
+    """
+
+    min_gap: float = 1.0
+    max_pairs_per_question: int = 2
+    length_balance: LengthBalance = "off"
+
+    def __post_init__(self) -> None:
+        if self.min_gap < 0 or self.max_pairs_per_question < 1:
+            raise UniDPOError("pairs: min_gap starts at 0 and max_pairs_per_question at 1")
+
+
+def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
+    """Answers without repeats: of those that differ in white space only, the first."""
+    seen: dict[str, ScoredAnswer] = {}
+    for answer in answers:
+        seen.setdefault(" ".join(answer.text.split()), answer)
+    return list(seen.values())
+
+
+def gap_pairs(question_id: str, answers: Sequence[ScoredAnswer], *, min_gap: float, cap: int, seed: int) -> list[Pair]:
+    """Pairs within one question whose scores differ by at least `min_gap`.
+
+    Args:
+        answers: all answers to this question.
+        min_gap: above 0 or 0; equal scores never make a pair.
+        cap: at most this many pairs, drawn without preference.
+        seed: of the draw.
+    """
+    kept = distinct(answers)
+    pairs = [
+        make_pair(question_id, better, worse)
+        for better in kept
+        for worse in kept
+        if better.score > worse.score and better.score - worse.score >= min_gap
+    ]
+    if len(pairs) > cap:
+        pairs = random.Random(seed).sample(pairs, cap)
+    return sorted(pairs, key=_by_content)
+
+
+def make_pair(question_id: str, better: ScoredAnswer, worse: ScoredAnswer) -> Pair:
+    """The pair of two scored answers."""
+    return Pair(question_id, better.text, worse.text, better.score, worse.score)
+
+
+def balance_lengths(pairs: Sequence[Pair], how: LengthBalance) -> list[Pair]:
+    """Drop pairs of very unequal length so that length alone tells less about which answer is better.
+
+    `published` is RLAIF-V's search (arXiv 2405.17220): for each ratio r = 0, 0.02 … 0.98 keep the pairs in
+    which chosen is at most the share r shorter than rejected, and take the r for which the mean lengths (in
+    words) of chosen and rejected differ least, relative to rejected. It can only drop pairs whose chosen is
+    shorter; `both` searches the mirrored rule too. Of equally good outcomes the one that keeps most wins.
+    """
+    if how == "off" or not pairs:
+        return list(pairs)
+    candidates = [_keep_by(pairs, _shortening, step / 50) for step in range(50)]
+    if how == "both":
+        candidates += [_keep_by(pairs, _lengthening, step / 50) for step in range(50)]
+    kept = [candidate for candidate in candidates if candidate]
+    return min(kept, key=lambda candidate: (length_imbalance(candidate), -len(candidate)), default=[])
+
+
+def length_imbalance(pairs: Sequence[Pair]) -> float:
+    """|mean words of chosen − mean words of rejected| ÷ mean words of rejected."""
+    chosen = sum(len(pair.chosen.split()) for pair in pairs)
+    rejected = sum(len(pair.rejected.split()) for pair in pairs)
+    return abs(chosen - rejected) / rejected
+
+
+def bound_mean_difference(pairs: Sequence[Pair], limit: float) -> list[Pair]:
+    """Drop the most unequal pairs until |mean (words of chosen − words of rejected)| is at most `limit`."""
+    kept = sorted(pairs, key=lambda pair: (pair.word_difference, *_by_content(pair)))
+    total = sum(pair.word_difference for pair in kept)
+    while kept and abs(total) > limit * len(kept):
+        total -= kept.pop(-1 if total > 0 else 0).word_difference
+    return sorted(kept, key=_by_content)
+
+
+def drop_near_duplicates(
+    answers: Sequence[ScoredAnswer], *, threshold: float = 0.9, words: int = 10
+) -> list[ScoredAnswer]:
+    """Answers of which none is like an earlier one: Jaccard similarity of word n-grams at most `threshold`.
+
+    Texts of fewer than `words` words are compared by n-grams of their own length.
+    """
+    kept: list[tuple[ScoredAnswer, list[str]]] = []
+    for answer in answers:
+        text = answer.text.split()
+        if all(_similarity(text, earlier, words) <= threshold for _, earlier in kept):
+            kept.append((answer, text))
+    return [answer for answer, _ in kept]
+
+
+def _similarity(a: list[str], b: list[str], words: int) -> float:
+    size = max(1, min(words, len(a), len(b)))
+    left, right = ({tuple(text[start : start + size]) for start in range(len(text) - size + 1)} for text in (a, b))
+    union = left | right
+    return len(left & right) / len(union) if union else 1.0
+
+
+def _keep_by(pairs: Sequence[Pair], measure: Callable[[int, int], float], ratio: float) -> list[Pair]:
+    return [p for p in pairs if measure(len(p.chosen.split()), len(p.rejected.split())) <= ratio]
+
+
+def _shortening(chosen: int, rejected: int) -> float:
+    return (rejected - chosen) / rejected if rejected else 0.0
+
+
+def _lengthening(chosen: int, rejected: int) -> float:
+    return (chosen - rejected) / chosen if chosen else 0.0
+
+
+def _by_content(pair: Pair) -> tuple[str, str, str]:
+    return pair.question_id, pair.chosen, pair.rejected

@@ -1,0 +1,191 @@
+"""Answers split into claims, each claim checked against the image (after RLAIF-V, arXiv 2405.17220)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from uni_dpo.engine.asking import ask
+from uni_dpo.engine.backends.base import Backend, Failure, Request
+from uni_dpo.engine.checkers import Check
+from uni_dpo.engine.pairing import LengthBalance, PairOptions
+from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
+from uni_dpo.engine.registry import find
+from uni_dpo.engine.templates import load_template
+
+
+@dataclass(frozen=True)
+class DivideAndConquerOptions:
+    """Settings under `reward:`.
+
+    Attributes:
+        score: `refuted` (published: one step down per refuted claim) or `soft` (mean P(yes)).
+        low, high: range of the scores.
+        points_per_refuted: size of the step of `refuted`.
+        max_claims: claims of one answer that are checked; those beyond are left out.
+        checker: registered name, or `package.module:Class`.
+        split_prompt, ask_prompt, check_prompt: built-in names or files; gaps {question} {answer}, {claim}, {question}.
+        attempts: how often an unusable reply is asked for.
+    """
+
+    score: Literal["refuted", "soft"] = "refuted"
+    low: float = 0.0
+    high: float = 10.0
+    points_per_refuted: float = 1.0
+    max_claims: int = 20
+    checker: str = "first_token"
+    split_prompt: str = "split"
+    ask_prompt: str = "ask"
+    check_prompt: str = "check"
+    max_tokens: int = 512
+    attempts: int = 2
+
+
+@dataclass(frozen=True)
+class DivideAndConquerPairs(PairOptions):
+    """`PairOptions` with the published balance of lengths."""
+
+    length_balance: LengthBalance = "published"
+
+
+@dataclass
+class _Claim:
+    text: str
+    question: str = ""
+    p_yes: float = 0.0
+
+    def to_row(self) -> Row:
+        return {"claim": self.text, "question": self.question, "p_yes": self.p_yes}
+
+
+@dataclass
+class _Progress:
+    """One answer on its way through split, ask and check."""
+
+    item: Answered
+    text: str
+    claims: list[_Claim] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
+    failure: Failure | None = None
+
+
+class DivideAndConquer(Pipeline):
+    """Split → ask → check → score."""
+
+    RewardOptions = DivideAndConquerOptions
+    PairOptions = DivideAndConquerPairs
+    roles = ("splitter", "asker")
+
+    def __init__(self, reward: DivideAndConquerOptions, models: Mapping[str, Backend], seed: int) -> None:
+        super().__init__(reward, models, seed)
+        self.split_template = load_template(reward.split_prompt, gaps=("answer",))
+        self.ask_template = load_template(reward.ask_prompt, gaps=("claim",))
+        check_template = load_template(reward.check_prompt, gaps=("question",))
+        self.checker = find("checker", reward.checker)(models, check_template, seed)
+
+    @classmethod
+    def reward_roles(cls, options: DivideAndConquerOptions) -> tuple[str, ...]:
+        """See `Pipeline.reward_roles`."""
+        return cls.roles + tuple(find("checker", options.checker).roles)
+
+    def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:
+        """See `Pipeline.reward`."""
+        progress = [[_Progress(item, text) for text in item.distinct] for item in items]
+        everything = [answer for answers in progress for answer in answers]
+        self._split(everything)
+        self._ask(everything)
+        self._check(everything)
+        return [self._collect(answers) for answers in progress]
+
+    def _split(self, answers: Sequence[_Progress]) -> None:
+        requests = [
+            self.request(self.split_template.render(question=answer.item.question.text, answer=answer.text))
+            for answer in answers
+        ]
+        for answer, claims in zip(answers, self._put("splitter", requests, parse_claims, "claims"), strict=True):
+            if isinstance(claims, Failure):
+                answer.failure = claims
+            elif isinstance(claims, Aside):
+                answer.aside.append(claims)
+            else:
+                answer.claims = [_Claim(claim) for claim in claims[: self.options.max_claims]]
+
+    def _ask(self, answers: Sequence[_Progress]) -> None:
+        slots = [(answer, claim) for answer in answers for claim in answer.claims]
+        requests = [self.request(self.ask_template.render(claim=claim.text)) for _, claim in slots]
+        replies = self._put("asker", requests, parse_question, "question")
+        for (answer, claim), reply in zip(slots, replies, strict=True):
+            if isinstance(reply, str):
+                claim.question = reply
+            else:
+                _drop(answer, claim, reply)
+
+    def _check(self, answers: Sequence[_Progress]) -> None:
+        slots = [(answer, claim) for answer in answers for claim in answer.claims]
+        checks = [Check(claim.question, answer.item.question.images) for answer, claim in slots]
+        for (answer, claim), reply in zip(slots, self.checker.check(checks), strict=True):
+            if isinstance(reply, Failure | Aside):
+                _drop(answer, claim, reply)
+            else:
+                claim.p_yes = reply
+
+    def _put(self, role: str, requests: Sequence[Request], parse: Any, what: str) -> list[Any]:
+        return ask(
+            self.models[role],
+            requests,
+            parse,
+            what=what,
+            max_tokens=self.options.max_tokens,
+            attempts=self.options.attempts,
+        )
+
+    def _collect(self, answers: Sequence[_Progress]) -> Scored | Failure:
+        failures = [answer.failure for answer in answers if answer.failure]
+        if failures:
+            return failures[0]
+        scored = []
+        for answer in answers:
+            if answer.claims:
+                p_yes = [claim.p_yes for claim in answer.claims]
+                detail = {"claims": [claim.to_row() for claim in answer.claims]}
+                scored.append(ScoredAnswer(answer.text, score(p_yes, self.options), detail))
+        return Scored(tuple(scored), tuple(aside for answer in answers for aside in answer.aside))
+
+
+def score(p_yes: Sequence[float], options: DivideAndConquerOptions) -> float:
+    """The score of an answer from P(yes) of each of its claims.
+
+    `refuted`: high − points · (number of claims with P(yes) < 0.5), not below low. `soft`: the mean P(yes)
+    mapped onto low … high.
+    """
+    if options.score == "soft":
+        return options.low + (options.high - options.low) * sum(p_yes) / len(p_yes)
+    refuted = sum(probability < 0.5 for probability in p_yes)
+    return max(options.low, options.high - options.points_per_refuted * refuted)
+
+
+def parse_claims(reply: str) -> list[str] | None:
+    """The claims of a reply of which every filled line is `- claim` (or `1. claim`); repeats count once."""
+    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    found = [re.fullmatch(r"(?:[-*•]|\d+[.)])\s+(.+)", line) for line in lines]
+    claims = [match.group(1).strip() for match in found if match]
+    return list(dict.fromkeys(claims)) if claims and len(claims) == len(lines) else None
+
+
+def parse_question(reply: str) -> str | None:
+    """The one line of a reply that is a single question."""
+    line = reply.strip()
+    return line if line.endswith("?") and "\n" not in line and len(line) > 1 else None
+
+
+def _drop(answer: _Progress, claim: _Claim, reply: Failure | Aside) -> None:
+    """A claim that could not be asked or checked counts neither for nor against its answer."""
+    answer.claims = [kept for kept in answer.claims if kept is not claim]
+    if isinstance(reply, Failure):
+        answer.failure = reply
+    else:
+        answer.aside.append(reply)
+
+
+PIPELINE = DivideAndConquer

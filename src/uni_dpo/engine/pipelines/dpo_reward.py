@@ -1,0 +1,133 @@
+"""Answers scored by the implicit reward of a DPO-aligned model (arXiv 2305.18290, eq. 5; RLAIF-V's self-feedback)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from uni_dpo.engine.backends.base import AnswerLogprob, Failure, Request
+from uni_dpo.engine.pairing import bound_mean_difference, distinct, drop_near_duplicates, make_pair
+from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
+from uni_dpo.engine.templates import load_template
+
+
+@dataclass(frozen=True)
+class DpoRewardOptions:
+    """Settings under `reward:`.
+
+    Attributes:
+        beta: factor of the reward β · (log π_aligned − log π_reference).
+        score: which of the two rewards is the pair's score: `sum` over the answer, or `mean` per token.
+        prompt: the prompt under which answers are scored; gap {question}. Use that of the sampling.
+    """
+
+    beta: float = 0.1
+    score: Literal["sum", "mean"] = "sum"
+    prompt: str = "answer"
+
+
+@dataclass(frozen=True)
+class DpoRewardPairs:
+    """Settings under `pairs:`.
+
+    Attributes:
+        rank: chosen is among the best `rank` by both rewards, rejected among the worst `rank` by both.
+        max_pairs_per_question: at most this many.
+        max_word_difference: a pair's answers differ by fewer words than this.
+        max_mean_word_difference: bound on |mean words of chosen − mean words of rejected| over the data set.
+        similarity: answers alike beyond this (Jaccard of word 10-grams) count as one.
+    """
+
+    rank: int = 3
+    max_pairs_per_question: int = 3
+    max_word_difference: int = 25
+    max_mean_word_difference: float = 0.5
+    similarity: float = 0.9
+
+
+class DpoReward(Pipeline):
+    """Reward of each answer under an aligned and a reference model."""
+
+    RewardOptions = DpoRewardOptions
+    PairOptions = DpoRewardPairs
+    roles = ("aligned", "reference")
+
+    def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:
+        """See `Pipeline.reward`."""
+        template = load_template(self.options.prompt, gaps=("question",))
+        answers = [text for item in items for text in item.distinct]
+        requests = [
+            Request(template.render(question=item.question.text), item.question.images)
+            for item in items
+            for _ in item.distinct
+        ]
+        aligned = iter(self.models["aligned"].answer_logprobs(requests, answers))
+        reference = iter(self.models["reference"].answer_logprobs(requests, answers))
+        return [
+            self._collect(
+                item.distinct, [next(aligned) for _ in item.distinct], [next(reference) for _ in item.distinct]
+            )
+            for item in items
+        ]
+
+    def _collect(
+        self,
+        answers: Sequence[str],
+        aligned: Sequence[AnswerLogprob | Failure],
+        reference: Sequence[AnswerLogprob | Failure],
+    ) -> Scored | Failure:
+        scored, aside = [], []
+        for text, ours, theirs in zip(answers, aligned, reference, strict=True):
+            if isinstance(ours, Failure):
+                return ours
+            if isinstance(theirs, Failure):
+                return theirs
+            if not ours.tokens or not theirs.tokens:
+                aside.append(Aside("no tokens to score", text))
+                continue
+            total, mean = rewards(ours, theirs, self.options.beta)
+            detail = {"sum": total, "mean": mean, "aligned": ours.total, "reference": theirs.total}
+            scored.append(ScoredAnswer(text, total if self.options.score == "sum" else mean, detail))
+        return Scored(tuple(scored), tuple(aside))
+
+    @classmethod
+    def pair(cls, question_id: str, answers: Sequence[ScoredAnswer], options: DpoRewardPairs, seed: int) -> list[Pair]:
+        """See `Pipeline.pair`; nothing is drawn, so `seed` is of no effect."""
+        return rank_pairs(question_id, answers, options)
+
+    @classmethod
+    def balance(cls, pairs: Sequence[Pair], options: DpoRewardPairs) -> list[Pair]:
+        """See `Pipeline.balance`."""
+        return bound_mean_difference(pairs, options.max_mean_word_difference)
+
+
+def rewards(aligned: AnswerLogprob, reference: AnswerLogprob, beta: float) -> tuple[float, float]:
+    """β · (log π_aligned − log π_reference): summed over the answer, and per token.
+
+    The two models may cut the answer into different numbers of tokens, so each is averaged over its own.
+    """
+    total = beta * (aligned.total - reference.total)
+    mean = beta * (aligned.total / aligned.tokens - reference.total / reference.tokens)
+    return total, mean
+
+
+def rank_pairs(question_id: str, answers: Sequence[ScoredAnswer], options: DpoRewardPairs) -> list[Pair]:
+    """The best answers by both rewards against the worst by both: best with worst, second best with second worst."""
+    by_sum = sorted(distinct(answers), key=lambda answer: (-answer.detail["sum"], answer.text))
+    by_sum = drop_near_duplicates(by_sum, threshold=options.similarity)
+    by_mean = sorted(by_sum, key=lambda answer: (-answer.detail["mean"], answer.text))
+    rank = min(options.rank, len(by_sum) // 2)
+    if rank == 0:
+        return []
+    best = [answer for answer in by_sum[:rank] if answer in by_mean[:rank]]
+    worst = [answer for answer in reversed(by_sum[-rank:]) if answer in by_mean[-rank:]]
+    pairs = [
+        make_pair(question_id, better, worse)
+        for better, worse in zip(best, worst, strict=False)
+        if better.score > worse.score
+        and abs(len(better.text.split()) - len(worse.text.split())) < options.max_word_difference
+    ]
+    return pairs[: options.max_pairs_per_question]
+
+
+PIPELINE = DpoReward

@@ -1,0 +1,198 @@
+"""One strong model as judge: it grades answers on a rubric, or compares them two by two in both orders."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from uni_dpo.engine.asking import ask
+from uni_dpo.engine.backends.base import Backend, Failure, Request
+from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
+from uni_dpo.engine.templates import load_template
+
+Verdict = Literal["first", "second", "tie"]
+_VERDICTS: Mapping[str, Verdict] = {"A": "first", "B": "second", "TIE": "tie"}
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Settings under `reward:`.
+
+    Attributes:
+        method: `grade` (one request per answer) or `compare` (two per pair of answers).
+        low, high: range of the scores; grades 0 … 10 and shares of wins 0 … 1 are mapped onto it.
+        grade_prompt: gaps {question} {answer}; the reply ends with `Score: 0…10`.
+        compare_prompt: gaps {question} {first} {second}; the reply ends with `Verdict: A`, `B` or `tie`.
+    """
+
+    method: Literal["grade", "compare"] = "grade"
+    low: float = 0.0
+    high: float = 10.0
+    grade_prompt: str = "grade"
+    compare_prompt: str = "compare"
+    max_tokens: int = 512
+    attempts: int = 2
+
+
+class Judge(Pipeline):
+    """Scores by one judge; the judge's own words are kept in each answer's detail."""
+
+    RewardOptions = JudgeOptions
+    roles = ("judge",)
+
+    def __init__(self, reward: JudgeOptions, models: Mapping[str, Backend], seed: int) -> None:
+        super().__init__(reward, models, seed)
+        self.grade_template = load_template(reward.grade_prompt, gaps=("answer",))
+        self.compare_template = load_template(reward.compare_prompt, gaps=("first", "second"))
+
+    def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:
+        """See `Pipeline.reward`."""
+        return self._grade(items) if self.options.method == "grade" else self._compare(items)
+
+    def _grade(self, items: Sequence[Answered]) -> list[Scored | Failure]:
+        slots = [(item, text) for item in items for text in item.distinct]
+        requests = [
+            self.request(self.grade_template.render(question=item.question.text, answer=text), item.question.images)
+            for item, text in slots
+        ]
+        replies = iter(self._put(requests, parse_grade, "score"))
+        return [self._collect_grades(item, [next(replies) for _ in item.distinct]) for item in items]
+
+    def _collect_grades(self, item: Answered, replies: Sequence[Any]) -> Scored | Failure:
+        answers, aside = [], []
+        for text, reply in zip(item.distinct, replies, strict=True):
+            if isinstance(reply, Failure):
+                return reply
+            if isinstance(reply, Aside):
+                aside.append(reply)
+                continue
+            grade, reasons = reply
+            answers.append(ScoredAnswer(text, self._scale(grade / 10), {"grade": grade, "reasons": reasons}))
+        return Scored(tuple(answers), tuple(aside))
+
+    def _compare(self, items: Sequence[Answered]) -> list[Scored | Failure]:
+        slots = [
+            (item, orders)
+            for item in items
+            for a, b in combinations(range(len(item.distinct)), 2)
+            for orders in ((a, b), (b, a))
+        ]
+        requests = [
+            self.request(
+                self.compare_template.render(
+                    question=item.question.text, first=item.distinct[first], second=item.distinct[second]
+                ),
+                item.question.images,
+            )
+            for item, (first, second) in slots
+        ]
+        replies = iter(self._put(requests, parse_verdict, "verdict"))
+        results: list[Scored | Failure] = []
+        for item in items:
+            count = len(item.distinct) * (len(item.distinct) - 1)
+            results.append(self._collect_verdicts(item, [next(replies) for _ in range(count)]))
+        return results
+
+    def _collect_verdicts(self, item: Answered, replies: Sequence[Any]) -> Scored | Failure:
+        pairs = list(combinations(range(len(item.distinct)), 2))
+        aside: list[Aside] = []
+        verdicts: dict[tuple[int, int], tuple[Verdict, Verdict]] = {}
+        for pair, one, other in zip(pairs, replies[::2], replies[1::2], strict=True):
+            for reply in (one, other):
+                if isinstance(reply, Failure):
+                    return reply
+            unusable = [reply for reply in (one, other) if isinstance(reply, Aside)]
+            aside += unusable
+            if not unusable:
+                verdicts[pair] = (one, other)
+        shares = win_shares(len(item.distinct), verdicts)
+        answers = [
+            ScoredAnswer(text, self._scale(share), {"win_share": share})
+            for text, share in zip(item.distinct, shares, strict=True)
+            if share is not None
+        ]
+        return Scored(tuple(answers), tuple(aside), position_counts(verdicts.values()))
+
+    def _put(self, requests: Sequence[Request], parse: Any, what: str) -> list[Any]:
+        return ask(
+            self.models["judge"],
+            requests,
+            parse,
+            what=what,
+            max_tokens=self.options.max_tokens,
+            attempts=self.options.attempts,
+        )
+
+    def _scale(self, share: float) -> float:
+        low, high = self.options.low, self.options.high
+        return float(low + (high - low) * share)
+
+    @classmethod
+    def summarize(cls, details: Sequence[Row]) -> Row:
+        """Position bias over the whole data set: see `position_bias`."""
+        totals: dict[str, int] = {}
+        for detail in details:
+            for name, count in detail.items():
+                totals[name] = totals.get(name, 0) + count
+        return position_bias(totals) if totals.get("pairs") else {}
+
+
+def parse_grade(reply: str) -> tuple[float, str] | None:
+    """Grade (0 … 10) and reasons of a reply whose last line is `Score: n`."""
+    *reasons, last = reply.strip().splitlines() or [""]
+    match = re.fullmatch(r"\**Score:?\**:?\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\.?\**", last.strip(), re.IGNORECASE)
+    if match is None or float(match.group(1)) > 10:
+        return None
+    return float(match.group(1)), " ".join(line.strip() for line in reasons if line.strip())
+
+
+def parse_verdict(reply: str) -> Verdict | None:
+    """What the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
+    last = (reply.strip().splitlines() or [""])[-1].strip()
+    match = re.fullmatch(r"\**Verdict:?\**:?\s*(A|B|tie)\.?\**", last, re.IGNORECASE)
+    return _VERDICTS[match.group(1).upper()] if match else None
+
+
+def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Verdict, Verdict]]) -> list[float | None]:
+    """Share of its comparisons that each answer wins; None for an answer that was never compared.
+
+    Args:
+        answers: how many there are.
+        verdicts: (a, b) → verdict with a first, verdict with b first. A pair counts 1 to 0 only if both orders
+            prefer the same answer and ½ to ½ otherwise, so a judge that goes by position moves no score.
+    """
+    points: list[list[float]] = [[] for _ in range(answers)]
+    for (a, b), (one, other) in verdicts.items():
+        share = 0.5
+        if (one, other) == ("first", "second"):
+            share = 1.0
+        elif (one, other) == ("second", "first"):
+            share = 0.0
+        points[a].append(share)
+        points[b].append(1 - share)
+    return [sum(own) / len(own) if own else None for own in points]
+
+
+def position_counts(verdicts: Any) -> Row:
+    """How often the judge preferred the first, the second, or contradicted itself when the order was turned."""
+    counts = {"pairs": 0, "first": 0, "second": 0, "tie": 0, "contradicted": 0}
+    for one, other in verdicts:
+        counts["pairs"] += 1
+        counts[one] += 1
+        counts[other] += 1
+        counts["contradicted"] += one == other and one != "tie"
+    return counts
+
+
+def position_bias(totals: Mapping[str, int]) -> Row:
+    """`bias`: (first − second) ÷ all verdicts, 0 for a fair judge; `contradicted`: share of pairs."""
+    return {
+        "pairs": totals["pairs"],
+        "bias": (totals["first"] - totals["second"]) / (2 * totals["pairs"]),
+        "contradicted": totals["contradicted"] / totals["pairs"],
+    }
+
+
+PIPELINE = Judge

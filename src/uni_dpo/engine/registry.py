@@ -1,0 +1,80 @@
+"""Names in a config → classes. Built-in names are resolved on first use, so nothing heavy is imported early."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from uni_dpo.errors import UniDPOError
+
+Kind = Literal["backend", "sampler", "checker", "grader", "pipeline"]
+T = TypeVar("T")
+
+_HERE = "uni_dpo.engine"
+_known: dict[Kind, dict[str, Any]] = {
+    "backend": {
+        "transformers": f"{_HERE}.backends.transformers:TransformersBackend",
+        "openai": f"{_HERE}.backends.openai:OpenAIBackend",
+        "vllm": f"{_HERE}.backends.vllm:VLLMBackend",
+    },
+    "sampler": {"model": f"{_HERE}.samplers:ModelSampler", "given": f"{_HERE}.samplers:GivenSampler"},
+    "checker": {"first_token": f"{_HERE}.checkers:FirstTokenChecker"},
+    "grader": {
+        "exact": f"{_HERE}.graders:exact",
+        "numeric": f"{_HERE}.graders:numeric",
+        "multiple_choice": f"{_HERE}.graders:multiple_choice",
+    },
+    "pipeline": {
+        name: f"{_HERE}.pipelines.{name}:PIPELINE"
+        for name in ("divide_and_conquer", "dpo_reward", "judge", "verifiable")
+    },
+}
+
+
+def register(kind: Kind, name: str) -> Callable[[T], T]:
+    """Make a class (or, for a grader, a function) known to configs under `name`; use it as a decorator."""
+
+    def remember(thing: T) -> T:
+        _known[kind][name] = thing
+        return thing
+
+    return remember
+
+
+def find(kind: Kind, name: str) -> Any:
+    """What is registered as `name`, or what the dotted form `package.module:Thing` leads to.
+
+    Raises:
+        UniDPOError: nothing has that name; the message lists what has.
+    """
+    thing = _known[kind].get(name, name if ":" in name else None)
+    if thing is None:
+        raise UniDPOError(f"no {kind} is called {name!r}; known: {', '.join(sorted(_known[kind]))}")
+    if not isinstance(thing, str):
+        return thing
+    module, _, attribute = thing.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UniDPOError(f"{kind} {name!r}: the Python module {error.name!r} is not installed") from error
+    except AttributeError as error:
+        raise UniDPOError(f"{kind} {name!r}: {module} has no {attribute!r}") from error
+
+
+def load_plugins(plugins: tuple[str, ...]) -> None:
+    """Import the user's files (`.py` paths) or modules (dotted names), which register what they define."""
+    for plugin in plugins:
+        if not plugin.endswith(".py"):
+            try:
+                importlib.import_module(plugin)
+            except ModuleNotFoundError as error:
+                raise UniDPOError(f"plugins: the Python module {error.name!r} is not installed") from error
+            continue
+        path = Path(plugin)
+        if not path.is_file():
+            raise UniDPOError(f"plugins: there is no file {plugin}")
+        spec = importlib.util.spec_from_file_location(f"uni_dpo_plugin_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

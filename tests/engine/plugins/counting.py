@@ -1,0 +1,61 @@
+"""A backend for the runner's tests: answers from the request alone, counts its calls, and fails or dies on demand."""
+
+import hashlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from uni_dpo.engine import register
+from uni_dpo.engine.backends import Failure, Sample, Usage
+from uni_dpo.engine.options import runtime
+
+
+@dataclass(frozen=True)
+class CountingOptions:
+    """`log` gets a line per request; `fail` names the question of whose requests none succeeds; see `die_once`."""
+
+    model: str = ""
+    vocabulary: int = 5
+    log: str = runtime("")
+    fail: str = runtime("")
+    die_once: str = runtime("")
+
+
+@register("backend", "counting")
+class Counting:
+    Options = CountingOptions
+
+    def __init__(self, options: CountingOptions) -> None:
+        self.options = options
+        self.usage = Usage()
+
+    def generate(self, requests, sampling):
+        return [self._answer(request, sampling.n) for request in requests]
+
+    def _answer(self, request, n):
+        self.usage.add(Usage(requests=1, completion_tokens=n, cost=0.01))
+        if self.options.log:
+            with Path(self.options.log).open("a") as file:
+                file.write(f"{request.images[0] if request.images else request.prompt}\n")
+        if self.options.die_once:
+            self._die_once()
+        if self.options.fail and self.options.fail in "".join(request.images):
+            return Failure("server on fire")
+        return [
+            Sample(str(hashlib.sha256(f"{request.seed}{i}".encode()).digest()[0] % self.options.vocabulary), 1, True)
+            for i in range(n)
+        ]
+
+    def _die_once(self):
+        """End this process the hard way, if none has done so yet."""
+        try:
+            Path(self.options.die_once).touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@register("grader", "size")
+def size(answer, question):
+    return int(answer) / 10
