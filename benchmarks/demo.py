@@ -40,13 +40,18 @@ DPO_CANDIDATES: tuple[dict[str, Any], ...] = (
 def seeds(folder: Path, console: Console) -> None:
     """Run the demo for three seeds and print the held-out accuracies."""
     results = [run_demo(folder / f"seed_{seed}", DemoSettings(seed=seed), console) for seed in range(3)]
-    table = Table(title="held-out images answered right, word for word")
+    table = Table(title="held-out images answered right, word for word, in per cent")
     for column in ("model", "seed 0", "seed 1", "seed 2", "mean", "spread (standard deviation)"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for model in results[0].held_out:
-        shares = [100 * result.held_out[model] for result in results]
-        cells = [*shares, statistics.mean(shares), statistics.stdev(shares)]
-        table.add_row(model, *(f"{cell:.1f} %" for cell in cells))
+    shares = {model: [100 * result.held_out[model] for result in results] for model in results[0].held_out}
+    gains = {
+        f"{model}, gain": [after - before for after, before in zip(shares[model], shares["warm-up"], strict=True)]
+        for model in shares
+        if model != "warm-up"
+    }
+    for row, values in {**shares, **gains}.items():
+        cells = [*values, statistics.mean(values), statistics.stdev(values)]
+        table.add_row(row, *(f"{cell:.1f}" for cell in cells))
     console.print(table)
 
 

@@ -10,7 +10,7 @@ from uni_dpo.files import replacing
 CURVES = {
     "loss": "loss",
     "rewards/accuracies": "pairs ranked rightly against the reference",
-    "logps/chosen": "log-probability of chosen answers",
+    "logps/chosen": "log-probability of chosen answers, as the loss takes it",
     "uni_dpo/w_qual": "quality weight",
     "uni_dpo/w_perf": "performance weight",
     "uni_dpo/nll_active": "share of pairs with the NLL term",
