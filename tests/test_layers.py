@@ -15,13 +15,14 @@ LAYERS = (
     {"objective", "logprobs", "shared_prefix"},
     {"preferences"},
     {"engine", "llamafactory", "trl", "vlmeval"},
-    {"report"},
+    {"report", "compare", "scoring", "prediction"},
+    {"ppo"},
     {"overlay", "demo"},
     {"cli"},
 )
 """From left to right; a part may import parts of layers further left, and itself."""
 
-HEAVY = {"torch", "transformers", "datasets", "llamafactory", "vlmeval", "trl", "ray", "matplotlib", "sklearn", "pandas"}
+HEAVY = {"torch", "transformers", "datasets", "llamafactory", "vlmeval", "trl", "ray", "matplotlib", "sklearn"}
 
 
 def part(module: str) -> str:

@@ -5,11 +5,13 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
+from uni_dpo.cli import compare, data, demo, engine, eval, overlay, train, trl
 
 app = typer.Typer(
     name="uni-dpo",
     help="Uni-DPO for vision-language models: prepare pairs, train, evaluate.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -28,3 +30,13 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+app.command("demo")(demo.demo)
+app.command("train", context_settings=train.SETTINGS)(train.train)
+app.command("trl-dpo", context_settings=trl.SETTINGS)(trl.trl_dpo)
+app.add_typer(data.app, name="data")
+app.add_typer(engine.app, name="engine")
+app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
+app.add_typer(overlay.app, name="overlay")

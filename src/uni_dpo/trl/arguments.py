@@ -1,0 +1,98 @@
+"""What users may set: TRL's DPO settings and those of Uni-DPO, named as in LlamaFactory."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl.trainer.dpo_config import DPOConfig
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.objective import UniDPOConfig as Objective
+
+UNI_DPO = "uni_dpo"
+
+
+@dataclass
+class UniDPOConfig(DPOConfig):
+    """TRL's settings with the loss `uni_dpo`, which is the default, and what belongs to it.
+
+    `None` stands for "not set" where the default depends on the loss.
+
+    Raises:
+        UniDPOError: a setting that means nothing with `uni_dpo`, or one that is out of range.
+    """
+
+    loss_type: list[str] = field(
+        default_factory=lambda: [UNI_DPO],
+        metadata={"help": "uni_dpo (arXiv 2506.10054), or any loss or mixture of losses of TRL's."},
+    )
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "β, the scale of the log-ratios (default: 2.0 for uni_dpo, 0.1 for every other loss)."},
+    )
+    average_log_prob: bool = field(
+        default=True,
+        metadata={
+            "help": "Average log-probabilities over an answer's tokens instead of summing them; for uni_dpo only."
+        },
+    )
+    uni_dpo_qual_eta: float = field(
+        default=Objective.eta, metadata={"help": "η: how fast the quality weight grows with the score gap."}
+    )
+    uni_dpo_tau_ref: float = field(
+        default=Objective.tau_ref, metadata={"help": "τ_ref: the policy margin from which a pair counts as learnt."}
+    )
+    uni_dpo_perf_gamma: float = field(
+        default=Objective.gamma, metadata={"help": "γ: how strongly learnt pairs lose weight (0: not at all)."}
+    )
+    uni_dpo_nll_lambda: float = field(
+        default=Objective.nll_lambda, metadata={"help": "λ: weight of the calibrated NLL term (0: off)."}
+    )
+    uni_dpo_tau_good: float = field(
+        default=Objective.tau_good,
+        metadata={"help": "τ_good: the score from which a chosen answer is good enough for the NLL term."},
+    )
+    score_chosen_column: str = field(
+        default="score_chosen", metadata={"help": "The dataset's column with the chosen answer's score."}
+    )
+    score_rejected_column: str = field(
+        default="score_rejected", metadata={"help": "The dataset's column with the rejected answer's score."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta is None:
+            self.beta = Objective.beta if self.uses_uni_dpo else DPOConfig.beta
+        if self.uses_uni_dpo:
+            self._refuse_what_uni_dpo_cannot_use()
+            self.objective()
+
+    @property
+    def uses_uni_dpo(self) -> bool:
+        """Whether this run trains or evaluates with the Uni-DPO loss."""
+        return UNI_DPO in ([self.loss_type] if isinstance(self.loss_type, str) else self.loss_type)
+
+    def objective(self) -> Objective:
+        """The objective's hyperparameters as they were set."""
+        return Objective(
+            beta=self.beta,  # type: ignore[arg-type]  # set in __post_init__
+            eta=self.uni_dpo_qual_eta,
+            tau_ref=self.uni_dpo_tau_ref,
+            gamma=self.uni_dpo_perf_gamma,
+            nll_lambda=self.uni_dpo_nll_lambda,
+            tau_good=self.uni_dpo_tau_good,
+        )
+
+    def _refuse_what_uni_dpo_cannot_use(self) -> None:
+        plain: dict[str, Any] = {
+            "loss_type": UNI_DPO,
+            "label_smoothing": 0.0,
+            "reference_free": False,
+            "use_liger_loss": False,
+            "f_divergence_type": DPOConfig.f_divergence_type,
+        }
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                raise UniDPOError(
+                    f"{name} is {getattr(self, name)!r}, but the loss uni_dpo only works with {value!r}: "
+                    "set it to that, or choose another loss_type"
+                )

@@ -1,0 +1,133 @@
+"""`uni-dpo trl-dpo`: what `trl dpo` does, with Uni-DPO's trainer, for texts and images.
+
+On several GPUs: `accelerate launch -m uni_dpo.trl.launch ARGUMENTS`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import yaml
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, get_dataset
+from trl.trainer.model_config import ModelConfig
+from trl.trainer.utils import get_kbit_device_map, get_peft_config, get_quantization_config
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.trl.arguments import UniDPOConfig
+from uni_dpo.trl.data import check_scores
+from uni_dpo.trl.trainer import UniDPOTrainer
+
+TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train as `trl dpo ARGUMENTS` would.
+
+    Args:
+        arguments: TRL's flags and those of `UniDPOConfig`; `--config FILE.yaml` gives defaults for both. The
+            dataset may also be a file, or a folder that `save_to_disk` wrote.
+
+    Raises:
+        UniDPOError: an argument or the data cannot be used; no model has been loaded by then.
+    """
+    script, settings, model_settings, mixture = parse(arguments)
+    data = _load_data(script, mixture)
+    splits = {"train": _split(data, script.dataset_train_split)}
+    if settings.eval_strategy != "no":
+        splits["eval"] = _split(data, script.dataset_test_split)
+    if settings.uses_uni_dpo:
+        for name, split in splits.items():
+            check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)
+    trainer = UniDPOTrainer(
+        _load_model(model_settings),
+        args=settings,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("eval"),
+        processing_class=transformers.AutoProcessor.from_pretrained(
+            model_settings.model_name_or_path, trust_remote_code=model_settings.trust_remote_code
+        ),
+        peft_config=get_peft_config(model_settings),
+    )
+    trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
+    trainer.save_state()
+    if "eval" in splits:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_model(settings.output_dir)
+    if settings.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Any, UniDPOConfig, Any, Any]:
+    """Where the data are, how to train, what model, and which mixture of datasets.
+
+    Raises:
+        UniDPOError: the file after `--config` cannot be read, or holds a setting that none of the four has.
+    """
+    parser = TrlParser((ScriptArguments, UniDPOConfig, ModelConfig, DatasetMixtureConfig), prog="uni-dpo trl-dpo")
+    try:
+        return parser.parse_args_and_config(args=list(arguments))
+    except UniDPOError:
+        raise
+    except (OSError, ValueError, TypeError, IndexError, yaml.YAMLError) as error:
+        raise UniDPOError(f"trl-dpo: {error}") from error
+
+
+def _load_data(script: Any, mixture: Any) -> Any:
+    if mixture.datasets:
+        return get_dataset(mixture)
+    name = script.dataset_name
+    if not name:
+        raise UniDPOError("dataset_name: name a dataset, a file, or a folder that `uni-dpo data convert` wrote")
+    path = Path(name)
+    try:
+        if path.is_file() and path.suffix in TABLES:
+            return datasets.load_dataset(TABLES[path.suffix], data_files=name, streaming=script.dataset_streaming)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return datasets.load_from_disk(name)
+        return datasets.load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UniDPOError(f"dataset {name!r} cannot be loaded: {error}") from error
+
+
+def _split(data: Any, name: str) -> Any:
+    if not isinstance(data, dict):
+        return data
+    if name not in data:
+        raise UniDPOError(f"the dataset has no split {name!r}; it has {', '.join(data)}")
+    return data[name]
+
+
+def _load_model(settings: Any) -> Any:
+    name = settings.model_name_or_path
+    if not name:
+        raise UniDPOError("model_name_or_path: name a checkpoint")
+    quantization = get_quantization_config(settings)
+    placed = {} if quantization is None else {"device_map": get_kbit_device_map(), "quantization_config": quantization}
+    trust = {"trust_remote_code": settings.trust_remote_code, "revision": settings.model_revision}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **trust)
+        sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
+        kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+        return kind.from_pretrained(
+            name,
+            dtype=settings.dtype if settings.dtype in ("auto", None) else getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            **trust,
+            **placed,
+        )
+    except (OSError, json.JSONDecodeError) as error:
+        raise UniDPOError(f"model {name!r} cannot be loaded: {error}") from error
+
+
+if __name__ == "__main__":
+    try:
+        train(sys.argv[1:])
+    except UniDPOError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,188 @@
+"""TRL's DPO trainer with the Uni-DPO objective in the one place where losses are made."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
+from uni_dpo.shared_prefix import image_token_id
+from uni_dpo.shared_prefix.families import unwrapped
+from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
+from uni_dpo.trl.data import (
+    SCORES,
+    ScoredPairCollator,
+    ScoredVisionPairCollator,
+    check_scores,
+    tokenize_answers,
+)
+
+GRID = "image_grid_thw"
+"""The input of Qwen-VL, one row per image, that TRL does not know of."""
+
+
+class UniDPOTrainer(DPOTrainer):
+    """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
+
+    Vision data go through the model's own processor when a batch is made, so that every family whose processor
+    takes texts and images together trains, also those whose images have no fixed size (Qwen-VL), with any number
+    of images in a row. A prompt with images is never cut.
+
+    Args:
+        model, ref_model, train_dataset, …: as TRL's `DPOTrainer` takes them.
+        args: a `UniDPOConfig`; the published settings when None.
+
+    Raises:
+        UniDPOError: the loss is `uni_dpo`, and a dataset has no scores or some that are no numbers.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: DPOConfig | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = UniDPOConfig(f"{name.split('/')[-1]}-Uni-DPO")
+        self.objective = args.objective() if isinstance(args, UniDPOConfig) and args.uses_uni_dpo else None
+        self._columns = (args.score_chosen_column, args.score_rejected_column) if self.objective else None
+        self._scores: tuple[Tensor, Tensor] | None = None
+        self._terms: UniDPOLoss | None = None
+        super().__init__(model, ref_model, args, data_collator, **kwargs)
+        if data_collator is None:
+            self.data_collator = self._collator()
+
+    process_row = staticmethod(tokenize_answers)
+
+    def _collator(self) -> ScoredPairCollator | ScoredVisionPairCollator:
+        if not self.is_vision_model:
+            return ScoredPairCollator(self.pad_token_id, self._columns)
+        # Cutting at the end is what keeps the images whole.
+        self.truncation_mode = "keep_start"
+        return ScoredVisionPairCollator(self.processing_class, self.pad_token_id, self._columns, self.max_length)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        # TRL asks the configuration, which in transformers 4.57 answers for the language model of a Qwen-VL.
+        self.is_vision_model = isinstance(processing_class, ProcessorMixin)
+        if self._columns is not None:
+            check_scores(dataset, self._columns, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _prepare_peft_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_peft_model(model, *args, **kwargs)
+        if not hasattr(prepared, "warnings_issued"):
+            # TRL notes there what it has warned of; the models of transformers 5 have no such list any more.
+            prepared.warnings_issued = {}
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Resume a fully tuned model by the names under which its checkpoint was saved.
+
+        Transformers 5 saves a vision-language model under its published names, but resumes by the names of its
+        modules and skips those it does not know: the run would start again from the base.
+        """
+        whole = self.accelerator.unwrap_model(model if model is not None else self.model)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(whole, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(whole).from_pretrained(resume_from_checkpoint, config=whole.config, dtype=whole.dtype)
+        whole.load_state_dict(saved.state_dict())
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        ours = {*(self._columns or ()), "prompt", "images"}
+        self._signature_columns += sorted(ours.difference(self._signature_columns))
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any], is_ref_model: bool = False) -> dict[str, Tensor]:
+        """Log-probabilities of both answers of every pair, averaged over their tokens where the settings say so."""
+        output = super().concatenated_forward(_with_grids(model, batch.get(GRID)), batch, is_ref_model)
+        if self.objective is not None and self.args.average_log_prob:
+            for side in ("chosen", "rejected"):
+                output[f"{side}_logps"] = output[f"{side}_logps"] / self._answer_lengths(batch, side)
+        return output
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: dict[str, Any], train_eval: str = "train"
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and metrics of one batch, with the objective's terms among them."""
+        if self.objective is None:
+            return super().get_batch_loss_metrics(model, batch, train_eval)
+        if any(name not in batch for name in SCORES):
+            raise UniDPOError(f"the data collator has to put {' and '.join(SCORES)} into the batch")
+        self._scores = batch[SCORES[0]], batch[SCORES[1]]
+        loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
+        prefix = "eval_" if train_eval == "eval" else ""
+        for name, term in self._logged_terms().items():
+            gathered = self.accelerator.gather_for_metrics(term.float())
+            metrics[f"{prefix}uni_dpo/{name}"] = gathered.mean().item()
+        return loss, metrics
+
+    def dpo_loss(
+        self,
+        chosen_logps: Tensor,
+        rejected_logps: Tensor,
+        ref_chosen_logps: Tensor,
+        ref_rejected_logps: Tensor,
+        loss_type: str = "sigmoid",
+        model_output: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
+        if loss_type != UNI_DPO or self.objective is None or self._scores is None:
+            return super().dpo_loss(
+                chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, loss_type, model_output
+            )
+        device = chosen_logps.device
+        logps = PairLogps(chosen_logps, rejected_logps, ref_chosen_logps.to(device), ref_rejected_logps.to(device))
+        score_chosen, score_rejected = (scores.to(device) for scores in self._scores)
+        self._terms = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
+        return (
+            self._terms.losses,
+            self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
+            self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
+        )
+
+    def _logged_terms(self) -> dict[str, Tensor]:
+        assert self._terms is not None
+        assert self._scores is not None
+        return {
+            "w_qual": self._terms.quality_weight,
+            "w_perf": self._terms.performance_weight,
+            "nll_active": self._terms.nll_active,
+            "score_margin": self._scores[0] - self._scores[1],
+        }
+
+    def _answer_lengths(self, batch: dict[str, Any], side: str) -> Tensor:
+        """Scored tokens of each answer, (pairs,): those that TRL's cut at `max_length` leaves."""
+        lengths = batch[f"{side}_attention_mask"].sum(1)
+        if self.max_length is not None:
+            prompt = 1 if self.truncation_mode == "keep_end" else batch["prompt_attention_mask"].sum(1)
+            lengths = lengths.minimum((self.max_length - prompt) * torch.ones_like(lengths))
+        return lengths.clamp(min=1)
+
+
+def _with_grids(model: Any, grid: Tensor | None) -> Callable[..., Any]:
+    """`model` as TRL calls it, and beside TRL's inputs those that tell Qwen-VL where its images are.
+
+    Args:
+        model: the policy or the reference, wrapped or not.
+        grid: (images, 3) patches in time, height and width; None for a batch or a family without.
+    """
+    if grid is None:
+        return model
+    token = torch.tensor(image_token_id(model), device=grid.device)
+    takes_types = "mm_token_type_ids" in inspect.signature(unwrapped(model).forward).parameters
+
+    def forward(input_ids: Tensor, **inputs: Any) -> Any:
+        types = {"mm_token_type_ids": (input_ids == token).int()} if takes_types else {}
+        return model(input_ids, **inputs, **types, **{GRID: torch.cat([grid, grid])})
+
+    return forward

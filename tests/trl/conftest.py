@@ -1,0 +1,79 @@
+"""Tiny models to train with TRL, on a CPU and in float32."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PREPARE_TINY = Path(__file__).parents[2] / "examples" / "text_dpo" / "prepare_tiny.py"
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Qwen2 of the text recipe."""
+    spec = importlib.util.spec_from_file_location("prepare_tiny", PREPARE_TINY)
+    prepare_tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(prepare_tiny)
+    return prepare_tiny.write_tiny_text_model(tmp_path_factory.mktemp("models") / "text")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Any]:
+    """`settings(**changes)` is a `UniDPOConfig` for a short run in float32."""
+    import torch
+
+    from uni_dpo.trl import UniDPOConfig
+
+    torch.set_num_threads(1)
+    plain = {
+        "output_dir": str(tmp_path / "out"),
+        "bf16": False,
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "seed": 3,
+    }
+    return lambda **changes: UniDPOConfig(**(plain | changes))
+
+
+@pytest.fixture(scope="session")
+def text_rows() -> list[dict[str, Any]]:
+    """Eight conversations with answers of odd lengths and scores."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"Is {number} plus one {number + 1}?"}],
+            "chosen": [{"role": "assistant", "content": "Yes." + " Sure." * (number % 3)}],
+            "rejected": [{"role": "assistant", "content": "No" + " and no" * (number % 4)}],
+            "score_chosen": 4.5 - number / 4,
+            "score_rejected": 1.0 + number / 7,
+        }
+        for number in range(8)
+    ]
+
+
+@pytest.fixture(scope="session")
+def image_rows(digits: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Eight conversations over one, two or no images, as `uni-dpo data convert --to trl` writes them."""
+    rows = []
+    for at, digit in enumerate(digits["preference"][:8]):
+        count = (1, 0, 2)[at % 3]
+        question = [{"type": "image", "text": None}] * count + [{"type": "text", "text": "Which digit is it?"}]
+        wrong = "I cannot say" + " at all" * (at % 4)
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": question}],
+                "chosen": [{"role": "assistant", "content": [{"type": "text", "text": digit.answer}]}],
+                "rejected": [{"role": "assistant", "content": [{"type": "text", "text": wrong}]}],
+                "images": [str(digit.image)] * count,
+                "score_chosen": 4.5 - at / 4,
+                "score_rejected": 1.0 + at / 7,
+            }
+        )
+    return rows

@@ -1,0 +1,151 @@
+"""`uni-dpo trl-dpo`: TRL's flags, files and folders of ours, and faults before any model is loaded."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.trl.launch import parse, train
+
+Rows = list[dict[str, Any]]
+
+
+def flags(model: Path | str, data: Path | str, out: Path) -> list[str]:
+    """A short run on a CPU."""
+    values = {
+        "model_name_or_path": model,
+        "dataset_name": data,
+        "output_dir": out,
+        "dtype": "float32",
+        "bf16": False,
+        "use_cpu": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": "1e-3",
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def log(out: Path) -> list[dict[str, float]]:
+    return json.loads((out / "trainer_state.json").read_text())["log_history"]
+
+
+def test_a_file_of_texts_trains_with_an_adapter(tiny_text: Path, text_rows: Rows, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, text_rows)))
+    out = tmp_path / "out"
+    train([*flags(tiny_text, tmp_path / "pairs.jsonl", out), "--use_peft", "--lora_r", "4"])
+    assert "uni_dpo/w_perf" in log(out)[0]
+    assert (out / "adapter_model.safetensors").is_file()
+
+
+def test_two_ranks_follow_one(tiny_text: Path, text_rows: Rows, tmp_path: Path) -> None:
+    """Two pairs on each of two ranks are the four pairs of one."""
+    (tmp_path / "pairs.json").write_text(json.dumps(text_rows))
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(flags(tiny_text, tmp_path / "pairs.json", one))
+    arguments = [*flags(tiny_text, tmp_path / "pairs.json", two), "--per_device_train_batch_size", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*torchrun, "-m", "uni_dpo.trl.launch", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    names = ("loss", "grad_norm", "rewards/margins", "uni_dpo/w_perf", "uni_dpo/score_margin")
+    for line, expected in zip(log(two)[:2], log(one)[:2], strict=True):
+        assert [line[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-4, abs=1e-6)
+
+
+def test_a_converted_folder_with_images_trains(
+    tiny_qwen2_vl: Path, digits: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    """`uni-dpo data convert --to trl` writes it, images and scores included."""
+    from uni_dpo.preferences.convert import convert
+
+    pairs = [
+        {
+            "instruction": "<image>Which digit is it?",
+            "chosen": digit.answer,
+            "rejected": "I cannot say",
+            "images": [str(digit.image)],
+            "score_chosen": 4.0,
+            "score_rejected": 1.0,
+        }
+        for digit in digits["preference"][:8]
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    convert(tmp_path / "pairs.json", tmp_path / "folder", from_format="llamafactory", to_format="trl")
+    out = tmp_path / "out"
+    train(flags(tiny_qwen2_vl, tmp_path / "folder", out))
+    first, second = (line for line in log(out) if "loss" in line)
+    assert first["uni_dpo/score_margin"] == 3.0
+    assert second["rewards/margins"] > 0
+    assert (out / "model.safetensors").is_file()
+
+
+def test_a_yaml_file_gives_defaults_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model_name_or_path: a\nuni_dpo_qual_eta: 0.1\nlearning_rate: 1.0e-5\nbf16: false\n")
+    _, settings, model, _ = parse(["--config", str(file), "--output_dir", "out", "--uni_dpo_qual_eta", "0.2"])
+    assert (model.model_name_or_path, settings.uni_dpo_qual_eta, settings.learning_rate) == ("a", 0.2, 1e-5)
+
+
+def test_the_documented_command_parses() -> None:
+    """As it stands on the page; only the GPU is taken away."""
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text(encoding="utf-8")
+    command = page.split("```bash\n")[1].split("\naccelerate")[0].replace("\\\n", " ")
+    program, name, *arguments = shlex.split(command)
+    assert (program, name) == ("uni-dpo", "trl-dpo")
+    script, settings, model, _ = parse([*arguments, "--use_cpu", "true", "--bf16", "false"])
+    assert script.dataset_name == "trl-lib/ultrafeedback_binarized"
+    assert (settings.loss_type, settings.beta, settings.learning_rate) == ("uni_dpo", 2.0, 5e-6)
+    assert (model.use_peft, model.lora_r, model.lora_alpha) == (True, 32, 16)
+
+
+def test_faults_are_named_before_a_model_is_looked_for(text_rows: Rows, tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text(json.dumps([*text_rows, text_rows[0] | {"score_chosen": None}]))
+    with pytest.raises(UniDPOError, match="row 8, score_chosen: None"):
+        train(flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out"))
+    with pytest.raises(UniDPOError, match=r"nowhere\.yaml"):
+        parse(["--config", str(tmp_path / "nowhere.yaml")])
+    arguments = flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out")
+    with pytest.raises(UniDPOError, match="no split 'validation'; it has train"):
+        train([*arguments, "--dataset_train_split", "validation"])
+
+
+def test_a_missing_model_is_named(text_rows: Rows, tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text(json.dumps(text_rows))
+    with pytest.raises(UniDPOError, match="model 'no/such-model' cannot be loaded"):
+        train(flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out"))
+
+
+def test_the_tutorial_runs_with_one_line_changed(
+    tiny_text: Path, text_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's own code, with the tiny model, this file, and a CPU in the places of the published ones."""
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "pairs.json").write_text(json.dumps(text_rows))
+    for published, ours in {
+        "Qwen/Qwen2-0.5B-Instruct": str(tiny_text),
+        '"trl-lib/ultrafeedback_binarized"': f'"json", data_files="{tmp_path / "pairs.json"}"',
+        'DPOConfig(output_dir="Qwen2-0.5B-DPO"': f'DPOConfig(output_dir="{tmp_path}", bf16=False, use_cpu=True, '
+        'report_to="none", save_strategy="no"',
+    }.items():
+        assert published in code
+        code = code.replace(published, ours)
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py"])
+    names: dict[str, Any] = {}
+    exec(compile(code, "tutorial", "exec"), names)
+    assert type(names["trainer"]).__name__ == "UniDPOTrainer"
+    assert names["trainer"].state.global_step == 3
