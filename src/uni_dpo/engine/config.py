@@ -142,12 +142,12 @@ class EngineConfig:
         for role in self.roles(stage):
             backend, options = self.models[role]
             described[f"models.{role}"] = {"backend": backend, **fingerprinted(options)}
-            if weights := _weights(getattr(options, "model", "")):
+            if weights := weight_files(getattr(options, "model", "")):
                 described[f"models.{role}"]["weights"] = weights
         return described
 
 
-def _weights(model: str) -> list[list[Any]]:
+def weight_files(model: str) -> list[list[Any]]:
     """Name, size and time of a local checkpoint's weight files, by which a retrained one is noticed."""
     files = sorted(Path(model).glob("*.safetensors")) if model and Path(model).is_dir() else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

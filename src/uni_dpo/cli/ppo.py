@@ -1,0 +1,20 @@
+"""`uni-dpo ppo CONFIG.yaml`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ppo(
+    config: Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)],
+) -> None:
+    """Train a vision-language model with PPO. A run that was stopped goes on where its state was written."""
+    from uni_dpo.ppo.config import PPOConfig
+
+    settings = PPOConfig.load(config)
+    from uni_dpo.ppo import train_ppo
+
+    log = train_ppo(settings)
+    print(f"reward: {log[0]['reward']:.3f} in the first step, {log[-1]['reward']:.3f} in the last")
+    print(settings.output_dir)

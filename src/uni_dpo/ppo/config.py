@@ -1,0 +1,128 @@
+"""What a PPO config may say."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from uni_dpo.engine.config import InputOptions, digest
+from uni_dpo.engine.options import parse
+from uni_dpo.errors import UniDPOError
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Where the rewards come from: exactly one of `model` and `function`.
+
+    Attributes:
+        model: folder of a reward model, as `uni-dpo score` takes it.
+        function: exact, numeric, multiple_choice, or `package.module:function` of (answer, question) → number.
+        template: LlamaFactory's template of the reward model; None for the only one of its family.
+    """
+
+    model: str | None = None
+    function: str | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """One PPO run. Batch sizes are per process.
+
+    Attributes:
+        model: folder or hub name of the policy to start from, which is also the reference.
+        questions: file and image root of the questions.
+        reward: what rates the answers.
+        output_dir: gets the checkpoint, the log, and the state that a stopped run goes on from.
+        finetuning: which weights learn: all, or a LoRA adapter.
+        freeze_vision_tower: leave the vision tower and the projector as they are.
+        bf16: compute in bfloat16; weights that learn stay float32.
+        min_pixels, max_pixels: limits of the image processor, where it has such.
+        steps: rollouts, each followed by `ppo_epochs` passes over it.
+        rollout_batch_size: questions answered per step.
+        mini_batch_size: answers per optimizer step.
+        micro_batch_size: answers in one forward pass.
+        max_tokens, temperature: of the sampled answers.
+        kl_coef: β, the cost of a nat of log-ratio to the reference, in units of reward.
+        clip: ε of the policy's ratio.
+        value_clip: ε of the value.
+        value_coef: weight of the value loss.
+        gamma, lam: γ and λ of the advantages.
+        save_steps: write the state every so many steps.
+    """
+
+    model: str
+    output_dir: str
+    reward: RewardOptions
+    questions: InputOptions = field(default_factory=InputOptions)
+    finetuning: Literal["full", "lora"] = "lora"
+    lora_rank: int = 64
+    lora_alpha: int = 16
+    freeze_vision_tower: bool = True
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    trust_remote_code: bool = False
+    steps: int = 100
+    rollout_batch_size: int = 32
+    mini_batch_size: int = 8
+    micro_batch_size: int = 4
+    ppo_epochs: int = 4
+    learning_rate: float = 1e-5
+    max_grad_norm: float = 1.0
+    max_tokens: int = 128
+    temperature: float = 1.0
+    kl_coef: float = 0.05
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coef: float = 0.1
+    gamma: float = 1.0
+    lam: float = 0.95
+    save_steps: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.reward.model is None) == (self.reward.function is None):
+            raise UniDPOError("reward: set one of `model` and `function`")
+        counts = ("steps", "rollout_batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "max_tokens")
+        for name in (*counts, "lora_rank", "save_steps"):
+            if getattr(self, name) < 1:
+                raise UniDPOError(f"{name} is {getattr(self, name)}; it starts at 1")
+        for name in ("temperature", "learning_rate", "clip", "value_clip", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise UniDPOError(f"{name} is {getattr(self, name)}; it lies above 0")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UniDPOError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
+        if self.kl_coef < 0 or self.value_coef < 0:
+            raise UniDPOError("kl_coef and value_coef start at 0")
+        if self.rollout_batch_size % self.mini_batch_size:
+            raise UniDPOError("rollout_batch_size is no multiple of mini_batch_size")
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "PPOConfig":
+        """Read a YAML file; paths in it are relative to the working directory.
+
+        Raises:
+            UniDPOError: no such file, or a setting that is unknown, missing or of the wrong type.
+        """
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise UniDPOError(f"there is no config file {path}")
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UniDPOError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(raw, dict):
+            raise UniDPOError(f"{path}: expected `key: value` lines")
+        return parse(cls, raw | dict(overrides or {}), "")
+
+    def digest(self) -> str:
+        """A name for the settings that a resumed run must share with the run that it goes on from."""
+        settings = asdict(self)
+        for name in ("steps", "save_steps", "output_dir", "micro_batch_size", "gradient_checkpointing"):
+            del settings[name]
+        return digest(settings)

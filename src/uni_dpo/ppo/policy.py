@@ -1,0 +1,192 @@
+"""The policy with its value head, the reference beside it, and what is put into them."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from uni_dpo.engine.records import Question
+from uni_dpo.errors import UniDPOError
+from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
+from uni_dpo.ppo.config import PPOConfig
+
+VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
+"""Names of the modules that `freeze_vision_tower` freezes, in the supported families."""
+
+Inputs = dict[str, Tensor]
+
+
+class Policy(nn.Module):
+    """A vision-language model that answers, with a value per answer token from a head on its last hidden states."""
+
+    def __init__(self, model: Any, *, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        head = _language_model(model).get_output_embeddings()
+        # From zero: the first advantages are the rewards, not the noise of a random critic.
+        self.value_head = nn.Linear(head.in_features, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability and value of every answer token; see `Batch` for the arguments.
+
+        Returns:
+            (B, T) log-probabilities at the sampling temperature, 0 on padding; (B, T) values before each token.
+        """
+        logps, hidden = answer_logps(self.model, inputs, labels, self.temperature)
+        values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        return logps, values
+
+
+def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Score the last T tokens of each sequence.
+
+    Args:
+        inputs: of the model: left-padded prompts, right-padded answers.
+        labels: (B, T + 1), the answers' tokens after one ignored column; padding ignored.
+        temperature: divides the logits, as in sampling.
+
+    Returns:
+        (B, T) log-probabilities, 0 on padding, and (B, T, D) the hidden states that predict the tokens.
+    """
+    language_model = _language_model(model)
+    hidden = language_model.base_model(**inputs, use_cache=False).last_hidden_state[:, -labels.shape[1] :]
+    tokens = ResponseTokens.from_labels(labels)
+    scored = response_logps(hidden / temperature, language_model.get_output_embeddings(), tokens)
+    table = scored.new_zeros(labels.shape[0], labels.shape[1] - 1)
+    return table.index_put((tokens.sequence, tokens.offset), scored), hidden[:, :-1]
+
+
+class Reference:
+    """The policy as it was at the start: a frozen copy, or the policy with its adapter switched off."""
+
+    def __init__(self, model: Any, *, lora: bool) -> None:
+        self._copy = None if lora else copy.deepcopy(model).eval().requires_grad_(False)
+
+    @contextmanager
+    def of(self, model: Any) -> Iterator[Any]:
+        """The reference model, where `model` is the policy's."""
+        if self._copy is not None:
+            yield self._copy
+        else:
+            with model.disable_adapter():
+                yield model
+
+    def to(self, device: torch.device) -> None:
+        """Move the copy, where there is one."""
+        if self._copy is not None:
+            self._copy.to(device)
+
+
+def load_policy(config: PPOConfig) -> tuple[Policy, Reference, Any]:
+    """Policy, reference and processor of `config.model`.
+
+    Raises:
+        UniDPOError: the checkpoint cannot be loaded, or its chat template drops the question.
+    """
+    trust = {"trust_remote_code": config.trust_remote_code}
+    half = config.bf16 and config.finetuning == "lora"
+    limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.model, dtype=torch.bfloat16 if half else torch.float32, **trust
+        )
+        processor = AutoProcessor.from_pretrained(
+            config.model, **{name: value for name, value in limits.items() if value is not None}, **trust
+        )
+    except (OSError, ValueError, KeyError) as error:
+        missing = "" if Path(config.model).exists() else "; there is no such folder here"
+        raise UniDPOError(f"model {config.model!r} cannot be loaded{missing}: {error}") from error
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    reference = Reference(model, lora=config.finetuning == "lora")
+    if config.finetuning == "lora":
+        model = _with_adapter(model, config)
+    elif config.freeze_vision_tower:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in VISION_PARTS))
+    return Policy(model, temperature=config.temperature), reference, processor
+
+
+def encode(question: Question, processor: Any) -> Inputs:
+    """A question as the model's inputs, a batch of one that ends where the answer begins.
+
+    Raises:
+        UniDPOError: the chat template drops the question.
+    """
+    from PIL import Image
+
+    content = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    if question.text.strip() not in text:
+        raise UniDPOError("the policy's chat template drops the question; take the instruct checkpoint")
+    images = []
+    for path in question.images:
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    return dict(processor(text=[text], **({"images": images} if images else {}), return_tensors="pt"))
+
+
+def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: int) -> tuple[Inputs, Tensor]:
+    """Left-padded prompts with right-padded answers, and the labels that score the answers.
+
+    What has a column per token is padded; the rest (pixels, grids) is put end to end.
+
+    Args:
+        prompts: one per row, each a batch of one.
+        answers: token ids, one list per row; empty lists for prompts alone.
+        pad: the padding token.
+    """
+    before = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    after = max(map(len, answers))
+    inputs: Inputs = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt):
+        having = [prompt for prompt in prompts if name in prompt]  # a question without images has no pixels
+        example = having[0][name]
+        if example.shape != having[0]["input_ids"].shape:
+            inputs[name] = torch.cat([prompt[name] for prompt in having])
+            continue
+        table = example.new_full((len(prompts), before + after), pad if name == "input_ids" else 0)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            table[row, before - prompt[name].shape[1] : before] = prompt[name][0]
+            if name == "input_ids":
+                table[row, before : before + len(answer)] = torch.tensor(answer, dtype=table.dtype)
+            elif name == "attention_mask":
+                table[row, before : before + len(answer)] = 1
+        inputs[name] = table
+    labels = torch.full((len(prompts), after + 1), IGNORE_INDEX)
+    for row, answer in enumerate(answers):
+        labels[row, 1 : 1 + len(answer)] = torch.tensor(answer)
+    return inputs, labels
+
+
+def _with_adapter(model: Any, config: PPOConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    vision = "|".join(VISION_PARTS)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules="all-linear",
+            exclude_modules=rf".*\b({vision})\b.*" if config.freeze_vision_tower else None,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def _language_model(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -1,0 +1,72 @@
+"""The policy's numbers against the model's own full logits, one sequence at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from uni_dpo.demo.digits import Digit
+from uni_dpo.engine import Question
+from uni_dpo.errors import UniDPOError
+from uni_dpo.ppo.policy import collate, encode, load_policy
+
+
+def with_answer(prompt: dict[str, torch.Tensor], answer: list[int]) -> dict[str, torch.Tensor]:
+    """A prompt's inputs with an answer behind it."""
+    columns = {"input_ids": answer, "attention_mask": [1] * len(answer), "mm_token_type_ids": [0] * len(answer)}
+    return {
+        name: torch.cat([value, torch.tensor([columns[name]])], 1) if name in columns else value
+        for name, value in prompt.items()
+    }
+
+
+def test_log_probabilities_do_not_depend_on_the_batch(config, digits: dict[str, list[Digit]]) -> None:
+    """Prompts of one, no and two images, answers of 3, 1 and 5 tokens, temperature 0.7: as each alone, in full."""
+    policy, _, processor = load_policy(config(temperature=0.7))
+    images = [str(digit.image) for digit in digits["train"][:3]]
+    questions = [
+        Question("a", "Which digit is written here?", (images[0],)),
+        Question("b", "one two three", ()),
+        Question("c", "Which digit do you see in the image?", (images[1], images[2])),
+    ]
+    prompts = [encode(question, processor) for question in questions]
+    answers = [[30, 31, 32], [40], [50, 51, 52, 53, 54]]
+    torch.nn.init.normal_(policy.value_head.weight)
+    with torch.no_grad():
+        logps, values = policy(*collate(prompts, answers, processor.tokenizer.pad_token_id))
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            output = policy.model(**with_answer(prompt, answer), output_hidden_states=True)
+            span = slice(prompt["input_ids"].shape[1] - 1, -1)
+            table = (output.logits[0, span].double() / 0.7).log_softmax(-1)
+            expected = table.gather(-1, torch.tensor(answer)[:, None]).squeeze(-1)
+            torch.testing.assert_close(logps[row, : len(answer)].double(), expected, atol=1e-5, rtol=1e-5)
+            assert logps[row, len(answer) :].eq(0).all()
+            hidden = output.hidden_states[-1][0, span]
+            torch.testing.assert_close(
+                values[row, : len(answer)], policy.value_head(hidden).squeeze(-1), atol=1e-4, rtol=1e-4
+            )
+
+
+def test_an_adapter_trains_the_language_model_only_and_switches_off_for_the_reference(config) -> None:
+    policy, reference, _ = load_policy(config(finetuning="lora", freeze_vision_tower=True, lora_rank=4))
+    trained = [name for name, weight in policy.named_parameters() if weight.requires_grad]
+    assert any("lora" in name for name in trained)
+    assert not any("visual" in name for name in trained)
+    assert {"value_head.weight", "value_head.bias"} <= set(trained)
+    with reference.of(policy.model) as model:
+        assert all(layer.disable_adapters for layer in model.modules() if hasattr(layer, "disable_adapters"))
+
+
+def test_freezing_the_vision_tower(config) -> None:
+    policy, _, _ = load_policy(config(freeze_vision_tower=True))
+    assert not any(weight.requires_grad for name, weight in policy.named_parameters() if "visual" in name)
+    assert any(weight.requires_grad for name, weight in policy.named_parameters() if "layers" in name)
+
+
+def test_a_base_checkpoint_whose_template_drops_the_question_is_refused(tmp_path: Path, config) -> None:
+    from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
+
+    folder = write_tiny_qwen2_vl(tmp_path / "base", template=BASE_TEMPLATE)
+    _, _, processor = load_policy(config(model=str(folder)))
+    with pytest.raises(UniDPOError, match="instruct checkpoint"):
+        encode(Question("a", "Which digit?", ()), processor)
