@@ -23,7 +23,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2_vl: Path, dig
         {
             "instruction": f"<image>{QUESTION}",
             "chosen": digit.answer,
-            "rejected": answer((digit.label + 1 + at) % 10) + " yes" * (at % 3),
+            "rejected": answer((digit.label + 1 + at % 9) % 10) + " yes" * (at % 3),
             "images": [str(digit.image)],
             "score_chosen": 4.0 + at / 7,
             "score_rejected": 1.0,
