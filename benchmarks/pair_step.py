@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--liger", action="store_true", help="with LlamaFactory's enable_liger_kernel")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more than one counts waiting as CPU time")
     parser.add_argument("--grow", choices=GROWTH, help="several sizes instead of one")
     parser.add_argument("--sizes", type=int, nargs="+", help="those sizes")
     parser.add_argument("--figure", type=Path, help="draw what grows, as .svg or .png")

@@ -18,6 +18,7 @@ LABELS = torch.tensor(
 )
 VOCABULARY, WIDTH = 47, 11
 ONE_ROW = VOCABULARY * 8
+ONE_COLUMN = 10 * 8
 
 
 def naive(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,14 @@ def test_tokens_are_predicted_one_position_earlier() -> None:
     assert tokens.lengths().tolist() == [3, 5, 1, 1]
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 3 * ONE_ROW, 2**20], ids=["one row", "three rows", "all"])
+@pytest.fixture(params=[0, 2**30], ids=["made again", "kept"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits are made again in the backward pass, or kept for it."""
+    monkeypatch.setattr("uni_dpo.logprobs.KEPT_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("chunk_bytes", [1, 5 * ONE_COLUMN, 2**20], ids=["one column", "five columns", "all"])
 @pytest.mark.parametrize("softcap", [None, 2.0], ids=["uncapped", "capped"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 def test_values_and_gradients_are_those_of_the_full_logits(bias: bool, softcap: float | None, chunk_bytes: int) -> None:
@@ -132,16 +140,30 @@ def test_an_adapted_head_is_called_and_its_adapter_learns() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
 
 
-def test_many_chunks_keep_no_logits_for_the_backward_pass() -> None:
+def test_many_logits_are_not_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uni_dpo.logprobs.KEPT_BYTES", 0)
     hidden, head = inputs()
     tokens = ResponseTokens.from_labels(LABELS)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
-        response_logps(hidden, head, tokens, chunk_bytes=ONE_ROW)
+        logps = response_logps(hidden, head, tokens, chunk_bytes=ONE_COLUMN)
+    assert not logps.grad_fn.kept
     assert max(kept) <= max(hidden.numel(), head.weight.numel())
     assert sum(kept) < len(tokens.target) * VOCABULARY + hidden.numel() + head.weight.numel()
 
 
+@pytest.mark.usefixtures("kept")
+def test_extreme_logits_stay_finite() -> None:
+    hidden, head = inputs(torch.float32)
+    head.weight.data[20:] *= 1e4
+    tokens = ResponseTokens.from_labels(LABELS)
+    logps = response_logps(hidden, head, tokens, chunk_bytes=7 * ONE_COLUMN)
+    expected, scored = naive(hidden.double(), head.weight.double(), None)
+    torch.testing.assert_close(logps.double(), expected[scored], rtol=1e-5, atol=1e-5)
+    assert all(gradient.isfinite().all() for gradient in gradients(logps, hidden, head.weight))
+
+
+@pytest.mark.usefixtures("kept")
 def test_a_second_backward_pass_gives_the_same_gradients() -> None:
     hidden, head = inputs()
     sums = response_logps(hidden, head, ResponseTokens.from_labels(LABELS)).sum()

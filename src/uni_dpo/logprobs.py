@@ -7,7 +7,6 @@ pass projects each chunk again instead of keeping its logits.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +16,11 @@ from torch.utils.checkpoint import checkpoint
 IGNORE_INDEX = -100
 """The label of a token that is not scored."""
 
-CHUNK_BYTES = 256 * 2**20
-"""Logits held at once, in bytes of their working precision."""
+CHUNK_BYTES = 32 * 2**20
+"""Logits made at once, in bytes of their working precision."""
+
+KEPT_BYTES = 256 * 2**20
+"""Up to this many bytes of logits are kept for the backward pass instead of being made again."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def response_logps(
     *,
     project: Callable[[Tensor], Tensor] | None = None,
     softcap: float | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Score the response tokens; the same numbers and gradients as `log_softmax` of all logits in float32.
 
@@ -98,15 +100,17 @@ def response_logps(
         tokens: what to score, and where.
         project: called in place of `head`, which is then not read directly.
         softcap: logits are `softcap · tanh(logits / softcap)`; None leaves them.
-        chunk_bytes: bound on the logits held at once; at least one token is projected at a time.
+        chunk_bytes: bound on the logits made at once; by default `CHUNK_BYTES` (blocks of the vocabulary) for a plain
+            linear layer and `KEPT_BYTES` (blocks of tokens) for a module that is called.
 
     Returns:
         (N,) log-probabilities, in float32 (float64 for float64 inputs).
     """
     selected = hidden.flatten(0, -2)[tokens.predictor]
     if type(head) is nn.Linear and project is None and softcap is None:
-        return linear_logps(selected, head.weight, tokens.target, head.bias, chunk_bytes=chunk_bytes)
-    parts = _chunks(selected, _vocabulary(head), chunk_bytes)
+        block = chunk_bytes or CHUNK_BYTES
+        return linear_logps(selected, head.weight, tokens.target, head.bias, chunk_bytes=block)
+    parts = _chunks(len(selected), _vocabulary(head), selected, chunk_bytes or KEPT_BYTES)
     logps = [_called_logps(project or head, selected[part], tokens.target[part], softcap) for part in parts]
     return torch.cat(logps) if logps else selected.sum(1, dtype=_working_dtype(selected))
 
@@ -120,56 +124,78 @@ def linear_logps(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _LinearLogps.apply(hidden, weight, bias, target, chunk_bytes)
+        kept_bytes = KEPT_BYTES if torch.is_grad_enabled() else 0
+        return _LinearLogps.apply(hidden, weight, bias, target, chunk_bytes, kept_bytes)
 
 
 class _LinearLogps(torch.autograd.Function):
-    """`gather − logsumexp` of a linear layer.
+    """`gather − logsumexp` of a linear layer, a block of the vocabulary at a time.
 
-    The backward pass projects again, unless all logits fit into one chunk: then their exponentials are kept, and
-    the peak is no higher than projecting again would make it.
+    A block's logits are made, used and overwritten while they are still in the processor's cache. The backward pass
+    makes them again, unless those of all blocks are within `kept_bytes`: then their exponentials are kept.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, chunk_bytes):  # type: ignore[no-untyped-def]  # torch's signature
-        logps = torch.empty_like(target, dtype=_working_dtype(hidden))
-        top, total = torch.empty_like(logps), torch.empty_like(logps)
-        parts = _chunks(hidden, weight.shape[0], chunk_bytes)
-        for part in parts:
-            logits = _project(nn.functional.linear, hidden[part], weight, bias)
-            picked = logits.gather(1, target[part, None]).squeeze(1)
-            top[part] = logits.amax(1)
-            exponentials = logits.sub_(top[part, None]).exp_()
-            total[part] = exponentials.sum(1)
-            logps[part] = picked - top[part] - total[part].log()
-        ctx.exponentials = exponentials if len(parts) == 1 and any(ctx.needs_input_grad) else None
-        ctx.parts = parts
-        ctx.save_for_backward(hidden, weight, bias, target, top, total)
-        return logps
+    def forward(ctx, hidden, weight, bias, target, chunk_bytes, kept_bytes):  # type: ignore[no-untyped-def]  # torch's signature
+        blocks = _chunks(len(weight), len(hidden), hidden, chunk_bytes)
+        picked = torch.zeros_like(target, dtype=_working_dtype(hidden))
+        top, total = torch.full_like(picked, -torch.inf), torch.zeros_like(picked)
+        kept = []
+        for block in blocks:
+            logits = _project(nn.functional.linear, hidden, *_rows(weight, bias, block))
+            inside, column = _in_block(target, block)
+            picked = torch.where(inside, logits.gather(1, column)[:, 0], picked)
+            highest = logits.amax(1)
+            exponentials = logits.sub_(highest[:, None]).exp_()
+            new_top = torch.maximum(top, highest)
+            total = total * (top - new_top).exp() + exponentials.sum(1) * (highest - new_top).exp()
+            top = new_top
+            if len(weight) * picked.nbytes <= kept_bytes:
+                kept.append((exponentials, highest))
+        normaliser = top + total.log()
+        ctx.save_for_backward(hidden, weight, bias, target, normaliser)
+        ctx.blocks, ctx.kept = blocks, kept
+        return picked - normaliser
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grad_outputs):  # type: ignore[no-untyped-def]  # torch's signature
-        hidden, weight, bias, target, top, total = ctx.saved_tensors
+        hidden, weight, bias, target, normaliser = ctx.saved_tensors
         (grad,) = grad_outputs
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
-        grad_bias = torch.zeros_like(bias) if wants_bias else None
-        for part in ctx.parts:
-            exponentials, ctx.exponentials = ctx.exponentials, None
-            if exponentials is None:
-                logits = _project(nn.functional.linear, hidden[part], weight, bias)
-                exponentials = logits.sub_(top[part, None]).exp_()
-            grad_logits = exponentials.mul_((-grad[part] / total[part])[:, None])
-            grad_logits = grad_logits.scatter_add_(1, target[part, None], grad[part, None]).to(weight.dtype)
+        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if wants_hidden else None
+        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_bias = torch.empty_like(bias) if wants_bias else None
+        kept, ctx.kept = ctx.kept[::-1], []
+        for block in ctx.blocks:
+            if kept:
+                exponentials, highest = kept.pop()
+                scale = (highest - normaliser).exp()
+            else:
+                logits = _project(nn.functional.linear, hidden, *_rows(weight, bias, block))
+                exponentials, scale = logits.sub_(normaliser[:, None]).exp_(), 1
+            grad_logits = exponentials.mul_((-grad * scale)[:, None])
+            inside, column = _in_block(target, block)
+            grad_logits.scatter_add_(1, column, torch.where(inside, grad, 0)[:, None])
+            grad_logits = grad_logits.to(weight.dtype)
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[part])
+                grad_hidden += grad_logits @ weight[block]
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.t(), hidden[part])
+                torch.mm(grad_logits.t(), hidden, out=grad_weight[block])
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
+                grad_bias[block] = grad_logits.sum(0)
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _rows(weight: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor | None]:
+    return weight[block], None if bias is None else bias[block]
+
+
+def _in_block(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Which targets (N,) are in a block of the vocabulary, and the column (N, 1) of each; the first for others."""
+    inside = (target >= block.start) & (target < block.stop)
+    return inside, torch.where(inside, target - block.start, 0)[:, None]
 
 
 def _called_logps(project: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, softcap: float | None) -> Tensor:
@@ -193,12 +219,10 @@ def _vocabulary(head: Any) -> int:
     return getattr(head, "out_features", None) or head.weight.shape[0]
 
 
-def _chunks(hidden: Tensor, vocabulary: int, chunk_bytes: int) -> list[slice]:
-    """Split the rows of `hidden` evenly, so that the logits of each part stay within `chunk_bytes`."""
-    most = max(1, chunk_bytes // (vocabulary * _working_dtype(hidden).itemsize))
-    count = -(-len(hidden) // most)
-    edges = [len(hidden) * i // count for i in range(count + 1)] if count else []
-    return [slice(start, end) for start, end in pairwise(edges)]
+def _chunks(count: int, others: int, values: Tensor, chunk_bytes: int) -> list[slice]:
+    """Split `count` rows of logits, or columns, of `others` numbers each, into parts of `chunk_bytes` at most."""
+    size = max(1, chunk_bytes // max(1, others * _working_dtype(values).itemsize))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _working_dtype(values: Tensor) -> torch.dtype:
