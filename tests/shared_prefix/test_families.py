@@ -37,6 +37,19 @@ def test_a_sliding_window_is_named(family: str, window: dict[str, object]) -> No
     assert why_not_shared(tiny_model(family, **window)) == "its attention has a sliding window"
 
 
+def test_a_replaced_forward_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(type(model), "forward", lambda self, **inputs: None)
+    assert why_not_shared(model) == "another library replaced its forward pass"
+
+
+def test_grouped_attention_is_named() -> None:
+    """LlamaFactory's `shift_attn` leaves this mark."""
+    model = tiny_model("llama")
+    model.config.group_size_ratio = 0.25
+    assert why_not_shared(model) == "shift_attn attends in groups"
+
+
 def test_wrappers_are_looked_through() -> None:
     from peft import LoraConfig, get_peft_model
 

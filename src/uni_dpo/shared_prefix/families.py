@@ -20,7 +20,11 @@ def why_not_shared(model: nn.Module) -> str | None:
     family = _family(model)
     if family not in (*TEXT_FAMILIES, *QWEN_VL_FAMILIES, *LLAVA_FAMILIES):
         return f"{family} models are not among those proved equal"
+    if not type(unwrapped(model)).forward.__module__.startswith("transformers."):
+        return "another library replaced its forward pass"
     text = unwrapped(model).config.get_text_config()
+    if hasattr(text, "group_size_ratio"):
+        return "shift_attn attends in groups"
     if family in LLAVA_FAMILIES and text.model_type not in TEXT_FAMILIES:
         return f"{text.model_type} language models are not among those proved equal"
     if text._attn_implementation not in MASKED_ATTENTION:
