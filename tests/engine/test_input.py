@@ -62,6 +62,25 @@ def test_rows_of_a_preference_file_are_questions_too(tmp_path, image):
     assert question.images == (str(image.resolve()),)
 
 
+def test_the_first_user_turn_of_a_conversation_is_the_question(tmp_path, image):
+    path = write_jsonl(
+        tmp_path / "q.jsonl",
+        {
+            "id": "openai",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "<image>What?"},
+                {"role": "assistant", "content": "A digit."},
+            ],
+            "images": [str(image)],
+        },
+        {"id": "sharegpt", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+    )
+    openai, sharegpt = read(path, tmp_path)
+    assert (openai.text, openai.images) == ("What?", (str(image),))
+    assert (sharegpt.text, sharegpt.images) == ("Why?", ())
+
+
 def test_without_ids_the_content_is_the_id_whatever_the_order(tmp_path):
     rows = [{"question": "x"}, {"question": "y"}, {"question": "x"}]
     one = read(write_jsonl(tmp_path / "a.jsonl", *rows), tmp_path)

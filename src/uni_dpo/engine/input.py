@@ -16,6 +16,7 @@ from uni_dpo.preferences.sources import iter_rows
 
 ID_COLUMNS = ("question_id", "id", "idx")
 TEXT_COLUMNS = ("question", "instruction", "prompt")
+CONVERSATION_COLUMNS = ("messages", "conversations")
 REFERENCE_COLUMNS = ("answer", "reference", "label")
 IMAGE_COLUMNS = ("images", "image_path", "image")
 
@@ -54,7 +55,7 @@ def sort_questions(questions: Iterable[Question], limit: int | None = None) -> l
 
 
 def _question(row: Mapping[str, Any], options: InputOptions, extracted: Path, where: str) -> Question:
-    text = _first(row, TEXT_COLUMNS)
+    text = _first(row, TEXT_COLUMNS) or _first_user_turn(row)
     if not isinstance(text, str) or not text.replace("<image>", "").strip():
         raise UniDPOError(f"{where}, field 'question': a text is expected, not {text!r}")
     text = text.replace("<image>", "").strip()
@@ -77,6 +78,14 @@ def _question(row: Mapping[str, Any], options: InputOptions, extracted: Path, wh
 
 def _first(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
     return next((row[column] for column in columns if row.get(column) is not None), None)
+
+
+def _first_user_turn(row: Mapping[str, Any]) -> Any:
+    """What the user says first in a sharegpt or openai conversation."""
+    for turn in _as_list(_first(row, CONVERSATION_COLUMNS)):
+        if isinstance(turn, Mapping) and _first(turn, ("role", "from")) in ("user", "human"):
+            return _first(turn, ("content", "value"))
+    return None
 
 
 def _as_list(value: Any) -> list[Any]:
