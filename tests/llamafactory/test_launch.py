@@ -1,5 +1,6 @@
 """How `uni-dpo train` reads its arguments and describes a cluster."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,29 @@ def test_unreadable_files_are_named(tmp_path: Path, text: str | None, why: str) 
         config.write_text(text)
     with pytest.raises(UniDPOError, match=rf"c\.yaml.*{why}"):
         launch.read_arguments([str(config)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "model_name_or_path"),
+        ({"model_name_or_path": "m", "output_dir": "o", "learning_rat": 1}, "learning_rat"),
+        ({"model_name_or_path": "m", "output_dir": "o", "do_train": True, "report_to": "none"}, "dataset"),
+    ],
+    ids=["no model", "a slip of the pen", "no dataset"],
+)
+def test_settings_that_llamafactory_refuses_are_one_message(
+    tmp_path: Path, settings: dict[str, object], words: str
+) -> None:
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(settings))
+    with pytest.raises(UniDPOError, match=words):
+        launch.train([str(config)])
+
+
+def test_no_arguments_at_all() -> None:
+    with pytest.raises(UniDPOError, match="uni-dpo train CONFIG"):
+        launch.train([])
 
 
 def flags(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, str]:

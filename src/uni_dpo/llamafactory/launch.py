@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def train(arguments: list[str]) -> None:
     Raises:
         UniDPOError: the configuration cannot be read or the data cannot be trained on.
     """
+    if not arguments:
+        raise UniDPOError("name a configuration: uni-dpo train CONFIG.yaml [key=value …], or --key value flags")
     if _wants_torchrun():
         read_arguments(arguments)
         _torchrun(arguments)
@@ -66,7 +69,19 @@ def _run(arguments: list[str]) -> None:
             "USE_RAY=1 starts workers that do not know this plugin: apply the overlay to a LlamaFactory checkout "
             "(uni-dpo overlay apply) and use its llamafactory-cli, or unset USE_RAY"
         )
-    run_exp(read_arguments(arguments))
+    read = read_arguments(arguments)
+    try:
+        run_exp(read)
+    except ValueError as error:
+        if _is_about_arguments(error):
+            raise UniDPOError(str(error)) from None
+        raise
+
+
+def _is_about_arguments(error: ValueError) -> bool:
+    """Whether LlamaFactory or transformers refused a setting, rather than stumbled later on."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return raised_in.parent.name == "hparams" or raised_in.name == "hf_argparser.py"
 
 
 def _wants_torchrun() -> bool:
