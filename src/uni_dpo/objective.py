@@ -12,7 +12,7 @@ policy π and the frozen reference:
 Everything is computed in float32 (or float64, where that comes in) and stays finite for any finite input.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,43 @@ class UniDPOConfig:
         for name in ("eta", "gamma", "nll_lambda"):
             if not getattr(self, name) >= 0:
                 raise UniDPOError(f"{name} is {getattr(self, name)}: set it to 0 (off) or above")
+
+
+@dataclass
+class ObjectiveArguments:
+    """The objective's settings under the names that a trainer's arguments give them; β is the trainer's own."""
+
+    uni_dpo_qual_eta: float = field(
+        default=UniDPOConfig.eta, metadata={"help": "η: how fast the quality weight grows with the score gap."}
+    )
+    uni_dpo_tau_ref: float = field(
+        default=UniDPOConfig.tau_ref, metadata={"help": "τ_ref: the policy margin from which a pair counts as learnt."}
+    )
+    uni_dpo_perf_gamma: float = field(
+        default=UniDPOConfig.gamma, metadata={"help": "γ: how strongly learnt pairs lose weight (0: not at all)."}
+    )
+    uni_dpo_nll_lambda: float = field(
+        default=UniDPOConfig.nll_lambda, metadata={"help": "λ: weight of the calibrated NLL term (0: off)."}
+    )
+    uni_dpo_tau_good: float = field(
+        default=UniDPOConfig.tau_good,
+        metadata={"help": "τ_good: the score from which a chosen answer is good enough for the NLL term."},
+    )
+
+    def objective_config(self, beta: float | None) -> UniDPOConfig:
+        """The hyperparameters as they were set.
+
+        Args:
+            beta: β, under whatever name the trainer has it; None is refused like any other value that is no number.
+        """
+        return UniDPOConfig(
+            beta=beta,  # type: ignore[arg-type]  # None only before the trainer's arguments have set it
+            eta=self.uni_dpo_qual_eta,
+            tau_ref=self.uni_dpo_tau_ref,
+            gamma=self.uni_dpo_perf_gamma,
+            nll_lambda=self.uni_dpo_nll_lambda,
+            tau_good=self.uni_dpo_tau_good,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,19 @@ import torch
 
 from uni_dpo.engine import Question
 from uni_dpo.ppo.config import PPOConfig, RewardOptions
+from uni_dpo.ppo.rollout import Rollout
 from uni_dpo.ppo.trainer import PPOTrainer
 
 settings = json.loads(Path(sys.argv[1]).read_text())
 settings["reward"] = RewardOptions(function="exact")
 run = PPOTrainer(PPOConfig(**settings), [Question("a", "Which digit?")], lambda questions, answers: [])
-rollout = torch.load(sys.argv[2], weights_only=False)
+rollout = Rollout(**torch.load(sys.argv[2], weights_only=True))
 half = len(rollout.answers) // 2
 first = run.accelerator.process_index * half
 parts = {field.name: getattr(rollout, field.name)[first : first + half] for field in dataclasses.fields(rollout)}
 found: list[torch.Tensor] = []
 run.optimizer.step = lambda: found.extend(weight.grad.clone().flatten() for weight in run.trained.values())
-run._update(type(rollout)(**parts), list(range(half)))
+run._update(Rollout(**parts), list(range(half)))
 if run.accelerator.is_main_process:
     torch.save(torch.cat(found), sys.argv[3])
 run.accelerator.wait_for_everyone()

@@ -32,7 +32,7 @@ def test_two_processes_with_half_a_rollout_each_have_the_gradient_of_the_whole(
     run.optimizer.step = lambda: alone.extend(weight.grad.clone().flatten() for weight in run.trained.values())
     run._update(rollout, list(range(8)))
 
-    torch.save(rollout, tmp_path / "rollout.pt")
+    torch.save(vars(rollout), tmp_path / "rollout.pt")
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(settings) | {"questions": None}))
     script = Path(__file__).with_name("halves_on_two_ranks.py")
     files = [str(tmp_path / name) for name in ("config.json", "rollout.pt", "gradient.pt")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uni_dpo.engine.backends.base import parse_model
-from uni_dpo.engine.options import fingerprinted, parse
+from uni_dpo.engine.options import fingerprinted, parse, read_mapping
 from uni_dpo.engine.registry import find, load_plugins
 from uni_dpo.engine.templates import load_template
 from uni_dpo.errors import UniDPOError
@@ -109,18 +109,7 @@ class EngineConfig:
     @classmethod
     def load(cls, path: str | Path) -> "EngineConfig":
         """Read a YAML file; paths in it are relative to the working directory."""
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise UniDPOError(f"there is no config file {path}")
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UniDPOError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise UniDPOError(f"{path}: a mapping with the key `pipeline` is expected")
-        return cls(raw)
+        return cls(read_mapping(path, "a mapping with the key `pipeline` is expected"))
 
     def roles(self, stage: str) -> tuple[str, ...]:
         """Names of the models that a stage asks."""

@@ -5,6 +5,7 @@ import difflib
 import math
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from uni_dpo.errors import UniDPOError
@@ -47,6 +48,29 @@ def parse(cls: type[T], raw: object, where: str) -> T:
         if name not in values and no_default:
             raise UniDPOError(f"{_join(where, name)}: this setting is required")
     return cls(**values)
+
+
+def read_mapping(path: str | Path, expected: str) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Args:
+        expected: what the message says where the file holds something else.
+
+    Raises:
+        UniDPOError: there is no such file, or no mapping in it.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise UniDPOError(f"there is no config file {path}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UniDPOError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UniDPOError(f"{path}: {expected}")
+    return raw
 
 
 def fingerprinted(options: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.objective import UniDPOConfig
+from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
 
 UNI_DPO = "uni_dpo"
 AVERAGED_UPSTREAM = ("ipo", "orpo", "simpo")
@@ -16,7 +16,7 @@ PrefLoss: Any = Literal[(*STOCK_LOSSES, UNI_DPO)]
 
 
 @dataclass
-class UniDPOFinetuningArguments(FinetuningArguments):
+class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     """LlamaFactory's finetuning arguments with `pref_loss: uni_dpo` and what belongs to it.
 
     `None` stands for "not set" where the default depends on the loss.
@@ -59,25 +59,6 @@ class UniDPOFinetuningArguments(FinetuningArguments):
         default="~/.cache/uni_dpo/reference",
         metadata={"help": "Where precomputed reference log-probabilities are kept, for any number of runs."},
     )
-    uni_dpo_qual_eta: float = field(
-        default=UniDPOConfig.eta,
-        metadata={"help": "η: how fast the quality weight grows with the score gap."},
-    )
-    uni_dpo_tau_ref: float = field(
-        default=UniDPOConfig.tau_ref,
-        metadata={"help": "τ_ref: the policy margin from which a pair counts as learnt."},
-    )
-    uni_dpo_perf_gamma: float = field(
-        default=UniDPOConfig.gamma,
-        metadata={"help": "γ: how strongly learnt pairs lose weight (0: not at all)."},
-    )
-    uni_dpo_nll_lambda: float = field(
-        default=UniDPOConfig.nll_lambda, metadata={"help": "λ: weight of the calibrated NLL term (0: off)."}
-    )
-    uni_dpo_tau_good: float = field(
-        default=UniDPOConfig.tau_good,
-        metadata={"help": "τ_good: the score from which a chosen answer is good enough for the NLL term."},
-    )
 
     def __post_init__(self) -> None:
         if self.pref_beta is None:
@@ -101,14 +82,7 @@ class UniDPOFinetuningArguments(FinetuningArguments):
 
     def uni_dpo_config(self) -> UniDPOConfig:
         """The objective's hyperparameters as they were set."""
-        return UniDPOConfig(
-            beta=self.pref_beta,  # type: ignore[arg-type]  # set in __post_init__
-            eta=self.uni_dpo_qual_eta,
-            tau_ref=self.uni_dpo_tau_ref,
-            gamma=self.uni_dpo_perf_gamma,
-            nll_lambda=self.uni_dpo_nll_lambda,
-            tau_good=self.uni_dpo_tau_good,
-        )
+        return self.objective_config(self.pref_beta)
 
     def _refuse_what_uni_dpo_cannot_use(self) -> None:
         if self.dpo_label_smoothing > 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uni_dpo.engine.config import InputOptions, digest
-from uni_dpo.engine.options import parse
+from uni_dpo.engine.options import parse, read_mapping
 from uni_dpo.errors import UniDPOError
 
 
@@ -107,17 +107,7 @@ class PPOConfig:
         Raises:
             UniDPOError: no such file, or a setting that is unknown, missing or of the wrong type.
         """
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise UniDPOError(f"there is no config file {path}")
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UniDPOError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise UniDPOError(f"{path}: expected `key: value` lines")
+        raw = read_mapping(path, "expected `key: value` lines")
         return parse(cls, raw | dict(overrides or {}), "")
 
     def digest(self) -> str:

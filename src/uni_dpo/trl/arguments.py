@@ -6,13 +6,14 @@ from typing import Any
 from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.objective import ObjectiveArguments
 from uni_dpo.objective import UniDPOConfig as Objective
 
 UNI_DPO = "uni_dpo"
 
 
 @dataclass
-class UniDPOConfig(DPOConfig):
+class UniDPOConfig(ObjectiveArguments, DPOConfig):
     """TRL's settings with the loss `uni_dpo`, which is the default, and what belongs to it.
 
     `None` stands for "not set" where the default depends on the loss.
@@ -34,22 +35,6 @@ class UniDPOConfig(DPOConfig):
         metadata={
             "help": "Average log-probabilities over an answer's tokens instead of summing them; for uni_dpo only."
         },
-    )
-    uni_dpo_qual_eta: float = field(
-        default=Objective.eta, metadata={"help": "η: how fast the quality weight grows with the score gap."}
-    )
-    uni_dpo_tau_ref: float = field(
-        default=Objective.tau_ref, metadata={"help": "τ_ref: the policy margin from which a pair counts as learnt."}
-    )
-    uni_dpo_perf_gamma: float = field(
-        default=Objective.gamma, metadata={"help": "γ: how strongly learnt pairs lose weight (0: not at all)."}
-    )
-    uni_dpo_nll_lambda: float = field(
-        default=Objective.nll_lambda, metadata={"help": "λ: weight of the calibrated NLL term (0: off)."}
-    )
-    uni_dpo_tau_good: float = field(
-        default=Objective.tau_good,
-        metadata={"help": "τ_good: the score from which a chosen answer is good enough for the NLL term."},
     )
     score_chosen_column: str = field(
         default="score_chosen", metadata={"help": "The dataset's column with the chosen answer's score."}
@@ -73,14 +58,7 @@ class UniDPOConfig(DPOConfig):
 
     def objective(self) -> Objective:
         """The objective's hyperparameters as they were set."""
-        return Objective(
-            beta=self.beta,  # type: ignore[arg-type]  # set in __post_init__
-            eta=self.uni_dpo_qual_eta,
-            tau_ref=self.uni_dpo_tau_ref,
-            gamma=self.uni_dpo_perf_gamma,
-            nll_lambda=self.uni_dpo_nll_lambda,
-            tau_good=self.uni_dpo_tau_good,
-        )
+        return self.objective_config(self.beta)
 
     def _refuse_what_uni_dpo_cannot_use(self) -> None:
         plain: dict[str, Any] = {
