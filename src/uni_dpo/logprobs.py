@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 IGNORE_INDEX = -100
 """The label of a token that is not scored."""
 
-CHUNK_BYTES = 32 * 2**20
-"""Logits made at once, in bytes of their working precision."""
+CPU_CHUNK_BYTES, CHUNK_BYTES = 2 * 2**20, 32 * 2**20
+"""Bytes of logits, in their working precision, made at once: a CPU core's cache full; elsewhere few large blocks."""
 
 KEPT_BYTES = 256 * 2**20
 """Up to this many bytes of logits are kept for the backward pass instead of being made again."""
@@ -100,29 +100,29 @@ def response_logps(
         tokens: what to score, and where.
         project: called in place of `head`, which is then not read directly.
         softcap: logits are `softcap · tanh(logits / softcap)`; None leaves them.
-        chunk_bytes: bound on the logits made at once; by default `CHUNK_BYTES` (blocks of the vocabulary) for a plain
-            linear layer and `KEPT_BYTES` (blocks of tokens) for a module that is called.
+        chunk_bytes: bound on the logits made at once; by default `CPU_CHUNK_BYTES` or `CHUNK_BYTES` (blocks of the
+            vocabulary) for a plain linear layer, `KEPT_BYTES` (blocks of tokens) for a module that is called.
 
     Returns:
         (N,) log-probabilities, in float32 (float64 for float64 inputs).
     """
     selected = hidden.flatten(0, -2)[tokens.predictor]
     if type(head) is nn.Linear and project is None and softcap is None:
-        block = chunk_bytes or CHUNK_BYTES
-        return linear_logps(selected, head.weight, tokens.target, head.bias, chunk_bytes=block)
+        return linear_logps(selected, head.weight, tokens.target, head.bias, chunk_bytes=chunk_bytes)
     parts = _chunks(len(selected), _vocabulary(head), selected, chunk_bytes or KEPT_BYTES)
     logps = [_called_logps(project or head, selected[part], tokens.target[part], softcap) for part in parts]
     return torch.cat(logps) if logps else selected.sum(1, dtype=_working_dtype(selected))
 
 
 def linear_logps(
-    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, chunk_bytes: int = CHUNK_BYTES
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, chunk_bytes: int | None = None
 ) -> Tensor:
     """Log-probability of `target` (N,) under `hidden` (N, D) · `weight`ᵀ (V, D) + `bias` (V,); see `response_logps`."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    chunk_bytes = chunk_bytes or (CPU_CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES)
     with torch.autocast(hidden.device.type, enabled=False):
         kept_bytes = KEPT_BYTES if torch.is_grad_enabled() else 0
         return _LinearLogps.apply(hidden, weight, bias, target, chunk_bytes, kept_bytes)
