@@ -177,6 +177,7 @@ def test_swapped_score_columns_are_an_error(workspace: Path, tmp_path: Path, mon
         ("dpo_label_smoothing=0.1", "dpo_label_smoothing"),
         ("pref_bco_weight=0.5", "pref_bco_weight"),
         ("cutoff_len=16", "image tokens"),
+        ("pair_attention=flex_attention", "set it to sdpa"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

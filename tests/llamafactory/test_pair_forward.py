@@ -1,5 +1,6 @@
 """Whole runs of LlamaFactory with one sequence per pair against the same runs with two."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,10 +121,23 @@ def test_what_is_not_proved_says_so_and_trains(train: Any, monkeypatch: pytest.M
 
     said: list[str] = []
     monkeypatch.setattr(pair_forward.logger, "warning_rank0", said.append)
-    monkeypatch.setattr(pair_forward, "why_not_shared", lambda _: "of the moon")
+    monkeypatch.setattr(pair_forward, "why_not_shared", lambda *_: "of the moon")
     fallen_back = trajectory(train(max_steps=2), *METRICS)
     assert said == ["pair_forward: two sequences per pair, because of the moon."]
     assert torch.equal(fallen_back, trajectory(train(max_steps=2, pair_forward="ordinary"), *METRICS))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_flex_attention_is_for_both_language_models(tiny_qwen2_vl: Path, attention: str) -> None:
+    from transformers import Qwen2VLForConditionalGeneration
+
+    from uni_dpo.llamafactory.pair_forward import PairForward
+
+    policy, reference = (Qwen2VLForConditionalGeneration.from_pretrained(tiny_qwen2_vl) for _ in range(2))
+    PairForward.choose("shared_prefix", False, policy, reference, attention)
+    for model in (policy, reference):
+        assert model.model.language_model.config._attn_implementation == attention
+        assert model.model.visual.config._attn_implementation == "sdpa"
 
 
 def test_sums_match_llamafactorys_with_ld_alpha() -> None:

@@ -24,6 +24,7 @@ def test_attention_without_masks_is_named() -> None:
     model = tiny_model("llama")
     model.config._attn_implementation = "flash_attention_2"
     assert why_not_shared(model) == "flash_attention_2 takes no custom mask (flash_attn: sdpa does)"
+    assert why_not_shared(model, "flex_attention") is None
 
 
 @pytest.mark.parametrize(

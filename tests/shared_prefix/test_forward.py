@@ -17,6 +17,7 @@ from uni_dpo.shared_prefix import (
     pair_scores,
     same_frozen_vision,
     share_prefix,
+    text_config,
 )
 
 VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
@@ -131,6 +132,44 @@ def test_eager_attention(family: str) -> None:
     assert_equal_steps(model, pair_batch(model, MIXED))
 
 
+@pytest.fixture
+def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """FlexAttention as plain code with gradients, which a CPU is refused; holds the type of mask of every call."""
+    from torch.nn.attention import flex_attention as flex
+    from transformers.integrations import flex_attention as integration
+
+    masks: list[type] = []
+
+    def attend(*args: Any, block_mask: Any, **kwargs: Any) -> Any:
+        masks.append(type(block_mask))
+        return flex.flex_attention(*args, block_mask=block_mask, **kwargs)
+
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(integration, "WrappedFlexAttention", lambda training: lambda: attend)
+    return masks
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flex_attention(family: str, flex_on_cpu: list[type]) -> None:
+    """The masks that are given to the kernels are right; the kernels themselves need a GPU."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    model = tiny_model(family)
+    batch = pair_batch(model, MIXED)
+    logps, loss, gradients = run(model, ordinary, batch)
+    text_config(model)._attn_implementation = "flex_attention"
+    mine, my_loss, my_gradients = run(model, shared, batch)
+    assert set(flex_on_cpu) == {BlockMask}
+    torch.testing.assert_close(mine, logps, rtol=1e-5, atol=0)
+    torch.testing.assert_close(my_loss, loss, rtol=1e-5, atol=0)
+    assert difference(my_gradients, gradients) <= 1e-5 * difference(gradients, zeros(gradients))
+
+
+def zeros(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+
+
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """Euclidean distance of two sets of gradients."""
     return sum(float((first[name].double() - second[name].double()).square().sum()) for name in first) ** 0.5
@@ -147,8 +186,7 @@ def test_bfloat16(family: str) -> None:
     torch.testing.assert_close(mine.double(), exact_logps, rtol=1e-2, atol=0)
     torch.testing.assert_close(mine, logps, rtol=1e-2, atol=0)
     torch.testing.assert_close(my_loss, loss, rtol=1e-2, atol=0)
-    zero = {name: torch.zeros_like(gradient) for name, gradient in exact.items()}
-    whole = difference(exact, zero)
+    whole = difference(exact, zeros(exact))
     assert difference(my_gradients, gradients) <= 1e-2 * whole
     assert difference(my_gradients, exact) <= 1.1 * difference(gradients, exact)
     for name, gradient in gradients.items():

@@ -51,6 +51,15 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
             )
         },
     )
+    pair_attention: Literal["sdpa", "flex_attention"] = field(
+        default="sdpa",
+        metadata={
+            "help": (
+                "What attends within a shared sequence: sdpa computes all of it and masks (eager code where flash_attn "
+                "is disabled); flex_attention compiles kernels that skip what is masked, on a GPU only."
+            )
+        },
+    )
     precompute_ref_log_probs: bool = field(
         default=False,
         metadata={"help": "Compute the reference's log-probabilities before training and keep them on disk."},

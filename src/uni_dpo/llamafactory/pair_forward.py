@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.shared_prefix import (
+    FLEX_ATTENTION,
     ImageFeatures,
     image_token_id,
     keys_worth_a_token,
     lay_out_pairs,
     pair_scores,
     same_frozen_vision,
+    text_config,
     why_not_shared,
 )
 
@@ -50,7 +52,12 @@ class PairForward:
 
     @classmethod
     def choose(
-        cls, mode: str, uses_uni_dpo: bool, policy: nn.Module, reference: nn.Module | None
+        cls,
+        mode: str,
+        uses_uni_dpo: bool,
+        policy: nn.Module,
+        reference: nn.Module | None,
+        attention: str = "sdpa",
     ) -> "PairForward | None":
         """The shared-prefix pass if `mode` asks for it and the models allow it; None is LlamaFactory's own.
 
@@ -59,13 +66,18 @@ class PairForward:
             uses_uni_dpo: whether the loss is Uni-DPO.
             policy: the trained model.
             reference: the reference model; None where it is the policy without its adapters, or where there is none.
+            attention: `flex_attention` in place of what the models attend with, or `sdpa` to keep that.
         """
         if mode == "ordinary" or (mode == "auto" and not uses_uni_dpo):
             return None
-        for model in filter(None, (policy, reference)):
-            if reason := why_not_shared(model):
+        models = [model for model in (policy, reference) if model is not None]
+        for model in models:
+            if reason := why_not_shared(model, FLEX_ATTENTION if attention == FLEX_ATTENTION else None):
                 logger.warning_rank0(f"pair_forward: two sequences per pair, because {reason}.")
                 return None
+        if attention == FLEX_ATTENTION:
+            for model in models:
+                text_config(model)._attn_implementation = FLEX_ATTENTION
         logger.info_rank0("pair_forward: one sequence per pair, its prompt and images only once.")
         return cls(policy, reference)
 

@@ -219,7 +219,7 @@ def reference_identity(model_args: Any, data_args: Any, training_args: Any, fine
         "template": data_args.template,
         "cutoff": data_args.cutoff_len,
         "precision": [training_args.bf16, training_args.fp16, training_args.device.type],
-        "pair_forward": finetuning_args.pair_forward,
+        "pair_forward": [finetuning_args.pair_forward, finetuning_args.pair_attention],
         "averaged": finetuning_args.averages_logps,
         "versions": [__version__, VERSION, transformers.__version__, torch.__version__],
     }

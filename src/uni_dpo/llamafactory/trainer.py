@@ -36,7 +36,11 @@ class UniDPOTrainer(CustomDPOTrainer):
         self._scores: tuple[Tensor, Tensor] | None = None
         self._reference: tuple[Tensor, Tensor] | None = None
         self.pair_forward = PairForward.choose(
-            arguments.pair_forward, arguments.uses_uni_dpo, self.model, self.ref_model
+            arguments.pair_forward,
+            arguments.uses_uni_dpo,
+            self.model,
+            self.ref_model,
+            arguments.pair_attention,
         )
         if self.pair_forward is not None:
             self.data_collator = self.pair_forward.collator(self.data_collator)

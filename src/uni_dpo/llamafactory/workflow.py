@@ -10,10 +10,12 @@ from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo import workflow
 from llamafactory.train.trainer_utils import create_ref_model as _upstream_create_ref_model
 
+from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import check_tokenized
 from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.preferences.preflight import preflight
+from uni_dpo.shared_prefix import FLEX_ATTENTION
 
 logger = logging.get_logger(__name__)
 
@@ -28,8 +30,10 @@ def run_dpo(
     """Run LlamaFactory's DPO stage; with `pref_loss: uni_dpo`, on data whose scores and images were checked.
 
     Raises:
-        UniDPOError: the data cannot be trained on; no model has been loaded by then.
+        UniDPOError: the data cannot be trained on, or not with these settings here; no model has been loaded by then.
     """
+    if finetuning_args.pair_attention == FLEX_ATTENTION and training_args.device.type == "cpu":
+        raise UniDPOError("pair_attention: flex_attention has no gradients on a CPU: set it to sdpa, or leave it out")
     cache = None
     if finetuning_args.precompute_ref_log_probs and finetuning_args.use_ref_model and training_args.do_train:
         identity = reference_identity(model_args, data_args, training_args, finetuning_args)

@@ -7,28 +7,34 @@ from torch import nn
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LLAVA_FAMILIES = ("llava", "llava_next")
-MASKED_ATTENTION = ("sdpa", "eager")
+FLEX_ATTENTION = "flex_attention"
+MASKED_ATTENTION = ("sdpa", "eager", FLEX_ATTENTION)
 """Attention implementations that take any mask."""
 
 
-def why_not_shared(model: nn.Module) -> str | None:
+def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None:
     """Say in one line why `model` can't be trained on shared sequences; None if it can.
 
     Proved equal to two sequences per pair, by tests: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5, LLaVA-NeXT, and
-    Llama, Mistral, Qwen2 and Qwen3 as text models, with full attention through SDPA or eager code.
+    Llama, Mistral, Qwen2 and Qwen3 as text models, with full attention through SDPA, FlexAttention or eager code.
+
+    Args:
+        model: a causal language model of transformers, wrapped or not.
+        attention: what will take the place of the attention that the language model was loaded with, if anything.
     """
     family = _family(model)
     if family not in (*TEXT_FAMILIES, *QWEN_VL_FAMILIES, *LLAVA_FAMILIES):
         return f"{family} models are not among those proved equal"
     if not type(unwrapped(model)).forward.__module__.startswith("transformers."):
         return "another library replaced its forward pass"
-    text = unwrapped(model).config.get_text_config()
+    text = text_config(model)
     if hasattr(text, "group_size_ratio"):
         return "shift_attn attends in groups"
     if family in LLAVA_FAMILIES and text.model_type not in TEXT_FAMILIES:
         return f"{text.model_type} language models are not among those proved equal"
-    if text._attn_implementation not in MASKED_ATTENTION:
-        return f"{text._attn_implementation} takes no custom mask (flash_attn: sdpa does)"
+    attention = attention or text._attn_implementation
+    if attention not in MASKED_ATTENTION:
+        return f"{attention} takes no custom mask (flash_attn: sdpa does)"
     layer_types = getattr(text, "layer_types", None) or ()
     if any(kind != "full_attention" for kind in layer_types) or (
         text.model_type == "mistral" and text.sliding_window is not None
@@ -44,6 +50,11 @@ def unwrapped(model: Any) -> Any:
     while hasattr(model, "module"):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model; its `_attn_implementation` is read at every forward pass."""
+    return unwrapped(model).config.get_text_config()
 
 
 def _family(model: nn.Module) -> str:
@@ -77,7 +88,7 @@ def keys_worth_a_token(model: nn.Module) -> float:
 
     The ratio of the multiplications of a layer's linear maps to those of attention to one key.
     """
-    text = unwrapped(model).config.get_text_config()
+    text = text_config(model)
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     width = heads * head_size

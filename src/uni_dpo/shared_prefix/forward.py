@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens, response_logps
-from uni_dpo.shared_prefix.families import output_head, unwrapped, vision_parameters
-from uni_dpo.shared_prefix.layout import attention_mask, sequence_means
+from uni_dpo.shared_prefix.families import FLEX_ATTENTION, output_head, text_config, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.layout import attention_mask, sequence_means, visibility
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,16 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def _mask_for(model: nn.Module, segments: Tensor) -> Tensor:
-    """The mask as the model's attention takes it: boolean for SDPA, additive for eager code."""
+def _mask_for(model: nn.Module, segments: Tensor) -> Any:
+    """The mask as the model's attention takes it: boolean for SDPA, additive for eager, by blocks for FlexAttention."""
+    attention = text_config(model)._attn_implementation
+    if attention == FLEX_ATTENTION:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, length = segments.shape
+        return create_block_mask(visibility(segments), rows, None, length, length, device=segments.device)
     mask = attention_mask(segments)
-    base = unwrapped(model)
-    if base.config.get_text_config()._attn_implementation != "eager":
+    if attention != "eager":
         return mask
-    lowest = torch.finfo(base.dtype).min
-    return torch.zeros_like(mask, dtype=base.dtype).masked_fill_(~mask, lowest)
+    dtype = unwrapped(model).dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
