@@ -111,6 +111,15 @@ def test_ranks_and_zero_follow_the_one_rank_trajectory(
         assert step == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_sharded_reference_that_is_the_policy_without_adapters_is_precomputed(workspace: Path) -> None:
+    lora = ["finetuning_type=lora", "lora_rank=4", "lora_target=q_proj,v_proj"]
+    cached = ["precompute_ref_log_probs=true", f"ref_cache_dir={workspace / 'cache'}"]
+    carried = trajectory(workspace, "lora", *lora)
+    found = trajectory(workspace, "cached", *lora, *cached, f"deepspeed={workspace / 'zero3.json'}", ranks=1)
+    for step, expected in zip(found, carried, strict=True):
+        assert step == pytest.approx(expected, rel=1e-4)
+
+
 def refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     """What `uni-dpo train` says when it exits with a fault of the input; the message is its exit code's."""
     monkeypatch.setattr(sys, "argv", ["uni-dpo", "train", *arguments])

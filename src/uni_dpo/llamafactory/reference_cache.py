@@ -20,6 +20,7 @@ from llamafactory.extras.env import VERSION
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import TrainerCallback
 
 from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
@@ -119,11 +120,12 @@ class ReferenceCache:
         loader = DataLoader(
             dataset.select(mine),
             batch_size=trainer.args.per_device_train_batch_size,
-            collate_fn=_WithDigests(trainer.data_collator),
+            collate_fn=_WithDigests(trainer.data_collator.collator),
             num_workers=trainer.args.dataloader_num_workers,
         )
-        was_training = trainer.model.training
-        trainer.model.eval()
+        model = trainer.model_wrapped
+        was_training = model.training
+        model.eval()
         with (
             appending(self.folder, rank) as records,
             tqdm(total=len(mine), desc="Reference log-probs", unit="pair", disable=_quiet()) as progress,
@@ -131,15 +133,30 @@ class ReferenceCache:
             for batch_digests, batch in loader:
                 with torch.no_grad(), trainer.accelerator.autocast():
                     batch.pop("scores", None)
-                    logps = trainer.compute_reference_log_probs(trainer.model, trainer._prepare_inputs(batch))
+                    logps = trainer.compute_reference_log_probs(model, trainer._prepare_inputs(batch))
                 records.write(map(bytes.fromhex, batch_digests), *(part.double().tolist() for part in logps))
                 progress.update(len(batch_digests))
-        trainer.model.train(was_training)
+        model.train(was_training)
 
     def _read(self) -> None:
         self._known, damaged = read_records(self.folder)
         if damaged:
             logger.warning_rank0(f"{damaged} damaged records in {self.folder} are computed again.")
+
+
+@dataclass
+class FillWhenWrapped(TrainerCallback):
+    """Fills a cache after the trainer has wrapped its model and before the first step.
+
+    For a reference that is the policy without its adapters: sharded by DeepSpeed, it does not run without the wrapper.
+    """
+
+    cache: ReferenceCache
+    trainer: Any
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """See `ReferenceCache.fill`."""
+        self.cache.fill(self.trainer)
 
 
 @dataclass

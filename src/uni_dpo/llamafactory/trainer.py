@@ -12,7 +12,7 @@ from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import take_scores
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
-from uni_dpo.llamafactory.reference_cache import ReferenceCollator, take_reference
+from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.objective import PairLogps, uni_dpo_loss
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
@@ -46,9 +46,12 @@ class UniDPOTrainer(CustomDPOTrainer):
             self.data_collator = self.pair_forward.collator(self.data_collator)
         cache = getattr(arguments, "reference_cache", None)
         if cache is not None:
-            cache.fill(self)
-            self.ref_model = None
             self.data_collator = ReferenceCollator(self.data_collator, cache)
+            if self.ref_model is None:
+                self.add_callback(FillWhenWrapped(cache, self))
+            else:
+                cache.fill(self)
+                self.ref_model = None
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
         """Log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
