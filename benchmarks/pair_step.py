@@ -4,6 +4,7 @@
     python benchmarks/pair_step.py --shape qwen2-vl-2b   real shapes in bf16, on a GPU
     python benchmarks/pair_step.py --grow image          256 … 4,096 image tokens
     python benchmarks/pair_step.py --grow answer         16 … 512 answer tokens
+    python benchmarks/pair_step.py --grow pairs          1, 2, 4 pairs in a batch
 
 A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
 optimizer, which is the same for all, is left out. The variants take turns in one process; the table holds the
@@ -62,6 +63,7 @@ VARIANTS = {
 GROWTH: dict[str, tuple[str, list[int]]] = {
     "image": ("image_tokens", [256, 576, 1024, 2304, 4096]),
     "answer": ("answer", [16, 64, 192, 512]),
+    "pairs": ("pairs", [1, 2, 4]),
     "vocabulary": ("vocabulary", [32000, 151936]),
 }
 
@@ -81,6 +83,7 @@ class Setting:
     repeats: int
     checkpointing: bool
     liger: bool
+    attention: str
 
 
 def build_models(setting: Setting) -> tuple[Any, Any]:
@@ -145,8 +148,10 @@ def pairwise_batch(model: Any, setting: Setting) -> dict[str, torch.Tensor]:
     return batch | {"position_ids": positions}
 
 
-def build_trainer(variant: str, policy: Any, reference: Any, batch: dict[str, torch.Tensor], folder: str) -> Any:
-    """LlamaFactory's DPO trainer, or ours, whose collator always gives `batch`."""
+def build_trainer(
+    variant: str, policy: Any, reference: Any, batch: dict[str, torch.Tensor], folder: str, **more: Any
+) -> Any:
+    """LlamaFactory's DPO trainer, or ours with `more` arguments, whose collator always gives `batch`."""
     from llamafactory.hparams import FinetuningArguments
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from transformers import Seq2SeqTrainingArguments
@@ -167,7 +172,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, batch: dict[str, to
     }
     if variant == "ordinary":
         return CustomDPOTrainer(finetuning_args=FinetuningArguments(stage="dpo", pref_loss="sigmoid"), **common)
-    arguments = UniDPOFinetuningArguments(stage="dpo", pref_loss="sigmoid", pair_forward="shared_prefix")
+    arguments = UniDPOFinetuningArguments(stage="dpo", pref_loss="sigmoid", pair_forward="shared_prefix", **more)
     trainer = UniDPOTrainer(finetuning_args=arguments, **common)
     if variant == "precomputed":
         with torch.no_grad():
@@ -181,9 +186,14 @@ def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> C
     """A function that collates a batch and makes its loss and gradients."""
     batch = pairwise_batch(policy, setting)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(variant, policy, reference, batch, folder)
+        trainer = build_trainer(variant, policy, reference, batch, folder, pair_attention=setting.attention)
+
+    configs = [model.config.get_text_config() for model in (policy, reference)]
+    attention = "sdpa" if variant == "ordinary" else setting.attention
 
     def step() -> float:
+        for config in configs:  # the variants share the models, and each attends in its own way
+            config._attn_implementation = attention
         policy.zero_grad(set_to_none=True)
         inputs = trainer._prepare_inputs(trainer.data_collator([]))
         loss, _ = trainer.get_batch_loss_metrics(policy, inputs)
@@ -310,6 +320,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--liger", action="store_true", help="with LlamaFactory's enable_liger_kernel")
+    parser.add_argument("--attention", choices=("sdpa", "flex_attention"), default="sdpa", help="of shared sequences")
     parser.add_argument("--threads", type=int, default=1, help="more than one counts waiting as CPU time")
     parser.add_argument("--grow", choices=GROWTH, help="several sizes instead of one")
     parser.add_argument("--sizes", type=int, nargs="+", help="those sizes")
