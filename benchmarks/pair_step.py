@@ -185,11 +185,12 @@ def build_trainer(
 def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> Callable[[], float]:
     """A function that collates a batch and makes its loss and gradients."""
     batch = pairwise_batch(policy, setting)
+    configs = [model.config.get_text_config() for model in (policy, reference)]
+    for config in configs:
+        config._attn_implementation = "sdpa"
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(variant, policy, reference, batch, folder, pair_attention=setting.attention)
-
-    configs = [model.config.get_text_config() for model in (policy, reference)]
-    attention = "sdpa" if variant == "ordinary" else setting.attention
+    attention = configs[0]._attn_implementation
 
     def step() -> float:
         for config in configs:  # the variants share the models, and each attends in its own way

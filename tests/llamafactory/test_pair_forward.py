@@ -127,16 +127,16 @@ def test_what_is_not_proved_says_so_and_trains(train: Any, monkeypatch: pytest.M
     assert torch.equal(fallen_back, trajectory(train(max_steps=2, pair_forward="ordinary"), *METRICS))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
-def test_flex_attention_is_for_both_language_models(tiny_qwen2_vl: Path, attention: str) -> None:
+@pytest.mark.parametrize(("wanted", "used"), [("sdpa", "uni_dpo_prefix"), ("flex_attention", "flex_attention")])
+def test_both_language_models_attend_as_asked(tiny_qwen2_vl: Path, wanted: str, used: str) -> None:
     from transformers import Qwen2VLForConditionalGeneration
 
     from uni_dpo.llamafactory.pair_forward import PairForward
 
     policy, reference = (Qwen2VLForConditionalGeneration.from_pretrained(tiny_qwen2_vl) for _ in range(2))
-    PairForward.choose("shared_prefix", False, policy, reference, attention)
+    PairForward.choose("shared_prefix", False, policy, reference, wanted)
     for model in (policy, reference):
-        assert model.model.language_model.config._attn_implementation == attention
+        assert model.model.language_model.config._attn_implementation == used
         assert model.model.visual.config._attn_implementation == "sdpa"
 
 

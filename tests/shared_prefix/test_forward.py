@@ -17,7 +17,7 @@ from uni_dpo.shared_prefix import (
     pair_scores,
     same_frozen_vision,
     share_prefix,
-    text_config,
+    use_attention,
 )
 
 VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
@@ -79,6 +79,9 @@ def freeze_vision(model: nn.Module) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_parameters_trained(family: str, side: str) -> None:
     model = tiny_model(family)
+    assert_equal_steps(model, pair_batch(model, MIXED, side=side))
+    assert_equal_steps(model, pair_batch(model, ODD, seed=1, side=side))
+    use_attention(model, "sdpa")
     assert_equal_steps(model, pair_batch(model, MIXED, side=side))
     assert_equal_steps(model, pair_batch(model, ODD, seed=1, side=side))
 
@@ -158,7 +161,7 @@ def test_flex_attention(family: str, flex_on_cpu: list[type]) -> None:
     model = tiny_model(family)
     batch = pair_batch(model, MIXED)
     logps, loss, gradients = run(model, ordinary, batch)
-    text_config(model)._attn_implementation = "flex_attention"
+    use_attention(model, "flex_attention")
     mine, my_loss, my_gradients = run(model, shared, batch)
     assert set(flex_on_cpu) == {BlockMask}
     torch.testing.assert_close(mine, logps, rtol=1e-5, atol=0)

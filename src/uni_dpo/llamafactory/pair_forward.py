@@ -16,7 +16,7 @@ from uni_dpo.shared_prefix import (
     lay_out_pairs,
     pair_scores,
     same_frozen_vision,
-    text_config,
+    use_attention,
     why_not_shared,
 )
 
@@ -66,7 +66,7 @@ class PairForward:
             uses_uni_dpo: whether the loss is Uni-DPO.
             policy: the trained model.
             reference: the reference model; None where it is the policy without its adapters, or where there is none.
-            attention: `flex_attention` in place of what the models attend with, or `sdpa` to keep that.
+            attention: see `use_attention`.
         """
         if mode == "ordinary" or (mode == "auto" and not uses_uni_dpo):
             return None
@@ -75,9 +75,8 @@ class PairForward:
             if reason := why_not_shared(model, FLEX_ATTENTION if attention == FLEX_ATTENTION else None):
                 logger.warning_rank0(f"pair_forward: two sequences per pair, because {reason}.")
                 return None
-        if attention == FLEX_ATTENTION:
-            for model in models:
-                text_config(model)._attn_implementation = FLEX_ATTENTION
+        for model in models:
+            use_attention(model, attention)
         logger.info_rank0("pair_forward: one sequence per pair, its prompt and images only once.")
         return cls(policy, reference)
 

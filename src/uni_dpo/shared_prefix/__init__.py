@@ -1,12 +1,7 @@
 """A preference pair as one sequence: prompt + chosen answer + rejected answer, images and prompt only once."""
 
-from uni_dpo.shared_prefix.families import (
-    FLEX_ATTENTION,
-    image_token_id,
-    keys_worth_a_token,
-    text_config,
-    why_not_shared,
-)
+from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, use_attention
+from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, why_not_shared
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.layout import lay_out_pairs, share_prefix
 
@@ -20,6 +15,6 @@ __all__ = [
     "pair_scores",
     "same_frozen_vision",
     "share_prefix",
-    "text_config",
+    "use_attention",
     "why_not_shared",
 ]

@@ -7,8 +7,7 @@ from torch import nn
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LLAVA_FAMILIES = ("llava", "llava_next")
-FLEX_ATTENTION = "flex_attention"
-MASKED_ATTENTION = ("sdpa", "eager", FLEX_ATTENTION)
+MASKED_ATTENTION = ("sdpa", "eager", "flex_attention", "uni_dpo_prefix")
 """Attention implementations that take any mask."""
 
 

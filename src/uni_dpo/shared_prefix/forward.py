@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens, response_logps
-from uni_dpo.shared_prefix.families import FLEX_ATTENTION, output_head, text_config, unwrapped, vision_parameters
-from uni_dpo.shared_prefix.layout import attention_mask, sequence_means, visibility
+from uni_dpo.shared_prefix.attention import mask_for
+from uni_dpo.shared_prefix.families import output_head, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.layout import sequence_means
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def pair_scores(
     inputs = dict(inputs)
     segments = inputs.pop("segments", None)
     if segments is not None:
-        inputs["attention_mask"] = _mask_for(model, segments)
+        inputs["attention_mask"] = mask_for(model, segments)
     head = output_head(model)
     plain = type(head) is nn.Linear and "forward" not in vars(head)
     means: list[Tensor] = []
@@ -128,18 +129,3 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, own)
-
-
-def _mask_for(model: nn.Module, segments: Tensor) -> Any:
-    """The mask as the model's attention takes it: boolean for SDPA, additive for eager, by blocks for FlexAttention."""
-    attention = text_config(model)._attn_implementation
-    if attention == FLEX_ATTENTION:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        rows, length = segments.shape
-        return create_block_mask(visibility(segments), rows, None, length, length, device=segments.device)
-    mask = attention_mask(segments)
-    if attention != "eager":
-        return mask
-    dtype = unwrapped(model).dtype
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -6,7 +6,7 @@ the same images for the rejected rows.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -123,35 +123,6 @@ def sequence_means(hidden: Tensor, segments: Tensor | None) -> Tensor:
     members = torch.stack([(segments == PREFIX) | (segments == answer) for answer in (CHOSEN, REJECTED)])
     sums = torch.einsum("snt,ntd->snd", members.to(hidden.dtype), hidden)
     return (sums / members.sum(-1, keepdim=True)).flatten(0, 1)
-
-
-def visibility(segments: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Who sees whom in shared sequences: causal, and no answer sees the other.
-
-    Every position sees itself, padding too, since a row of a softmax that sees nothing is not a number.
-
-    Args:
-        segments: (n, T) of `PADDING`, `PREFIX`, `CHOSEN`, `REJECTED`.
-
-    Returns:
-        A function of the indices of row, head (all alike), query and key; True where the query sees the key. It is
-        FlexAttention's `mask_mod`.
-    """
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = segments[row, key]
-        same = (segments[row, query] == seen) & (seen != PADDING)
-        return ((key <= query) & (same | (seen == PREFIX))) | (key == query)
-
-    return sees
-
-
-def attention_mask(segments: Tensor) -> Tensor:
-    """`visibility` of every query (third axis) and key: (n, 1, T, T), boolean."""
-    rows, length = segments.shape
-    row = torch.arange(rows, device=segments.device)[:, None, None, None]
-    position = torch.arange(length, device=segments.device)
-    return visibility(segments)(row, torch.zeros_like(row), position[:, None], position)
 
 
 class _Row:

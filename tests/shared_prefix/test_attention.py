@@ -1,0 +1,68 @@
+"""The rule of who sees whom, written out by hand, and SDPA in two calls against one."""
+
+import pytest
+import torch
+from families import tiny_model
+
+from uni_dpo.shared_prefix.attention import (
+    PREFIX_ATTENTION,
+    attention_mask,
+    mask_for,
+    prefix_attention,
+    use_attention,
+)
+from uni_dpo.shared_prefix.layout import CHOSEN, PADDING, PREFIX, REJECTED
+
+p, c, r, o = PREFIX, CHOSEN, REJECTED, PADDING
+SEGMENTS = torch.tensor([[p, p, c, c, c, r, o, o], [p, p, p, c, r, r, r, o]])
+
+
+def test_no_answer_sees_the_other_and_nothing_sees_padding() -> None:
+    assert attention_mask(SEGMENTS)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_the_mask_of_two_calls_lacks_the_rows_that_are_prompt_in_every_pair() -> None:
+    model = tiny_model("qwen2")
+    whole = mask_for(model, SEGMENTS)
+    use_attention(model, "sdpa")
+    assert torch.equal(mask_for(model, SEGMENTS), whole[:, :, 2:])
+
+
+def test_two_calls_are_one() -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 8, 4, dtype=torch.float64, generator=draw) for _ in range(3))
+    mask = attention_mask(SEGMENTS)
+    weights = (query @ key.mT / 2).masked_fill(~mask, -torch.inf).softmax(-1)
+    found, _ = prefix_attention(torch.nn.Module(), query, key, value, mask[:, :, 2:])
+    torch.testing.assert_close(found, (weights @ value).transpose(1, 2))
+
+
+def test_what_is_no_shared_sequence_is_attended_as_before() -> None:
+    model = tiny_model("llama").eval()
+    ids = torch.arange(20, 32).view(2, 6)
+    padding = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        before = [model(ids).logits, model(ids, attention_mask=padding).logits]
+        use_attention(model, "sdpa")
+        after = [model(ids).logits, model(ids, attention_mask=padding).logits]
+    assert model.config._attn_implementation == PREFIX_ATTENTION
+    assert all(torch.equal(*both) for both in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("loaded", "wanted", "used"), [("eager", "sdpa", "eager"), ("sdpa", "flex_attention", None)])
+def test_eager_code_stays_and_flex_attention_is_taken_when_asked_for(
+    loaded: str, wanted: str, used: str | None
+) -> None:
+    model = tiny_model("qwen2_vl", attention=loaded)
+    use_attention(model, wanted)
+    assert model.model.language_model.config._attn_implementation == (used or wanted)
+    assert model.model.visual.config._attn_implementation == loaded
