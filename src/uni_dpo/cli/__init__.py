@@ -1,8 +1,13 @@
 """`uni-dpo …`: each module here parses one group of commands, calls the library, prints; no logic."""
 
+import errno
+import os
 import sys
 
 from uni_dpo.errors import UniDPOError
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of the system that say that a file can't be read or written, and of which the program is not the cause."""
 
 
 def main() -> None:
@@ -13,6 +18,10 @@ def main() -> None:
         app()
     except UniDPOError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.exit(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
