@@ -1,4 +1,4 @@
-"""What docs/engine.md shows works as it stands there."""
+"""What docs/engine.md and docs/math_and_text.md show works as it stands there."""
 
 import json
 import re
@@ -57,6 +57,12 @@ def test_the_checker_of_the_page_checks(example):
 def test_the_config_of_the_page_is_one():
     (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "plugins: []" in block]
     EngineConfig(yaml.safe_load(text))
+
+
+def test_the_configs_of_the_text_page_are_some():
+    page = (ROOT / "docs" / "math_and_text.md").read_text(encoding="utf-8")
+    configs = [EngineConfig(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert [config.settings.pipeline for config in configs] == ["reward_model", "process_reward"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "engine").glob("*.yaml")), ids=lambda path: path.stem)

@@ -28,6 +28,7 @@ def test_a_missing_gap_and_a_missing_file_are_named(tmp_path):
     ("name", "gaps"),
     [
         ("answer", ("question",)),
+        ("math", ("question",)),
         ("split", ("question", "answer")),
         ("ask", ("claim",)),
         ("check", ("question",)),
@@ -37,4 +38,6 @@ def test_a_missing_gap_and_a_missing_file_are_named(tmp_path):
 )
 def test_built_in_prompts_have_their_gaps(name, gaps):
     load_template(name, gaps=gaps)
-    assert {path.stem for path in PROMPTS.glob("*.txt")} == {"answer", "split", "ask", "check", "grade", "compare"}
+    assert {path.stem for path in PROMPTS.glob("*.txt")} == {
+        "answer", "math", "split", "ask", "check", "grade", "compare",
+    }  # fmt: skip

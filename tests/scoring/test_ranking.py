@@ -10,7 +10,8 @@ import torch
 
 from uni_dpo.demo.digits import QUESTION, Digit, answer
 from uni_dpo.engine import Question
-from uni_dpo.ppo.config import PPOConfig, RewardOptions
+from uni_dpo.online.config import RewardOptions
+from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.policy import Inputs, Policy, answer_logps, collate, encode, load_policy
 from uni_dpo.scoring import RewardModelOptions, score_file
 

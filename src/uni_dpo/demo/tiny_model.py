@@ -80,7 +80,7 @@ def write_tiny_qwen2_vl(
     )
 
     folder = Path(folder)
-    tokenizer = _train_tokenizer(corpus)
+    tokenizer = train_tokenizer(corpus)
     tokenizer.chat_template = template
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,7 +96,8 @@ def write_tiny_qwen2_vl(
     return folder
 
 
-def _train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # transformers is untyped
+def train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # transformers is untyped
+    """A byte-level BPE that learns the words of `corpus` and spells all others; with Qwen's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 

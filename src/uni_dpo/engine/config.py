@@ -33,9 +33,15 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """The final data set: its name in `dataset_info.json`."""
+    """The final data set.
+
+    Attributes:
+        name: in `dataset_info.json`.
+        prompt: what training asks; gap {question}. Name the prompt of the sampling to train on what was asked.
+    """
 
     name: str = "uni_dpo_engine"
+    prompt: str = "answer"
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,13 @@ class EngineConfig:
         self.sample = parse(self.sampler_class.Options, sample, "sample")
         self.reward = parse(self.pipeline_class.RewardOptions, self.settings.reward, "reward")
         self.pairs = parse(self.pipeline_class.PairOptions, self.settings.pairs, "pairs")
-        self.models = {role: parse_model(spec, role) for role, spec in self.settings.models.items()}
+        raters = self.pipeline_class.raters
+        self.models = {role: parse_model(spec, role, raters.get(role)) for role, spec in self.settings.models.items()}
         for role in self.roles("sample") + self.roles("reward"):
             if role not in self.models:
                 raise UniDPOError(f"models.{role}: the {self.settings.pipeline} pipeline needs a model in this role")
+
+        self.instruction = load_template(self.settings.dataset.prompt, gaps=("question",))
 
         # Built once without models: their constructors check graders, prompts and what else options name.
         self.sampler_class(self.sample, {}, self.settings.seed)
@@ -116,6 +125,17 @@ class EngineConfig:
         if stage == "sample":
             return tuple(self.sampler_class.roles)
         return tuple(self.pipeline_class.reward_roles(self.reward)) if stage == "reward" else ()
+
+    def check_models(self, stage: str, *, images: bool) -> None:
+        """Raise a UniDPOError where a stage's model is seen not to fit without being loaded.
+
+        Args:
+            images: whether the questions have some.
+        """
+        for role in self.roles(stage):
+            options = self.models[role][1]
+            if hasattr(options, "check"):
+                options.check(images=images)
 
     def describe(self, stage: str) -> dict[str, Any]:
         """Everything in this config that decides a stage's output, prompts' texts included."""
@@ -136,9 +156,11 @@ class EngineConfig:
         return described
 
 
-def weight_files(model: str) -> list[list[Any]]:
+def weight_files(model: str | Path) -> list[list[Any]]:
     """Name, size and time of a local checkpoint's weight files, by which a retrained one is noticed."""
-    files = sorted(Path(model).glob("*.safetensors")) if model and Path(model).is_dir() else []
+    folder = Path(model)
+    here = folder.iterdir() if str(model) and folder.is_dir() else ()
+    files = sorted(file for file in here if file.suffix in (".safetensors", ".bin"))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

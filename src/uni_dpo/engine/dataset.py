@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.engine.records import Pair, Question
+from uni_dpo.engine.templates import Template
 from uni_dpo.files import replacing, write_text
 from uni_dpo.preferences.dataset_info import register_entry
 from uni_dpo.preferences.preflight import preflight
@@ -21,13 +22,14 @@ COLUMNS = {
 
 
 def write_dataset(
-    folder: Path, name: str, questions: Mapping[str, Question], pairs: Sequence[Pair]
+    folder: Path, name: str, questions: Mapping[str, Question], pairs: Sequence[Pair], instruction: Template
 ) -> tuple[Path, list[str]]:
     """Write `pairs.json`, `pairs.parquet` and the entry `name` in `dataset_info.json`, and check the result.
 
     Args:
         folder: of the data set; images inside it are named relative to it.
         questions: by id.
+        instruction: the prompt under which the pairs are trained on, with the gap {question}.
 
     Returns:
         The path of `pairs.json` and the preflight's warnings.
@@ -35,7 +37,7 @@ def write_dataset(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = _rows(folder, questions, pairs)
+    rows = _rows(folder, questions, pairs, instruction)
     path = folder / "pairs.json"
     write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     with replacing(path.with_suffix(".parquet")) as temporary:
@@ -46,7 +48,9 @@ def write_dataset(
     return path, preflight([name], folder).warnings
 
 
-def _rows(folder: Path, questions: Mapping[str, Question], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def _rows(
+    folder: Path, questions: Mapping[str, Question], pairs: Sequence[Pair], instruction: Template
+) -> list[dict[str, Any]]:
     rows = []
     numbers: dict[str, int] = {}
     for pair in pairs:
@@ -55,7 +59,7 @@ def _rows(folder: Path, questions: Mapping[str, Question], pairs: Sequence[Pair]
         rows.append(
             {
                 "id": f"{question.id}-{number}",
-                "instruction": "<image>" * len(question.images) + question.text,
+                "instruction": "<image>" * len(question.images) + instruction.render(question=question.text),
                 "chosen": pair.chosen,
                 "rejected": pair.rejected,
                 "images": [_relative(image, folder) for image in question.images],

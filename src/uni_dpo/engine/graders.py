@@ -10,11 +10,25 @@ import unicodedata
 from collections.abc import Callable
 
 from uni_dpo.engine.records import Question
+from uni_dpo.engine.registry import find
 from uni_dpo.errors import UniDPOError
 
 Grader = Callable[[str, Question], float | None]
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:/\d+)?%?(?!\d)")
+
+
+def load_grader(name: str) -> Grader:
+    """The grader of that name, held to its range."""
+    grader: Grader = find("grader", name)
+
+    def grade(answer: str, question: Question) -> float | None:
+        found = grader(answer, question)
+        if found is not None and not 0 <= found <= 1:
+            raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
+        return found
+
+    return grade
 
 
 def exact(answer: str, question: Question) -> float:

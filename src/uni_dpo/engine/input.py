@@ -15,9 +15,9 @@ from uni_dpo.files import replacing
 from uni_dpo.preferences.sources import iter_rows
 
 ID_COLUMNS = ("question_id", "id", "idx")
-TEXT_COLUMNS = ("question", "instruction", "prompt")
+TEXT_COLUMNS = ("question", "instruction", "prompt", "problem")
 CONVERSATION_COLUMNS = ("messages", "conversations")
-REFERENCE_COLUMNS = ("answer", "reference", "label")
+REFERENCE_COLUMNS = ("answer", "reference", "label", "solution")
 IMAGE_COLUMNS = ("images", "image_path", "image")
 
 

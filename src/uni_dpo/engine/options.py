@@ -25,7 +25,7 @@ def parse(cls: type[T], raw: object, where: str) -> T:
     """Build the dataclass `cls` from a mapping.
 
     Args:
-        cls: fields of type str, int, float, bool, Literal, optional, list of str, mapping, or dataclass.
+        cls: fields of type str, int, float, bool, Path, Literal, optional, list of str, mapping, or dataclass.
         raw: the mapping as YAML gave it; None stands for an empty one.
         where: the dotted key that leads to the mapping, for messages.
 
@@ -116,6 +116,9 @@ def _convert_scalar(kind: Any, value: object, where: str) -> Any:
             return _convert_scalar(float, float(value), where)
         except ValueError:
             pass
+    elif kind is Path:
+        if isinstance(value, str | Path) and str(value):
+            return Path(value)
     elif kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value

@@ -9,6 +9,9 @@ from uni_dpo.engine.records import Pair, ScoredAnswer
 from uni_dpo.errors import UniDPOError
 
 LengthBalance = Literal["off", "published", "both"]
+Choose = Literal["any", "best_worst"]
+Comparable = Callable[[ScoredAnswer, ScoredAnswer], bool]
+"""(better, worse) → whether the two may make a pair."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,15 @@ class PairOptions:
 
     Attributes:
         min_gap: least difference of scores within a pair.
-        max_pairs_per_question: at most this many, drawn at random where there are more.
+        max_pairs_per_question: at most this many.
+        choose: `any` two answers that far apart, drawn at random where there are too many (`gap_pairs`), or the
+            best answer with the worst, then the second best with the second worst … (`best_worst_pairs`).
         length_balance: see `balance_lengths`.
     """
 
     min_gap: float = 1.0
     max_pairs_per_question: int = 2
+    choose: Choose = "any"
     length_balance: LengthBalance = "off"
 
     def __post_init__(self) -> None:
@@ -38,7 +44,20 @@ def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
     return list(seen.values())
 
 
-def gap_pairs(question_id: str, answers: Sequence[ScoredAnswer], *, min_gap: float, cap: int, seed: int) -> list[Pair]:
+def anything(better: ScoredAnswer, worse: ScoredAnswer) -> bool:
+    """Any two answers may be compared."""
+    return True
+
+
+def gap_pairs(
+    question_id: str,
+    answers: Sequence[ScoredAnswer],
+    *,
+    min_gap: float,
+    cap: int,
+    seed: int,
+    comparable: Comparable = anything,
+) -> list[Pair]:
     """Pairs within one question whose scores differ by at least `min_gap`.
 
     Args:
@@ -46,17 +65,58 @@ def gap_pairs(question_id: str, answers: Sequence[ScoredAnswer], *, min_gap: flo
         min_gap: above 0 or 0; equal scores never make a pair.
         cap: at most this many pairs, drawn without preference.
         seed: of the draw.
+        comparable: (better, worse) → whether the two may make a pair.
     """
     kept = distinct(answers)
     pairs = [
         make_pair(question_id, better, worse)
         for better in kept
         for worse in kept
-        if better.score > worse.score and better.score - worse.score >= min_gap
+        if better.score > worse.score and better.score - worse.score >= min_gap and comparable(better, worse)
     ]
     if len(pairs) > cap:
         pairs = random.Random(seed).sample(pairs, cap)
     return sorted(pairs, key=_by_content)
+
+
+def best_worst_pairs(
+    question_id: str,
+    answers: Sequence[ScoredAnswer],
+    *,
+    min_gap: float,
+    cap: int,
+    comparable: Comparable = anything,
+) -> list[Pair]:
+    """The best answer with the worst, the second best with the second worst, and so on.
+
+    No answer is in two pairs, and equal scores never make one. Of answers with one score, the first by text counts
+    as the better: nothing is drawn.
+
+    Args:
+        min_gap, cap, comparable: as for `gap_pairs`.
+    """
+    ordered = sorted(distinct(answers), key=lambda answer: (-answer.score, answer.text))
+    halves = zip(ordered[: len(ordered) // 2], reversed(ordered), strict=False)
+    pairs = [
+        make_pair(question_id, better, worse)
+        for better, worse in halves
+        if better.score > worse.score and better.score - worse.score >= min_gap and comparable(better, worse)
+    ]
+    return pairs[:cap]
+
+
+def choose_pairs(
+    question_id: str,
+    answers: Sequence[ScoredAnswer],
+    options: PairOptions,
+    seed: int,
+    comparable: Comparable = anything,
+) -> list[Pair]:
+    """Pairs within one question, as `options` have it."""
+    gap, cap = options.min_gap, options.max_pairs_per_question
+    if options.choose == "best_worst":
+        return best_worst_pairs(question_id, answers, min_gap=gap, cap=cap, comparable=comparable)
+    return gap_pairs(question_id, answers, min_gap=gap, cap=cap, seed=seed, comparable=comparable)
 
 
 def make_pair(question_id: str, better: ScoredAnswer, worse: ScoredAnswer) -> Pair:

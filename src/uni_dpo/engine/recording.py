@@ -6,13 +6,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.engine.backends.base import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage
+from uni_dpo.engine.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage
 
 
 class Recorded:
     """A backend that writes what passes through it to a JSONL file."""
 
-    def __init__(self, backend: Backend, path: Path) -> None:
+    def __init__(self, backend: Any, path: Path) -> None:
         self.backend = backend
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,8 @@ class Recorded:
     @property
     def usage(self) -> Usage:
         """What the backend has done."""
-        return self.backend.usage
+        usage: Usage = self.backend.usage
+        return usage
 
     @usage.setter
     def usage(self, usage: Usage) -> None:
@@ -42,8 +43,16 @@ class Recorded:
         replies = self.backend.answer_logprobs(requests, answers)
         return self._written("answer_logprobs", requests, replies, answers)
 
+    def rate(self, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
+        """See `RewardModelBackend.rate`."""
+        return self._written("rate", requests, self.backend.rate(requests, answers), answers)
+
+    def rate_steps(self, requests: Sequence[Request], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See `ProcessRewardBackend.rate_steps`."""
+        return self._written("rate_steps", requests, self.backend.rate_steps(requests, answers), answers)
+
     def _written(
-        self, call: str, requests: Sequence[Request], replies: Any, answers: Sequence[str] | None = None
+        self, call: str, requests: Sequence[Request], replies: Any, answers: Sequence[Any] | None = None
     ) -> Any:
         with self.path.open("a", encoding="utf-8") as file:
             for index, (request, reply) in enumerate(zip(requests, replies, strict=True)):

@@ -17,6 +17,8 @@ _known: dict[Kind, dict[str, Any]] = {
         "transformers": f"{_HERE}.backends.transformers:TransformersBackend",
         "openai": f"{_HERE}.backends.openai:OpenAIBackend",
         "vllm": f"{_HERE}.backends.vllm:VLLMBackend",
+        "reward_model": f"{_HERE}.backends.raters:RewardModelBackend",
+        "process_reward": f"{_HERE}.backends.raters:ProcessRewardBackend",
     },
     "sampler": {"model": f"{_HERE}.samplers:ModelSampler", "given": f"{_HERE}.samplers:GivenSampler"},
     "checker": {"first_token": f"{_HERE}.checkers:FirstTokenChecker"},
@@ -24,10 +26,11 @@ _known: dict[Kind, dict[str, Any]] = {
         "exact": f"{_HERE}.graders:exact",
         "numeric": f"{_HERE}.graders:numeric",
         "multiple_choice": f"{_HERE}.graders:multiple_choice",
+        "math": f"{_HERE}.mathematics:grade",
     },
     "pipeline": {
         name: f"{_HERE}.pipelines.{name}:PIPELINE"
-        for name in ("divide_and_conquer", "dpo_reward", "judge", "verifiable")
+        for name in ("divide_and_conquer", "dpo_reward", "judge", "process_reward", "reward_model", "verifiable")
     },
 }
 

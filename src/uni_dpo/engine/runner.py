@@ -83,6 +83,10 @@ class _Run:
         self.warnings: list[str] = []
 
     def go(self, only: int | None, continue_from: int | None) -> EngineResult:
+        wanted = range(continue_from or 0, len(STAGES)) if only is None else [only]
+        images = any(question.images for question in self.questions.values())
+        for number in wanted:
+            self.config.check_models(STAGES[number], images=images)
         source = digest([question.to_row() for question in self.questions.values()])
         known = self.manifest.get("stages", {})
         self.manifest = {
@@ -93,7 +97,6 @@ class _Run:
             "stages": settle_stages(plan_stages(self.config, source), known, self.work, only, continue_from),
         }
         self.work.write_manifest(self.manifest)
-        wanted = range(continue_from or 0, len(STAGES)) if only is None else [only]
         pairs = None
         for number in wanted:
             if number == 0:
@@ -232,7 +235,9 @@ class _Run:
                 f"no pairs came of {len(scored)} questions: the scores of their answers differ too little; "
                 "look at 1-reward.jsonl, then lower pairs.min_gap or raise sample.n or sample.temperature"
             )
-        path, warnings = write_dataset(self.work.dataset, config.settings.dataset.name, self.questions, kept)
+        path, warnings = write_dataset(
+            self.work.dataset, config.settings.dataset.name, self.questions, kept, config.instruction
+        )
         self.warnings += warnings
         return path
 

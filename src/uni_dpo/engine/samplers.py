@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
-from uni_dpo.engine.backends.base import Backend, Failure, Request, Sampling
+from uni_dpo.engine.backends.base import Backend, Failure, Request, Sample, Sampling
 from uni_dpo.engine.records import Aside, Question, derive_seed
 from uni_dpo.engine.templates import load_template
 from uni_dpo.errors import UniDPOError
@@ -40,9 +41,16 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class ModelSamplerOptions:
-    """`n` answers per question from the model in the role `sampler`; `prompt` has the gap {question}."""
+    """Settings under `sample:` for answers from the model in the role `sampler`.
 
-    n: int = 8
+    Attributes:
+        n: answers per question, 8 unless told otherwise; with `seeds`, answers per seed, and 1.
+        seeds: ask each question once per seed. What a seed draws does not depend on the others.
+        prompt: built-in name or file; gap {question}.
+    """
+
+    n: int | None = None
+    seeds: tuple[int, ...] = ()
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -51,7 +59,7 @@ class ModelSamplerOptions:
 
 
 class ModelSampler(Sampler):
-    """Draws `n` answers per question from one model."""
+    """Draws answers to every question from one model."""
 
     Options = ModelSamplerOptions
     roles = ("sampler",)
@@ -59,27 +67,36 @@ class ModelSampler(Sampler):
     def __init__(self, options: ModelSamplerOptions, models: Mapping[str, Backend], seed: int) -> None:
         super().__init__(options, models, seed)
         self.template = load_template(options.prompt, gaps=("question",))
-        self.sampling = Sampling(options.n, options.temperature, options.top_p, options.top_k, options.max_tokens)
+        n = options.n if options.n is not None else (1 if options.seeds else 8)
+        self.sampling = Sampling(n, options.temperature, options.top_p, options.top_k, options.max_tokens)
+        if len(set(options.seeds)) != len(options.seeds):
+            raise UniDPOError(f"sample.seeds: a seed stands there twice ({', '.join(map(str, options.seeds))})")
+        if len(options.seeds) > 1 and options.temperature == 0:
+            raise UniDPOError("sample.seeds: temperature 0 gives the same answer for every seed; raise it")
 
     def sample(self, questions: Sequence[Question]) -> list[Sampled | Failure]:
         """See `Sampler.sample`. Empty answers are put aside."""
-        requests = [
-            Request(
-                self.template.render(question=question.text),
-                question.images,
-                derive_seed(self.seed, "sample", question.id),
-            )
-            for question in questions
-        ]
-        results: list[Sampled | Failure] = []
-        for reply in self.models["sampler"].generate(requests, self.sampling):
-            if isinstance(reply, Failure):
-                results.append(reply)
-                continue
-            texts = tuple(sample.text for sample in reply if sample.text)
-            empty = Aside("empty answer", "")
-            results.append(Sampled(texts, (empty,) * (len(reply) - len(texts))))
-        return results
+        requests = [request for question in questions for request in self._requests(question)]
+        replies = iter(self.models["sampler"].generate(requests, self.sampling))
+        times = len(self.options.seeds) or 1
+        return [_merge(list(islice(replies, times))) for _ in questions]
+
+    def _requests(self, question: Question) -> list[Request]:
+        prompt = self.template.render(question=question.text)
+        parts = (self.seed, "sample", question.id)
+        seeds = [derive_seed(*parts, seed) for seed in self.options.seeds] or [derive_seed(*parts)]
+        return [Request(prompt, question.images, seed) for seed in seeds]
+
+
+def _merge(replies: Sequence[list[Sample] | Failure]) -> Sampled | Failure:
+    """All answers to one question; a failure where one of its requests failed, so that all are put again."""
+    texts: list[str] = []
+    for reply in replies:
+        if isinstance(reply, Failure):
+            return reply
+        texts += [sample.text for sample in reply]
+    filled = tuple(text for text in texts if text)
+    return Sampled(filled, (Aside("empty answer", ""),) * (len(texts) - len(filled)))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from uni_dpo.preferences.formats.base import images_of, text_of, with_placeholde
 from uni_dpo.preferences.images import ImageChecker
 from uni_dpo.preferences.pair import Image
 from uni_dpo.preferences.sources import Row, Unreadable, iter_rows, read_rows, unreadable_fault
-from uni_dpo.scoring.conversation import Conversation, both_answers
+from uni_dpo.reward_models.conversation import Conversation, both_answers
 
 QUESTION_COLUMNS = ("question", "instruction", "prompt")
 IMAGE_COLUMNS = ("images", "image", "image_path")

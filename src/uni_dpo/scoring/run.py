@@ -16,13 +16,13 @@ from uni_dpo.preferences.faults import Fault, PreferenceDataError
 from uni_dpo.preferences.images import ImageChecker
 from uni_dpo.preferences.sources import source_files
 from uni_dpo.preferences.writing import keep_inputs, row_writer
-from uni_dpo.scoring.conversation import Conversation
-from uni_dpo.scoring.reward_models import (
+from uni_dpo.reward_models.checkpoints import (
     RewardModelOptions,
     checkpoint_identity,
     find_reward_checkpoint,
     load_reward_model,
 )
+from uni_dpo.reward_models.conversation import Conversation
 from uni_dpo.scoring.rows import Layout, PairLayout, RateableRow, layout_of
 
 _KEPT_FAULTS = 1_000

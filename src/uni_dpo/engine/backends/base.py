@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from uni_dpo.engine.backends.settings import BUILT_IN
+from uni_dpo.engine.backends.settings import BUILT_IN, RATERS
 from uni_dpo.engine.options import parse
 from uni_dpo.engine.registry import find
 from uni_dpo.errors import UniDPOError
@@ -148,12 +148,19 @@ def first_tokens(
     return own
 
 
-def parse_model(raw: Mapping[str, Any], role: str) -> tuple[str, Any]:
-    """The backend's name and the parsed options of one entry under `models:`."""
+def parse_model(raw: Mapping[str, Any], role: str, rater: str | None = None) -> tuple[str, Any]:
+    """The backend's name and the parsed options of one entry under `models:`.
+
+    Args:
+        rater: the backend that alone fills this role; None for a role that any model fills which writes text.
+    """
     if not isinstance(raw, Mapping):
         raise UniDPOError(f"models.{role}: a mapping with `backend` and `model` is expected, not {raw!r}")
     settings = dict(raw)
-    name = str(settings.pop("backend", "transformers"))
+    name = str(settings.pop("backend", rater or "transformers"))
+    if name != rater and (rater or name in RATERS):
+        wanted = f"only the backend {rater} fits this role" if rater else "it rates answers and writes none"
+        raise UniDPOError(f"models.{role}.backend: {name} does not fit here; {wanted}")
     options = BUILT_IN[name] if name in BUILT_IN else find("backend", name).Options
     return name, parse(options, settings, f"models.{role}")
 

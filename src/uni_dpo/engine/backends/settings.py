@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from uni_dpo.engine.options import runtime
+from uni_dpo.errors import UniDPOError
+from uni_dpo.reward_models.checkpoints import RewardModelOptions, find_reward_checkpoint
+from uni_dpo.reward_models.process_checkpoints import ProcessModelOptions, find_process_loader
 
 
 @dataclass(frozen=True)
@@ -81,4 +84,40 @@ class VLLMOptions:
     enforce_eager: bool = runtime(False)
 
 
-BUILT_IN = {"transformers": TransformersOptions, "openai": OpenAIOptions, "vllm": VLLMOptions}
+@dataclass(frozen=True)
+class RewardModelSettings(RewardModelOptions):
+    """Settings of a `reward_model`; `batch_size` answers are rated in one forward pass."""
+
+    batch_size: int = runtime(8)
+
+    def check(self, *, images: bool) -> None:
+        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
+        if find_reward_checkpoint(self).kind == "classifier" and images:
+            raise UniDPOError(
+                f"{self.model}: a sequence classifier sees no images, and the questions have some; take a reward model "
+                "that LlamaFactory trained (stage: rm)"
+            )
+
+
+@dataclass(frozen=True)
+class ProcessRewardSettings(ProcessModelOptions):
+    """Settings of a `process_reward` model; `batch_size` answers are rated in one forward pass."""
+
+    batch_size: int = runtime(8)
+
+    def check(self, *, images: bool) -> None:
+        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
+        find_process_loader(self)
+        if images:
+            raise UniDPOError(f"{self.model}: a process reward model sees no images, and the questions have some")
+
+
+BUILT_IN = {
+    "transformers": TransformersOptions,
+    "openai": OpenAIOptions,
+    "vllm": VLLMOptions,
+    "reward_model": RewardModelSettings,
+    "process_reward": ProcessRewardSettings,
+}
+RATERS = ("reward_model", "process_reward")
+"""Backends that rate answers and write none."""

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from uni_dpo.engine.backends.base import Backend, Failure, Request
-from uni_dpo.engine.pairing import PairOptions, balance_lengths, gap_pairs
+from uni_dpo.engine.backends.base import Failure, Request
+from uni_dpo.engine.pairing import PairOptions, balance_lengths, choose_pairs
 from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer, derive_seed
 
 
@@ -13,15 +13,18 @@ class Pipeline(ABC):
     """Base of all pipelines.
 
     A subclass names its options (frozen dataclasses), the roles of the models that it asks, and scores.
-    The default pairing is by score gap; a subclass may pair otherwise. The constructor checks the options: it
-    is also called, without models, before any model is loaded.
+    The default pairing is `choose_pairs`; a subclass may pair otherwise. The constructor checks the options: it
+    is also called, without models, before any model is loaded. A model is a `Backend`; in the roles that `raters`
+    names it is a rater (`backends.raters`) instead.
     """
 
     RewardOptions: ClassVar[type]
     PairOptions: ClassVar[type] = PairOptions
     roles: ClassVar[tuple[str, ...]] = ()
+    raters: ClassVar[Mapping[str, str]] = {}
+    """Role → backend, for the roles whose models rate answers and write none."""
 
-    def __init__(self, reward: Any, models: Mapping[str, Backend], seed: int) -> None:
+    def __init__(self, reward: Any, models: Mapping[str, Any], seed: int) -> None:
         self.options = reward
         self.models = models
         self.seed = seed
@@ -42,7 +45,7 @@ class Pipeline(ABC):
     @classmethod
     def pair(cls, question_id: str, answers: Sequence[ScoredAnswer], options: Any, seed: int) -> list[Pair]:
         """Pairs among the answers to one question."""
-        return gap_pairs(question_id, answers, min_gap=options.min_gap, cap=options.max_pairs_per_question, seed=seed)
+        return choose_pairs(question_id, answers, options, seed)
 
     @classmethod
     def balance(cls, pairs: Sequence[Pair], options: Any) -> list[Pair]:

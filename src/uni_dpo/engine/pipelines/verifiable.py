@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from uni_dpo.engine.backends.base import Backend, Failure
+from uni_dpo.engine.graders import load_grader
 from uni_dpo.engine.pipelines.base import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Scored, ScoredAnswer
-from uni_dpo.engine.registry import find
-from uni_dpo.errors import UniDPOError
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class VerifiableOptions:
     """Settings under `reward:`.
 
     Attributes:
-        grader: `exact`, `numeric`, `multiple_choice`, or `package.module:function` (see `graders`).
+        grader: `exact`, `numeric`, `multiple_choice`, `math`, or `package.module:function` (see `graders`).
         low, high: the scores of the grades 0 and 1.
         keep_ungradable: an answer in which the grader finds nothing gets the lowest score; otherwise it is
             put aside. It is counted either way.
@@ -35,7 +34,7 @@ class Verifiable(Pipeline):
 
     def __init__(self, reward: VerifiableOptions, models: Mapping[str, Backend], seed: int) -> None:
         super().__init__(reward, models, seed)
-        self.grade = find("grader", reward.grader)
+        self.grade = load_grader(reward.grader)
 
     def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:
         """See `Pipeline.reward`."""
@@ -49,8 +48,6 @@ class Verifiable(Pipeline):
                 aside.append(Aside("nothing to grade", text))
                 if not self.options.keep_ungradable:
                     continue
-            elif not 0 <= grade <= 1:
-                raise UniDPOError(f"grader {self.options.grader}: a grade lies in [0, 1], but {text!r} got {grade!r}")
             score = self.options.low + (self.options.high - self.options.low) * (grade or 0.0)
             detail: dict[str, Any] = {"grade": grade}
             answers.append(ScoredAnswer(text, score, detail))

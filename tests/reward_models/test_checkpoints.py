@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.scoring.reward_models import RewardCheckpoint, RewardModelOptions, find_reward_checkpoint
+from uni_dpo.reward_models.checkpoints import RewardCheckpoint, RewardModelOptions, find_reward_checkpoint
 
 
 def write(folder: Path, files: dict[str, object]) -> RewardModelOptions:

@@ -8,8 +8,8 @@ from llamafactory.data import MultiModalDataCollatorForSeq2Seq, get_template_and
 from llamafactory.hparams import get_infer_args
 from llamafactory.model import load_model, load_tokenizer
 
-from uni_dpo.scoring.conversation import Conversation
-from uni_dpo.scoring.reward_models import RewardCheckpoint, RewardModelOptions
+from uni_dpo.reward_models.checkpoints import RewardCheckpoint, RewardModelOptions
+from uni_dpo.reward_models.conversation import Conversation
 
 
 class ValueHeadModel:

@@ -1,13 +1,13 @@
 """Which reward model a checkpoint is, told from its files before anything heavy is loaded."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.scoring.conversation import Conversation
+from uni_dpo.reward_models.conversation import Conversation
 
 VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "llava": "llava"}
@@ -66,11 +66,10 @@ def find_reward_checkpoint(options: RewardModelOptions) -> RewardCheckpoint:
         UniDPOError: there is no such folder, or it holds no reward model.
     """
     folder = options.model
-    if not folder.is_dir():
-        raise UniDPOError(f"{folder}: there is no such folder; name the output_dir of a run with `stage: rm`")
-    adapter = _read_json(folder / "adapter_config.json")
+    check_folder(folder, "name the output_dir of a run with `stage: rm`, or a checkpoint that you downloaded")
+    adapter = read_json(folder / "adapter_config.json")
     base = str(adapter.get("base_model_name_or_path", folder))
-    config = _read_json(Path(base) / "config.json")
+    config = read_json(Path(base) / "config.json")
     if any((folder / name).is_file() for name in VALUE_HEAD_FILES):
         family = str(config.get("model_type", ""))
         template = options.template or TEMPLATES.get(family)
@@ -78,7 +77,8 @@ def find_reward_checkpoint(options: RewardModelOptions) -> RewardCheckpoint:
             raise UniDPOError(f"{folder}: which template was this {family or 'model'} trained with? Give --template")
         return RewardCheckpoint("value_head", base, folder if adapter else None, template)
     architectures = [str(name) for name in config.get("architectures") or []]
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+    plain = any(name.endswith("ForSequenceClassification") for name in architectures)
+    if not plain and not own_loader(folder, config, ("AutoModelForSequenceClassification",), options.trust_remote_code):
         raise UniDPOError(
             f"{folder}: is no reward model. It has no {VALUE_HEAD_FILES[0]}, as LlamaFactory writes it with "
             f"`stage: rm`, and its architecture is {', '.join(architectures) or 'not named'}, no sequence classifier"
@@ -86,7 +86,7 @@ def find_reward_checkpoint(options: RewardModelOptions) -> RewardCheckpoint:
     if adapter:
         raise UniDPOError(f"{folder}: is an adapter on a sequence classifier; merge it into its base first")
     labels = len(config.get("id2label") or {0: "", 1: ""})
-    if labels != 1:
+    if plain and labels != 1:
         raise UniDPOError(f"{folder}: is a classifier of {labels} labels; a reward model has one")
     return RewardCheckpoint("classifier", base)
 
@@ -100,10 +100,10 @@ def load_reward_model(options: RewardModelOptions) -> RewardModel:
     checkpoint = find_reward_checkpoint(options)
     try:
         if checkpoint.kind == "value_head":
-            from uni_dpo.scoring.value_head import ValueHeadModel
+            from uni_dpo.reward_models.value_head import ValueHeadModel
 
             return ValueHeadModel(checkpoint, options)
-        from uni_dpo.scoring.classifier import SequenceClassifier
+        from uni_dpo.reward_models.classifier import SequenceClassifier
 
         return SequenceClassifier(checkpoint, options)
     except OSError as error:
@@ -117,7 +117,32 @@ def checkpoint_identity(options: RewardModelOptions) -> list[Any]:
     return [*told, options.template, options.image_max_pixels, options.image_min_pixels, options.dtype]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def check_folder(folder: Path, advice: str) -> None:
+    """Raise a UniDPOError where there is no such folder."""
+    if not folder.is_dir():
+        raise UniDPOError(f"{folder}: there is no such folder; {advice}")
+
+
+def own_loader(folder: Path, config: Mapping[str, Any], loaders: Sequence[str], trusted: bool) -> str | None:
+    """Which of transformers' `loaders` a checkpoint with code of its own names for itself.
+
+    Returns:
+        None for a checkpoint without such code, which the library's own classes read.
+
+    Raises:
+        UniDPOError: there is such code, and the user has not said that it may run.
+    """
+    own = config.get("auto_map") or {}
+    found = next((name for name in loaders if name in own), None)
+    if found and not trusted:
+        raise UniDPOError(
+            f"{folder}: comes with Python code of its own ({own[found]}), which runs only with trust_remote_code"
+        )
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is no file."""
     if not path.is_file():
         return {}
     try:
