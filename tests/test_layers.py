@@ -12,11 +12,13 @@ import uni_dpo
 PACKAGE = Path(uni_dpo.__file__).parent
 LAYERS = (
     {"errors", "files"},
-    {"objective", "logprobs", "shared_prefix"},
+    {"objective", "logprobs", "shared_prefix", "resuming"},
     {"preferences"},
+    {"reward_models"},
     {"engine", "llamafactory", "trl", "vlmeval"},
     {"report", "compare", "scoring", "prediction"},
-    {"ppo"},
+    {"online"},
+    {"ppo", "grpo"},
     {"overlay", "demo"},
     {"cli"},
 )

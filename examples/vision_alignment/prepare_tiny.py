@@ -7,7 +7,8 @@ writes below the folder
     images/              the digits
     llava/sft.json       one right answer each, for supervised fine-tuning
     llava/ranked.json    lists of two or three answers, best first: the right digit, a wrong one, none
-    llava/held_out.json  the same over images that no training sees
+    prompts.jsonl        those lists' images with questions and right answers, for `uni-dpo ppo` and `uni-dpo grpo`
+    llava/held_out.json  the right digit and a wrong one, over images that no training sees
     questions.jsonl      those images' questions and right answers, for `uni-dpo predict`
 """
 
@@ -24,32 +25,43 @@ from uni_dpo.files import write_text
 from uni_dpo.preferences.writing import write_rows
 
 EVASION = "No digit is written here."
-LISTS = 3
-"""Lists per training image: with one only, the words' luck is easier to learn than the images."""
+LISTS = 6
+"""Lists per training image, each with another wrong digit: with few, the pairs are easier to remember than to judge."""
 
 
 def prepare(folder: Path, *, seed: int = 0) -> None:
     """Write the model, the images and the files."""
     draw = random.Random(seed)
-    write_tiny_qwen2_vl(folder / "model", seed=seed)
+    _without_value_dropout(write_tiny_qwen2_vl(folder / "model", seed=seed))
     splits = write_digits(folder / "images", side=IMAGE_SIDE, seed=seed)
     _write(folder / "llava" / "sft.json", [_row(digit, digit.answer) for digit in splits["train"]])
-    _write(
-        folder / "llava" / "ranked.json", [_row(digit, ranked(digit, draw)) for digit in splits["preference"] * LISTS]
-    )
-    _write(folder / "llava" / "held_out.json", [_row(digit, ranked(digit, draw)) for digit in splits["held_out"]])
-    questions = (
-        {"id": digit.image.stem, "question": QUESTION, "answer": digit.answer, "images": [str(digit.image.resolve())]}
-        for digit in splits["held_out"]
-    )
-    write_rows(folder / "questions.jsonl", questions)
+    lists = [_row(digit, said) for digit in splits["preference"] for said in ranked(digit, LISTS, draw)]
+    _write(folder / "llava" / "ranked.json", lists)
+    held_out = [_row(digit, ranked(digit, 1, draw)[0][:2]) for digit in splits["held_out"]]
+    _write(folder / "llava" / "held_out.json", held_out)
+    write_rows(folder / "prompts.jsonl", map(_question, splits["preference"]))
+    write_rows(folder / "questions.jsonl", map(_question, splits["held_out"]))
 
 
-def ranked(digit: Digit, draw: random.Random) -> list[str]:
-    """The right answer and a drawn wrong one; in a quarter of the lists a third one evades the question."""
-    wrong = draw.choice([label for label in range(10) if label != digit.label])
-    evasion = [EVASION] if draw.random() < 0.25 else []
-    return [digit.answer, answer(wrong), *evasion]
+def ranked(digit: Digit, lists: int, draw: random.Random) -> list[list[str]]:
+    """Lists of the right answer and a drawn wrong one; in a tenth of them a third answer evades the question."""
+    wrong = draw.sample([label for label in range(10) if label != digit.label], lists)
+    return [[digit.answer, answer(label), *([EVASION] if draw.random() < 0.1 else [])] for label in wrong]
+
+
+def _without_value_dropout(model: Path) -> None:
+    """Switch off the dropout before a reward model's value head, which LlamaFactory takes from the checkpoint.
+
+    TRL's default of 0.1 is more noise than 128 numbers can bear: the ranking loss then stays at log 2.
+    """
+    file = model / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    write_text(file, json.dumps(config | {"summary_dropout_prob": 0.0}, indent=2))
+
+
+def _question(digit: Digit) -> dict[str, Any]:
+    image = str(digit.image.resolve())
+    return {"id": digit.image.stem, "question": QUESTION, "answer": digit.answer, "images": [image]}
 
 
 def _row(digit: Digit, said: str | list[str]) -> dict[str, Any]:

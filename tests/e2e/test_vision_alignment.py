@@ -4,11 +4,14 @@ import importlib.util
 import itertools
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from uni_dpo.cli import predict, score
 from uni_dpo.cli.app import app
@@ -58,31 +61,94 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
 
 
+def config(folder: Path, stage: str, **settings: Any) -> Path:
+    """An online recipe over the tiny data, with other settings; `None` takes one away."""
+    recipe = yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())
+    recipe |= {"questions": {"path": "prompts.jsonl", "limit": 64}, "bf16": False, "output_dir": stage} | settings
+    (folder / f"{stage}.yaml").write_text(yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}))
+    return folder / f"{stage}.yaml"
+
+
+@pytest.fixture(scope="module")
+def reward_model(folder: Path) -> str:
+    """What two steps of the reward recipe make of the random model: what it says is arbitrary."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        train("reward", "model_name_or_path=model output_dir=young_reward max_steps=2 learning_rate=1e-2")
+    return "young_reward"
+
+
+def test_ppo_is_paid_what_score_says(
+    folder: Path, reward_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean reward in the log is the mean of the ratings that `uni-dpo score` gives to the same answers."""
+    from uni_dpo.ppo import trainer
+
+    answered: list[dict[str, Any]] = []
+    make_reward = trainer.make_reward
+
+    def recording(*arguments: Any, **settings: Any) -> Any:
+        reward = make_reward(*arguments, **settings)
+
+        def rate(questions: Sequence[Any], answers: Sequence[str]) -> list[float]:
+            pairs = zip(questions, answers, strict=True)
+            answered.extend({"question": q.text, "images": list(q.images), "prediction": a} for q, a in pairs)
+            return reward(questions, answers)
+
+        return rate
+
+    monkeypatch.setattr(trainer, "make_reward", recording)
+    monkeypatch.chdir(folder)
+    tiny = {"steps": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "max_tokens": 6}
+    run(f"ppo {config(folder, 'ppo', model='model', reward={'model': reward_model}, **tiny)}")
+    assert "in the first step" in capsys.readouterr().out
+    (folder / "answered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
+    run(f"score answered.jsonl rated.jsonl --model {reward_model} --batch-size 3")
+    ratings = [row["score"] for row in rows(folder / "rated.jsonl")]
+    assert len(set(ratings)) > 8
+    paid = [line["reward"] for line in rows(folder / "ppo" / "ppo_log.jsonl")]
+    assert paid == pytest.approx([fmean(ratings[:8]), fmean(ratings[8:])], rel=1e-4)
+    assert (folder / "ppo" / "adapter_model.safetensors").is_file()
+
+
+def test_grpo_runs_with_the_reward_model(
+    folder: Path, reward_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    tiny = {"max_steps": 2, "generation_batch_size": 16, "max_completion_length": 6}
+    run(f"grpo {config(folder, 'grpo', model='model', reward={'model': reward_model}, logging_steps=1, **tiny)}")
+    assert "in the first line of the log" in capsys.readouterr().out
+    log = json.loads((folder / "grpo" / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["reward_std"] > 0
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert (folder / "grpo" / "adapter_model.safetensors").is_file()
+
+
 def test_ranked_lists_give_all_their_pairs(folder: Path) -> None:
     """Two answers make one pair, three make three."""
     expected = []
-    for row in json.loads((folder / "llava" / "held_out.json").read_text()):
+    lists = json.loads((folder / "llava" / "ranked.json").read_text())
+    for row in lists:
         expected += itertools.combinations(row["conversations"][-1]["value"], 2)
-    assert [(pair["chosen"], pair["rejected"]) for pair in rows(folder / "held_out.json")] == expected
-    assert len(expected) > 347
+    assert [(pair["chosen"], pair["rejected"]) for pair in rows(folder / "ranked.json")] == expected
+    assert len(expected) > len(lists)
 
 
 @pytest.mark.slow
 def test_the_quartet(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """SFT, reward model, rating, Uni-DPO and DPO on the ratings, prediction.
 
-    Of held-out images, the reward model puts the right digit above a wrong one far above chance; the evasions, which
-    need no look at the image, are not counted.
+    Of held-out images, the reward model puts the right digit above a wrong one far above chance: 0.5, with a standard
+    deviation of 0.027.
     """
     monkeypatch.chdir(folder)
-    train("sft", "model_name_or_path=model output_dir=sft learning_rate=3e-3 num_train_epochs=15 "
+    train("sft", "model_name_or_path=model output_dir=sft learning_rate=3e-3 warmup_ratio=0.2 num_train_epochs=12 "
           "per_device_train_batch_size=16")  # fmt: skip
-    train("reward", "model_name_or_path=sft output_dir=reward learning_rate=4e-4 num_train_epochs=4")
+    train("reward", "model_name_or_path=sft output_dir=reward learning_rate=4e-4 warmup_ratio=0.1 num_train_epochs=2")
     run("score held_out.json held_out_scored.json --model reward --batch-size 64")
-    scored = [row for row in rows(folder / "held_out_scored.json") if row["rejected"].startswith("The digit is")]
-    agreeing = sum(row["score_chosen"] > row["score_rejected"] for row in scored) / len(scored)
+    scored = rows(folder / "held_out_scored.json")
     assert len(scored) == 347
-    assert agreeing > 0.6  # chance is 0.5 with a standard deviation of 0.027
+    assert sum(row["score_chosen"] > row["score_rejected"] for row in scored) > 0.85 * 347
 
     run("score ranked.json scored.json --model reward --batch-size 64")
     assert all({"score_chosen", "score_rejected"} <= row.keys() for row in rows(folder / "scored.json"))
@@ -93,7 +159,7 @@ def test_the_quartet(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "accuracy" in capsys.readouterr().out
     answered = rows(folder / "predictions.jsonl")
     assert len(answered) == 347
-    assert sum(row["correct"] for row in answered) > 0.3 * 347
+    assert sum(row["correct"] for row in answered) > 0.8 * 347
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "uni_dpo", "predict"])
@@ -112,7 +178,14 @@ def test_the_full_size_recipes_are_what_llamafactory_takes(stage: str) -> None:
     assert finetuning.stage == {"reward": "rm", "dpo": "dpo", "uni_dpo": "dpo"}.get(stage, "sft")
 
 
-def test_the_ppo_recipe_is_a_config() -> None:
+def test_the_full_size_online_recipes_are_configs() -> None:
+    from uni_dpo.grpo.arguments import trl_arguments
+    from uni_dpo.grpo.config import GRPOSettings
     from uni_dpo.ppo.config import PPOConfig
 
-    assert PPOConfig.load(RECIPES / "ppo.yaml").reward.model == "saves/vision_alignment/reward"
+    ppo = PPOConfig.load(RECIPES / "ppo.yaml")
+    grpo = GRPOSettings.load(RECIPES / "grpo.yaml", {"bf16": False})
+    assert ppo.reward.model == grpo.reward.model == "saves/vision_alignment/reward"
+    assert ppo.questions == grpo.questions
+    arguments = trl_arguments(grpo)
+    assert (arguments.num_generations, arguments.steps_per_generation, arguments.beta) == (8, 16, 0.04)

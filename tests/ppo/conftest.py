@@ -24,7 +24,8 @@ def warm_up(start: Path, folder: Path, digits: list[Digit], *, steps: int) -> Pa
 
     import torch
 
-    from uni_dpo.ppo.config import PPOConfig, RewardOptions
+    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.ppo.config import PPOConfig
     from uni_dpo.ppo.policy import answer_logps, collate, encode, load_policy
 
     config = PPOConfig(str(start), "", RewardOptions(function="exact"), finetuning="full", freeze_vision_tower=False)
@@ -59,7 +60,8 @@ def warm_policy(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2_vl: Path, d
 @pytest.fixture
 def config(tiny_qwen2_vl: Path, tmp_path: Path) -> MakeConfig:
     """`config(**settings)` is a PPO config of small batches over the random tiny model."""
-    from uni_dpo.ppo.config import PPOConfig, RewardOptions
+    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.ppo.config import PPOConfig
 
     base = {
         "model": str(tiny_qwen2_vl),

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from uni_dpo.engine import Question
-from uni_dpo.ppo.config import PPOConfig, RewardOptions
+from uni_dpo.online.config import RewardOptions
+from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.rollout import Rollout
 from uni_dpo.ppo.trainer import PPOTrainer
 

@@ -12,9 +12,10 @@ from uni_dpo.demo.digits import QUESTION, Digit
 from uni_dpo.demo.stages import closeness
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
+from uni_dpo.online.policy import language_model
+from uni_dpo.online.rewards import graded
 from uni_dpo.ppo.losses import advantages_and_returns, token_rewards
 from uni_dpo.ppo.policy import answer_logps
-from uni_dpo.ppo.rewards import graded
 from uni_dpo.ppo.rollout import Rollout
 from uni_dpo.ppo.trainer import PPOTrainer
 
@@ -140,3 +141,12 @@ def test_ppo_raises_the_reward_and_the_kl_stays_bounded(
     before, after = (fmean(line["reward"] for line in part) for part in (log[:4], log[-4:]))
     assert after > before + 0.1
     assert max(abs(line["kl"]) for line in log) < 2
+
+
+@pytest.mark.parametrize("finetuning", ["full", "lora"])
+def test_a_checkpoints_habits_do_not_change_what_is_sampled(trainer, finetuning: str) -> None:
+    """`min_p` 1 leaves the likeliest token only: eight answers to one question would be one."""
+    run = trainer(finetuning=finetuning, lora_rank=4)
+    language_model(run.model).generation_config.min_p = 1.0
+    rollout = run._roll_out(run._questions_of(0)[:1] * 8)
+    assert len(set(map(tuple, rollout.answers))) > 1

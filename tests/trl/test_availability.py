@@ -21,4 +21,4 @@ def test_a_pair_that_says_no_becomes_false_and_the_rest_stays(monkeypatch: pytes
 def test_the_trainer_can_be_imported() -> None:
     from uni_dpo.trl import UniDPOTrainer
 
-    assert UniDPOTrainer.__mro__[1].__name__ == "DPOTrainer"
+    assert "DPOTrainer" in [parent.__name__ for parent in UniDPOTrainer.__mro__]

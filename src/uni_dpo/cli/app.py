@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import compare, data, demo, engine, eval, overlay, ppo, predict, score, train, trl
+from uni_dpo.cli import compare, data, demo, engine, eval, grpo, overlay, ppo, predict, score, train, trl
 
 app = typer.Typer(
     name="uni-dpo",
@@ -42,4 +42,5 @@ app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("score")(score.score)
 app.command("ppo")(ppo.ppo)
+app.command("grpo")(grpo.grpo)
 app.add_typer(overlay.app, name="overlay")

@@ -13,8 +13,11 @@ def ppo(
     from uni_dpo.ppo.config import PPOConfig
 
     settings = PPOConfig.load(config)
+    from accelerate import PartialState
+
     from uni_dpo.ppo import train_ppo
 
     log = train_ppo(settings)
-    print(f"reward: {log[0]['reward']:.3f} in the first step, {log[-1]['reward']:.3f} in the last")
-    print(settings.output_dir)
+    say = PartialState().on_main_process(print)
+    say(f"reward: {log[0]['reward']:.3f} in the first step, {log[-1]['reward']:.3f} in the last")
+    say(settings.output_dir)

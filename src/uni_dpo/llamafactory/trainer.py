@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import take_scores
@@ -14,11 +12,12 @@ from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.objective import PairLogps, uni_dpo_loss
+from uni_dpo.resuming import ResumesByPublishedNames
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 
 
-class UniDPOTrainer(CustomDPOTrainer):
+class UniDPOTrainer(ResumesByPublishedNames, CustomDPOTrainer):
     """Trains with `pref_loss: uni_dpo`; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.
@@ -107,18 +106,9 @@ class UniDPOTrainer(CustomDPOTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Resume a fully tuned model by the names under which its checkpoint was saved.
-
-        Transformers saves a Qwen2-VL under the names of the published checkpoints, but resumes by the names of
-        its modules and skips, without a word, those it does not know: the run would start again from the base.
-        """
-        whole = self.accelerator.unwrap_model(model if model is not None else self.model)
-        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if self.objective is None or engine or not isinstance(whole, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(whole).from_pretrained(resume_from_checkpoint, config=whole.config, dtype=torch.float32)
-        whole.load_state_dict(saved.state_dict())
+        """Other losses resume as they do in LlamaFactory."""
+        trainer = CustomDPOTrainer if self.objective is None else ResumesByPublishedNames
+        trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the objective's terms beside LlamaFactory's own metrics."""

@@ -1,43 +1,21 @@
 """What a PPO config may say."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from uni_dpo.engine.config import InputOptions, digest
+from uni_dpo.engine.config import digest
 from uni_dpo.engine.options import parse, read_mapping
 from uni_dpo.errors import UniDPOError
+from uni_dpo.online.config import OnlineConfig
 
 
 @dataclass(frozen=True)
-class RewardOptions:
-    """Where the rewards come from: exactly one of `model` and `function`.
+class PPOConfig(OnlineConfig):
+    """One PPO run: the settings of every online recipe, and these. Batch sizes are per process.
 
     Attributes:
-        model: folder of a reward model, as `uni-dpo score` takes it.
-        function: exact, numeric, multiple_choice, or `package.module:function` of (answer, question) → number.
-        template: LlamaFactory's template of the reward model; None for the only one of its family.
-    """
-
-    model: str | None = None
-    function: str | None = None
-    template: str | None = None
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """One PPO run. Batch sizes are per process.
-
-    Attributes:
-        model: folder or hub name of the policy to start from, which is also the reference.
-        questions: file and image root of the questions.
-        reward: what rates the answers.
-        output_dir: gets the checkpoint, the log, and the state that a stopped run goes on from.
-        finetuning: which weights learn: all, or a LoRA adapter.
-        freeze_vision_tower: leave the vision tower and the projector as they are.
-        bf16: compute in bfloat16; weights that learn stay float32.
-        min_pixels, max_pixels: limits of the image processor, where it has such.
         steps: rollouts, each followed by `ppo_epochs` passes over it.
         rollout_batch_size: questions answered per step.
         mini_batch_size: answers per optimizer step.
@@ -51,19 +29,6 @@ class PPOConfig:
         save_steps: write the state every so many steps.
     """
 
-    model: str
-    output_dir: str
-    reward: RewardOptions
-    questions: InputOptions = field(default_factory=InputOptions)
-    finetuning: Literal["full", "lora"] = "lora"
-    lora_rank: int = 64
-    lora_alpha: int = 16
-    freeze_vision_tower: bool = True
-    gradient_checkpointing: bool = False
-    bf16: bool = False
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    trust_remote_code: bool = False
     steps: int = 100
     rollout_batch_size: int = 32
     mini_batch_size: int = 8
@@ -80,13 +45,11 @@ class PPOConfig:
     gamma: float = 1.0
     lam: float = 0.95
     save_steps: int = 50
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.reward.model is None) == (self.reward.function is None):
-            raise UniDPOError("reward: set one of `model` and `function`")
+        super().__post_init__()
         counts = ("steps", "rollout_batch_size", "mini_batch_size", "micro_batch_size", "ppo_epochs", "max_tokens")
-        for name in (*counts, "lora_rank", "save_steps"):
+        for name in (*counts, "save_steps"):
             if getattr(self, name) < 1:
                 raise UniDPOError(f"{name} is {getattr(self, name)}; it starts at 1")
         for name in ("temperature", "learning_rate", "clip", "value_clip", "max_grad_norm"):

@@ -3,20 +3,15 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from uni_dpo.engine.records import Question
-from uni_dpo.errors import UniDPOError
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
+from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, prompt_text
 from uni_dpo.ppo.config import PPOConfig
-
-VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
-"""Names of the modules that `freeze_vision_tower` freezes, in the supported families."""
 
 Inputs = dict[str, Tensor]
 
@@ -28,7 +23,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        head = _language_model(model).get_output_embeddings()
+        head = language_model(model).get_output_embeddings()
         # From zero: the first advantages are the rewards, not the noise of a random critic.
         self.value_head = nn.Linear(head.in_features, 1)
         nn.init.zeros_(self.value_head.weight)
@@ -56,10 +51,10 @@ def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float)
     Returns:
         (B, T) log-probabilities, 0 on padding, and (B, T, D) the hidden states that predict the tokens.
     """
-    language_model = _language_model(model)
-    hidden = language_model.base_model(**inputs, use_cache=False).last_hidden_state[:, -labels.shape[1] :]
+    language = language_model(model)
+    hidden = language.base_model(**inputs, use_cache=False).last_hidden_state[:, -labels.shape[1] :]
     tokens = ResponseTokens.from_labels(labels)
-    scored = response_logps(hidden / temperature, language_model.get_output_embeddings(), tokens)
+    scored = response_logps(hidden / temperature, language.get_output_embeddings(), tokens)
     table = scored.new_zeros(labels.shape[0], labels.shape[1] - 1)
     return table.index_put((tokens.sequence, tokens.offset), scored), hidden[:, :-1]
 
@@ -89,32 +84,19 @@ def load_policy(config: PPOConfig) -> tuple[Policy, Reference, Any]:
     """Policy, reference and processor of `config.model`.
 
     Raises:
-        UniDPOError: the checkpoint cannot be loaded, or its chat template drops the question.
+        UniDPOError: the checkpoint cannot be loaded.
     """
-    trust = {"trust_remote_code": config.trust_remote_code}
-    half = config.bf16 and config.finetuning == "lora"
-    limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.model, dtype=torch.bfloat16 if half else torch.float32, **trust
-        )
-        processor = AutoProcessor.from_pretrained(
-            config.model, **{name: value for name, value in limits.items() if value is not None}, **trust
-        )
-    except (OSError, ValueError, KeyError) as error:
-        missing = "" if Path(config.model).exists() else "; there is no such folder here"
-        raise UniDPOError(f"model {config.model!r} cannot be loaded{missing}: {error}") from error
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    model, processor = load_model(config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     reference = Reference(model, lora=config.finetuning == "lora")
     if config.finetuning == "lora":
-        model = _with_adapter(model, config)
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter(config))
     elif config.freeze_vision_tower:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not any(part in name for part in VISION_PARTS))
+        freeze_vision_tower(model)
     return Policy(model, temperature=config.temperature), reference, processor
 
 
@@ -126,12 +108,7 @@ def encode(question: Question, processor: Any) -> Inputs:
     """
     from PIL import Image
 
-    content = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    if question.text.strip() not in text:
-        raise UniDPOError("the policy's chat template drops the question; take the instruct checkpoint")
+    text = prompt_text(question, processor)
     images = []
     for path in question.images:
         with Image.open(path) as image:
@@ -170,23 +147,3 @@ def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: in
     for row, answer in enumerate(answers):
         labels[row, 1 : 1 + len(answer)] = torch.tensor(answer)
     return inputs, labels
-
-
-def _with_adapter(model: Any, config: PPOConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    vision = "|".join(VISION_PARTS)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            target_modules="all-linear",
-            exclude_modules=rf".*\b({vision})\b.*" if config.freeze_vision_tower else None,
-            task_type="CAUSAL_LM",
-        ),
-    )
-
-
-def _language_model(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from uni_dpo.online.policy import media_tokens
 from uni_dpo.ppo.policy import Inputs
-
-MEDIA_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Names, in a model's config, of the tokens that stand for what is seen."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,14 @@ class Rollout:
 
 
 def sampling_config(model: Any, tokenizer: Any, *, max_tokens: int, temperature: float) -> GenerationConfig:
-    """Plain sampling: a checkpoint's own habits (repetition penalty, top_k) would make the log-probabilities false.
-
-    Only the tokens that stand for images are never sampled: an answer with one could not be scored.
-    """
+    """Plain sampling at a temperature; see also `plain_sampling`."""
     own = model.generation_config
-    media = [getattr(model.config, name, None) for name in MEDIA_TOKENS]
     return GenerationConfig(
         do_sample=True,
         temperature=temperature,
         top_k=0,
         top_p=1.0,
-        suppress_tokens=[token for token in media if token is not None] or None,
+        suppress_tokens=media_tokens(model) or None,
         max_new_tokens=max_tokens,
         eos_token_id=own.eos_token_id or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

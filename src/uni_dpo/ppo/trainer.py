@@ -16,10 +16,11 @@ from uni_dpo.engine.input import read_questions
 from uni_dpo.engine.records import Question, derive_seed
 from uni_dpo.errors import UniDPOError
 from uni_dpo.files import replacing, write_text
+from uni_dpo.online.policy import check_model, plain_sampling
+from uni_dpo.online.rewards import Reward, check_reward, make_reward
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.losses import advantages_and_returns, policy_loss, token_rewards, value_loss, whitened
 from uni_dpo.ppo.policy import Inputs, answer_logps, collate, encode, load_policy
-from uni_dpo.ppo.rewards import Reward, make_reward
 from uni_dpo.ppo.rollout import Rollout, ends_of, sampling_config, stack, up_to_the_end
 
 Metrics = dict[str, float]
@@ -37,7 +38,10 @@ def train_ppo(config: PPOConfig) -> list[Metrics]:
     """
     output = Path(config.output_dir)
     questions = read_questions(config.questions, output / "images")
-    return PPOTrainer(config, questions, make_reward(config)).train()
+    check_reward(config.reward, questions)
+    check_model(config)
+    reward = make_reward(config.reward, batch_size=config.micro_batch_size, trust_remote_code=config.trust_remote_code)
+    return PPOTrainer(config, questions, reward).train()
 
 
 class PPOTrainer:
@@ -133,7 +137,7 @@ class PPOTrainer:
 
     def _sample(self, prompts: list[Inputs]) -> list[list[int]]:
         inputs, _ = self._batch(prompts, [[]] * len(prompts))
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), plain_sampling(self.model):
             output = self.model.generate(**inputs, generation_config=self.sampling)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
         return [up_to_the_end(tokens, ends_of(self.sampling)) for tokens in new]

@@ -1,19 +1,17 @@
 """TRL's DPO trainer with the Uni-DPO objective in the one place where losses are made."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
-from uni_dpo.shared_prefix import image_token_id
-from uni_dpo.shared_prefix.families import unwrapped
+from uni_dpo.resuming import ResumesByPublishedNames
 from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
 from uni_dpo.trl.data import (
     SCORES,
@@ -22,12 +20,13 @@ from uni_dpo.trl.data import (
     check_scores,
     tokenize_answers,
 )
+from uni_dpo.trl.mending import with_token_types, with_warnings_issued
 
 GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL does not know of."""
 
 
-class UniDPOTrainer(DPOTrainer):
+class UniDPOTrainer(ResumesByPublishedNames, DPOTrainer):
     """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
 
     Vision data go through the model's own processor when a batch is made, so that every family whose processor
@@ -78,24 +77,7 @@ class UniDPOTrainer(DPOTrainer):
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _prepare_peft_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_peft_model(model, *args, **kwargs)
-        if not hasattr(prepared, "warnings_issued"):
-            # TRL notes there what it has warned of; the models of transformers 5 have no such list any more.
-            prepared.warnings_issued = {}
-        return prepared
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Resume a fully tuned model by the names under which its checkpoint was saved.
-
-        Transformers 5 saves a vision-language model under its published names, but resumes by the names of its
-        modules and skips those it does not know: the run would start again from the base.
-        """
-        whole = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(whole, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(whole).from_pretrained(resume_from_checkpoint, config=whole.config, dtype=whole.dtype)
-        whole.load_state_dict(saved.state_dict())
+        return with_warnings_issued(super()._prepare_peft_model(model, *args, **kwargs))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -178,11 +160,5 @@ def _with_grids(model: Any, grid: Tensor | None) -> Callable[..., Any]:
     """
     if grid is None:
         return model
-    token = torch.tensor(image_token_id(model), device=grid.device)
-    takes_types = "mm_token_type_ids" in inspect.signature(unwrapped(model).forward).parameters
-
-    def forward(input_ids: Tensor, **inputs: Any) -> Any:
-        types = {"mm_token_type_ids": (input_ids == token).int()} if takes_types else {}
-        return model(input_ids, **inputs, **types, **{GRID: torch.cat([grid, grid])})
-
-    return forward
+    typed = with_token_types(model)
+    return lambda input_ids, **inputs: typed(input_ids, **inputs, **{GRID: torch.cat([grid, grid])})

@@ -1,0 +1,60 @@
+"""From a config to TRL's `GRPOConfig`."""
+
+import difflib
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from trl.scripts.utils import TrlParser
+from trl.trainer.grpo_config import GRPOConfig
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.grpo.config import GRPOSettings
+from uni_dpo.online.config import OnlineConfig
+
+PPO_NAMES = {
+    "steps": "max_steps",
+    "max_tokens": "max_completion_length",
+    "kl_coef": "beta",
+    "clip": "epsilon",
+    "rollout_batch_size": "generation_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "ppo_epochs": "num_iterations",
+}
+"""What TRL calls a setting of `uni-dpo ppo`."""
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def trl_arguments(settings: GRPOSettings) -> Any:
+    """TRL's settings, ours among them.
+
+    Raises:
+        UniDPOError: a setting that TRL does not have, or a value that it does not take.
+    """
+    given = {"max_prompt_length": None} | dict(settings.training)  # a prompt with images cannot be cut
+    _check_names(given)
+    if given["max_prompt_length"] is not None:
+        raise UniDPOError("max_prompt_length: cutting a prompt would tear its images; remove this setting")
+    given |= {name: getattr(settings, name) for name in ("output_dir", "seed", "bf16", "gradient_checkpointing")}
+    parser = _Parser((GRPOConfig,))
+    parser.set_defaults(**given)
+    try:
+        return parser.parse_args_into_dataclasses(args=[])[0]
+    except (ValueError, TypeError) as error:
+        raise UniDPOError(f"GRPOConfig: {error}") from error
+
+
+def _check_names(given: dict[str, Any]) -> None:
+    known = {setting.name for setting in fields(GRPOConfig)}
+    for name in given:
+        if name in PPO_NAMES and name not in known:
+            raise UniDPOError(f"{name}: unknown setting; TRL calls it {PPO_NAMES[name]}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known | {shared.name for shared in fields(OnlineConfig)}, n=1)
+            raise UniDPOError(
+                f"{name}: unknown setting, to us and to TRL's GRPOConfig"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+            )

@@ -1,0 +1,143 @@
+"""`uni-dpo grpo`: questions and reward in, TRL's trainer on them, a checkpoint out."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+import uni_dpo.trl  # noqa: F401  # mends TRL before it is imported
+from uni_dpo.engine.input import read_questions
+from uni_dpo.engine.records import Question
+from uni_dpo.errors import UniDPOError
+from uni_dpo.files import write_text
+from uni_dpo.grpo.arguments import trl_arguments
+from uni_dpo.grpo.config import GRPOSettings
+from uni_dpo.grpo.trainer import VisionGRPOTrainer
+from uni_dpo.online.policy import (
+    adapter,
+    base_dtype,
+    check_model,
+    freeze_vision_tower,
+    load_model,
+    messages,
+    prompt_text,
+)
+from uni_dpo.online.rewards import Reward, check_reward, make_reward
+
+RUN = "grpo_run.json"
+"""Names, in the output folder, the settings of the run that it holds."""
+
+
+def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
+    """Train the policy of `settings`; checkpoint and TRL's log stand in its output folder.
+
+    Returns:
+        TRL's log, one line of numbers per logged step.
+
+    Raises:
+        UniDPOError: a setting, question, model or reward that cannot be used, or an output folder of another run.
+    """
+    arguments = trl_arguments(settings)
+    output = Path(settings.output_dir)
+    questions = read_questions(settings.questions, output / "images")
+    _check_images(questions, processes=arguments.world_size)
+    check_reward(settings.reward, questions)
+    check_model(settings)
+    checkpoint = _checkpoint_of(settings, output)
+    reward = make_reward(
+        settings.reward,
+        batch_size=arguments.per_device_train_batch_size,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    trainer = make_trainer(settings, arguments, questions, reward)
+    if trainer.is_world_process_zero():
+        write_text(output / RUN, json.dumps({"run": settings.digest()}) + "\n")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    trainer.save_model()
+    log: list[dict[str, Any]] = trainer.state.log_history
+    return log
+
+
+def make_trainer(
+    settings: GRPOSettings, arguments: Any, questions: Sequence[Question], reward: Reward
+) -> VisionGRPOTrainer:
+    """TRL's trainer of the policy on the questions.
+
+    Args:
+        settings: the run.
+        arguments: TRL's, of `trl_arguments`.
+        questions: what is asked.
+        reward: rates the answers.
+
+    Raises:
+        UniDPOError: the model cannot be loaded, or cannot be asked these questions.
+    """
+    model, processor = load_model(settings)
+    for question in questions[:1]:
+        prompt_text(question, processor)
+    if "image_grid_thw" not in processor.model_input_names and any(len(asked.images) != 1 for asked in questions):
+        raise UniDPOError("TRL's GRPO asks this family about one image at a time: give every question one image")
+    lora = settings.finetuning == "lora"
+    if not lora and settings.freeze_vision_tower:
+        freeze_vision_tower(model)
+    if not lora and arguments.beta:
+        arguments.model_init_kwargs = {"dtype": base_dtype(settings)}  # of the reference, which TRL loads by itself
+    return VisionGRPOTrainer(
+        model,
+        args=arguments,
+        reward_funcs=reward_function(reward, questions),
+        train_dataset=dataset(questions),
+        processing_class=processor,
+        peft_config=adapter(settings) if lora else None,
+    )
+
+
+def dataset(questions: Sequence[Question]) -> Any:
+    """The questions as TRL reads them; `question` is a question's place, for the reward.
+
+    Returns:
+        a `datasets.Dataset` of `prompt`, `images` (decoded when they are asked for) and `question`.
+    """
+    import datasets
+
+    rows = [
+        {"prompt": messages(asked), "images": list(asked.images), "question": place}
+        for place, asked in enumerate(questions)
+    ]
+    table = datasets.Dataset.from_list(rows)
+    if not any(asked.images for asked in questions):
+        return table.remove_columns("images")
+    return table.cast_column("images", datasets.Sequence(datasets.Image(mode="RGB")))
+
+
+def reward_function(reward: Reward, questions: Sequence[Question]) -> Callable[..., list[float]]:
+    """A reward as TRL calls one, with the columns of the dataset repeated for every completion."""
+
+    def rewarded(completions: Sequence[list[dict[str, str]]], question: Sequence[int], **_: Any) -> list[float]:
+        answers = [turns[-1]["content"].strip() for turns in completions]
+        return reward([questions[place] for place in question], answers)
+
+    return rewarded
+
+
+def _check_images(questions: Sequence[Question], *, processes: int) -> None:
+    """TRL gathers images from all processes where one has some; one without would make the others wait for ever."""
+    seeing = sum(bool(question.images) for question in questions)
+    if processes > 1 and 0 < seeing < len(questions):
+        raise UniDPOError(
+            f"{seeing:,} of {len(questions):,} questions have images: on several processes TRL's GRPO needs all or none"
+        )
+
+
+def _checkpoint_of(settings: GRPOSettings, output: Path) -> str | None:
+    """The checkpoint that a stopped run left in its output folder."""
+    found: str | None = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if found is None:
+        return None
+    run = output / RUN
+    if not run.is_file() or json.loads(run.read_text(encoding="utf-8"))["run"] != settings.digest():
+        raise UniDPOError(f"{output} holds a run of other settings: name another output_dir, or delete it")
+    return found

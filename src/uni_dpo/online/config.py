@@ -1,0 +1,59 @@
+"""The settings that every online recipe has."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from uni_dpo.engine.config import InputOptions
+from uni_dpo.errors import UniDPOError
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Where the rewards come from: exactly one of `model` and `function`.
+
+    Attributes:
+        model: folder of a reward model, as `uni-dpo score` takes it.
+        function: exact, numeric, multiple_choice, or `package.module:function` of (answer, question) → number.
+        template: LlamaFactory's template of the reward model; None for the only one of its family.
+    """
+
+    model: str | None = None
+    function: str | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """Policy, questions and reward.
+
+    Attributes:
+        model: folder or hub name of the policy to start from, which is also the reference.
+        output_dir: gets the checkpoint, the log, and the state that a stopped run goes on from.
+        reward: what rates the answers.
+        questions: file and image root of the questions.
+        finetuning: which weights learn: all, or a LoRA adapter.
+        freeze_vision_tower: leave the vision tower and the projector as they are.
+        bf16: compute in bfloat16; weights that learn stay float32.
+        min_pixels, max_pixels: limits of the image processor, where it has such.
+    """
+
+    model: str
+    output_dir: str
+    reward: RewardOptions
+    questions: InputOptions = field(default_factory=InputOptions)
+    finetuning: Literal["full", "lora"] = "lora"
+    lora_rank: int = 64
+    lora_alpha: int = 16
+    freeze_vision_tower: bool = True
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.reward.model is None) == (self.reward.function is None):
+            raise UniDPOError("reward: set one of `model` and `function`")
+        if self.lora_rank < 1:
+            raise UniDPOError(f"lora_rank is {self.lora_rank}; it starts at 1")

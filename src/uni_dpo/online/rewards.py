@@ -1,0 +1,74 @@
+"""Rewards of finished answers: from a reward model, or from a function of answer and question."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from uni_dpo.engine.graders import Grader, exact, multiple_choice, numeric
+from uni_dpo.engine.records import Question
+from uni_dpo.engine.registry import find
+from uni_dpo.online.config import RewardOptions
+from uni_dpo.preferences.checks import IMAGE_TOKEN
+from uni_dpo.reward_models import Conversation, RewardModel, RewardModelOptions, load_reward_model
+from uni_dpo.reward_models.checkpoints import find_reward_checkpoint
+
+Reward = Callable[[Sequence[Question], Sequence[str]], list[float]]
+"""Questions and their answers → one reward each."""
+
+
+def check_reward(options: RewardOptions, questions: Sequence[Question]) -> None:
+    """See that a reward is there and can rate answers to these questions, without loading anything.
+
+    Raises:
+        UniDPOError: no such reward model or function, or a question without the reference that the function needs.
+    """
+    if options.model is not None:
+        find_reward_checkpoint(_model_options(options))
+        return
+    grader = find("grader", str(options.function))
+    if grader in (exact, numeric, multiple_choice):
+        for question in questions:
+            grader("", question)
+
+
+def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: bool = False) -> Reward:
+    """The reward that a config names.
+
+    Args:
+        batch_size: answers that a reward model sees at once.
+
+    Raises:
+        UniDPOError: there is no such reward model or function.
+    """
+    if options.function is not None:
+        return graded(find("grader", options.function))
+    return modelled(load_reward_model(_model_options(options, trust_remote_code)), batch_size)
+
+
+def modelled(model: RewardModel, batch_size: int) -> Reward:
+    """A reward model as reward; a question's images stand before its text."""
+
+    def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
+        conversations = [
+            Conversation(IMAGE_TOKEN * len(question.images) + question.text, answer, question.images)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        return [
+            rating
+            for start in range(0, len(conversations), batch_size)
+            for rating in model.rate(conversations[start : start + batch_size])
+        ]
+
+    return rate
+
+
+def graded(grader: Grader) -> Reward:
+    """A grader as reward; an answer that it cannot grade earns nothing."""
+
+    def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
+        return [float(grader(answer, question) or 0.0) for question, answer in zip(questions, answers, strict=True)]
+
+    return rate
+
+
+def _model_options(options: RewardOptions, trust_remote_code: bool = False) -> RewardModelOptions:
+    return RewardModelOptions(Path(str(options.model)), options.template, trust_remote_code=trust_remote_code)
