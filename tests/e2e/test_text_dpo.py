@@ -94,6 +94,26 @@ def test_with_scores_the_same_recipe_is_uni_dpo(finished: Path, monkeypatch: pyt
     assert "uni_dpo/w_perf" in log[0]
 
 
+def test_the_gpu_recipe_runs_on_a_cpu_where_bitsandbytes_is_installed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NF4 weights, bfloat16 and the 8-bit optimizer as written; only the model and the place are others."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50", reason="QLoRA needs it")
+    monkeypatch.chdir(finished)
+    steps = []
+    step = bitsandbytes.optim.AdamW.step
+    monkeypatch.setattr(
+        bitsandbytes.optim.AdamW, "step", lambda self, *given: steps.append(self.args.optim_bits) or step(self, *given)
+    )
+    settings = ["model_name_or_path=outputs/text_dpo/model", "output_dir=saves/qlora", "use_cpu=true"]
+    uni_dpo(monkeypatch, "train", "examples/text_dpo/qlora.yaml", *settings)
+    log = json.loads((finished / "saves" / "qlora" / "trainer_state.json").read_text())["log_history"]
+    found = [line["loss"] for line in log if "loss" in line]
+    assert found[0] == pytest.approx(0.6931, abs=1e-3)
+    assert found[1] < found[0]
+    assert steps == [8, 8]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -25,7 +25,7 @@ def test_bfloat16_follows_float32(train: Train, finetuning: dict[str, Any]) -> N
 
 
 def test_the_qlora_recipe_trains_over_four_bit_weights(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.49", reason="4-bit weights need it")
+    bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50", reason="4-bit weights need it")
     recipe = yaml.safe_load((RECIPES / "Qwen2_VL_2B_uni_dpo_qlora.yaml").read_text(encoding="utf-8"))
     of_the_recipe = ("quantization_method", "quantization_bit", "upcast_layernorm", "finetuning_type", "lora_rank",
                      "lora_target", "bf16")  # fmt: skip
