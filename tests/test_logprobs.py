@@ -81,6 +81,28 @@ def test_values_and_gradients_are_those_of_the_full_logits(bias: bool, softcap: 
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("width", [3, 10, 40], ids=["narrower", "as wide", "wider"])
+def test_a_head_narrower_or_wider_than_there_are_tokens(width: int) -> None:
+    """What is kept lies where the weight's gradient will, or beside it."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(10, width, dtype=torch.float64, generator=draw).requires_grad_()
+    weight = torch.randn(VOCABULARY, width, dtype=torch.float64, generator=draw).requires_grad_()
+    target = torch.randint(VOCABULARY, (10,), generator=draw)
+    logps = linear_logps(hidden, weight, target, chunk_bytes=7 * ONE_COLUMN)
+    expected = (hidden @ weight.T).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(logps, expected)
+    for mine, theirs in zip(gradients(logps, hidden, weight), gradients(expected, hidden, weight), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_second_backward_pass_makes_again_what_the_first_wrote_over() -> None:
+    hidden, head = inputs(torch.float32)
+    logps = response_logps(hidden, head, ResponseTokens.from_labels(LABELS))
+    first = torch.autograd.grad(logps.sum(), [hidden, head.weight], retain_graph=True)
+    second = torch.autograd.grad(logps.sum(), [hidden, head.weight])
+    torch.testing.assert_close(second, first)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_lower_precision_stays_near_float64(dtype: torch.dtype, tolerance: float) -> None:
     hidden, head = inputs(dtype)

@@ -140,21 +140,23 @@ class _LinearLogps(torch.autograd.Function):
         blocks = _chunks(len(weight), len(hidden), hidden, chunk_bytes)
         picked = torch.zeros_like(target, dtype=_working_dtype(hidden))
         top, total = torch.full_like(picked, -torch.inf), torch.zeros_like(picked)
-        kept = []
+        keeps = len(weight) * picked.nbytes <= kept_bytes
+        kept = _room_to_keep(weight, picked, ctx.needs_input_grad[1]) if keeps else None
+        scratch = None if keeps else _scratch(blocks, picked)
+        highests = []
         for block in blocks:
-            logits = _project(nn.functional.linear, hidden, *_rows(weight, bias, block))
+            space = _space(kept[block] if keeps else scratch, len(hidden), block)
+            logits = _block_logits(hidden, weight, bias, block, space)
             inside, column = _in_block(target, block)
             picked = torch.where(inside, logits.gather(1, column)[:, 0], picked)
-            highest = logits.amax(1)
-            exponentials = logits.sub_(highest[:, None]).exp_()
-            new_top = torch.maximum(top, highest)
-            total = total * (top - new_top).exp() + exponentials.sum(1) * (highest - new_top).exp()
+            highests.append(logits.amax(1))
+            logits.sub_(highests[-1][:, None]).exp_()
+            new_top = torch.maximum(top, highests[-1])
+            total = total * (top - new_top).exp() + logits.sum(1) * (highests[-1] - new_top).exp()
             top = new_top
-            if len(weight) * picked.nbytes <= kept_bytes:
-                kept.append((exponentials, highest))
         normaliser = top + total.log()
         ctx.save_for_backward(hidden, weight, bias, target, normaliser)
-        ctx.blocks, ctx.kept = blocks, kept
+        ctx.blocks, ctx.kept, ctx.highests = blocks, kept, highests
         return picked - normaliser
 
     @staticmethod
@@ -163,18 +165,19 @@ class _LinearLogps(torch.autograd.Function):
         hidden, weight, bias, target, normaliser = ctx.saved_tensors
         (grad,) = grad_outputs
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        kept, ctx.kept = ctx.kept, None
         grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if wants_hidden else None
-        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_weight = _gradient_of(weight, kept) if wants_weight else None
         grad_bias = torch.empty_like(bias) if wants_bias else None
-        kept, ctx.kept = ctx.kept[::-1], []
-        for block in ctx.blocks:
-            if kept:
-                exponentials, highest = kept.pop()
-                scale = (highest - normaliser).exp()
+        scratch = _scratch(ctx.blocks, normaliser)
+        for block, highest in zip(ctx.blocks, ctx.highests, strict=True):
+            grad_logits = _space(scratch, len(hidden), block)
+            if kept is None:
+                _block_logits(hidden, weight, bias, block, grad_logits)
+                grad_logits.sub_(normaliser[:, None]).exp_().mul_(-grad[:, None])
             else:
-                logits = _project(nn.functional.linear, hidden, *_rows(weight, bias, block))
-                exponentials, scale = logits.sub_(normaliser[:, None]).exp_(), 1
-            grad_logits = exponentials.mul_((-grad * scale)[:, None])
+                scale = -grad * (highest - normaliser).exp()
+                torch.mul(_space(kept[block], len(hidden), block), scale[:, None], out=grad_logits)
             inside, column = _in_block(target, block)
             grad_logits.scatter_add_(1, column, torch.where(inside, grad, 0)[:, None])
             grad_logits = grad_logits.to(weight.dtype)
@@ -186,6 +189,39 @@ class _LinearLogps(torch.autograd.Function):
                 grad_bias[block] = grad_logits.sum(0)
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _room_to_keep(weight: Tensor, logps: Tensor, wants_gradient: bool) -> Tensor:
+    """Memory for the exponentials of N tokens, (V, N) or more: if they fit there, that of the weight's gradient."""
+    if wants_gradient and weight.dtype == logps.dtype and weight.shape[1] >= len(logps):
+        return torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return logps.new_empty(len(weight), len(logps))
+
+
+def _gradient_of(weight: Tensor, kept: Tensor | None) -> Tensor:
+    """Memory for the weight's gradient: block by block, it may take the place of what was kept."""
+    if kept is not None and kept.shape == weight.shape and kept.dtype == weight.dtype:
+        return kept
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _scratch(blocks: list[slice], logps: Tensor) -> Tensor:
+    """Memory for the logits of one block."""
+    return logps.new_empty(len(logps) * (blocks[0].stop if blocks else 0))
+
+
+def _space(memory: Tensor, tokens: int, block: slice) -> Tensor:
+    """The start of contiguous `memory` as (tokens, words of the block)."""
+    words = block.stop - block.start
+    return memory.view(-1)[: tokens * words].view(tokens, words)
+
+
+def _block_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice, out: Tensor) -> Tensor:
+    """Write a block's logits to `out`, which has their working precision."""
+    if out.dtype != hidden.dtype:
+        return out.copy_(nn.functional.linear(hidden, *_rows(weight, bias, block)))
+    torch.mm(hidden, weight[block].t(), out=out)
+    return out if bias is None else out.add_(bias[block])
 
 
 def _rows(weight: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor | None]:
