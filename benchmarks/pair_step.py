@@ -7,9 +7,10 @@
     python benchmarks/pair_step.py --grow pairs          1, 2, 4 pairs in a batch
 
 A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
-optimizer, which is the same for all, is left out. The variants take turns in one process; the table holds the
-median. Peak memory is what a step needs above the weights and images that are there before it, gradients
-included, measured in a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU.
+optimizer, which is the same for all, is left out. The variants take turns in one process, each twice, and the second
+time counts; the table holds the median. Peak memory is what a step needs above the weights and images that are there
+before it, gradients included, measured in a process per variant on the CPU (resident set) and with PyTorch's counters
+on a GPU.
 """
 
 import argparse
@@ -214,6 +215,7 @@ def compare(setting: Setting) -> dict[str, dict[str, float]]:
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for _ in range(setting.repeats):
         for variant, step in steps.items():
+            step()  # the first after another variant's finds memory and caches as that one left them
             seconds[variant].append(_seconds(step, setting.device))
     del policy, reference, steps, step
     for variant, result in results.items():

@@ -142,10 +142,10 @@ class _LinearLogps(torch.autograd.Function):
         top, total = torch.full_like(picked, -torch.inf), torch.zeros_like(picked)
         keeps = len(weight) * picked.nbytes <= kept_bytes
         kept = _room_to_keep(weight, picked, ctx.needs_input_grad[1]) if keeps else None
-        scratch = None if keeps else _scratch(blocks, picked)
+        scratch = _scratch(blocks, picked)
         highests = []
         for block in blocks:
-            space = _space(kept[block] if keeps else scratch, len(hidden), block)
+            space = _space(scratch if kept is None else kept[block], len(hidden), block)
             logits = _block_logits(hidden, weight, bias, block, space)
             inside, column = _in_block(target, block)
             picked = torch.where(inside, logits.gather(1, column)[:, 0], picked)
