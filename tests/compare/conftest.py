@@ -1,6 +1,5 @@
 """The tiny text model, and versions of it after training that answer otherwise."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,28 +7,16 @@ from typing import Any
 
 import pytest
 
-PREPARE_TINY = Path(__file__).parents[2] / "examples" / "text_dpo" / "prepare_tiny.py"
-
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Qwen2 of the text recipe, with livelier weights."""
+    """The tiny Qwen2 of the text recipe, whose small weights would repeat one token for ever, with larger ones."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
 
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("prepare_tiny", PREPARE_TINY)
-    prepare_tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare_tiny)
-    folder = prepare_tiny.write_tiny_text_model(tmp_path_factory.mktemp("models") / "original")
-    # Weights as small as those of a new model repeat one token for ever, whatever the prompt.
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    draw = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data = torch.randn(parameter.shape, generator=draw) / parameter.shape[1] ** 0.5
-    model.save_pretrained(folder)
-    return folder
+    return write_tiny_text_model(tmp_path_factory.mktemp("models") / "original", "writer", spread=0.12)
 
 
 @pytest.fixture(scope="session")
