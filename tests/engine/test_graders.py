@@ -1,7 +1,7 @@
 import pytest
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.graders import exact, last_number, multiple_choice, numeric, pick_option
+from uni_dpo.engine.graders import check_references, exact, last_number, multiple_choice, numeric, pick_option
 from uni_dpo.errors import UniDPOError
 
 
@@ -78,3 +78,13 @@ def test_multiple_choice_takes_letter_or_text_as_reference():
 def test_grading_without_reference_is_refused():
     with pytest.raises(UniDPOError, match="question q: grading needs a reference"):
         exact("x", asked(None))
+
+
+@pytest.mark.parametrize(("name", "words"), [("exact", "column `answer`"), ("math", "column `answer`")])
+def test_a_question_without_reference_is_named_before_any_is_asked(name: str, words: str) -> None:
+    with pytest.raises(UniDPOError, match=f"question two: .*{words}"):
+        check_references(name, [Question("one", "1 + 1?", reference="2"), Question("two", "2 + 2?")])
+
+
+def test_a_grader_of_the_users_own_need_not_have_references() -> None:
+    check_references("math:isfinite", [Question("one", "1 + 1?")])

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from uni_dpo.engine.backends.base import parse_model
 from uni_dpo.engine.options import fingerprinted, parse, read_mapping
+from uni_dpo.engine.records import Question
 from uni_dpo.engine.registry import find, load_plugins
 from uni_dpo.engine.templates import load_template
 from uni_dpo.errors import UniDPOError
@@ -136,6 +137,10 @@ class EngineConfig:
             options = self.models[role][1]
             if hasattr(options, "check"):
                 options.check(images=images)
+
+    def check_questions(self, questions: Sequence[Question]) -> None:
+        """Raise a UniDPOError where the pipeline can't score answers to these questions."""
+        self.pipeline_class(self.reward, {}, self.settings.seed).check(questions)
 
     def describe(self, stage: str) -> dict[str, Any]:
         """Everything in this config that decides a stage's output, prompts' texts included."""

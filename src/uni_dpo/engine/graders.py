@@ -7,7 +7,7 @@ graded. Users name their own in a config as `package.module:function`.
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from uni_dpo.engine.records import Question
 from uni_dpo.engine.registry import find
@@ -29,6 +29,20 @@ def load_grader(name: str) -> Grader:
         return found
 
     return grade
+
+
+def check_references(name: str, questions: Iterable[Question]) -> None:
+    """See that a built-in grader can grade answers to these questions, before any is asked.
+
+    Raises:
+        UniDPOError: one has no reference, or none that the grader can use.
+    """
+    grader = find("grader", name)
+    for question in questions:
+        if name == "math":
+            reference_of(question)
+        elif grader in (exact, numeric, multiple_choice):
+            grader("", question)
 
 
 def exact(answer: str, question: Question) -> float:

@@ -87,6 +87,8 @@ class _Run:
         images = any(question.images for question in self.questions.values())
         for number in wanted:
             self.config.check_models(STAGES[number], images=images)
+            if STAGES[number] == "reward":
+                self.config.check_questions(list(self.questions.values()))
         source = digest([question.to_row() for question in self.questions.values()])
         known = self.manifest.get("stages", {})
         self.manifest = {

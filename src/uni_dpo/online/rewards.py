@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from uni_dpo.engine.graders import Grader, exact, multiple_choice, numeric
+from uni_dpo.engine.graders import Grader, check_references
 from uni_dpo.engine.records import Question
 from uni_dpo.engine.registry import find
 from uni_dpo.online.config import RewardOptions
@@ -24,10 +24,7 @@ def check_reward(options: RewardOptions, questions: Sequence[Question]) -> None:
     if options.model is not None:
         find_reward_checkpoint(_model_options(options))
         return
-    grader = find("grader", str(options.function))
-    if grader in (exact, numeric, multiple_choice):
-        for question in questions:
-            grader("", question)
+    check_references(str(options.function), questions)
 
 
 def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: bool = False) -> Reward:

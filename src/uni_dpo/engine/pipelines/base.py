@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from uni_dpo.engine.backends.base import Failure, Request
 from uni_dpo.engine.pairing import PairOptions, balance_lengths, choose_pairs
-from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer, derive_seed
+from uni_dpo.engine.records import Answered, Pair, Question, Row, Scored, ScoredAnswer, derive_seed
 
 
 class Pipeline(ABC):
@@ -37,6 +37,9 @@ class Pipeline(ABC):
     def request(self, prompt: str, images: tuple[str, ...] = ()) -> Request:
         """A request whose seed depends on what is asked: the same question twice is the same request."""
         return Request(prompt, images, derive_seed(self.seed, prompt))
+
+    def check(self, questions: Sequence[Question]) -> None:  # noqa: B027  # most pipelines take any question
+        """Raise a UniDPOError where answers to these questions can't be scored, before any is asked."""
 
     @abstractmethod
     def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from uni_dpo.engine.backends.base import Failure, Request
-from uni_dpo.engine.graders import load_grader
+from uni_dpo.engine.graders import check_references, load_grader
 from uni_dpo.engine.pairing import Choose, PairOptions, choose_pairs
 from uni_dpo.engine.pipelines.base import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Pair, Question, Row, Scored, ScoredAnswer
 from uni_dpo.errors import UniDPOError
 
 Aggregate = Literal["min", "product", "mean", "last"]
@@ -63,6 +63,11 @@ class ProcessReward(Pipeline):
         if not reward.separator:
             raise UniDPOError("reward.separator: what stands between two steps cannot be empty")
         self.grade = None if reward.outcome == "ignore" else load_grader(reward.grader)
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """See `Pipeline.check`."""
+        if self.grade is not None:
+            check_references(self.options.grader, questions)
 
     def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:
         """See `Pipeline.reward`."""

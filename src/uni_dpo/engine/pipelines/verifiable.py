@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from uni_dpo.engine.backends.base import Backend, Failure
-from uni_dpo.engine.graders import load_grader
+from uni_dpo.engine.graders import check_references, load_grader
 from uni_dpo.engine.pipelines.base import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Question, Scored, ScoredAnswer
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Verifiable(Pipeline):
     def __init__(self, reward: VerifiableOptions, models: Mapping[str, Backend], seed: int) -> None:
         super().__init__(reward, models, seed)
         self.grade = load_grader(reward.grader)
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """See `Pipeline.check`."""
+        check_references(self.options.grader, questions)
 
     def reward(self, items: Sequence[Answered]) -> list[Scored | Failure]:
         """See `Pipeline.reward`."""
