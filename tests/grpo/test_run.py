@@ -56,6 +56,16 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
         train_grpo(settings(**stopped | {"beta": 0.2}))
 
 
+def test_a_finished_run_is_not_trained_further(
+    settings: Any, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(questions=asked(4), save_strategy="steps", save_steps=1, max_steps=2, beta=0.1)
+    log = train_grpo(chosen)
+    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("loaded"))
+    assert numbers(train_grpo(chosen)) == numbers(log)
+    assert not (tmp_path / "out" / "checkpoint-3").exists()
+
+
 def run_length(questions: list[Question], answers: list[str]) -> list[float]:
     return [length(answer, question) for question, answer in zip(questions, answers, strict=True)]
 

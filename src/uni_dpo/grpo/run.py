@@ -46,6 +46,8 @@ def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
     check_reward(settings.reward, questions)
     check_model(settings)
     checkpoint = _checkpoint_of(settings, output)
+    if checkpoint and (finished := _finished(output, arguments.max_steps)) is not None:
+        return finished
     reward = make_reward(
         settings.reward,
         batch_size=arguments.per_device_train_batch_size,
@@ -55,8 +57,8 @@ def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
     if trainer.is_world_process_zero():
         write_text(output / RUN, json.dumps({"run": settings.digest()}) + "\n")
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
     trainer.save_model()
+    trainer.save_state()  # last: it says that the run is whole
     log: list[dict[str, Any]] = trainer.state.log_history
     return log
 
@@ -130,6 +132,16 @@ def _check_images(questions: Sequence[Question], *, processes: int) -> None:
         raise UniDPOError(
             f"{seeing:,} of {len(questions):,} questions have images: on several processes TRL's GRPO needs all or none"
         )
+
+
+def _finished(output: Path, max_steps: int) -> list[dict[str, Any]] | None:
+    """The log of a run that has all its steps, which Trainer, resumed, would go beyond; None for any other."""
+    file = output / "trainer_state.json"
+    if max_steps <= 0 or not file.is_file():
+        return None
+    state = json.loads(file.read_text(encoding="utf-8"))
+    log: list[dict[str, Any]] = state["log_history"]
+    return log if state["global_step"] >= max_steps else None
 
 
 def _checkpoint_of(settings: GRPOSettings, output: Path) -> str | None:
