@@ -1,22 +1,18 @@
 """Tiny models to train with TRL, on a CPU and in float32."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PREPARE_TINY = Path(__file__).parents[2] / "examples" / "text_dpo" / "prepare_tiny.py"
-
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Qwen2 of the text recipe."""
-    spec = importlib.util.spec_from_file_location("prepare_tiny", PREPARE_TINY)
-    prepare_tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare_tiny)
-    return prepare_tiny.write_tiny_text_model(tmp_path_factory.mktemp("models") / "text")
+    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+
+    return write_tiny_text_model(tmp_path_factory.mktemp("models") / "text", "writer")
 
 
 @pytest.fixture
