@@ -157,7 +157,7 @@ def test_with_a_loss_of_trls_it_is_trls_trainer(tiny_text: Path, text_rows: Rows
 def test_averages_count_the_tokens_that_a_cut_leaves(
     tiny_text: Path, text_rows: Rows, settings: Settings, mode: str, left: int
 ) -> None:
-    """A model without preferences gives every token log(1/vocabulary): so does the average over any number of tokens."""
+    """An indifferent model gives every token log(1/vocabulary): so does the average over any number of tokens."""
     config = settings(truncation_mode=mode)
     trainer = UniDPOTrainer(str(tiny_text), args=config, train_dataset=Dataset.from_list(text_rows))
     for parameter in trainer.model.parameters():
