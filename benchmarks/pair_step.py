@@ -8,9 +8,9 @@
 
 A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
 optimizer, which is the same for all, is left out. The variants take turns in one process, each twice, and the second
-time counts; the table holds the median. Peak memory is what a step needs above the weights and images that are there
-before it, gradients included, measured in a process per variant on the CPU (resident set) and with PyTorch's counters
-on a GPU.
+time counts; the table holds the median. "Image features kept" is a step that finds them on disk, and reads them there.
+Peak memory is what a step needs above the weights and images that are there before it, gradients included, measured in
+a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU.
 """
 
 import argparse
@@ -34,7 +34,9 @@ VARIANTS = {
     "ordinary": "LlamaFactory",
     "shared_prefix": "shared prefix",
     "precomputed": "shared prefix, reference precomputed",
+    "kept": "shared prefix, reference precomputed, image features kept",
 }
+REFERENCE_PRECOMPUTED = ("precomputed", "kept")
 
 GROWTH: dict[str, tuple[str, list[int]]] = {
     "image": ("image_tokens", [256, 576, 1024, 2304, 4096]),
@@ -55,6 +57,7 @@ def build_trainer(
     from uni_dpo.llamafactory.arguments import UniDPOFinetuningArguments
     from uni_dpo.llamafactory.reference_cache import LOGPS
     from uni_dpo.llamafactory.trainer import UniDPOTrainer
+    from uni_dpo.shared_prefix import ImageStore
 
     common: dict[str, Any] = {
         "model": policy,
@@ -69,8 +72,10 @@ def build_trainer(
     if variant == "ordinary":
         return CustomDPOTrainer(finetuning_args=FinetuningArguments(stage="dpo", pref_loss="sigmoid"), **common)
     arguments = UniDPOFinetuningArguments(stage="dpo", pref_loss="sigmoid", pair_forward="shared_prefix", **more)
+    if variant == "kept":
+        arguments.image_store = ImageStore(Path(folder), {})
     trainer = UniDPOTrainer(finetuning_args=arguments, **common)
-    if variant == "precomputed":
+    if variant in REFERENCE_PRECOMPUTED:
         with torch.no_grad():
             logps = trainer.compute_reference_log_probs(policy, trainer._prepare_inputs(trainer.data_collator([])))
         collate, bits = trainer.data_collator, torch.cat(logps).float().cpu().view(torch.int32)
@@ -84,11 +89,11 @@ def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> C
     configs = [model.config.get_text_config() for model in (policy, reference)]
     for config in configs:
         config._attn_implementation = "sdpa"
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(variant, policy, reference, batch, folder, pair_attention=setting.attention)
+    folder = tempfile.TemporaryDirectory()
+    trainer = build_trainer(variant, policy, reference, batch, folder.name, pair_attention=setting.attention)
     attention = configs[0]._attn_implementation
 
-    def step() -> float:
+    def step(folder: tempfile.TemporaryDirectory[str] = folder) -> float:  # which lives as long as the step does
         for config in configs:  # the variants share the models, and each attends in its own way
             config._attn_implementation = attention
         policy.zero_grad(set_to_none=True)
@@ -122,7 +127,7 @@ def measure_memory(variant: str, setting: Setting) -> dict[str, int]:
     """Bytes that a step takes beside the weights of both models, and those of them that are the gradients."""
     policy, reference = build_models(setting)
     step = build_step(variant, policy, reference, setting)
-    if variant == "precomputed":
+    if variant in REFERENCE_PRECOMPUTED:
         del reference
     if setting.device == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far, which a child inherits, is forgotten

@@ -1,10 +1,11 @@
 """A final name never holds half a file."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from uni_dpo.files import replacing, write_text
+from uni_dpo.files import folder_of, replacing, write_text
 
 
 def test_a_finished_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -29,3 +30,11 @@ def test_an_interrupted_write_leaves_everything_as_it_was(tmp_path: Path, error:
         write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_named_after_all_that_it_depends_on(tmp_path: Path) -> None:
+    first = folder_of({"model": "a", "sizes": [1, 2]}, tmp_path)
+    assert json.loads((first / "identity.json").read_text()) == {"model": "a", "sizes": [1, 2]}
+    assert folder_of({"sizes": [1, 2], "model": "a"}, tmp_path) == first
+    assert folder_of({"model": "a", "sizes": [1, 3]}, tmp_path) != first
+    assert folder_of({"model": tmp_path}, tmp_path).is_dir()

@@ -1,10 +1,13 @@
 """Writing files so that a final name never holds half a file."""
 
+import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -30,3 +33,16 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 under `path`, all of it or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def folder_of(identity: dict[str, Any], folder: Path) -> Path:
+    """The place in `folder` of what depends on all of `identity`: a folder named after it, with it in `identity.json`.
+
+    Args:
+        identity: JSON-like; what is not stands there as text.
+    """
+    text = json.dumps(identity, indent=1, sort_keys=True, default=str)
+    found = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
+    if not (found / "identity.json").exists():
+        write_text(found / "identity.json", text)
+    return found

@@ -134,7 +134,7 @@ def test_both_language_models_attend_as_asked(tiny_qwen2_vl: Path, wanted: str, 
     from uni_dpo.llamafactory.pair_forward import PairForward
 
     policy, reference = (Qwen2VLForConditionalGeneration.from_pretrained(tiny_qwen2_vl) for _ in range(2))
-    PairForward.choose("shared_prefix", False, policy, reference, wanted)
+    PairForward.choose(policy, reference, wanted)
     for model in (policy, reference):
         assert model.model.language_model.config._attn_implementation == used
         assert model.model.visual.config._attn_implementation == "sdpa"

@@ -68,6 +68,14 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         default="~/.cache/uni_dpo/reference",
         metadata={"help": "Where precomputed reference log-probabilities are kept, for any number of runs."},
     )
+    keep_image_features: bool = field(
+        default=False,
+        metadata={"help": "Keep what the frozen vision tower makes of every image on disk, for later epochs and runs."},
+    )
+    image_features_dir: str = field(
+        default="~/.cache/uni_dpo/image_features",
+        metadata={"help": "Where image features are kept, for any number of runs."},
+    )
 
     def __post_init__(self) -> None:
         if self.pref_beta is None:
@@ -77,12 +85,20 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
                 self.dpo_average_log_prob = True
             self._refuse_what_uni_dpo_cannot_use()
             self.uni_dpo_config()
+        if self.keep_image_features:
+            self._refuse_what_changes_image_features()
         super().__post_init__()
 
     @property
     def uses_uni_dpo(self) -> bool:
         """Whether this run trains or evaluates with the Uni-DPO loss."""
         return self.stage == "dpo" and self.pref_loss == UNI_DPO
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether a pair is to be one sequence, as far as the model allows."""
+        asked = self.pair_forward == "shared_prefix" or (self.pair_forward == "auto" and self.uses_uni_dpo)
+        return self.stage == "dpo" and asked
 
     @property
     def averages_logps(self) -> bool:
@@ -92,6 +108,19 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     def uni_dpo_config(self) -> UniDPOConfig:
         """The objective's hyperparameters as they were set."""
         return self.objective_config(self.pref_beta)
+
+    def _refuse_what_changes_image_features(self) -> None:
+        if not self.shares_prefix:
+            raise UniDPOError(
+                "keep_image_features needs one sequence per pair: stage: dpo with pref_loss: uni_dpo, or "
+                "pair_forward: shared_prefix with another loss"
+            )
+        for name in ("freeze_vision_tower", "freeze_multi_modal_projector"):
+            if not getattr(self, name):
+                raise UniDPOError(
+                    f"keep_image_features: with {name}: false, training changes the features of an image: "
+                    "freeze it, or leave keep_image_features out"
+                )
 
     def _refuse_what_uni_dpo_cannot_use(self) -> None:
         if self.dpo_label_smoothing > 0:

@@ -1,16 +1,19 @@
 """The trainer's forward pass over a pair batch, in one sequence per pair where that is proved equal."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from llamafactory.extras import logging
 from torch import Tensor, nn
 
+from uni_dpo.errors import UniDPOError
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.shared_prefix import (
     FLEX_ATTENTION,
     ImageFeatures,
+    ImageStore,
+    image_keys,
     image_token_id,
     keys_worth_a_token,
     lay_out_pairs,
@@ -25,6 +28,9 @@ logger = logging.get_logger(__name__)
 TOKENS = "response_tokens"
 """Key of a collated batch that holds the fields of `ResponseTokens`."""
 
+KEYS = "image_keys"
+"""Key of a collated batch that holds what its images are known by in an `ImageStore`."""
+
 
 @dataclass
 class SharedPrefixCollator:
@@ -33,6 +39,7 @@ class SharedPrefixCollator:
     collator: Any
     image_token_id: int | None
     keys_worth_a_token: float
+    names_images: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate a batch; `scores` pass through."""
@@ -40,49 +47,63 @@ class SharedPrefixCollator:
         inputs, tokens = lay_out_pairs(
             batch, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token, carry=("scores",)
         )
+        if self.names_images:
+            inputs[KEYS] = image_keys(inputs)
         return {**inputs, TOKENS: vars(tokens)}
 
 
 class PairForward:
     """Runs policy and reference over laid out batches; the images once for both where their vision is the same."""
 
-    def __init__(self, policy: nn.Module, reference: nn.Module | None) -> None:
+    def __init__(self, policy: nn.Module, reference: nn.Module | None, store: ImageStore | None = None) -> None:
         self._policy = policy
         self._images = ImageFeatures() if same_frozen_vision(policy, reference or policy) else None
+        self._store = store
 
     @classmethod
     def choose(
         cls,
-        mode: str,
-        uses_uni_dpo: bool,
         policy: nn.Module,
         reference: nn.Module | None,
         attention: str = "sdpa",
+        store: ImageStore | None = None,
     ) -> "PairForward | None":
-        """The shared-prefix pass if `mode` asks for it and the models allow it; None is LlamaFactory's own.
+        """The shared-prefix pass if the models allow it; None is LlamaFactory's own.
 
         Args:
-            mode: `shared_prefix`, `ordinary`, or `auto`: shared for the Uni-DPO loss, and others left as they are.
-            uses_uni_dpo: whether the loss is Uni-DPO.
             policy: the trained model.
             reference: the reference model; None where it is the policy without its adapters, or where there is none.
             attention: see `use_attention`.
+            store: where image features are kept; the models must not train or differ in what makes them.
+
+        Raises:
+            UniDPOError: image features can't be kept for these models.
         """
-        if mode == "ordinary" or (mode == "auto" and not uses_uni_dpo):
-            return None
         models = [model for model in (policy, reference) if model is not None]
         for model in models:
             if reason := why_not_shared(model, FLEX_ATTENTION if attention == FLEX_ATTENTION else None):
                 logger.warning_rank0(f"pair_forward: two sequences per pair, because {reason}.")
+                if store is not None:
+                    logger.warning_rank0("keep_image_features: not kept, since pairs are two sequences.")
                 return None
         for model in models:
             use_attention(model, attention)
         logger.info_rank0("pair_forward: one sequence per pair, its prompt and images only once.")
-        return cls(policy, reference)
+        if store is not None and not same_frozen_vision(policy, reference or policy):
+            raise UniDPOError(
+                "keep_image_features: this model has no vision tower and projector that are frozen and the same in its "
+                "reference: leave it out"
+            )
+        return cls(policy, reference, store)
 
     def collator(self, collator: Any) -> SharedPrefixCollator:
         """Wrap the trainer's collator."""
-        return SharedPrefixCollator(collator, image_token_id(self._policy), keys_worth_a_token(self._policy))
+        return SharedPrefixCollator(
+            collator,
+            image_token_id(self._policy),
+            keys_worth_a_token(self._policy),
+            names_images=self._store is not None,
+        )
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], *, is_reference: bool, average: bool, ld_alpha: float | None
@@ -100,8 +121,13 @@ class PairForward:
             The keys that LlamaFactory's trainer reads, each (pairs,). In place of all logits stand their means, and
             for the reference nothing.
         """
-        inputs = {key: value for key, value in batch.items() if key != TOKENS}
-        with self._vision(model, inputs.get("pixel_values"), is_reference):
+        inputs = {key: value for key, value in batch.items() if key not in (TOKENS, KEYS)}
+        with ExitStack() as vision:
+            if self._store is not None and batch.get(KEYS):
+                vision.enter_context(self._store.used(model, batch[KEYS]))
+            if self._images is not None:
+                share = self._images.reused if is_reference else self._images.kept
+                vision.enter_context(share(model, inputs.get("pixel_values")))
             tokens = ResponseTokens(**batch[TOKENS])
             scores = pair_scores(model, inputs, tokens, ld_alpha=ld_alpha, mean_logits=not is_reference)
         averages = scores.logps / scores.lengths
@@ -114,8 +140,3 @@ class PairForward:
         if scores.mean_logits is not None:
             output["chosen_logits"], output["rejected_logits"] = scores.mean_logits.chunk(2)
         return output
-
-    def _vision(self, model: nn.Module, pixels: Tensor | None, is_reference: bool) -> AbstractContextManager[None]:
-        if self._images is None:
-            return nullcontext()
-        return self._images.reused(model, pixels) if is_reference else self._images.kept(model, pixels)

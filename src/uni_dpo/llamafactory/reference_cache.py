@@ -5,7 +5,6 @@ pair, its tokens and images, in the digest of its record. A change of either is 
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from transformers import TrainerCallback
 
 from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import write_text
+from uni_dpo.files import folder_of
 from uni_dpo.llamafactory.reference_records import appending, read_records
 
 logger = logging.get_logger(__name__)
@@ -50,10 +49,7 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        text = json.dumps(identity, indent=1, sort_keys=True, default=str)
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
-        if not (self.folder / "identity.json").exists():
-            write_text(self.folder / "identity.json", text)
+        self.folder = folder_of(identity, folder)
         self._wanted: list[bytes] = []
         self._read()
 
@@ -228,16 +224,34 @@ def reference_identity(model_args: Any, data_args: Any, training_args: Any, fine
     """
     model = finetuning_args.ref_model or model_args.model_name_or_path
     adapters = finetuning_args.ref_model_adapters if finetuning_args.ref_model else model_args.adapter_name_or_path
+    return {
+        **_model_identity(model, adapters, model_args, training_args),
+        "quantization of the reference": finetuning_args.ref_model_quantization_bit,
+        "template": data_args.template,
+        "cutoff": data_args.cutoff_len,
+        "pair_forward": [finetuning_args.pair_forward, finetuning_args.pair_attention],
+        "averaged": finetuning_args.averages_logps,
+    }
+
+
+def vision_identity(model_args: Any, training_args: Any) -> dict[str, Any]:
+    """Everything but the pixels that changes the image features of the policy, whose vision is frozen.
+
+    Args:
+        model_args: LlamaFactory's, as are `training_args`.
+    """
+    return _model_identity(model_args.model_name_or_path, model_args.adapter_name_or_path, model_args, training_args)
+
+
+def _model_identity(
+    model: str, adapters: str | list[str] | None, model_args: Any, training_args: Any
+) -> dict[str, Any]:
     settings = {name: value for name, value in model_args.to_dict().items() if name not in RANK_SETTINGS}
     return {
         "model": {model: _files(model, "config.json", model_args)},
         "adapters": {name: _files(name, "adapter_config.json", model_args) for name in _listed(adapters)},
-        "settings": settings | {"quantization of the reference": finetuning_args.ref_model_quantization_bit},
-        "template": data_args.template,
-        "cutoff": data_args.cutoff_len,
+        "settings": settings,
         "precision": [training_args.bf16, training_args.fp16, training_args.device.type],
-        "pair_forward": [finetuning_args.pair_forward, finetuning_args.pair_attention],
-        "averaged": finetuning_args.averages_logps,
         "versions": [__version__, VERSION, transformers.__version__, torch.__version__],
     }
 

@@ -34,13 +34,10 @@ class UniDPOTrainer(ResumesByPublishedNames, CustomDPOTrainer):
         self._phase = "train"
         self._scores: tuple[Tensor, Tensor] | None = None
         self._reference: tuple[Tensor, Tensor] | None = None
-        self.pair_forward = PairForward.choose(
-            arguments.pair_forward,
-            arguments.uses_uni_dpo,
-            self.model,
-            self.ref_model,
-            arguments.pair_attention,
-        )
+        self.pair_forward = None
+        if arguments.shares_prefix:
+            store = getattr(arguments, "image_store", None)
+            self.pair_forward = PairForward.choose(self.model, self.ref_model, arguments.pair_attention, store)
         if self.pair_forward is not None:
             self.data_collator = self.pair_forward.collator(self.data_collator)
         cache = getattr(arguments, "reference_cache", None)

@@ -12,10 +12,10 @@ from llamafactory.train.trainer_utils import create_ref_model as _upstream_creat
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import check_tokenized
-from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity
+from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity, vision_identity
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.preferences.preflight import preflight
-from uni_dpo.shared_prefix import FLEX_ATTENTION
+from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +39,9 @@ def run_dpo(
         identity = reference_identity(model_args, data_args, training_args, finetuning_args)
         cache = ReferenceCache(Path(finetuning_args.ref_cache_dir).expanduser(), identity)
     data_args.reference_cache = finetuning_args.reference_cache = cache
+    if finetuning_args.keep_image_features:
+        folder = Path(finetuning_args.image_features_dir).expanduser()
+        finetuning_args.image_store = ImageStore(folder, vision_identity(model_args, training_args))
     if not finetuning_args.uses_uni_dpo:
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
         return

@@ -3,12 +3,15 @@
 from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, use_attention
 from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, why_not_shared
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, pair_scores, same_frozen_vision
+from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
 from uni_dpo.shared_prefix.layout import lay_out_pairs, share_prefix
 
 __all__ = [
     "FLEX_ATTENTION",
     "ImageFeatures",
+    "ImageStore",
     "PairScores",
+    "image_keys",
     "image_token_id",
     "keys_worth_a_token",
     "lay_out_pairs",

@@ -51,6 +51,16 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a part of the model's weights, by ZeRO-3 or FSDP, and gathers the others to run it."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    if any(hasattr(parameter, "ds_id") or isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return True
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+
+
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language model; its `_attn_implementation` is read at every forward pass."""
     return unwrapped(model).config.get_text_config()

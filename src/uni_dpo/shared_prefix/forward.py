@@ -65,7 +65,7 @@ def pair_scores(
                 means.append(project(sequence_means(hidden, segments)).float().mean(-1))
         return response_logps(hidden, head, tokens, project=None if plain else project)
 
-    with _replaced(head, "forward", partial(score, project=head.forward)):
+    with replaced(head, "forward", partial(score, project=head.forward)):
         logps = model(**inputs, use_cache=False, return_dict=True).logits
     return PairScores(tokens.sum(logps, ld_alpha), tokens.lengths(), means[0] if mean_logits else None)
 
@@ -88,7 +88,7 @@ class ImageFeatures:
             self._features = make(*args, **kwargs)
             return self._features
 
-        with _replaced(owner, "get_image_features", make_and_keep):
+        with replaced(owner, "get_image_features", make_and_keep):
             yield
 
     @contextmanager
@@ -99,7 +99,7 @@ class ImageFeatures:
         if not same:
             yield
             return
-        with _replaced(unwrapped(model).model, "get_image_features", lambda *_, **__: features):
+        with replaced(unwrapped(model).model, "get_image_features", lambda *_, **__: features):
             yield
 
 
@@ -118,7 +118,7 @@ def _equal(first: nn.Parameter, second: nn.Parameter) -> bool:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Let an instance's attribute be another for the length of a block."""
     own = vars(owner).get(name)
     setattr(owner, name, value)
