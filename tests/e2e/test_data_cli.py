@@ -122,6 +122,9 @@ def test_split_sample_merge_stance_calibrate_rebase(run, data) -> None:
     (data / "labelled.json").write_text(json.dumps(stances))
     status, out, _ = run("stance", data / "labelled.json", data / "st.json", "--support-ratio", 0.1)
     assert "1 rows choose support" in out
+    assert "are taken" not in out
+    _, out, _ = run("stance", data / "labelled.json", data / "st.json", "--support-ratio", 0.1, "--count", 50)
+    assert out.endswith("labelled.json has 10 rows, not 50: all of them are taken\n")
     (data / "old.json").write_text(json.dumps([row(0, images=["/their/pool/0.png"])]))
     status, out, _ = run("rebase-images", data / "old.json", "--root", data, "--anchor", "pool")
     assert "paths changed: 1" in out
