@@ -92,3 +92,4 @@ def test_faults_are_one_line_and_status_1(engine, folder, arguments, message):
     code, printed = engine(*arguments)
     assert code == 1
     assert message in printed
+    assert not (folder / "w").exists()

@@ -1,7 +1,12 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from uni_dpo.engine import Question
+from uni_dpo.engine.config import InputOptions
 from uni_dpo.engine.graders import check_references, exact, last_number, multiple_choice, numeric, pick_option
+from uni_dpo.engine.input import read_questions
 from uni_dpo.errors import UniDPOError
 
 
@@ -80,10 +85,27 @@ def test_grading_without_reference_is_refused():
         exact("x", asked(None))
 
 
-@pytest.mark.parametrize(("name", "words"), [("exact", "column `answer`"), ("math", "column `answer`")])
-def test_a_question_without_reference_is_named_before_any_is_asked(name: str, words: str) -> None:
-    with pytest.raises(UniDPOError, match=f"question two: .*{words}"):
+@pytest.mark.parametrize("name", ["exact", "math"])
+def test_a_question_without_reference_is_named_before_any_is_asked(name: str) -> None:
+    with pytest.raises(UniDPOError, match=r"^question two: .*column `answer`, .* or `solution`$"):
         check_references(name, [Question("one", "1 + 1?", reference="2"), Question("two", "2 + 2?")])
+
+
+def test_all_rows_that_cannot_be_graded_are_named_by_file_and_row(tmp_path: Path) -> None:
+    """Rows 1 to 7 lack their `solution`, row 8 has no number in it."""
+    path = tmp_path / "sums.jsonl"
+    solutions = ["#### 2", *[None] * 7, "two"]
+    rows = [{"id": row, "problem": "?", "solution": solution} for row, solution in enumerate(solutions)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UniDPOError) as caught:
+        check_references("numeric", read_questions(InputOptions(str(path)), tmp_path))
+    head, *faults, rest = str(caught.value).splitlines()
+    assert head == "8 questions cannot be graded:"
+    assert [fault.partition(":")[0] for fault in faults] == [f"  {path}, row {row}" for row in range(1, 6)]
+    assert all("`solution`" in fault for fault in faults)
+    assert rest == "  … and 3 more"
+    with pytest.raises(UniDPOError, match="row 8: the reference 'two' holds no number"):
+        check_references("numeric", read_questions(InputOptions(str(path)), tmp_path)[8:])
 
 
 def test_a_grader_of_the_users_own_need_not_have_references() -> None:

@@ -69,6 +69,23 @@ def test_a_second_run_is_refused(tmp_path):
         pass
 
 
+def test_a_refused_run_leaves_no_directory_behind(tmp_path):
+    with pytest.raises(UniDPOError), WorkDir(tmp_path / "runs" / "w").locked():
+        raise UniDPOError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_stood_there_or_was_written_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with WorkDir(tmp_path / "mine").locked():
+        pass
+    assert list((tmp_path / "mine").iterdir()) == []
+    work = WorkDir(tmp_path / "new")
+    with work.locked():
+        work.write_manifest({"a": 1})
+    assert work.manifest() == {"a": 1}
+
+
 def test_a_damaged_manifest_is_named(tmp_path):
     work = WorkDir(tmp_path)
     work.write_manifest({"a": 1})

@@ -9,11 +9,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from uni_dpo.engine.input import REFERENCE_COLUMNS
 from uni_dpo.engine.records import Question
 from uni_dpo.engine.registry import find
 from uni_dpo.errors import UniDPOError
 
 Grader = Callable[[str, Question], float | None]
+
+SHOWN_FAULTS = 5
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:/\d+)?%?(?!\d)")
 
@@ -35,14 +38,25 @@ def check_references(name: str, questions: Iterable[Question]) -> None:
     """See that a built-in grader can grade answers to these questions, before any is asked.
 
     Raises:
-        UniDPOError: one has no reference, or none that the grader can use.
+        UniDPOError: some have no reference, or none that the grader can use; the first of them are named.
     """
     grader = find("grader", name)
+    faults = []
     for question in questions:
-        if name == "math":
-            reference_of(question)
-        elif grader in (exact, numeric, multiple_choice):
-            grader("", question)
+        try:
+            if name == "math":
+                reference_of(question)
+            elif grader in (exact, numeric, multiple_choice):
+                grader("", question)
+        except UniDPOError as error:
+            faults.append(str(error))
+    if len(faults) == 1:
+        raise UniDPOError(faults[0])
+    if faults:
+        lines = [f"{len(faults):,} questions cannot be graded:", *faults[:SHOWN_FAULTS]]
+        if len(faults) > SHOWN_FAULTS:
+            lines.append(f"… and {len(faults) - SHOWN_FAULTS:,} more")
+        raise UniDPOError("\n  ".join(lines))
 
 
 def exact(answer: str, question: Question) -> float:
@@ -54,7 +68,7 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
     """1 where the answer's last number equals the reference within tolerance; None without a number."""
     wanted = last_number(reference_of(question))
     if wanted is None:
-        raise UniDPOError(f"question {question.id}: the reference {question.reference!r} holds no number")
+        raise UniDPOError(f"{question.called}: the reference {question.reference!r} holds no number")
     found = last_number(answer)
     if found is None:
         return None
@@ -66,7 +80,7 @@ def multiple_choice(answer: str, question: Question) -> float | None:
     options = {letter.upper(): text for letter, text in question.options.items()}
     wanted = pick_option(reference_of(question), options)
     if wanted is None:
-        raise UniDPOError(f"question {question.id}: the reference {question.reference!r} is none of the options")
+        raise UniDPOError(f"{question.called}: the reference {question.reference!r} is none of the options")
     picked = pick_option(answer, options)
     return None if picked is None else float(picked == wanted)
 
@@ -109,7 +123,8 @@ def pick_option(text: str, options: dict[str, str]) -> str | None:
 def reference_of(question: Question) -> str:
     """The question's reference answer, or a plain error that there is none."""
     if question.reference is None:
-        raise UniDPOError(f"question {question.id}: grading needs a reference answer (column `answer`)")
+        *most, last = (f"`{column}`" for column in REFERENCE_COLUMNS)
+        raise UniDPOError(f"{question.called}: grading needs a reference answer, in column {', '.join(most)} or {last}")
     return question.reference
 
 

@@ -73,7 +73,7 @@ def _question(row: Mapping[str, Any], options: InputOptions, extracted: Path, wh
     if identity is None:
         identity = digest([text, images, reference])
     answers = tuple(str(answer) for answer in _as_list(row.get("answers")))
-    return Question(str(identity), text, images, reference, choices, answers)
+    return Question(str(identity), text, images, reference, choices, answers, place=where)
 
 
 def _first(row: Mapping[str, Any], columns: Sequence[str]) -> Any:

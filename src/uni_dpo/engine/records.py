@@ -20,6 +20,7 @@ class Question:
         reference: the right answer, where the data has one.
         options: letter → text of a multiple-choice question.
         answers: answers that came with the data, for the `given` sampler.
+        place: file and row that it was read from, for messages.
     """
 
     id: str
@@ -28,9 +29,15 @@ class Question:
     reference: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+
+    @property
+    def called(self) -> str:
+        """How a message names it."""
+        return self.place or f"question {self.id}"
 
     def to_row(self) -> Row:
-        """The question as JSON values."""
+        """The question as JSON values; its place is no part of it."""
         return {
             "id": self.id,
             "text": self.text,

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,23 @@ class WorkDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory: a second run on it is refused, so that two runs never mix their rows."""
+        """Hold the directory: a second run on it is refused, so that two runs never mix their rows.
+
+        A run that left nothing in it takes the directories that it made away again.
+        """
+        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        path = self.folder / ".lock"
+        with path.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UniDPOError(f"{self.folder}: another run is at work in this directory") from None
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # somebody else's file has come into one of them
+                    if list(self.folder.iterdir()) == [path]:
+                        path.unlink()
+                        for folder in made:
+                            folder.rmdir()
