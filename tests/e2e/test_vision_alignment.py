@@ -124,6 +124,18 @@ def test_grpo_runs_with_the_reward_model(
     assert (folder / "grpo" / "adapter_model.safetensors").is_file()
 
 
+def test_the_recipe_without_a_gpu_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shortened to one step, which the recipe's `logging_steps` leaves out of the log."""
+    monkeypatch.chdir(folder)
+    changed = "model=model output_dir=grpo_tiny questions.path=prompts.jsonl questions.limit=8 max_steps=1"
+    small = "per_device_train_batch_size=8 generation_batch_size=8 max_completion_length=4"
+    run(f"grpo {RECIPES / 'grpo_tiny.yaml'} {changed} {small}")
+    assert capsys.readouterr().out.endswith("reward: no step was logged (see logging_steps)\ngrpo_tiny\n")
+    assert (folder / "grpo_tiny" / "model.safetensors").is_file()
+
+
 def test_ranked_lists_give_all_their_pairs(folder: Path) -> None:
     """Two answers make one pair, three make three."""
     expected = []
@@ -184,7 +196,7 @@ def test_the_full_size_online_recipes_are_configs() -> None:
     from uni_dpo.ppo.config import PPOConfig
 
     ppo = PPOConfig.load(RECIPES / "ppo.yaml")
-    grpo = GRPOSettings.load(RECIPES / "grpo.yaml", {"bf16": False})
+    grpo = GRPOSettings.load(RECIPES / "grpo.yaml", ["bf16=false"])
     assert ppo.reward.model == grpo.reward.model == "saves/vision_alignment/reward"
     assert ppo.questions == grpo.questions
     arguments = trl_arguments(grpo)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from uni_dpo.engine.options import fingerprinted, parse, runtime
+from uni_dpo.engine.options import fingerprinted, override, parse, runtime
 from uni_dpo.errors import UniDPOError
 
 
@@ -49,6 +49,26 @@ def test_mistakes_are_named_by_their_key(given, message):
     with pytest.raises(UniDPOError) as caught:
         parse(Outer, given, "top")
     assert message in str(caught.value)
+
+
+def test_what_the_command_line_says_takes_the_place_of_what_the_file_says():
+    raw = {"name": "x", "rate": 1, "inner": {"limit": 4, "other": "y"}}
+    given = ["rate=1e-3", "inner.limit=null", "free={k: 1}", "free.deep.l=[2]", "name=a=b"]
+    changed = {
+        "name": "a=b",
+        "rate": "1e-3",
+        "inner": {"limit": None, "other": "y"},
+        "free": {"k": 1, "deep": {"l": [2]}},
+    }
+    assert override(raw, given) == changed
+    assert raw == {"name": "x", "rate": 1, "inner": {"limit": 4, "other": "y"}}
+
+
+@pytest.mark.parametrize("item", ["name", "=x", "name.first=x", "inner.=x", "rate=[1"])
+def test_what_is_no_setting_of_the_command_line_is_named(item):
+    with pytest.raises(UniDPOError) as caught:
+        override({"name": "x", "inner": {}}, [item])
+    assert repr(item) in str(caught.value)
 
 
 def test_runtime_settings_stay_out_of_the_fingerprint():

@@ -45,6 +45,13 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, words: str) -> N
         trl_arguments(load(tmp_path, text))
 
 
+def test_the_command_line_stands_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "grpo.yaml").write_text(GOOD + "max_steps: 9\n")
+    settings = GRPOSettings.load(tmp_path / "grpo.yaml", ["max_steps=2", "beta=4e-2", "lora_rank=8"])
+    assert (settings.training["max_steps"], settings.lora_rank) == (2, 8)
+    assert trl_arguments(settings).beta == 0.04
+
+
 def test_what_a_resumed_run_may_change(tmp_path: Path) -> None:
     digest = load(tmp_path, GOOD).digest()
     assert load(tmp_path, GOOD + "max_steps: 9\nlogging_steps: 1\n").digest() == digest

@@ -12,6 +12,7 @@ from uni_dpo.engine import Question
 from uni_dpo.engine.config import InputOptions
 from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo import run, train_grpo
+from uni_dpo.grpo.run import reward_line
 from uni_dpo.online.config import RewardOptions
 
 
@@ -40,14 +41,21 @@ def length(answer: str, question: Question) -> float:
 
 @pytest.mark.parametrize("finetuning", ["full", "lora"])
 def test_a_stopped_run_goes_on_to_the_same_numbers(
-    settings: Any, asked: Any, finetuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Any,
+    asked: Any,
+    finetuning: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(run, "make_reward", lambda *_, **__: run_length)
     common = {"finetuning": finetuning, "questions": asked(12), "save_strategy": "steps", "save_steps": 2, "beta": 0.1}
     whole = train_grpo(settings(**common, max_steps=4, output_dir=str(tmp_path / "whole")))
     stopped = common | {"output_dir": str(tmp_path / "stopped")}
     train_grpo(settings(**stopped, max_steps=2))
+    assert "going on" not in capsys.readouterr().out
     resumed = train_grpo(settings(**stopped, max_steps=4))
+    assert f"going on from {tmp_path / 'stopped' / 'checkpoint-2'}\n" in capsys.readouterr().out
     assert len(numbers(resumed)) == 4
     for left, right in zip(numbers(resumed), numbers(whole), strict=True):
         assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
@@ -57,13 +65,23 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 
 
 def test_a_finished_run_is_not_trained_further(
-    settings: Any, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Any, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = settings(questions=asked(4), save_strategy="steps", save_steps=1, max_steps=2, beta=0.1)
     log = train_grpo(chosen)
     monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("loaded"))
     assert numbers(train_grpo(chosen)) == numbers(log)
+    assert "all 2 steps are done; nothing is trained" in capsys.readouterr().out
     assert not (tmp_path / "out" / "checkpoint-3").exists()
+
+
+def test_the_closing_line_is_of_logged_steps_only(settings: Any, asked: Any) -> None:
+    """TRL puts what no step has logged into its summary."""
+    (summary,) = train_grpo(settings(questions=asked(4), max_steps=1, logging_steps=5))
+    assert "reward" in summary
+    assert "no step was logged" in reward_line([summary])
+    steps = [{"loss": 0.1, "reward": 0.25}, {"loss": 0.1}, {"loss": 0.1, "reward": 0.5}]
+    assert reward_line([*steps, summary]) == "reward: 0.250 in the first line of the log, 0.500 in the last"
 
 
 def run_length(questions: list[Question], answers: list[str]) -> list[float]:

@@ -19,6 +19,13 @@ def test_a_file_with_overrides(tmp_path: Path) -> None:
     }
 
 
+def test_a_strategy_may_be_no(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("eval_strategy: no\nbf16: no\n")
+    read = launch.read_arguments([str(config), "save_strategy=no", "logging_strategy=steps"])
+    assert read == {"eval_strategy": "no", "bf16": False, "save_strategy": "no", "logging_strategy": "steps"}
+
+
 def test_json_and_flags(tmp_path: Path) -> None:
     config = tmp_path / "c.json"
     config.write_text('{"dataset": "a"}')

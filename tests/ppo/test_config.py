@@ -22,6 +22,14 @@ def test_a_good_config(tmp_path: Path) -> None:
     assert config.reward.function == "exact"
 
 
+def test_the_command_line_stands_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "ppo.yaml").write_text(GOOD + "steps: 7\n")
+    config = PPOConfig.load(tmp_path / "ppo.yaml", ["steps=2", "questions.path=q.jsonl", "learning_rate=1e-6"])
+    assert (config.steps, config.questions.path, config.learning_rate) == (2, "q.jsonl", 1e-6)
+    with pytest.raises(UniDPOError, match="step: unknown setting; did you mean 'steps'"):
+        PPOConfig.load(tmp_path / "ppo.yaml", ["step=2"])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -1,4 +1,4 @@
-"""`uni-dpo grpo CONFIG.yaml`."""
+"""`uni-dpo grpo CONFIG.yaml [key=value …]`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,17 +8,21 @@ import typer
 
 def grpo(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a vision-language model with TRL's GRPO. A run that was stopped goes on from its last checkpoint."""
     from uni_dpo.grpo.config import GRPOSettings
 
-    settings = GRPOSettings.load(config)
+    settings = GRPOSettings.load(config, overrides or ())
     from accelerate import PartialState
 
     from uni_dpo.grpo import train_grpo
+    from uni_dpo.grpo.run import reward_line
 
-    rewards = [line["reward"] for line in train_grpo(settings) if "reward" in line]
+    log = train_grpo(settings)
     say = PartialState().on_main_process(print)
-    if rewards:
-        say(f"reward: {rewards[0]:.3f} in the first line of the log, {rewards[-1]:.3f} in the last")
+    say(reward_line(log))
     say(settings.output_dir)

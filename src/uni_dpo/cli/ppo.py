@@ -1,4 +1,4 @@
-"""`uni-dpo ppo CONFIG.yaml`."""
+"""`uni-dpo ppo CONFIG.yaml [key=value …]`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +8,15 @@ import typer
 
 def ppo(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a vision-language model with PPO. A run that was stopped goes on where its state was written."""
     from uni_dpo.ppo.config import PPOConfig
 
-    settings = PPOConfig.load(config)
+    settings = PPOConfig.load(config, overrides or ())
     from accelerate import PartialState
 
     from uni_dpo.ppo import train_ppo

@@ -1,14 +1,14 @@
 """From a YAML mapping to a frozen dataclass, with every mistake named by its key."""
 
+import copy
 import dataclasses
-import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 
 T = TypeVar("T")
 
@@ -38,9 +38,8 @@ def parse(cls: type[T], raw: object, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in raw:
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields) or 'none'}"
-            raise UniDPOError(f"{_join(where, key)}: unknown setting; {hint}")
+            hint = did_you_mean(key, fields) or f"; known: {', '.join(fields) or 'none'}"
+            raise UniDPOError(f"{_join(where, key)}: unknown setting{hint}")
     hints = get_type_hints(cls)
     values = {key: _convert(hints[key], value, _join(where, key)) for key, value in raw.items()}
     for name, field in fields.items():
@@ -71,6 +70,33 @@ def read_mapping(path: str | Path, expected: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UniDPOError(f"{path}: {expected}")
     return raw
+
+
+def override(raw: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """A mapping of settings with those of a command line put in.
+
+    Args:
+        given: `key=value`, the value in YAML; `reward.function=exact` reaches into a mapping.
+
+    Raises:
+        UniDPOError: something else than `key=value`, or a key that leads into what is no mapping.
+    """
+    import yaml
+
+    changed = copy.deepcopy(dict(raw))
+    for item in given:
+        key, equals, value = item.partition("=")
+        *outer, name = key.split(".")
+        place: Any = changed
+        for part in outer:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not equals or not name or not isinstance(place, dict):
+            raise UniDPOError(f"{item!r}: `key=value` is expected, with a key of the config")
+        try:
+            place[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UniDPOError(f"{item!r}: the value is not valid YAML: {error}") from error
+    return changed
 
 
 def fingerprinted(options: Any) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """From a config to TRL's `GRPOConfig`."""
 
-import difflib
 from dataclasses import fields
 from typing import Any, NoReturn
 
 from trl.scripts.utils import TrlParser
 from trl.trainer.grpo_config import GRPOConfig
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.grpo.config import GRPOSettings
 from uni_dpo.online.config import OnlineConfig
 
@@ -53,8 +52,5 @@ def _check_names(given: dict[str, Any]) -> None:
         if name in PPO_NAMES and name not in known:
             raise UniDPOError(f"{name}: unknown setting; TRL calls it {PPO_NAMES[name]}")
         if name not in known:
-            close = difflib.get_close_matches(name, known | {shared.name for shared in fields(OnlineConfig)}, n=1)
-            raise UniDPOError(
-                f"{name}: unknown setting, to us and to TRL's GRPOConfig"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-            )
+            hint = did_you_mean(name, known | {shared.name for shared in fields(OnlineConfig)})
+            raise UniDPOError(f"{name}: unknown setting, to us and to TRL's GRPOConfig{hint}")

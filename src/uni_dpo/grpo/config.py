@@ -1,12 +1,12 @@
 """What a GRPO config may say: the settings of every online recipe, and TRL's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.engine.config import digest
-from uni_dpo.engine.options import parse, read_mapping
+from uni_dpo.engine.options import override, parse, read_mapping
 from uni_dpo.online.config import OnlineConfig
 
 MAY_CHANGE = {"max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps"}
@@ -24,13 +24,16 @@ class GRPOSettings(OnlineConfig):
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "GRPOSettings":
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "GRPOSettings":
         """Read a YAML file; paths in it are relative to the working directory.
+
+        Args:
+            overrides: `key=value`, put in the place of what the file says.
 
         Raises:
             UniDPOError: no such file, or a setting of ours that is missing or of the wrong type.
         """
-        raw = read_mapping(path, "expected `key: value` lines") | dict(overrides or {})
+        raw = override(read_mapping(path, "expected `key: value` lines"), overrides)
         shared = {name.name for name in fields(OnlineConfig)}
         training = {name: value for name, value in raw.items() if name not in shared}
         return parse(cls, {name: raw[name] for name in raw if name in shared} | {"training": training}, "")

@@ -1,10 +1,11 @@
 """`uni-dpo grpo`: questions and reward in, TRL's trainer on them, a checkpoint out."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers.trainer_utils import get_last_checkpoint
 
 import uni_dpo.trl  # noqa: F401  # mends TRL before it is imported
@@ -46,8 +47,12 @@ def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
     check_reward(settings.reward, questions)
     check_model(settings)
     checkpoint = _checkpoint_of(settings, output)
+    say = PartialState().on_main_process(print)
     if checkpoint and (finished := _finished(output, arguments.max_steps)) is not None:
+        say(f"{output}: all {arguments.max_steps:,} steps are done; nothing is trained")
         return finished
+    if checkpoint:
+        say(f"going on from {checkpoint}")
     reward = make_reward(
         settings.reward,
         batch_size=arguments.per_device_train_batch_size,
@@ -61,6 +66,14 @@ def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
     trainer.save_state()  # last: it says that the run is whole
     log: list[dict[str, Any]] = trainer.state.log_history
     return log
+
+
+def reward_line(log: Sequence[Mapping[str, Any]]) -> str:
+    """What a run's log says of the reward; the summary that TRL puts at its end is no step."""
+    rewards = [line["reward"] for line in log if "reward" in line and "train_runtime" not in line]
+    if not rewards:
+        return "reward: no step was logged (see logging_steps)"
+    return f"reward: {rewards[0]:.3f} in the first line of the log, {rewards[-1]:.3f} in the last"
 
 
 def make_trainer(

@@ -9,6 +9,7 @@ from typing import Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
+from uni_dpo.llamafactory.settings import check_settings
 
 
 def train(arguments: list[str]) -> None:
@@ -26,8 +27,9 @@ def train(arguments: list[str]) -> None:
     """
     if not arguments:
         raise UniDPOError("name a configuration: uni-dpo train CONFIG.yaml [key=value …], or --key value flags")
+    _register()
+    check_settings(read_arguments(arguments))
     if _wants_torchrun():
-        read_arguments(arguments)
         _torchrun(arguments)
     else:
         _run(arguments)
@@ -55,12 +57,21 @@ def read_arguments(arguments: list[str]) -> dict[str, Any] | list[str]:
         merged: Any = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_cli(arguments[1:])))
     except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise UniDPOError(f"{path}: not a readable configuration: {error}") from error
-    return {str(key): value for key, value in merged.items()}
+    return {str(key): _strategy(value) if str(key).endswith("_strategy") else value for key, value in merged.items()}
+
+
+def _strategy(value: Any) -> Any:
+    """YAML reads a bare `no`, which turns saving, logging or evaluation off, as false."""
+    return "no" if value is False else value
+
+
+def _register() -> None:
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    register()
 
 
 def _run(arguments: list[str]) -> None:
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    register()
+    _register()
     from llamafactory.extras.misc import use_ray
     from llamafactory.train.tuner import run_exp
 

@@ -79,6 +79,11 @@ def register() -> None:
         tuner.run_dpo = _resolve("uni_dpo.llamafactory.workflow:run_dpo")  # type: ignore[union-attr]
 
 
+def train_arguments() -> list[type]:
+    """The dataclasses of what training may be told; with `register`, ours among them."""
+    return list(importlib.import_module("llamafactory.hparams.parser")._TRAIN_ARGS)
+
+
 def _version() -> Version:
     try:
         from llamafactory.extras.env import VERSION

@@ -1,12 +1,11 @@
 """What a PPO config may say."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from uni_dpo.engine.config import digest
-from uni_dpo.engine.options import parse, read_mapping
+from uni_dpo.engine.options import override, parse, read_mapping
 from uni_dpo.errors import UniDPOError
 from uni_dpo.online.config import OnlineConfig
 
@@ -64,14 +63,16 @@ class PPOConfig(OnlineConfig):
             raise UniDPOError("rollout_batch_size is no multiple of mini_batch_size")
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "PPOConfig":
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "PPOConfig":
         """Read a YAML file; paths in it are relative to the working directory.
+
+        Args:
+            overrides: `key=value`, put in the place of what the file says.
 
         Raises:
             UniDPOError: no such file, or a setting that is unknown, missing or of the wrong type.
         """
-        raw = read_mapping(path, "expected `key: value` lines")
-        return parse(cls, raw | dict(overrides or {}), "")
+        return parse(cls, override(read_mapping(path, "expected `key: value` lines"), overrides), "")
 
     def digest(self) -> str:
         """A name for the settings that a resumed run must share with the run that it goes on from."""

@@ -1,14 +1,13 @@
 """The configuration file: VLMEvalKit's `{"model": {…}, "data": {…}}`, with a few keys more."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.vlmeval.settings import ModelSettings
 
 KINDS = {"mcq": "MCQ", "y/n": "Y/N", "yes/no": "Y/N", "yorn": "Y/N", "vqa": "VQA"}
@@ -111,8 +110,7 @@ def parse_benchmark(name: str, entry: Any, where: str, folder: Path) -> Benchmar
     known = {"class", "dataset", "path", "type", "image_root", "prompt"}
     for key, value in entry.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UniDPOError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise UniDPOError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")
         if not isinstance(value, str):
             raise UniDPOError(f"{where}: {key} is {value!r}, which is not a text")
     kind = entry.get("type")

@@ -1,6 +1,5 @@
 """From an entry of the configuration to a VLMEvalKit dataset, with every fault of the data found first."""
 
-import difflib
 import hashlib
 import inspect
 import os
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.vlmeval.config import Benchmark
 from uni_dpo.vlmeval.kit import DATA_VARIABLE, data_root
 from uni_dpo.vlmeval.table import read_benchmark_table, read_own_table, safe_name
@@ -106,11 +105,7 @@ def _published_class(benchmark: Benchmark) -> Any | None:
         return None
     known = {c.__name__: c for c in kit.DATASET_CLASSES}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UniDPOError(
-            f"{benchmark.name}: VLMEvalKit has no dataset class {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        raise UniDPOError(f"{benchmark.name}: VLMEvalKit has no dataset class {name!r}{did_you_mean(name, known)}")
     return known[name]
 
 

@@ -1,13 +1,12 @@
 """What a user may set for a model: the keys of its entry in `config.json`."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.vlmeval.prompt import parse_style
 
 BACKENDS = ("transformers", "vllm", "openai")
@@ -77,8 +76,7 @@ class ModelSettings:
         types = typing.get_type_hints(cls)
         for key, value in given.items():
             if key not in types:
-                near = difflib.get_close_matches(key, types, n=1)
-                raise UniDPOError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise UniDPOError(f"{where}: unknown key {key!r}{did_you_mean(key, types)}")
             if not _fits(value, types[key]):
                 raise UniDPOError(f"{where}: {key} is {value!r}, which is not {_spoken(types[key])}")
         if not given.get("model_path"):

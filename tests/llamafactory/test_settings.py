@@ -1,0 +1,61 @@
+"""Faults of a run's settings that are seen before LlamaFactory acts on them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory import launch, register
+from uni_dpo.llamafactory.settings import check_settings
+
+FLAGS = ["--model_name_or_path", "m", "--output_dir", "o"]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_step": 2, "dataset": "a", "uni_dpo_perf_gama": 1}, [*FLAGS, "--max_stepps", "2", "--uni_dpo_perf_gama=1"]],
+    ids=["file", "flags"],
+)
+def test_slips_of_the_pen_are_named_with_what_was_meant(given: Any) -> None:
+    with pytest.raises(UniDPOError) as caught:
+        check_settings(given)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("max_step")
+    assert first.endswith(": unknown setting; did you mean 'max_steps'?")
+    assert second == "uni_dpo_perf_gama: unknown setting; did you mean 'uni_dpo_perf_gamma'?"
+
+
+def test_what_llamafactory_takes_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of every group; flags may be cut short; and a switch lets anything through."""
+    check_settings({"trust_remote_code": True, "cutoff_len": 1, "max_steps": 1, "uni_dpo_nll_lambda": 0, "top_p": 1})
+    check_settings([*FLAGS, "--max_step", "2"])
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    check_settings({"max_step": 2})
+
+
+def test_it_is_the_command_that_looks(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("model_name_or_path: no-such-model\noutput_dir: o\n")
+    with pytest.raises(UniDPOError, match=r"^max_step: unknown setting"):
+        launch.train([str(config), "max_step=2"])
+
+
+def test_a_template_with_images_needs_a_processor(tmp_path: Path, tiny_qwen2_vl: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    text = {"model_name_or_path": str(tmp_path), "stage": "dpo"}
+    with pytest.raises(
+        UniDPOError, match=r"^template: qwen2_vl reads images, and .* no image processor.*`template: qwen`"
+    ):
+        check_settings({**text, "template": "qwen2_vl"})
+    with pytest.raises(UniDPOError, match="template: llava"):
+        check_settings([*FLAGS, "--model_name_or_path", str(tmp_path), "--template", "llava"])
+    check_settings({**text, "template": "qwen"})
+    check_settings({**text, "template": "qwen2_vl", "stage": "pt"})
+    check_settings({**text, "template": "qwen2_vl", "model_name_or_path": "a/name-on-the-hub"})
+    check_settings({**text, "template": "qwen2_vl", "model_name_or_path": str(tiny_qwen2_vl)})
