@@ -1,7 +1,9 @@
 """The recipes for text and mathematics, from the lines of docs/math_and_text.md to pairs that training accepts."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +39,21 @@ def test_recipes_on_tiny_models(folder, name):
     check_scores(pairs, work, name)
     if name == "math":
         check_outcomes(pairs)
+        train_as_shown(folder, work)
     (dataset,) = json.loads((work / "dataset" / "dataset_info.json").read_text())
     assert preflight([dataset], work / "dataset").scored == len(pairs)
+
+
+def train_as_shown(folder, work):
+    """One step by the page's own line, on these pairs."""
+    page = (ROOT / "docs" / "math_and_text.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^CUDA_VISIBLE_DEVICES= uni-dpo (train .*)$", page, re.MULTILINE)
+    changed = [f"dataset_dir={work / 'dataset'}", "max_steps=1", "plot_loss=false"]
+    program = str(Path(sys.executable).with_name("uni-dpo"))
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([program, *shlex.split(line), *changed], cwd=folder, env=environment, check=True)
+    (step, _) = json.loads((folder / "saves" / "sums" / "trainer_state.json").read_text())["log_history"]
+    assert step["uni_dpo/score_margin"] > 0
 
 
 def check_scores(pairs, work, name):
