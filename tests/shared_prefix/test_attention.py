@@ -11,6 +11,7 @@ from uni_dpo.shared_prefix.attention import (
     prefix_attention,
     use_attention,
 )
+from uni_dpo.shared_prefix.families import text_config
 from uni_dpo.shared_prefix.layout import CHOSEN, PADDING, PREFIX, REJECTED
 
 p, c, r, o = PREFIX, CHOSEN, REJECTED, PADDING
@@ -58,11 +59,22 @@ def test_what_is_no_shared_sequence_is_attended_as_before() -> None:
     assert all(torch.equal(*both) for both in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize(("loaded", "wanted", "used"), [("eager", "sdpa", "eager"), ("sdpa", "flex_attention", None)])
-def test_eager_code_stays_and_flex_attention_is_taken_when_asked_for(
-    loaded: str, wanted: str, used: str | None
-) -> None:
-    model = tiny_model("qwen2_vl", attention=loaded)
+@pytest.mark.parametrize(
+    ("family", "loaded", "wanted", "used"),
+    [
+        ("qwen2_vl", "eager", "sdpa", "eager"),
+        ("qwen2_vl", "sdpa", "flex_attention", "flex_attention"),
+        ("qwen2_vl", "flash_attention_2", "sdpa", PREFIX_ATTENTION),
+        ("llava", "flash_attention_2", "sdpa", PREFIX_ATTENTION),
+        ("qwen2_vl", "flash_attention_2", "flex_attention", "flex_attention"),
+        ("qwen2", "flash_attention_2", "sdpa", "flash_attention_2"),
+        ("qwen2", "flash_attention_2", "flex_attention", "flex_attention"),
+    ],
+)
+def test_what_attends_within_shared_sequences(family: str, loaded: str, wanted: str, used: str) -> None:
+    model = tiny_model(family)
+    text_config(model)._attn_implementation = loaded
     use_attention(model, wanted)
-    assert model.model.language_model.config._attn_implementation == (used or wanted)
-    assert model.model.visual.config._attn_implementation == loaded
+    assert text_config(model)._attn_implementation == used
+    if family == "qwen2_vl":
+        assert model.model.visual.config._attn_implementation == "sdpa"

@@ -19,6 +19,7 @@ from uni_dpo.shared_prefix import (
     share_prefix,
     use_attention,
 )
+from uni_dpo.shared_prefix.families import text_config
 
 VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
 ODD = (Pair(9, 1, 17, [(4, 4), (4, 6)]), Pair(3, 13, 2, [(8, 4)]), Pair(1, 4, 4))
@@ -133,6 +134,18 @@ def adapted(model: nn.Module, targets: list[str]) -> Any:
 def test_eager_attention(family: str) -> None:
     model = tiny_model(family, attention="eager")
     assert_equal_steps(model, pair_batch(model, MIXED))
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_a_model_loaded_with_flash_attention(family: str) -> None:
+    """Its language model attends by SDPA, batches of two sequences per pair included."""
+    model = tiny_model(family)
+    batch = pair_batch(model, MIXED)
+    expected = ordinary(model, batch)
+    text_config(model)._attn_implementation = "flash_attention_2"
+    use_attention(model, "sdpa")
+    torch.testing.assert_close(shared(model, batch), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ordinary(model, batch), expected, rtol=1e-5, atol=0)
 
 
 @pytest.fixture

@@ -55,8 +55,9 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         default="sdpa",
         metadata={
             "help": (
-                "What attends within a shared sequence: sdpa computes all of it and masks (eager code where flash_attn "
-                "is disabled); flex_attention compiles kernels that skip what is masked, on a GPU only."
+                "What attends within a shared sequence: sdpa takes the prompt by a causal kernel and the answers with "
+                "a mask, also where flash_attn is fa2 (eager code where it is disabled); flex_attention compiles "
+                "kernels that skip what is masked, on a GPU only."
             )
         },
     )

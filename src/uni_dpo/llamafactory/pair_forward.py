@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from uni_dpo.errors import UniDPOError
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.shared_prefix import (
-    FLEX_ATTENTION,
     ImageFeatures,
     ImageStore,
     image_keys,
@@ -19,6 +18,7 @@ from uni_dpo.shared_prefix import (
     lay_out_pairs,
     pair_scores,
     same_frozen_vision,
+    shared_attention,
     use_attention,
     why_not_shared,
 )
@@ -73,7 +73,7 @@ class PairForward:
         Args:
             policy: the trained model.
             reference: the reference model; None where it is the policy without its adapters, or where there is none.
-            attention: see `use_attention`.
+            attention: see `shared_attention`.
             store: where image features are kept; the models must not train or differ in what makes them.
 
         Raises:
@@ -81,7 +81,7 @@ class PairForward:
         """
         models = [model for model in (policy, reference) if model is not None]
         for model in models:
-            if reason := why_not_shared(model, FLEX_ATTENTION if attention == FLEX_ATTENTION else None):
+            if reason := why_not_shared(model, shared_attention(model, attention)):
                 logger.warning_rank0(f"pair_forward: two sequences per pair, because {reason}.")
                 if store is not None:
                     logger.warning_rank0("keep_image_features: not kept, since pairs are two sequences.")

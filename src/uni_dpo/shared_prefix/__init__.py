@@ -1,6 +1,6 @@
 """A preference pair as one sequence: prompt + chosen answer + rejected answer, images and prompt only once."""
 
-from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, use_attention
+from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, shared_attention, use_attention
 from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, why_not_shared
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
@@ -18,6 +18,7 @@ __all__ = [
     "pair_scores",
     "same_frozen_vision",
     "share_prefix",
+    "shared_attention",
     "use_attention",
     "why_not_shared",
 ]

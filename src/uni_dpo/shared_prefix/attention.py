@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix.families import text_config, unwrapped
+from uni_dpo.shared_prefix.families import image_token_id, text_config, unwrapped
 from uni_dpo.shared_prefix.layout import PADDING, PREFIX
 
 FLEX_ATTENTION = "flex_attention"
@@ -18,25 +18,35 @@ PREFIX_ATTENTION = "uni_dpo_prefix"
 """The name of SDPA in two calls among the attention implementations of transformers."""
 
 
-def use_attention(model: nn.Module, attention: str) -> None:
-    """Let the language model attend by FlexAttention, or, where it was loaded with SDPA, by two calls of that.
+def shared_attention(model: nn.Module, wanted: str) -> str:
+    """The implementation by which the language model attends within shared sequences.
 
-    Other inputs than shared sequences are attended as before.
+    FlexAttention where it is wanted; SDPA in two calls where the model was loaded with SDPA, and in place of
+    flash-attention, which takes no mask, where images make the prompts long. Text models keep flash-attention, and
+    eager code stays eager.
 
     Args:
         model: policy or reference, wrapped or not.
-        attention: `flex_attention` or `sdpa`.
+        wanted: `flex_attention` or `sdpa`.
     """
-    config = text_config(model)
-    if attention == FLEX_ATTENTION:
-        config._attn_implementation = FLEX_ATTENTION
-    elif config._attn_implementation == "sdpa":
+    loaded = text_config(model)._attn_implementation
+    if wanted == FLEX_ATTENTION:
+        return FLEX_ATTENTION
+    if loaded == "sdpa" or (loaded.startswith("flash_attention") and image_token_id(model) is not None):
+        return PREFIX_ATTENTION
+    return loaded
+
+
+def use_attention(model: nn.Module, wanted: str) -> None:
+    """Let the language model attend by `shared_attention`; other inputs are attended as SDPA does."""
+    attention = shared_attention(model, wanted)
+    if attention == PREFIX_ATTENTION:
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
 
         AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
         AttentionMaskInterface.register(PREFIX_ATTENTION, sdpa_mask)
-        config._attn_implementation = PREFIX_ATTENTION
+    text_config(model)._attn_implementation = attention
 
 
 def visibility(segments: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
