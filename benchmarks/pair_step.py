@@ -108,11 +108,12 @@ def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> C
 def compare(setting: Setting) -> dict[str, dict[str, float]]:
     """Measure every variant: seconds, bytes, and how far loss and gradient norm are from LlamaFactory's."""
     policy, reference = build_models(setting)
-    steps = {variant: build_step(variant, policy, reference, setting) for variant in VARIANTS}
+    variants = [variant for variant in VARIANTS if setting.image_tokens or variant != "kept"]
+    steps = {variant: build_step(variant, policy, reference, setting) for variant in variants}
     results: dict[str, dict[str, float]] = {}
     for variant, step in steps.items():
         results[variant] = {"loss": step(), "norm": _gradient_norm(policy)}
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(setting.repeats):
         for variant, step in steps.items():
             step()  # the first after another variant's finds memory and caches as that one left them
@@ -202,8 +203,9 @@ def draw(rows: list[tuple[Setting, dict[str, dict[str, float]]]], size: str, tar
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     sizes = [getattr(setting, size) for setting, _ in rows]
     for axis, (name, scale, label) in zip(axes, (("seconds", 1, "seconds"), ("bytes", 1e9, "GB")), strict=True):
-        for variant, title in VARIANTS.items():
-            axis.plot(sizes, [results[variant][name] / scale for _, results in rows], marker="o", label=title)
+        for variant in rows[0][1]:
+            values = [results[variant][name] / scale for _, results in rows]
+            axis.plot(sizes, values, marker="o", label=VARIANTS[variant])
         axis.set(xlabel=size.replace("_", " "), ylabel=f"{label} per step", ylim=(0, None))
     axes[0].legend(frameon=False)
     figure.savefig(target)
