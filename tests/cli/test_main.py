@@ -26,6 +26,8 @@ def test_a_fault_of_the_input_is_its_message(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_full_or_protected_disk_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     error = PermissionError(errno.EACCES, "Permission denied", "/checkout/src/a.py")
     assert exit_code(monkeypatch, error) == "error: /checkout/src/a.py: Permission denied"
+    below = OSError(errno.ENOTDIR, "", "notes.txt/run")
+    assert exit_code(monkeypatch, below) == "error: notes.txt/run: Not a directory"
     assert exit_code(monkeypatch, OSError(errno.ENOSPC, "")) == "error: a file: No space left on device"
 
 

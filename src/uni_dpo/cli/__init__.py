@@ -6,7 +6,7 @@ import sys
 
 from uni_dpo.errors import UniDPOError
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 """Errors of the system that say that a file can't be read or written, and of which the program is not the cause."""
 
 
