@@ -1,5 +1,7 @@
 """Whole runs of LlamaFactory whose image features are kept on disk."""
 
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,22 @@ def test_other_pixel_limits_look_anew(kept: Any, looks: list[int]) -> None:
     assert looks
 
 
+def test_the_log_says_what_is_there(kept: Any, caplog: pytest.LogCaptureFixture) -> None:
+    shown = logging.getLogger("llamafactory")
+    shown.addHandler(caplog.handler)
+    try:
+        for _ in range(2):
+            kept(max_steps=1, precompute_ref_log_probs=True)
+    finally:
+        shown.removeHandler(caplog.handler)
+    said = "\n".join(caplog.messages)
+    assert "Image features: 0 images in " in said
+    assert re.search(r"Image features: [1-9]\d* images in ", said)
+    assert "Reference log-probs: 0 of 16 pairs in " in said
+    assert "Reference log-probs: 16 of 16 pairs in " in said
+    assert "Reference log-probs: no reference model is loaded." in said
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -88,6 +106,7 @@ def test_other_pixel_limits_look_anew(kept: Any, looks: list[int]) -> None:
         ({"freeze_multi_modal_projector": False}, "freeze_multi_modal_projector: false"),
         ({"pair_forward": "ordinary"}, "one sequence per pair"),
         ({"pref_loss": "sigmoid"}, "one sequence per pair"),
+        ({"template": "qwen"}, "template: qwen has no images"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,23 @@ def test_settings_that_llamafactory_refuses_are_one_message(
     config.write_text(json.dumps(settings))
     with pytest.raises(UniDPOError, match=words):
         launch.train([str(config)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_name_or_path": "saves/nope"}, "^model_name_or_path: this is no folder with a checkpoint"),
+        ({"template": "qwen"}, "correct `template`"),
+    ],
+    ids=["no checkpoint", "a template without images"],
+)
+def test_what_comes_to_light_later_is_one_message_too(
+    config: Any, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    described = tmp_path / "run.json"
+    described.write_text(json.dumps(config(**settings)))
+    with pytest.raises(UniDPOError, match=words):
+        launch.train([str(described)])
 
 
 def test_no_arguments_at_all() -> None:

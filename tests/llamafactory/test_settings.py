@@ -39,6 +39,32 @@ def test_what_llamafactory_takes_is_not_refused(monkeypatch: pytest.MonkeyPatch)
     check_settings({"max_step": 2})
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pref_loss": "uni_dop"}, "pref_loss: 'uni_dop' is none of its values; did you mean 'uni_dpo'?"),
+        ({"save_strategy": "n"}, "save_strategy: 'n' is none of its values; did you mean 'no'?"),
+        ({"pair_forward": "x"}, "pair_forward: 'x' is none of its values; known: auto, shared_prefix, ordinary"),
+        ({"learning_rate": "abc"}, "learning_rate: 'abc' is not a number"),
+        ({"template": "qwen2_v"}, "template: LlamaFactory has none called 'qwen2_v'; did you mean 'qwen2_vl'?"),
+    ],
+    ids=str,
+)
+def test_values_that_a_setting_cannot_have_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UniDPOError) as caught:
+        check_settings(given)
+    assert str(caught.value).startswith(message)
+
+
+def test_every_recipe_has_values_that_its_settings_take() -> None:
+    recipes = [path for path in Path(__file__).parents[2].glob("examples/*/*.yaml") if "stage:" in path.read_text()]
+    assert len(recipes) > 8
+    for recipe in recipes:
+        check_settings(
+            {**launch.read_arguments([str(recipe)]), "learning_rate": "1e-6", "fsdp": "full_shard auto_wrap"}
+        )
+
+
 def test_it_is_the_command_that_looks(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("model_name_or_path: no-such-model\noutput_dir: o\n")

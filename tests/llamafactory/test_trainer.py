@@ -157,6 +157,7 @@ def test_evaluation_logs_the_terms_too(train: Any) -> None:
         {"ld_alpha": 0.5, "dpo_average_log_prob": False},
         {"bf16": True},
         {"streaming": True, "max_steps": 2, "dataloader_num_workers": 1},
+        {"streaming": True, "max_steps": 2},
         {"gradient_accumulation_steps": 2, "disable_gradient_checkpointing": True},
     ],
     ids=lambda settings: "-".join(settings),

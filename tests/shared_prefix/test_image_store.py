@@ -87,19 +87,25 @@ def test_what_is_missing_is_made(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.99])
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_damaged_file_is_made_again(place: float, cut: bool, tmp_path: Path) -> None:
+def test_a_damaged_file_is_made_again(
+    place: float, cut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = ImageStore(tmp_path, TOWER)
     features = {"embeddings": torch.randn(5, 8), "deepstack.0": torch.randn(5, 8)}
     store.write("abc", features)
     assert {name: part.tolist() for name, part in (store.read("abc") or {}).items()} == {
         name: part.tolist() for name, part in features.items()
     }
+    assert store.count() == 1
     (file,) = store.folder.glob("*/*.safetensors")
     content = bytearray(file.read_bytes())
     at = int(place * len(content))
     content[at] ^= 8
     file.write_bytes(content[:at] if cut else content)
+    assert store.read("xyz") is None
+    assert not caplog.messages
     assert store.read("abc") is None
+    assert caplog.messages == [f"{file} is damaged; it is made again"]
     store.write("abc", features)
     assert store.read("abc") is not None
 

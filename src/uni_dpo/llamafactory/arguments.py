@@ -113,8 +113,9 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     def _refuse_what_changes_image_features(self) -> None:
         if not self.shares_prefix:
             raise UniDPOError(
-                "keep_image_features needs one sequence per pair: stage: dpo with pref_loss: uni_dpo, or "
-                "pair_forward: shared_prefix with another loss"
+                "keep_image_features needs one sequence per pair, that is stage: dpo with pair_forward: shared_prefix "
+                f"(here stage: {self.stage}, pair_forward: {self.pair_forward}, pref_loss: {self.pref_loss}): "
+                "set it, or leave keep_image_features out"
             )
         for name in ("freeze_vision_tower", "freeze_multi_modal_projector"):
             if not getattr(self, name):

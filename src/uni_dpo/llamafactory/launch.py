@@ -83,16 +83,29 @@ def _run(arguments: list[str]) -> None:
     read = read_arguments(arguments)
     try:
         run_exp(read)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if _is_about_arguments(error):
             raise UniDPOError(str(error)) from None
+        if _is_about_the_checkpoint(error):
+            raise UniDPOError(
+                "model_name_or_path: this is no folder with a checkpoint and its tokenizer, and no model of that name "
+                f"could be loaded: {str(error.__cause__ or error).splitlines()[0]}"
+            ) from None
         raise
 
 
-def _is_about_arguments(error: ValueError) -> bool:
+def _is_about_arguments(error: Exception) -> bool:
     """Whether LlamaFactory or transformers refused a setting, rather than stumbled later on."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return raised_in.parent.name == "hparams" or raised_in.name == "hf_argparser.py"
+    if raised_in.parent.name == "hparams" or raised_in.name == "hf_argparser.py":
+        return True
+    return isinstance(error, ValueError) and "correct `template`" in str(error)  # perhaps from a worker's process
+
+
+def _is_about_the_checkpoint(error: Exception) -> bool:
+    """Whether LlamaFactory found no tokenizer where the model should be."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
 
 
 def _wants_torchrun() -> bool:

@@ -23,7 +23,7 @@ from uni_dpo.shared_prefix import (
     why_not_shared,
 )
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 TOKENS = "response_tokens"
 """Key of a collated batch that holds the fields of `ResponseTokens`."""

@@ -26,7 +26,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.files import folder_of
 from uni_dpo.llamafactory.reference_records import appending, read_records
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 DIGEST = "pair_digest"
 """The column that a dataset gets: what stands for a pair in the cache."""
@@ -80,6 +80,12 @@ class ReferenceCache:
     def complete(self) -> bool:
         """Whether every expected pair is known, so that no reference model is needed."""
         return all(digest in self._known for digest in self._wanted)
+
+    def __str__(self) -> str:
+        """What is there, for the log."""
+        return (
+            f"{sum(digest in self._known for digest in self._wanted):,} of {len(self._wanted):,} pairs in {self.folder}"
+        )
 
     def values(self, digests: Iterable[str]) -> list[tuple[float, float]]:
         """Look up (chosen, rejected) for each digest."""
@@ -137,7 +143,7 @@ class ReferenceCache:
     def _read(self) -> None:
         self._known, damaged = read_records(self.folder)
         if damaged:
-            logger.warning_rank0(f"{damaged} damaged records in {self.folder} are computed again.")
+            logger.warning_rank0(f"Damaged records in {self.folder}: {damaged}; they are computed again.")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llamafactory.data import TEMPLATES
 from llamafactory.data import get_dataset as _upstream_get_dataset
 from llamafactory.extras import logging
 from llamafactory.extras.misc import has_tokenized_data
@@ -17,7 +18,7 @@ from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.preferences.preflight import preflight
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 
 def run_dpo(
@@ -40,8 +41,7 @@ def run_dpo(
         cache = ReferenceCache(Path(finetuning_args.ref_cache_dir).expanduser(), identity)
     data_args.reference_cache = finetuning_args.reference_cache = cache
     if finetuning_args.keep_image_features:
-        folder = Path(finetuning_args.image_features_dir).expanduser()
-        finetuning_args.image_store = ImageStore(folder, vision_identity(model_args, training_args))
+        finetuning_args.image_store = _image_store(model_args, data_args, training_args, finetuning_args)
     if not finetuning_args.uses_uni_dpo:
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
         return
@@ -49,6 +49,10 @@ def run_dpo(
     if data_args.streaming and training_args.accelerator_config.dispatch_batches is None:
         # Dispatching slices every tensor of a batch by rows, and an image's patches are no rows.
         training_args.accelerator_config.dispatch_batches = False
+    if data_args.streaming and training_args.dataloader_num_workers == 0:
+        # LlamaFactory cuts a streamed file into as many shards, and none hold nothing.
+        logger.warning_rank0("streaming: with dataloader_num_workers: 0 there would be no data; it is 1 now.")
+        training_args.dataloader_num_workers = 1
     if training_args.local_process_index == 0:
         _check_files(data_args, finetuning_args)
     workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
@@ -64,16 +68,30 @@ def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kw
             for dataset in split.values() if isinstance(split, dict) else [split]:
                 check_tokenized(dataset)
     cache = getattr(data_args, "reference_cache", None)
-    return module if cache is None else cache.expect(module)
+    if cache is None:
+        return module
+    module = cache.expect(module)
+    logger.info_rank0(f"Reference log-probs: {cache}.")
+    return module
 
 
 def create_ref_model(model_args: Any, finetuning_args: Any, *args: Any, **kwargs: Any) -> Any:
     """LlamaFactory's reference model, or none where all that it would say is in the cache."""
     cache = getattr(finetuning_args, "reference_cache", None)
     if cache is not None and cache.complete():
-        logger.info_rank0(f"Reference log-probs of all pairs are in {cache.folder}: no reference model is loaded.")
+        logger.info_rank0("Reference log-probs: no reference model is loaded.")
         return None
     return _upstream_create_ref_model(model_args, finetuning_args, *args, **kwargs)
+
+
+def _image_store(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> ImageStore:
+    template = TEMPLATES.get(str(data_args.template))
+    if template is not None and template.mm_plugin.image_token is None:
+        raise UniDPOError(f"keep_image_features: template: {data_args.template} has no images: leave it out")
+    folder = Path(finetuning_args.image_features_dir).expanduser()
+    store = ImageStore(folder, vision_identity(model_args, training_args))
+    logger.info_rank0(f"Image features: {store.count():,} images in {store.folder}.")
+    return store
 
 
 def _check_files(data_args: Any, finetuning_args: Any) -> None:

@@ -5,6 +5,7 @@ data's order finds anything stale. What the tower is, is for the name of the fol
 """
 
 import hashlib
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ import torch
 import torch.distributed
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from uni_dpo.files import folder_of, replacing
 from uni_dpo.shared_prefix.families import is_sharded, unwrapped
 from uni_dpo.shared_prefix.forward import replaced
+
+logger = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
 """Of one image: `embeddings` (tokens, D), and for Qwen3-VL `deepstack.0` and on, each (tokens, D)."""
@@ -39,6 +42,10 @@ class ImageStore:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder_of(identity, folder)
+
+    def count(self) -> int:
+        """How many images are there."""
+        return sum(1 for _ in self.folder.glob("*/*.safetensors"))
 
     @contextmanager
     def used(self, model: nn.Module, keys: Sequence[str]) -> Iterator[None]:
@@ -71,15 +78,20 @@ class ImageStore:
             with safe_open(self._path(key), "pt") as file:
                 features = {name: file.get_tensor(name) for name in file.offset_keys()}
                 checksum = (file.metadata() or {}).get("crc32")
-        except (FileNotFoundError, SafetensorError):
+        except FileNotFoundError:
             return None
-        return features if checksum == _checksum(features) else None
+        except (OSError, SafetensorError):
+            checksum, features = None, {}
+        if checksum == _checksum(features):
+            return features
+        logger.warning("%s is damaged; it is made again", self._path(key))
+        return None
 
     def write(self, key: str, features: Features) -> None:
         """Keep the features of an image."""
         features = {name: part.detach().cpu().contiguous().clone() for name, part in features.items()}
         with replacing(self._path(key)) as temporary:
-            save_file(features, temporary, {"crc32": _checksum(features)})
+            temporary.write_bytes(save(features, {"crc32": _checksum(features)}))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
