@@ -11,6 +11,14 @@ from uni_dpo.demo.digits import QUESTION, Digit
 MakeConfig = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _a_process_that_has_not_trained() -> None:
+    """A process has one precision until it ends; another file's tests may have set bf16."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def questions_of(digits: list[Digit]) -> list[Any]:
     """The digits as the questions that PPO asks."""
     from uni_dpo.engine import Question
