@@ -12,7 +12,7 @@ import uni_dpo
 PACKAGE = Path(uni_dpo.__file__).parent
 LAYERS = (
     {"errors", "files"},
-    {"objective", "logprobs", "shared_prefix", "resuming"},
+    {"objective", "logprobs", "shared_prefix", "resuming", "ending"},
     {"preferences"},
     {"reward_models"},
     {"engine", "llamafactory", "trl", "vlmeval"},

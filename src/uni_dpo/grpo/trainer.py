@@ -4,6 +4,7 @@ from typing import Any
 
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from uni_dpo.ending import EndsTogether
 from uni_dpo.online.policy import media_tokens, plain_sampling
 from uni_dpo.resuming import ResumesByPublishedNames
 from uni_dpo.trl.mending import with_token_types, with_warnings_issued
@@ -11,7 +12,7 @@ from uni_dpo.trl.mending import with_token_types, with_warnings_issued
 VISION_INPUTS = ("pixel_values", "image_grid_thw")
 
 
-class VisionGRPOTrainer(ResumesByPublishedNames, GRPOTrainer):
+class VisionGRPOTrainer(EndsTogether, ResumesByPublishedNames, GRPOTrainer):
     """Samples, normalises and learns as TRL's trainer does; only what goes into the model is mended.
 
     Args:

@@ -6,6 +6,7 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
+from uni_dpo.ending import EndsTogether
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import take_scores
 from uni_dpo.llamafactory.metrics import PairAverages
@@ -17,7 +18,7 @@ from uni_dpo.resuming import ResumesByPublishedNames
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 
 
-class UniDPOTrainer(ResumesByPublishedNames, CustomDPOTrainer):
+class UniDPOTrainer(EndsTogether, ResumesByPublishedNames, CustomDPOTrainer):
     """Trains with `pref_loss: uni_dpo`; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.

@@ -9,6 +9,7 @@ from transformers import ProcessorMixin
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from uni_dpo.ending import EndsTogether
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
 from uni_dpo.resuming import ResumesByPublishedNames
@@ -26,7 +27,7 @@ GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL does not know of."""
 
 
-class UniDPOTrainer(ResumesByPublishedNames, DPOTrainer):
+class UniDPOTrainer(EndsTogether, ResumesByPublishedNames, DPOTrainer):
     """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
 
     Vision data go through the model's own processor when a batch is made, so that every family whose processor
