@@ -11,7 +11,7 @@ import uni_dpo
 
 PACKAGE = Path(uni_dpo.__file__).parent
 LAYERS = (
-    {"errors", "files"},
+    {"errors", "files", "matmul"},
     {"objective", "logprobs", "shared_prefix", "resuming", "ending"},
     {"preferences"},
     {"reward_models"},

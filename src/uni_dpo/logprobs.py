@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from uni_dpo.matmul import matmul_nt
+
 IGNORE_INDEX = -100
 """The label of a token that is not scored."""
 
@@ -182,9 +184,9 @@ class _LinearLogps(torch.autograd.Function):
             grad_logits.scatter_add_(1, column, torch.where(inside, grad, 0)[:, None])
             grad_logits = grad_logits.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden += grad_logits @ weight[block]
+                grad_hidden += matmul_nt(grad_logits, weight[block].t())
             if grad_weight is not None:
-                torch.mm(grad_logits.t(), hidden, out=grad_weight[block])
+                matmul_nt(grad_logits.t(), hidden.t(), out=grad_weight[block])
             if grad_bias is not None:
                 grad_bias[block] = grad_logits.sum(0)
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
@@ -220,7 +222,7 @@ def _block_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: sl
     """Write a block's logits to `out`, which has their working precision."""
     if out.dtype != hidden.dtype:
         return out.copy_(nn.functional.linear(hidden, *_rows(weight, bias, block)))
-    torch.mm(hidden, weight[block].t(), out=out)
+    matmul_nt(hidden, weight[block], out=out)
     return out if bias is None else out.add_(bias[block])
 
 
