@@ -1,5 +1,6 @@
 """What `pair_step.py` measures on: random Qwen2-VL models of given shapes, and pair batches for them."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +72,11 @@ def build_models(setting: Setting) -> tuple[Any, Any]:
 
         apply_liger_kernel_to_qwen2_vl(fused_linear_cross_entropy=False, cross_entropy=True)
     torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, setting.dtype))
     with torch.device(setting.device):
-        policy, reference = (Qwen2VLForConditionalGeneration(config) for _ in range(2))
-    dtype = getattr(torch, setting.dtype)
-    policy, reference = policy.to(dtype), reference.to(dtype).eval().requires_grad_(False)
-    reference.load_state_dict(policy.state_dict())
+        policy = Qwen2VLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    reference = copy.deepcopy(policy).eval().requires_grad_(False)
     for weight in policy.model.language_model.layers.parameters():
         weight.data += 0.02 * torch.randn_like(weight)
     policy.model.visual.requires_grad_(False)
