@@ -21,6 +21,18 @@ PPO_NAMES = {
 }
 """What TRL calls a setting of `uni-dpo ppo`."""
 
+ABOVE_ZERO = (
+    "temperature",
+    "max_completion_length",
+    "num_iterations",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "epsilon",
+    "num_train_epochs",
+)
+"""Settings that TRL takes at any value, and stumbles over in the first step, or learns nothing from."""
+
 
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
@@ -41,9 +53,21 @@ def trl_arguments(settings: GRPOSettings) -> Any:
     parser = _Parser((GRPOConfig,))
     parser.set_defaults(**given)
     try:
-        return parser.parse_args_into_dataclasses(args=[])[0]
+        arguments = parser.parse_args_into_dataclasses(args=[])[0]
     except (ValueError, TypeError) as error:
         raise UniDPOError(f"GRPOConfig: {error}") from error
+    _check_values(arguments)
+    return arguments
+
+
+def _check_values(arguments: Any) -> None:
+    for name in ABOVE_ZERO:
+        if getattr(arguments, name) <= 0:
+            raise UniDPOError(f"{name} is {getattr(arguments, name)}; it lies above 0")
+    if arguments.max_steps == 0:
+        raise UniDPOError("max_steps is 0; name how many, or -1 to train for num_train_epochs")
+    if not 0 < arguments.top_p <= 1:
+        raise UniDPOError(f"top_p is {arguments.top_p}; it lies above 0, up to 1")
 
 
 def _check_names(given: dict[str, Any]) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from uni_dpo.engine.records import Question
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, naming_the_model
 from uni_dpo.online.config import OnlineConfig
 
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
@@ -25,7 +24,7 @@ def check_model(config: OnlineConfig) -> None:
     Raises:
         UniDPOError: there is none.
     """
-    with _naming(config):
+    with naming_the_model(config.model):
         found = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     if type(found) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
         raise UniDPOError(f"model {config.model!r} is a {found.model_type}, no vision-language model")
@@ -39,7 +38,7 @@ def load_model(config: OnlineConfig) -> tuple[Any, Any]:
     """
     trust = {"trust_remote_code": config.trust_remote_code}
     limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-    with _naming(config):
+    with naming_the_model(config.model):
         model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=base_dtype(config), **trust)
         processor = AutoProcessor.from_pretrained(
             config.model, **{name: value for name, value in limits.items() if value is not None}, **trust
@@ -117,13 +116,3 @@ def plain_sampling(model: Any) -> Iterator[None]:
         yield
     finally:
         language.generation_config = own
-
-
-@contextmanager
-def _naming(config: OnlineConfig) -> Iterator[None]:
-    """Turn what transformers raises on a checkpoint into an error that names it."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        missing = "" if Path(config.model).exists() else "; there is no such folder here"
-        raise UniDPOError(f"model {config.model!r} cannot be loaded{missing}: {error}") from error

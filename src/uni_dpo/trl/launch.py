@@ -3,7 +3,6 @@
 On several GPUs: `accelerate launch -m uni_dpo.trl.launch ARGUMENTS`.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, 
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_kbit_device_map, get_peft_config, get_quantization_config
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, naming_the_model
 from uni_dpo.trl.arguments import UniDPOConfig
 from uni_dpo.trl.data import check_scores
 from uni_dpo.trl.trainer import UniDPOTrainer
@@ -48,9 +47,7 @@ def train(arguments: Sequence[str]) -> None:
         args=settings,
         train_dataset=splits["train"],
         eval_dataset=splits.get("eval"),
-        processing_class=transformers.AutoProcessor.from_pretrained(
-            model_settings.model_name_or_path, trust_remote_code=model_settings.trust_remote_code
-        ),
+        processing_class=_load_processor(model_settings),
         peft_config=get_peft_config(model_settings),
     )
     trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
@@ -111,7 +108,7 @@ def _load_model(settings: Any) -> Any:
     quantization = get_quantization_config(settings)
     placed = {} if quantization is None else {"device_map": get_kbit_device_map(), "quantization_config": quantization}
     trust = {"trust_remote_code": settings.trust_remote_code, "revision": settings.model_revision}
-    try:
+    with naming_the_model(name):
         config = transformers.AutoConfig.from_pretrained(name, **trust)
         sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
         kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
@@ -122,8 +119,12 @@ def _load_model(settings: Any) -> Any:
             **trust,
             **placed,
         )
-    except (OSError, json.JSONDecodeError) as error:
-        raise UniDPOError(f"model {name!r} cannot be loaded: {error}") from error
+
+
+def _load_processor(settings: Any) -> Any:
+    name = settings.model_name_or_path
+    with naming_the_model(name):
+        return transformers.AutoProcessor.from_pretrained(name, trust_remote_code=settings.trust_remote_code)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ other requests share its batch.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ from uni_dpo.engine.backends.base import (
     first_tokens,
 )
 from uni_dpo.engine.backends.settings import TransformersOptions
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, naming_the_model
 
 
 class TransformersBackend:
@@ -47,7 +45,7 @@ class TransformersBackend:
         self.usage = Usage()
         self.device = torch.device(_resolve_device(options.device))
         trust = {"trust_remote_code": options.trust_remote_code}
-        with _naming_the_model(options.model):
+        with naming_the_model(options.model):
             config = AutoConfig.from_pretrained(options.model, **trust)
             self.sees_images = type(config) in AutoModelForImageTextToText._model_mapping
             loader = AutoModelForImageTextToText if self.sees_images else AutoModelForCausalLM
@@ -248,13 +246,3 @@ def _resolve_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _naming_the_model(model: str) -> Iterator[None]:
-    """A checkpoint that cannot be loaded is the user's to mend: name it, and say whether the folder is there."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        missing = "" if Path(model).exists() else "; there is no such folder here"
-        raise UniDPOError(f"model {model!r} cannot be loaded{missing}: {error}") from error
