@@ -14,6 +14,7 @@ a process per variant on the CPU (resident set) and with PyTorch's counters on a
 """
 
 import argparse
+import gc
 import json
 import logging
 import statistics
@@ -119,6 +120,7 @@ def compare(setting: Setting) -> dict[str, dict[str, float]]:
             step()  # the first after another variant's finds memory and caches as that one left them
             seconds[variant].append(_seconds(step, setting.device))
     del policy, reference, steps, step
+    gc.collect()  # the trainers hold themselves, and the models
     for variant, result in results.items():
         result |= {"seconds": statistics.median(seconds[variant]), **_peak_memory(variant, setting)}
     return results

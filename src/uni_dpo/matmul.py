@@ -11,7 +11,7 @@ def matmul_nt(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply by a transposed matrix, in full precision and without a gradient.
 
     Float32 on a CPU goes through oneDNN, which PyTorch has for convolutions and bfloat16: PyTorch's own choice for
-    float32, MKL, leaves half of the vector units of an AMD processor idle.
+    float32, MKL, takes twice as long on an AMD processor (`benchmarks/matmul.py`).
 
     Args:
         left: (M, K), of any strides, as `right`.
