@@ -51,6 +51,7 @@ def main(family: str, checkpointing: bool, kept: Path | None) -> None:
             assert parameter.grad is None
             continue
         torch.testing.assert_close(parameter.grad.full_tensor(), expected[name], rtol=1e-4, atol=1e-6)
+    dist.barrier()
     dist.destroy_process_group()
 
 
