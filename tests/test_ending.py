@@ -8,7 +8,6 @@ import pytest
 
 SCRIPT = '''
 import sys
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,21 +35,14 @@ class Waiting(EndsTogether, Hurried):
     """The same, and waits."""
 
 
-trainer = {"hurried": Hurried, "waiting": Waiting}[sys.argv[1]]()
-getattr(trainer, sys.argv[2])()
+getattr(Waiting(), sys.argv[1])()
 '''
-
-
-def end(tmp_path: Path, trainer: str, work: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "run.py").write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*torchrun, "run.py", trainer, work], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["train", "evaluate"])
 def test_none_ends_with_an_operation_under_way(work: str, tmp_path: Path) -> None:
-    done = end(tmp_path, "waiting", work)
+    (tmp_path / "run.py").write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, "run.py", work], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
