@@ -13,10 +13,10 @@ export TOKENIZERS_PARALLELISM ?= false
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements/main.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(INSTALL) --python $(BIN)/python -r requirements.lock
+	$(INSTALL) --python $(BIN)/python -r requirements/main.lock
 	$(INSTALL) --python $(BIN)/python --no-deps -e .
 	touch $@
 
@@ -32,17 +32,17 @@ upstream: $(UPSTREAM)
 # What the oldest supported LlamaFactory needs, and nothing of ours.
 oldest: $(OLDEST)/.installed
 
-$(OLDEST)/.installed: requirements-lf094.lock | setup
+$(OLDEST)/.installed: requirements/lf094.lock | setup
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv --without-pip $(OLDEST)
-	$(INSTALL) --python $(OLDEST)/bin/python -r requirements-lf094.lock
+	$(INSTALL) --python $(OLDEST)/bin/python -r requirements/lf094.lock
 	touch $@
 
 # vLLM on a CPU needs a CPU build of torch, from where pip is told to look for it (find-links); see docs/evaluate.md.
 vllm: $(VLLM)/.installed
 
-$(VLLM)/.installed: requirements-vllm.lock | setup
+$(VLLM)/.installed: requirements/vllm.lock | setup
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv --without-pip $(VLLM)
-	$(INSTALL) --no-deps $(addprefix --find-links ,$(FIND_LINKS)) --python $(VLLM)/bin/python -r requirements-vllm.lock
+	$(INSTALL) --no-deps $(addprefix --find-links ,$(FIND_LINKS)) --python $(VLLM)/bin/python -r requirements/vllm.lock
 	info=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0.dist-info; \
 	mkdir -p $$info; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$info/METADATA
 	touch $@
@@ -55,7 +55,7 @@ test: setup upstream oldest
 
 test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
-	$(VLLM)/bin/python -m pytest tests/vlmeval/backends/test_vllm.py tests/engine/backends/test_vllm.py
+	$(VLLM)/bin/python -m pytest tests/vlmeval/backends/test_vllm.py tests/models/backends/test_vllm.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -63,10 +63,10 @@ check: setup
 	$(BIN)/mypy
 
 lock: setup
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras pyproject.toml -c constraints.txt -o requirements.lock
-	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements-lf094.in -o requirements-lf094.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras pyproject.toml -c requirements/constraints.txt -o requirements/main.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements/lf094.in -o requirements/lf094.lock
 	$(BIN)/uv pip compile --quiet --no-header --python-version 3.11 $(addprefix --find-links ,$(FIND_LINKS)) \
-	--override overrides-vllm.txt requirements-vllm.in -o requirements-vllm.lock
+	--override requirements/overrides-vllm.txt requirements/vllm.in -o requirements/vllm.lock
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(VLLM) .upstream build dist

@@ -16,14 +16,13 @@ from pathlib import Path
 
 IMAGES = 1_000
 STEPS = {
-    "check": "from uni_dpo.preferences.data_check import check_dataset\n"
+    "check": "from uni_dpo.data.checks.check import check_dataset\n"
     "report = check_dataset(sys.argv[1], media_dir=sys.argv[2])\n"
     "assert report.faultless, report.faults[:3]",
-    "check, images left alone": "from uni_dpo.preferences.data_check import check_dataset\n"
+    "check, images left alone": "from uni_dpo.data.checks.check import check_dataset\n"
     "assert check_dataset(sys.argv[1], media_dir=sys.argv[2], check_images=False).faultless",
-    "JSONL → Parquet": "from uni_dpo.preferences.convert import convert\n"
-    "convert(sys.argv[1], sys.argv[2] + '/there.parquet')",
-    "Parquet → JSONL": "from uni_dpo.preferences.convert import convert\n"
+    "JSONL → Parquet": "from uni_dpo.data.convert import convert\nconvert(sys.argv[1], sys.argv[2] + '/there.parquet')",
+    "Parquet → JSONL": "from uni_dpo.data.convert import convert\n"
     "convert(sys.argv[2] + '/there.parquet', sys.argv[2] + '/back.jsonl')",
 }
 PROGRAM = """import sys

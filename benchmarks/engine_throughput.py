@@ -17,7 +17,7 @@ from pathlib import Path
 from uni_dpo.demo.digits import QUESTION, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.engine import Question, Request, Sampling, register, run_engine
-from uni_dpo.engine.backends import make_backend
+from uni_dpo.models.backends import make_backend
 
 
 @register("grader", "length")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from uni_dpo.data.image_paths import rebase_images
 from uni_dpo.errors import UniDPOError
-from uni_dpo.preferences.image_paths import rebase_images
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python scripts/vqa_dpo_processing.py --csv rejected.csv --output data/vqa_rad_dpo
 
-The three functions are `uni_dpo.preferences.vqa_rad`'s and may be imported from here.
+The three functions are `uni_dpo.data.vqa_rad`'s and may be imported from here.
 """
 
 import argparse
@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from uni_dpo.data.vqa_rad import download_file, load_and_process_vqa_dpo, save_dataset
 from uni_dpo.errors import UniDPOError
-from uni_dpo.preferences.vqa_rad import download_file, load_and_process_vqa_dpo, save_dataset
 
 __all__ = ["download_file", "load_and_process_vqa_dpo", "save_dataset"]
 

@@ -1,9 +1,20 @@
-"""What every test may ask for: the tiny checkpoint and the digits, made once per process."""
+"""What every test may ask for: tiny checkpoints and the digits, made once per process, and a local chat server."""
 
+import base64
+import hashlib
+import json
 import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from uni_dpo.engine import Question
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,3 +36,258 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> dict:
     from uni_dpo.demo.tiny_model import IMAGE_SIDE
 
     return write_digits(tmp_path_factory.mktemp("digits"), side=IMAGE_SIDE)
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-only reward model with one label, untrained: what it says is arbitrary, and the same each time."""
+    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+
+    return write_tiny_text_model(tmp_path_factory.mktemp("models") / "classifier", "reward_model", spread=0.5)
+
+
+@pytest.fixture(scope="session")
+def base_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2-VL checkpoint with the base checkpoints' template."""
+    from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
+
+    return write_tiny_qwen2_vl(tmp_path_factory.mktemp("models") / "base", template=BASE_TEMPLATE)
+
+
+Brain = Callable[[dict[str, Any]], dict[str, Any]]
+"""Request body → the fields `choices`, and whatever else the reply should hold."""
+
+
+class ChatServer:
+    """Speaks OpenAI's chat API over real HTTP.
+
+    `brain` answers; `fault` may name a way to fail for a request: an HTTP status, `timeout`, `truncated`,
+    `empty`, `refusal`, `no_choices`, `html`.
+    """
+
+    def __init__(self, brain: Brain, fault: Callable[[dict[str, Any], int], str | int | None]) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer._lock:
+                    outer.bodies.append(body)
+                    key = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
+                    attempt = outer.seen[key]
+                    outer.seen[key] += 1
+                trouble = fault(body, attempt)
+                if isinstance(trouble, int):
+                    return self._send({"error": {"message": "out of order", "code": None}}, trouble)
+                if trouble == "timeout":
+                    time.sleep(1.0)
+                reply = {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": body["model"],
+                    "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+                    **brain(body),
+                }
+                for choice in reply["choices"]:
+                    if trouble == "empty":
+                        choice["message"]["content"] = ""
+                    if trouble == "refusal":
+                        choice["message"].update(content=None, refusal="I would rather not.")
+                if trouble == "no_choices":
+                    reply["choices"] = []
+                return self._send(reply, 200, str(trouble))
+
+            def _send(self, reply: dict[str, Any], status: int, trouble: str = "") -> None:
+                data = json.dumps(reply).encode()
+                if trouble == "truncated":
+                    data = data[: len(data) // 2]
+                if trouble == "html":
+                    data = b"<html>a proxy was here</html>"
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Type", "text/html" if trouble == "html" else "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:
+                    pass  # the client was killed or did not wait
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, address: object) -> None:
+                """A client that was killed breaks its connections; that is no fault of the server."""
+
+        self._http = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+def said(*texts: str) -> dict[str, Any]:
+    """A reply with one choice per text."""
+    return {
+        "choices": [
+            {"index": index, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+            for index, text in enumerate(texts)
+        ]
+    }
+
+
+def scripted(body: dict[str, Any]) -> dict[str, Any]:
+    """Plays every part of every pipeline, by what the built-in prompts say; the same request, the same reply."""
+    prompt = prompt_of(body)
+    draw = int(hashlib.sha256(f"{prompt}{body.get('seed')}".encode()).hexdigest(), 16)
+    if body.get("logprobs"):
+        yes = -0.01 if draw % 3 else -4.0
+        top = [{"token": "Yes", "logprob": yes}, {"token": " no", "logprob": -4.01 - yes}]
+        return {
+            "choices": [
+                {
+                    **said("Yes")["choices"][0],
+                    "logprobs": {"content": [{"token": "Yes", "logprob": yes, "top_logprobs": top}]},
+                }
+            ]
+        }
+    if "separate facts" in prompt:
+        answer = prompt.split("Answer: ")[1].split("\n\n")[0]
+        return said("\n".join(f"- {claim.strip()}." for claim in answer.split(".") if claim.strip()))
+    if prompt.startswith("Turn the statement"):
+        statement = prompt.split("Statement: ")[1].splitlines()[0]
+        return said(f"Is it true that {statement.rstrip('.')}?")
+    if "Score: <number>" in prompt:
+        return said(f"Looks plausible.\nScore: {draw % 11}")
+    if "Verdict: tie" in prompt:
+        return said(f"Hard to say.\nVerdict: {('A', 'B', 'tie')[draw % 3]}")
+    colours = ("red", "green", "blue", "grey")
+    return said(
+        *(f"The box is {colours[(draw + i) % 4]}." + " It is wet." * ((draw >> i) % 2) for i in range(body.get("n", 1)))
+    )
+
+
+@pytest.fixture
+def chat_server() -> Iterator[Callable[..., ChatServer]]:
+    """Start servers; all of them end with the test."""
+    servers: list[ChatServer] = []
+
+    def start(brain: Brain = scripted, fault: Callable[..., Any] = lambda body, attempt: None) -> ChatServer:
+        servers.append(ChatServer(brain, fault))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def questions(digits: dict) -> list[Question]:
+    """Twelve questions about real images, with their answers."""
+    return [
+        Question(digit.image.stem, "Which digit is written here?", (str(digit.image),), digit.answer)
+        for digit in digits["preference"][:12]
+    ]
+
+
+@pytest.fixture
+def questions_file(questions: list[Question], tmp_path: Path) -> Path:
+    """The same questions as a JSONL file."""
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {"question_id": q.id, "question": q.text, "image_path": q.images[0], "answer": q.reference} for q in questions
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def scripted_brain() -> Brain:
+    """What `chat_server` answers with unless told otherwise."""
+    return scripted
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Callable[[Any], Brain]:
+    """Turn a `transformers` backend into a server's brain."""
+    return lambda local: serve_model(local, tmp_path)
+
+
+def serve_model(local: Any, folder: Path) -> Brain:
+    """Answer like vLLM's server does, from a model in this process."""
+
+    from uni_dpo.models.backends import Request, Sampling
+
+    lock = threading.Lock()
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        with lock:  # one model, many request threads
+            return reply_to(body)
+
+    def reply_to(body: dict[str, Any]) -> dict[str, Any]:
+        messages = body["messages"]
+        content = messages[0]["content"]
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        paths = []
+        for part in parts[:-1]:
+            data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+            paths.append(folder / f"{hashlib.sha256(data).hexdigest()}.png")
+            paths[-1].write_bytes(data)
+        request = Request(parts[-1]["text"], tuple(map(str, paths)), seed=body["seed"])
+        inputs = local._encode([request])
+        usage = {"prompt_tokens": inputs["input_ids"].shape[1], "completion_tokens": 1, "total_tokens": 1}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}
+        reply = {"usage": usage, "choices": [choice]}
+        if body.get("logprobs"):
+            top = first_tokens_of(local, inputs)
+            choice["logprobs"] = {
+                "content": [{"token": "x", "logprob": 0.0, "top_logprobs": top[: body["top_logprobs"]]}]
+            }
+        elif "prompt_logprobs" in body:
+            assert body["continue_final_message"] is True
+            assert body["add_generation_prompt"] is False
+            reply["prompt_logprobs"] = prompt_logprobs_of(local, inputs, messages[1]["content"])
+        else:
+            sampling = Sampling(body.get("n", 1), body["temperature"], max_tokens=body["max_tokens"])
+            reply.update(said(*(sample.text or "x" for sample in local.generate([request], sampling)[0])))
+        return reply
+
+    return answer
+
+
+def first_tokens_of(local: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    import torch
+
+    with torch.inference_mode():
+        logprobs = local.model(**inputs).logits[0, -1].log_softmax(-1)
+    return [
+        {"token": local.tokenizer.decode([t]), "logprob": float(logprobs[t])} for t in logprobs.argsort(descending=True)
+    ]
+
+
+def prompt_logprobs_of(local: Any, inputs: dict[str, Any], answer: str) -> list[dict[str, Any] | None]:
+    import torch
+
+    from uni_dpo.models.backends.transformers import _append
+
+    ids = local._token_ids(answer)
+    joined = _append(inputs, [ids], 0)
+    with torch.inference_mode():
+        logprobs = local.model(**joined).logits[0].log_softmax(-1)
+    tokens = joined["input_ids"][0].tolist()
+    return [None, *({str(t): {"logprob": float(logprobs[i, t])}} for i, t in enumerate(tokens[1:]))]

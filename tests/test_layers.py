@@ -11,14 +11,18 @@ import uni_dpo
 
 PACKAGE = Path(uni_dpo.__file__).parent
 LAYERS = (
-    {"errors", "files", "matmul"},
-    {"objective", "logprobs", "shared_prefix", "resuming", "ending"},
-    {"preferences"},
-    {"reward_models"},
+    {"errors"},
+    {"storage"},
+    {"settings"},
+    {"objective", "logprobs", "shared_prefix", "trainer_mixins"},
+    {"data"},
+    {"models"},
+    {"graders"},
     {"engine", "llamafactory", "trl", "vlmeval"},
-    {"report", "compare", "scoring", "prediction"},
+    {"inference"},
     {"online"},
     {"ppo", "grpo"},
+    {"report"},
     {"overlay", "demo"},
     {"cli"},
 )

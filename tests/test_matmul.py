@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uni_dpo.matmul import SMALL, matmul_nt
+from uni_dpo.logprobs import SMALL, matmul_nt
 
 ONEDNN = "mkldnn::_linear_pointwise"
 

@@ -19,14 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.objective import (
-    PairLogps,
-    UniDPOConfig,
-    calibrated_nll,
-    performance_weight,
-    quality_weight,
-    uni_dpo_loss,
-)
+from uni_dpo.objective import PairLogps, UniDPOConfig, calibrated_nll, performance_weight, quality_weight, uni_dpo_loss
 
 
 def tensor(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:

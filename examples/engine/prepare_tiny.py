@@ -22,7 +22,7 @@ from typing import Any
 
 from uni_dpo.demo.digits import WORDS, Digit, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
-from uni_dpo.files import write_text
+from uni_dpo.storage.writing import write_text
 
 PROMPTS = Path(__file__).parent / "prompts_tiny"
 QUESTION = "Describe the digit."

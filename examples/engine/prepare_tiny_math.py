@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.demo.tiny_text_models import write_tiny_text_model
-from uni_dpo.files import write_text
+from uni_dpo.storage.writing import write_text
 
 CORPUS = (
     "You are a helpful assistant. system user assistant",
@@ -134,8 +134,8 @@ def write_process_model(folder: Path, solver: Path, steps: int, rng: random.Rand
     """The logits at each step token say whether that step is right; fed as the engine will feed it."""
     import torch
 
-    from uni_dpo.reward_models import ProcessModelOptions
-    from uni_dpo.reward_models.process import StepClassifier
+    from uni_dpo.models.rewards import ProcessModelOptions
+    from uni_dpo.models.rewards.process import StepClassifier
 
     reader = StepClassifier("AutoModelForTokenClassification", ProcessModelOptions(solver))
 

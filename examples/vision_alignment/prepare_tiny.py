@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.demo.digits import QUESTION, Digit, answer, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
-from uni_dpo.files import write_text
-from uni_dpo.preferences.writing import write_rows
+from uni_dpo.storage.writing import write_text
 
 EVASION = "No digit is written here."
 LISTS = 6

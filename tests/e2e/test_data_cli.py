@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from uni_dpo.cli import main
-from uni_dpo.preferences.sources import iter_rows
+from uni_dpo.data.tables.reading import iter_rows
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from uni_dpo.preferences.preflight import preflight
+from uni_dpo.data.checks.preflight import preflight
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,6 @@
 from uni_dpo.engine.asking import ask
-from uni_dpo.engine.backends import Failure, Request, Sample
 from uni_dpo.engine.records import Aside
+from uni_dpo.models.backends import Failure, Request, Sample
 
 
 class Model:

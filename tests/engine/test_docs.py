@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from uni_dpo.engine import EngineConfig, run_engine
-from uni_dpo.engine.backends import Failure, Sample
 from uni_dpo.engine.checkers import Check
 from uni_dpo.engine.records import Aside
-from uni_dpo.engine.registry import find, load_plugins
 from uni_dpo.engine.templates import Template
+from uni_dpo.models.backends import Failure, Sample
+from uni_dpo.settings.registry import find, load_plugins
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from uni_dpo.engine.config import InputOptions
-from uni_dpo.engine.input import read_questions
+from uni_dpo.data.questions import InputOptions, read_questions
 from uni_dpo.errors import UniDPOError
 
 

@@ -1,5 +1,6 @@
 from uni_dpo.engine import Answered, Question
-from uni_dpo.engine.records import Pair, derive_seed
+from uni_dpo.engine.records import Pair
+from uni_dpo.storage.identity import derive_seed
 
 
 def test_a_question_survives_its_row():

@@ -1,10 +1,10 @@
 import pytest
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.backends import Failure, Sample
 from uni_dpo.engine.records import Aside
 from uni_dpo.engine.samplers import GivenSampler, GivenSamplerOptions, ModelSampler, ModelSamplerOptions, Sampled
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import Failure, Sample
 
 
 class Model:

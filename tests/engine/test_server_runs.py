@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.engine import run_engine
-from uni_dpo.engine.backends import make_backend
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import make_backend
 
 ROLES = {
     "divide_and_conquer": ("sampler", "splitter", "asker", "checker"),

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uni_dpo.engine.backends import Usage
 from uni_dpo.engine.workdir import StageLog, WorkDir
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import Usage
 
 BATCHES = [[{"id": "a", "x": 1}, {"id": "b", "x": 2}], [{"id": "c", "x": "é\u2028\n"}], [{"id": "d", "failed": "no"}]]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from uni_dpo.data.questions import InputOptions
 from uni_dpo.engine import Question
-from uni_dpo.engine.config import InputOptions
 from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo import run, train_grpo
 from uni_dpo.grpo.run import reward_line

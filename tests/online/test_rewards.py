@@ -6,9 +6,9 @@ import pytest
 
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.rewards import Conversation
 from uni_dpo.online.config import RewardOptions
 from uni_dpo.online.rewards import check_reward, make_reward, modelled
-from uni_dpo.reward_models import Conversation
 
 QUESTIONS = [Question("a", "Two and two?", ("1.png", "2.png"), "4"), Question("b", "Three?", (), "3")]
 

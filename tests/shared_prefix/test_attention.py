@@ -4,13 +4,7 @@ import pytest
 import torch
 from families import tiny_model
 
-from uni_dpo.shared_prefix.attention import (
-    PREFIX_ATTENTION,
-    attention_mask,
-    mask_for,
-    prefix_attention,
-    use_attention,
-)
+from uni_dpo.shared_prefix.attention import PREFIX_ATTENTION, attention_mask, mask_for, prefix_attention, use_attention
 from uni_dpo.shared_prefix.families import text_config
 from uni_dpo.shared_prefix.layout import CHOSEN, PADDING, PREFIX, REJECTED
 

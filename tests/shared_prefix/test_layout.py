@@ -3,15 +3,7 @@
 import pytest
 import torch
 
-from uni_dpo.shared_prefix.layout import (
-    CHOSEN,
-    PADDING,
-    PREFIX,
-    REJECTED,
-    lay_out_pairs,
-    sequence_means,
-    share_prefix,
-)
+from uni_dpo.shared_prefix.layout import CHOSEN, PADDING, PREFIX, REJECTED, lay_out_pairs, sequence_means, share_prefix
 
 IMAGE = 99
 

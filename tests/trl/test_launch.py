@@ -70,7 +70,7 @@ def test_a_converted_folder_with_images_trains(
     tiny_qwen2_vl: Path, digits: dict[str, list[Any]], tmp_path: Path
 ) -> None:
     """`uni-dpo data convert --to trl` writes it, images and scores included."""
-    from uni_dpo.preferences.convert import convert
+    from uni_dpo.data.convert import convert
 
     pairs = [
         {

@@ -24,14 +24,6 @@ def kit() -> str:
     return import_kit()
 
 
-@pytest.fixture(scope="session")
-def base_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Qwen2-VL checkpoint with the base checkpoints' template."""
-    from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
-
-    return write_tiny_qwen2_vl(tmp_path_factory.mktemp("models") / "base", template=BASE_TEMPLATE)
-
-
 def write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from uni_dpo.vlmeval.checkpoint import Checkpoint
+from uni_dpo.models.checkpoint import Checkpoint
 from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
 
 

@@ -33,13 +33,13 @@ def compare(
     """Let the original and the trained model answer the same prompts; print and write the answers side by side."""
     from rich.console import Console
 
-    from uni_dpo.compare.answers import compare as answer
-    from uni_dpo.compare.models import Models
-    from uni_dpo.compare.page import changed, page, table
-    from uni_dpo.compare.prompts import read_prompts
-    from uni_dpo.engine.backends import Sampling
-    from uni_dpo.files import write_text
-    from uni_dpo.preferences.writing import write_rows
+    from uni_dpo.data.tables.writing import write_rows
+    from uni_dpo.inference.compare import compare as answer
+    from uni_dpo.inference.compare_models import Models
+    from uni_dpo.inference.compare_page import changed, page, table
+    from uni_dpo.inference.compare_prompts import read_prompts
+    from uni_dpo.models.backends import Sampling
+    from uni_dpo.storage.writing import write_text
 
     asked = read_prompts(prompts, image_root=image_root)
     models = Models.find(trained, original)

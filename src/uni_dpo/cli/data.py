@@ -50,10 +50,10 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="Write the good rows there, the others beside it.")] = None,
 ) -> None:
     """Find every fault of a dataset, and say what it is like. Exit status 1 where a row is at fault."""
-    from uni_dpo.files import write_text
-    from uni_dpo.preferences.check_report import page, tables
-    from uni_dpo.preferences.data_check import check_dataset
-    from uni_dpo.preferences.lengths import LengthCounter
+    from uni_dpo.data.checks.check import check_dataset
+    from uni_dpo.data.checks.lengths import LengthCounter
+    from uni_dpo.data.checks.report import page, tables
+    from uni_dpo.storage.writing import write_text
 
     counter = None
     if model is not None:
@@ -87,8 +87,8 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a dataset is like, without opening images or asking for scores."""
-    from uni_dpo.preferences.check_report import tables
-    from uni_dpo.preferences.data_check import check_dataset
+    from uni_dpo.data.checks.check import check_dataset
+    from uni_dpo.data.checks.report import tables
 
     known = dataset_dir if (dataset_dir / "dataset_info.json").is_file() else None
     report = check_dataset(dataset, dataset_dir=known, scores_required=False, check_images=False)
@@ -111,7 +111,7 @@ def convert(
     skip_broken: Annotated[bool, typer.Option(help="Leave out rows that are not in the format.")] = False,
 ) -> None:
     """Rewrite pairs from one format to another; what the new one cannot hold is counted and named."""
-    from uni_dpo.preferences.convert import convert
+    from uni_dpo.data.convert import convert
 
     result = convert(
         source,
@@ -130,7 +130,7 @@ def convert(
 @app.command()
 def formats() -> None:
     """List the formats that `convert` reads and writes."""
-    from uni_dpo.preferences.formats import format_table
+    from uni_dpo.data.formats import format_table
 
     print(format_table())
 
@@ -143,7 +143,7 @@ def stance(
     count: Annotated[int | None, typer.Option(min=1, help="Take only the first rows.")] = None,
 ) -> None:
     """Make pairs of rows with `prompt`, `support` and `oppose`."""
-    from uni_dpo.preferences.formats.stance import make_stance_pairs
+    from uni_dpo.data.formats.stance import make_stance_pairs
 
     counts = make_stance_pairs(source, output, support_ratio=support_ratio, count=count)
     _print_lines([f"{output}:", *(f"{rows:,} rows choose {stance}" for stance, rows in counts.items())])
@@ -164,7 +164,7 @@ def calibrate(
     score_rejected: Annotated[str, typer.Option(help="Column of the rejected answer's score.")] = "score_rejected",
 ) -> None:
     """Bring the scores of every rater onto one scale, and suggest η and τ_good for it."""
-    from uni_dpo.preferences.calibrate import calibrate
+    from uni_dpo.data.calibrate import calibrate
 
     result = calibrate(
         source,
@@ -188,7 +188,7 @@ def register(
     replace: Annotated[bool, typer.Option(help="Replace an entry of that name.")] = False,
 ) -> None:
     """Write a dataset's entry into dataset_info.json; the columns are detected and shown."""
-    from uni_dpo.preferences.register import register_file
+    from uni_dpo.data.register import register_file
 
     attributes = register_file(name, file, dataset_dir, replace=replace)
     print(f"{name} in {dataset_dir / 'dataset_info.json'}:")
@@ -204,7 +204,7 @@ def rebase_images(
     check: Annotated[bool, typer.Option("--check", help="Count only, write nothing.")] = False,
 ) -> None:
     """Give image paths the folder that their files are in now."""
-    from uni_dpo.preferences.image_paths import rebase_images
+    from uni_dpo.data.image_paths import rebase_images
 
     _print_lines(rebase_images(source, root, anchor=anchor, output_file=output, check=check).lines())
 
@@ -217,7 +217,7 @@ def split(
     seed: Seed = 0,
 ) -> None:
     """Split rows into files, so that no image (or prompt) stands in two of them."""
-    from uni_dpo.preferences.tables import parse_shares, split
+    from uni_dpo.data.tables.splitting import parse_shares, split
 
     counts = split(source, parse_shares(part), by=None if by == "none" else by, seed=seed)
     _print_lines([f"{file}: {count:,} rows" for file, count in counts.items()])
@@ -232,7 +232,7 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Draw rows at random; they stay in their order."""
-    from uni_dpo.preferences.tables import sample
+    from uni_dpo.data.tables.splitting import sample
 
     written = sample(source, output, count, by=None if by == "none" else by, seed=seed)
     print(f"{output}: {written:,} rows")
@@ -245,7 +245,7 @@ def merge(
     source_column: Annotated[str | None, typer.Option(help="Add a column with the file's name.")] = None,
 ) -> None:
     """Bring the rows of several files into one."""
-    from uni_dpo.preferences.tables import merge
+    from uni_dpo.data.tables.splitting import merge
 
     counts = merge(sources, output, source_column=source_column)
     _print_lines([f"{source}: {count:,} rows" for source, count in counts.items()])

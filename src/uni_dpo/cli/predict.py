@@ -21,8 +21,8 @@ def predict(
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
 ) -> None:
     """Write every question with its answer and label. A run that was stopped goes on where it stopped."""
-    from uni_dpo.engine.backends import Sampling
-    from uni_dpo.prediction import predict_file
+    from uni_dpo.inference.predict import predict_file
+    from uni_dpo.models.backends import Sampling
 
     entry: dict[str, Any] = {"backend": backend, "model": model}
     entry |= {"base_url": base_url} if base_url else {}

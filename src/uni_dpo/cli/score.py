@@ -32,7 +32,8 @@ def score(
     ] = False,
 ) -> None:
     """Write score_chosen and score_rejected (or score). A run that was stopped goes on where it stopped."""
-    from uni_dpo.scoring import RewardModelOptions, score_file
+    from uni_dpo.inference.score import score_file
+    from uni_dpo.models.rewards import RewardModelOptions
 
     options = RewardModelOptions(model, template, image_max_pixels, image_min_pixels, dtype.value, trust_remote_code)
     report = score_file(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from uni_dpo.demo.digits import QUESTION, WORDS, Digit
-from uni_dpo.files import write_text
+from uni_dpo.storage.writing import write_text
 
 LETTERS = "ABCD"
 

@@ -15,8 +15,8 @@ from uni_dpo.demo.digits import write_digits
 from uni_dpo.demo.settings import DemoSettings
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import write_text
 from uni_dpo.report.curves import draw_runs
+from uni_dpo.storage.writing import write_text
 
 MODELS = {"warm-up": "warm_up", "DPO": "dpo", "Uni-DPO": "uni_dpo"}
 """Name in the table → folder."""

@@ -11,7 +11,7 @@ from uni_dpo.demo.settings import SHARED, DemoSettings
 from uni_dpo.demo.tiny_model import write_tiny_qwen2_vl
 from uni_dpo.demo.training import printing_to, train
 from uni_dpo.engine import Question, run_engine
-from uni_dpo.files import write_text
+from uni_dpo.storage.writing import write_text
 
 WORST_TO_BEST = (0.0, 5.0)
 """The scale of the scores: τ_good 2.5 lies between every wrong answer and the right one."""
@@ -77,7 +77,7 @@ def align(checkpoint: Path, pairs: Path, folder: Path, training: dict[str, Any],
 
 def exact_match(checkpoint: Path, digits: Sequence[Digit]) -> float:
     """The share of images whose likeliest answer is the right one, word for word."""
-    from uni_dpo.engine.backends.base import Request, Sampling, make_backend
+    from uni_dpo.models.backends.base import Request, Sampling, make_backend
 
     backend = make_backend({"model": str(checkpoint), "batch_size": 256})
     asked = [Request(QUESTION, (str(digit.image),)) for digit in digits]

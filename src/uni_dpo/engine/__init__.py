@@ -4,14 +4,15 @@
 backend of their own and make it known with `register`.
 """
 
-from uni_dpo.engine.backends import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage
+from uni_dpo.data.questions import Question
 from uni_dpo.engine.checkers import Check, Checker
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.engine.pipelines import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Pair, Question, Scored, ScoredAnswer
-from uni_dpo.engine.registry import register
+from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
 from uni_dpo.engine.runner import EngineResult, run_engine
 from uni_dpo.engine.samplers import Sampled, Sampler
+from uni_dpo.models.backends import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage
+from uni_dpo.settings.registry import register
 
 __all__ = [
     "AnswerLogprob",

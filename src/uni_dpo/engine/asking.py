@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from uni_dpo.engine.backends.base import Backend, Failure, Request, Sampling
-from uni_dpo.engine.records import Aside, derive_seed
+from uni_dpo.engine.records import Aside
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling
+from uni_dpo.storage.identity import derive_seed
 
 T = TypeVar("T")
 

@@ -1,35 +1,19 @@
 """The engine's config file, parsed and checked before any model is loaded."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from uni_dpo.engine.backends.base import parse_model
-from uni_dpo.engine.options import fingerprinted, parse, read_mapping
-from uni_dpo.engine.records import Question
-from uni_dpo.engine.registry import find, load_plugins
+from uni_dpo.data.questions import InputOptions, Question
 from uni_dpo.engine.templates import load_template
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends.base import parse_model
+from uni_dpo.settings.options import fingerprinted, parse, read_mapping
+from uni_dpo.settings.registry import find, load_plugins
+from uni_dpo.storage.identity import weight_files
 
 STAGES = ("sample", "reward", "pair")
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    """Where the questions are.
-
-    Attributes:
-        path: JSONL, JSON or Parquet file. Empty where the caller hands questions over in Python.
-        image_root: folder that relative image paths start from; with it, no image may lie outside.
-        limit: use only this many questions (the first by id).
-    """
-
-    path: str = ""
-    image_root: str | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,17 +143,3 @@ class EngineConfig:
             if weights := weight_files(getattr(options, "model", "")):
                 described[f"models.{role}"]["weights"] = weights
         return described
-
-
-def weight_files(model: str | Path) -> list[list[Any]]:
-    """Name, size and time of a local checkpoint's weight files, by which a retrained one is noticed."""
-    folder = Path(model)
-    here = folder.iterdir() if str(model) and folder.is_dir() else ()
-    files = sorted(file for file in here if file.suffix in (".safetensors", ".bin"))
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys; 16 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.engine.records import Pair, Question
+from uni_dpo.data.checks.preflight import preflight
+from uni_dpo.data.dataset_info import register_entry
+from uni_dpo.data.questions import Question
+from uni_dpo.engine.records import Pair
 from uni_dpo.engine.templates import Template
-from uni_dpo.files import replacing, write_text
-from uni_dpo.preferences.dataset_info import register_entry
-from uni_dpo.preferences.preflight import preflight
+from uni_dpo.storage.writing import replacing, write_text
 
 COLUMNS = {
     "prompt": "instruction",

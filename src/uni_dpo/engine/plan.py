@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from uni_dpo.engine.config import STAGES, EngineConfig, digest
+from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.workdir import WorkDir
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.identity import digest
 
 Stages = dict[str, dict[str, Any]]
 """Stage → its `fingerprint`, the `settings` behind it, and once it ran its `counts`: the manifest's entry."""

@@ -11,11 +11,11 @@ from typing import Any
 import ray
 import ray.data
 
-from uni_dpo.engine.backends.base import Usage
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.engine.records import Row
 from uni_dpo.engine.worker import Worker
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends.base import Usage
 
 
 class _Actor:

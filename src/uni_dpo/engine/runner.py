@@ -10,15 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uni_dpo.engine.backends.base import Usage
-from uni_dpo.engine.config import STAGES, EngineConfig, digest
+from uni_dpo.data.questions import Question, read_questions, sort_questions
+from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.dataset import write_dataset
-from uni_dpo.engine.input import read_questions, sort_questions
 from uni_dpo.engine.plan import plan_stages, settle_stages
-from uni_dpo.engine.records import Pair, Question, Row, ScoredAnswer, derive_seed
+from uni_dpo.engine.records import Pair, Row, ScoredAnswer
 from uni_dpo.engine.workdir import StageLog, WorkDir
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import write_text
+from uni_dpo.models.backends.base import Usage
+from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.storage.writing import write_text
 
 ENOUGH_TO_JUDGE = 20
 """Questions that have to be tried before a high share of failures ends a stage early."""

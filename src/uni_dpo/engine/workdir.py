@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.engine.backends.base import Usage
 from uni_dpo.engine.records import Row
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import write_text
+from uni_dpo.models.backends.base import Usage
+from uni_dpo.storage.writing import write_text
 
 
 class StageLog:

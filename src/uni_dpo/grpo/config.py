@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.engine.config import digest
-from uni_dpo.engine.options import override, parse, read_mapping
 from uni_dpo.online.config import OnlineConfig
+from uni_dpo.settings.options import override, parse, read_mapping
+from uni_dpo.storage.identity import digest
 
 MAY_CHANGE = {"max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps"}
 """Settings of TRL's that a resumed run need not share with the run that it goes on from."""

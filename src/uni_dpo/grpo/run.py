@@ -9,10 +9,8 @@ from accelerate import PartialState
 from transformers.trainer_utils import get_last_checkpoint
 
 import uni_dpo.trl  # noqa: F401  # mends TRL before it is imported
-from uni_dpo.engine.input import read_questions
-from uni_dpo.engine.records import Question
+from uni_dpo.data.questions import Question, read_questions
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import write_text
 from uni_dpo.grpo.arguments import trl_arguments
 from uni_dpo.grpo.config import GRPOSettings
 from uni_dpo.grpo.trainer import VisionGRPOTrainer
@@ -26,6 +24,7 @@ from uni_dpo.online.policy import (
     prompt_text,
 )
 from uni_dpo.online.rewards import Reward, check_reward, make_reward
+from uni_dpo.storage.writing import write_text
 
 RUN = "grpo_run.json"
 """Names, in the output folder, the settings of the run that it holds."""

@@ -4,10 +4,9 @@ from typing import Any
 
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from uni_dpo.ending import EndsTogether
 from uni_dpo.online.policy import media_tokens, plain_sampling
-from uni_dpo.resuming import ResumesByPublishedNames
-from uni_dpo.trl.mending import with_token_types, with_warnings_issued
+from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
+from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
 
 VISION_INPUTS = ("pixel_values", "image_grid_thw")
 

@@ -23,8 +23,8 @@ from transformers import TrainerCallback
 
 from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import folder_of
 from uni_dpo.llamafactory.reference_records import appending, read_records
+from uni_dpo.storage.identity import folder_of
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 

@@ -6,14 +6,13 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 
-from uni_dpo.ending import EndsTogether
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import take_scores
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.objective import PairLogps, uni_dpo_loss
-from uni_dpo.resuming import ResumesByPublishedNames
+from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 

@@ -11,11 +11,11 @@ from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo import workflow
 from llamafactory.train.trainer_utils import create_ref_model as _upstream_create_ref_model
 
+from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import check_tokenized
 from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity, vision_identity
 from uni_dpo.llamafactory.trainer import METRICS
-from uni_dpo.preferences.preflight import preflight
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from uni_dpo.engine.config import InputOptions
+from uni_dpo.data.questions import InputOptions
 from uni_dpo.errors import UniDPOError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from uni_dpo.engine.records import Question
+from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError, naming_the_model
 from uni_dpo.online.config import OnlineConfig
 

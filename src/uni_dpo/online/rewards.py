@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from uni_dpo.engine.graders import Grader, check_references
-from uni_dpo.engine.records import Question
-from uni_dpo.engine.registry import find
+from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.questions import Question
+from uni_dpo.graders.grading import Grader, check_references
+from uni_dpo.models.rewards import Conversation, RewardModel, RewardModelOptions, load_reward_model
+from uni_dpo.models.rewards.checkpoints import find_reward_checkpoint
 from uni_dpo.online.config import RewardOptions
-from uni_dpo.preferences.checks import IMAGE_TOKEN
-from uni_dpo.reward_models import Conversation, RewardModel, RewardModelOptions, load_reward_model
-from uni_dpo.reward_models.checkpoints import find_reward_checkpoint
+from uni_dpo.settings.registry import find
 
 Reward = Callable[[Sequence[Question], Sequence[str]], list[float]]
 """Questions and their answers → one reward each."""

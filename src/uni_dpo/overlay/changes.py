@@ -9,11 +9,11 @@ from typing import Any
 
 from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import replacing
 from uni_dpo.overlay.checkout import SIGNS, Checkout
 from uni_dpo.overlay.dataset_entry import datasets, entry_text, with_text, without_entry
 from uni_dpo.overlay.manifest import FOLDER, Manifest, inside, original, read_manifest, sha256
 from uni_dpo.overlay.source import overlay_files
+from uni_dpo.storage.writing import replacing
 
 DATASET = "uni_dpo_image_only_mcq_short_long_50k"
 DATASET_INFO = "data/dataset_info.json"

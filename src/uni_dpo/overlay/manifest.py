@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import replacing, write_text
+from uni_dpo.storage.writing import replacing, write_text
 
 FOLDER = ".uni_dpo_overlay"
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from uni_dpo.engine.config import digest
-from uni_dpo.engine.options import override, parse, read_mapping
 from uni_dpo.errors import UniDPOError
 from uni_dpo.online.config import OnlineConfig
+from uni_dpo.settings.options import override, parse, read_mapping
+from uni_dpo.storage.identity import digest
 
 
 @dataclass(frozen=True)

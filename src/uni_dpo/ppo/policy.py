@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uni_dpo.engine.records import Question
+from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, prompt_text
 from uni_dpo.ppo.config import PPOConfig

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import replacing
+from uni_dpo.storage.writing import replacing
 
 CURVES = {
     "loss": "loss",

@@ -9,19 +9,12 @@ from transformers import ProcessorMixin
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from uni_dpo.ending import EndsTogether
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
-from uni_dpo.resuming import ResumesByPublishedNames
+from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
 from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
-from uni_dpo.trl.data import (
-    SCORES,
-    ScoredPairCollator,
-    ScoredVisionPairCollator,
-    check_scores,
-    tokenize_answers,
-)
-from uni_dpo.trl.mending import with_token_types, with_warnings_issued
+from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
+from uni_dpo.trl.data import SCORES, ScoredPairCollator, ScoredVisionPairCollator, check_scores, tokenize_answers
 
 GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL does not know of."""

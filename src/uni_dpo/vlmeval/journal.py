@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.files import write_text
-from uni_dpo.vlmeval.checkpoint import Checkpoint
+from uni_dpo.models.checkpoint import Checkpoint
+from uni_dpo.storage.writing import write_text
 
 _READ_WHOLE = 32 * 2**20
 """Files of a checkpoint up to this many bytes count by content; larger ones, weights, by size and time."""

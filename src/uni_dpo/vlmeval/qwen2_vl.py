@@ -12,9 +12,9 @@ from vlmeval.vlm.qwen2_vl.model import Qwen2VLChat as _UpstreamChat
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
+from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, render, what_is_lost
 from uni_dpo.vlmeval.backends import Backend, Request
-from uni_dpo.vlmeval.checkpoint import Checkpoint, find_checkpoint
-from uni_dpo.vlmeval.prompt import PromptStyle, detect_style, parse_style, render, what_is_lost
 from uni_dpo.vlmeval.settings import ModelSettings
 
 Message = Sequence[Mapping[str, str]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uni_dpo.files import write_text
+from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.bootstrap import difference_interval
 from uni_dpo.vlmeval.score import Score
 

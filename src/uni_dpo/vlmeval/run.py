@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.files import replacing
-from uni_dpo.vlmeval.checkpoint import find_checkpoint
+from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.storage.writing import replacing
 from uni_dpo.vlmeval.config import Benchmark, Config, describe, parse_benchmark
 from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
 from uni_dpo.vlmeval.kit import import_kit

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.vlmeval.prompt import parse_style
+from uni_dpo.models.prompt import parse_style
 
 BACKENDS = ("transformers", "vllm", "openai")
 

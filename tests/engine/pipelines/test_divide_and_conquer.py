@@ -1,7 +1,6 @@
 import pytest
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.backends import Failure, Sample
 from uni_dpo.engine.pipelines.divide_and_conquer import (
     DivideAndConquer,
     DivideAndConquerOptions,
@@ -10,6 +9,7 @@ from uni_dpo.engine.pipelines.divide_and_conquer import (
     score,
 )
 from uni_dpo.engine.records import Answered
+from uni_dpo.models.backends import Failure, Sample
 
 
 @pytest.mark.parametrize(

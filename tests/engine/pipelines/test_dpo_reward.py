@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.backends import AnswerLogprob, Failure
 from uni_dpo.engine.pipelines.dpo_reward import DpoReward, DpoRewardOptions, DpoRewardPairs, rank_pairs, rewards
 from uni_dpo.engine.records import Answered, ScoredAnswer
+from uni_dpo.models.backends import AnswerLogprob, Failure
 
 
 def scored(text, total, mean):

@@ -1,7 +1,6 @@
 import pytest
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.backends import Failure, Sample
 from uni_dpo.engine.pipelines.judge import (
     Judge,
     JudgeOptions,
@@ -12,6 +11,7 @@ from uni_dpo.engine.pipelines.judge import (
     win_shares,
 )
 from uni_dpo.engine.records import Answered
+from uni_dpo.models.backends import Failure, Sample
 
 
 @pytest.mark.parametrize(

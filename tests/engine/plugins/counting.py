@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uni_dpo.engine import register
-from uni_dpo.engine.backends import Failure, Sample, Usage
-from uni_dpo.engine.options import runtime
+from uni_dpo.models.backends import Failure, Sample, Usage
+from uni_dpo.settings.options import runtime
 
 
 @dataclass(frozen=True)

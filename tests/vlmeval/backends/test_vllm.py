@@ -17,8 +17,8 @@ import pytest
 
 from uni_dpo.demo.benchmarks import write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import Checkpoint
 from uni_dpo.vlmeval.backends.vllm import VLLMBackend
-from uni_dpo.vlmeval.checkpoint import Checkpoint
 from uni_dpo.vlmeval.settings import ModelSettings
 
 

@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from uni_dpo.engine.backends.base import Failure, Request
+from uni_dpo.data.questions import Question
 from uni_dpo.engine.pairing import PairOptions, balance_lengths, choose_pairs
-from uni_dpo.engine.records import Answered, Pair, Question, Row, Scored, ScoredAnswer, derive_seed
+from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer
+from uni_dpo.models.backends.base import Failure, Request
+from uni_dpo.storage.identity import derive_seed
 
 
 class Pipeline(ABC):

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from uni_dpo.engine.backends.base import Failure, Request
-from uni_dpo.engine.graders import check_references, load_grader
+from uni_dpo.data.questions import Question
 from uni_dpo.engine.pairing import Choose, PairOptions, choose_pairs
 from uni_dpo.engine.pipelines.base import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Pair, Question, Row, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAnswer
 from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import check_references, load_grader
+from uni_dpo.models.backends.base import Failure, Request
 
 Aggregate = Literal["min", "product", "mean", "last"]
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from uni_dpo.engine.backends.base import Failure, Request
 from uni_dpo.engine.pairing import Choose, PairOptions
 from uni_dpo.engine.pipelines.base import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
+from uni_dpo.models.backends.base import Failure, Request
 
 
 @dataclass(frozen=True)

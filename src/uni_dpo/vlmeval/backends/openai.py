@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.vision import load_vision
 from uni_dpo.vlmeval.backends import Request
-from uni_dpo.vlmeval.backends.vision import load_vision
 from uni_dpo.vlmeval.settings import ModelSettings
 
 ATTEMPTS = 4

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import Checkpoint
+from uni_dpo.models.vision import load_vision
 from uni_dpo.vlmeval.backends import Request
-from uni_dpo.vlmeval.backends.vision import load_vision
-from uni_dpo.vlmeval.checkpoint import Checkpoint
 from uni_dpo.vlmeval.settings import ModelSettings
 
 

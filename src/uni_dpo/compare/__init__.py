@@ -1,1 +1,0 @@
-"""What a model answered before training and what it answers now, side by side."""

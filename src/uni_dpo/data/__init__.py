@@ -1,0 +1,1 @@
+"""Preference pairs and questions: read, checked, converted, registered."""

@@ -1,0 +1,198 @@
+"""Scores on one scale: each rater's own onto a stated range, and the settings that the result suggests."""
+
+import math
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.pair import read_score
+from uni_dpo.data.tables.reading import Row, iter_rows, source_files
+from uni_dpo.data.tables.writing import keep_inputs, row_writer
+from uni_dpo.errors import UniDPOError
+
+Method = Literal["linear", "rank", "zscore"]
+_SIGMAS = 3.0
+"""Standard deviations on each side of the mean that the z-score mapping spreads over the range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A setting for training that the scores suggest, and why."""
+
+    name: str
+    value: float
+    reason: str
+
+
+@dataclass
+class Calibration:
+    """What a calibration did.
+
+    Attributes:
+        rows: rows written.
+        ranges: rater → (lowest, highest, how many scores) before.
+        agreement: Krippendorff's α between raters before and after; None where no row has several.
+        suggestions: η and τ_good for the new scores.
+    """
+
+    output: Path
+    rows: int = 0
+    ranges: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    agreement: tuple[float, float] | None = None
+    suggestions: list[Suggestion] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report, one line per fact."""
+        lines = [f"rows: {self.rows:,}", f"output: {self.output}"]
+        lines += [f"scores of {who}: {low:g} … {high:g} ({n:,})" for who, (low, high, n) in self.ranges.items()]
+        if self.agreement is not None:
+            lines.append("Krippendorff's α between raters: {:.3f} before, {:.3f} after".format(*self.agreement))
+        return lines + [f"suggested {s.name}: {s.value:.3g}: {s.reason}" for s in self.suggestions]
+
+
+def calibrate(
+    source: str | Path,
+    output: str | Path,
+    *,
+    method: Method = "linear",
+    low: float = 0.0,
+    high: float = 5.0,
+    by: str | None = None,
+    unit: str = "id",
+    score_chosen: str = "score_chosen",
+    score_rejected: str = "score_rejected",
+) -> Calibration:
+    """Map the scores of every rater onto `low` … `high`; the old ones stay as `raw_score_chosen/_rejected`.
+
+    Each mapping is monotone: no pair changes its order. `linear` takes the rater's lowest score to `low` and the
+    highest to `high`; `rank` takes a score to the share of the rater's scores below it (ties in the middle);
+    `zscore` takes the rater's mean to the middle and ±3 standard deviations to the ends.
+
+    Args:
+        source: a file or folder of rows.
+        output: a .json, .jsonl or .parquet file.
+        method: the mapping.
+        low: lower end of the new range.
+        high: upper end of the new range.
+        by: the column that names the rater or source; None treats all scores alike.
+        unit: the column by which rows of several raters belong together, for the agreement.
+        score_chosen: column of the chosen answer's score.
+        score_rejected: column of the rejected answer's score.
+
+    Raises:
+        PreferenceDataError: rows without finite scores, or without the column `by`.
+    """
+    if not low < high:
+        raise UniDPOError(f"range {low:g} … {high:g}: the lower end belongs first")
+    keep_inputs(output, source_files(source))
+    columns = score_chosen, score_rejected
+    scores = _collect(source, columns, by)
+    mappings = {rater: _mapping(method, values, low, high) for rater, values in scores.items()}
+    result = Calibration(Path(output), ranges={r: (min(v), max(v), len(v)) for r, v in scores.items()})
+    units: dict[Any, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    chosen, margins = array("d"), array("d")
+    with row_writer(output) as writer:
+        for row in _rows(source, "Writing"):
+            rater = str(row[by]) if by else "all"
+            new = {column: mappings[rater](float(row[column])) for column in columns}
+            if by and row.get(unit) is not None:
+                for column in columns:
+                    units[row[unit], column][0].append(float(row[column]))
+                    units[row[unit], column][1].append(new[column])
+            writer.write(row | {f"raw_{column}": row[column] for column in columns} | new)
+            chosen.append(new[score_chosen])
+            margins.append(new[score_chosen] - new[score_rejected])
+            result.rows += 1
+    if any(len(before) > 1 for before, _ in units.values()):
+        alphas = [krippendorff_alpha(pair[index] for pair in units.values()) for index in (0, 1)]
+        result.agreement = alphas[0], alphas[1]
+    result.suggestions = suggest(np.asarray(chosen), np.asarray(margins))
+    return result
+
+
+def suggest(chosen: np.ndarray, margins: np.ndarray) -> list[Suggestion]:
+    """η and τ_good from the chosen scores and the margins (chosen − rejected) of a dataset."""
+    suggestions = []
+    positive = margins[margins > 0]
+    if positive.size:
+        median = float(np.median(positive))
+        reason = f"a pair with the median margin ({median:.3g}) then has weight w_qual = 0.8, one without margin 0.5"
+        suggestions.append(Suggestion("uni_dpo_qual_eta", math.log(4) / median, reason))
+    if chosen.size:
+        third = float(np.quantile(chosen, 1 / 3))
+        share = float((chosen >= third).mean())
+        reason = f"the better {share:.0%} of the chosen answers then count as good and are held up by the NLL term"
+        suggestions.append(Suggestion("uni_dpo_tau_good", third, reason))
+    return suggestions
+
+
+def _rows(source: str | Path, verb: str) -> Iterable[Row]:
+    return tqdm(iter_rows(source), desc=f"{verb} {Path(source).name}", unit=" rows", mininterval=1.0, delay=2.0)
+
+
+def _collect(source: str | Path, columns: tuple[str, str], by: str | None) -> dict[str, array]:
+    scores: dict[str, array] = defaultdict(lambda: array("d"))
+    faults: list[Fault] = []
+    for index, row in enumerate(_rows(source, "Reading")):
+        found: list[Fault] = []
+        values = [read_score(row, column, found) for column in columns]
+        if by and row.get(by) is None:
+            found.append(Fault("rater_missing", by, "no rater", "name one, or leave --by out"))
+        faults += [Fault(f.kind, f.field, f.found, f.advice, index, Path(source)) for f in found]
+        if not found:
+            scores[str(row[by]) if by else "all"].extend(value for value in values if value is not None)
+    if faults:
+        raise PreferenceDataError.of(faults)
+    if not scores:
+        raise PreferenceDataError(f"{source}: holds no rows")
+    return scores
+
+
+def _mapping(method: Method, values: array, low: float, high: float) -> Callable[[float], float]:
+    ordered = sorted(values)
+    middle, span = (low + high) / 2, high - low
+    if ordered[0] == ordered[-1]:
+        return lambda score: middle
+    if method == "linear":
+        width = ordered[-1] - ordered[0]
+        return lambda score: low + span * ((score - ordered[0]) / width)
+    if method == "rank":
+        count = len(ordered)
+        return lambda score: low + span * (bisect_left(ordered, score) + bisect_right(ordered, score)) / (2 * count)
+    mean, deviation = float(np.mean(values)), float(np.std(values))
+    return lambda score: min(high, max(low, middle + span / 2 * (score - mean) / (_SIGMAS * deviation)))
+
+
+def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float:
+    """Agreement of ratings on an interval scale: 1 is perfect, 0 is chance, below is worse than chance.
+
+    α = 1 − D_o / D_e, with squared differences: D_o averages them within units, D_e over all ratings.
+
+    Args:
+        units: for each thing that was rated, its ratings; units of fewer than two ratings do not count.
+
+    Returns:
+        α; NaN where no unit has two ratings; 1 where every rating is the same.
+    """
+    count, total, squares, within = 0, 0.0, 0.0, 0.0
+    for ratings in units:
+        if len(ratings) < 2:
+            continue
+        values = np.asarray(ratings, dtype=np.float64)
+        # the sum of (a - b)² over ordered pairs is 2·(n·Σa² − (Σa)²)
+        within += 2 * (len(values) * np.square(values).sum() - values.sum() ** 2) / (len(values) - 1)
+        count += len(values)
+        total += values.sum()
+        squares += np.square(values).sum()
+    if count < 2:
+        return float("nan")
+    expected = 2 * (count * squares - total**2) / (count * (count - 1))
+    return 1.0 if expected <= 1e-12 else float(1 - within / count / expected)

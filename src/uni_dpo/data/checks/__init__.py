@@ -1,0 +1,1 @@
+"""Every fault that a row, a file or a dataset can have."""

@@ -1,0 +1,206 @@
+"""What a pair file is like beyond its faults: duplicates, length bias, scores, margins, and the weights they give."""
+
+import hashlib
+import math
+from array import array
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from uni_dpo.data.checks.rows import CheckedRow
+from uni_dpo.data.pair import Pair
+
+_EXAMPLES = 5
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The distribution of one number over the rows: mean, and quantiles at `QUANTILES`."""
+
+    count: int
+    mean: float
+    quantiles: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Of any numbers; of none, NaN throughout."""
+        data = np.asarray(values if isinstance(values, array) else list(values), dtype=np.float64)
+        if not data.size:
+            return cls(0, math.nan, (math.nan,) * len(QUANTILES))
+        return cls(data.size, float(data.mean()), tuple(float(q) for q in np.quantile(data, QUANTILES)))
+
+
+@dataclass
+class Repeats:
+    """Rows that repeat, or contradict, an earlier row: how many, and a few as (earlier row, row)."""
+
+    count: int = 0
+    examples: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, earlier: int, row: int) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append((earlier, row))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `data check` and `data stats` report of the usable rows.
+
+    Attributes:
+        pairs: how many there were.
+        images: images, counted with repetition.
+        distinct_images: distinct image paths.
+        duplicates: the same question, images and answers as an earlier row.
+        contradictions: the same with the answers swapped.
+        identical: pairs whose two answers are the same.
+        chosen_characters: length of the chosen answer.
+        rejected_characters: likewise.
+        length_bias: mean of chosen − rejected length, in characters.
+        longer_is_chosen: how often "the longer answer is the chosen one" is right; a tie is half right.
+        score_chosen: the scores of the chosen answers.
+        score_rejected: likewise.
+        margins: chosen − rejected score.
+        tied_scores: share of the scored pairs with equal scores.
+        inverted_scores: share of the scored pairs whose chosen score is lower.
+        above_tau_good: share of the scored pairs with chosen score ≥ τ_good.
+        quality_weights: σ(η · margin), the w_qual that training will use.
+        qual_eta: the η that was asked for.
+        tau_good: the τ_good that was asked for.
+        histogram: edges and counts of the margins, for the figure.
+        score_histograms: edges and the counts of chosen and rejected scores.
+    """
+
+    pairs: int
+    images: int
+    distinct_images: int
+    duplicates: Repeats
+    contradictions: Repeats
+    identical: int
+    chosen_characters: Spread
+    rejected_characters: Spread
+    length_bias: float
+    longer_is_chosen: float
+    score_chosen: Spread
+    score_rejected: Spread
+    margins: Spread
+    tied_scores: float
+    inverted_scores: float
+    above_tau_good: float
+    quality_weights: Spread
+    qual_eta: float
+    tau_good: float
+    histogram: tuple[list[float], list[int]]
+    score_histograms: tuple[list[float], list[int], list[int]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`; NaN becomes None."""
+        return _plain(asdict(self))
+
+
+class Auditor:
+    """Adds up an `Audit` row by row: about 200 bytes per row stay in memory."""
+
+    def __init__(self, *, qual_eta: float = 0.7, tau_good: float = 2.5) -> None:
+        self._qual_eta = qual_eta
+        self._tau_good = tau_good
+        self._rows = 0
+        self._seen: dict[int, int] = {}
+        self._paths: set[int] = set()
+        self._images = 0
+        self._lengths = array("l"), array("l")
+        self._scores = array("d"), array("d")
+        self._duplicates = Repeats()
+        self._contradictions = Repeats()
+        self._identical = 0
+
+    def add(self, row: CheckedRow) -> None:
+        """Take in a row; rows with faults are left out."""
+        position = self._rows
+        self._rows += 1
+        if row.pair is not None and not row.faults:
+            self.add_pair(row.pair, position)
+
+    def add_pair(self, pair: Pair, position: int) -> None:
+        """Take in a pair that stands at `position`."""
+        key, swapped = _keys(pair)
+        if key in self._seen:
+            self._duplicates.add(self._seen[key], position)
+        elif swapped in self._seen and swapped != key:
+            self._contradictions.add(self._seen[swapped], position)
+        self._seen.setdefault(key, position)
+        self._identical += swapped == key
+        self._images += len(pair.images)
+        self._paths.update(hash(image) for image in pair.images if isinstance(image, str))
+        self._lengths[0].append(len(pair.chosen))
+        self._lengths[1].append(len(pair.rejected))
+        if pair.score_chosen is not None and pair.score_rejected is not None:
+            self._scores[0].append(pair.score_chosen)
+            self._scores[1].append(pair.score_rejected)
+
+    def result(self) -> Audit:
+        """The audit of what was added."""
+        chosen, rejected = (np.asarray(values, dtype=np.float64) for values in self._scores)
+        margins = chosen - rejected
+        longer = np.asarray(self._lengths[0], dtype=np.float64) - np.asarray(self._lengths[1], dtype=np.float64)
+        edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=20) if chosen.size else np.zeros(1)
+        counts, margin_edges = np.histogram(margins, bins=20) if margins.size else (np.zeros(0), np.zeros(1))
+        return Audit(
+            pairs=len(self._lengths[0]),
+            images=self._images,
+            distinct_images=len(self._paths),
+            duplicates=self._duplicates,
+            contradictions=self._contradictions,
+            identical=self._identical,
+            chosen_characters=Spread.of(self._lengths[0]),
+            rejected_characters=Spread.of(self._lengths[1]),
+            length_bias=_mean(longer),
+            longer_is_chosen=_mean(np.where(longer == 0, 0.5, longer > 0)),
+            score_chosen=Spread.of(self._scores[0]),
+            score_rejected=Spread.of(self._scores[1]),
+            margins=Spread.of(margins),
+            tied_scores=_mean(margins == 0),
+            inverted_scores=_mean(margins < 0),
+            above_tau_good=_mean(chosen >= self._tau_good),
+            quality_weights=Spread.of(quality_weights(margins, self._qual_eta)),
+            qual_eta=self._qual_eta,
+            tau_good=self._tau_good,
+            histogram=(margin_edges.tolist(), counts.astype(int).tolist()),
+            score_histograms=(
+                edges.tolist(),
+                *(np.histogram(values, bins=edges)[0].tolist() if chosen.size else [] for values in (chosen, rejected)),
+            ),
+        )
+
+
+def quality_weights(margins: np.ndarray, qual_eta: float) -> np.ndarray:
+    """w_qual = σ(η (S_w − S_l)) in float64, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -qual_eta * margins))
+
+
+def _keys(pair: Pair) -> tuple[int, int]:
+    """A number for the pair, and the number of the pair with its answers swapped."""
+    question = "\0".join((pair.system, repr(pair.history), pair.instruction, repr(pair.images)))
+    start = hashlib.blake2b(question.encode(errors="surrogatepass"), digest_size=8)
+    numbers = []
+    for answers in ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen)):
+        digest = start.copy()
+        digest.update("\0".join(("", *answers)).encode(errors="surrogatepass"))
+        numbers.append(int.from_bytes(digest.digest()))
+    return numbers[0], numbers[1]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

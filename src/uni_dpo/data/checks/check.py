@@ -1,0 +1,225 @@
+"""`uni-dpo data check`: everything about one dataset in one pass, and its good rows on request."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from uni_dpo.data.checks.audit import Audit, Auditor
+from uni_dpo.data.checks.datasets import refused_by_llamafactory, swapped_scores, unseen_columns
+from uni_dpo.data.checks.lengths import LengthCounter, Lengths
+from uni_dpo.data.checks.rows import CheckedRow, check_file
+from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
+from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.register import detect_entry
+from uni_dpo.data.tables.reading import source_files
+from uni_dpo.data.tables.writing import RowWriter, keep_inputs, row_writer
+from uni_dpo.storage.writing import replacing
+
+_KEPT_FAULTS = 1_000
+
+
+@dataclass
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        dataset: what was checked.
+        entry: how its rows were read.
+        rows: rows read.
+        usable: rows without a fault.
+        faults: the first 1,000 faults.
+        fault_counts: kind → how many.
+        warnings: what its owner should know, one line each.
+        stopped: why the reading ended before the end of the data; empty where it did not.
+        audit: what the usable rows are like.
+        lengths: their tokens, where a model was named.
+        fixed: the file of good rows, and the file of the others with the reasons.
+    """
+
+    dataset: str
+    entry: DatasetEntry
+    rows: int = 0
+    usable: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    fault_counts: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    stopped: str = ""
+    audit: Audit | None = None
+    lengths: Lengths | None = None
+    fixed: tuple[Path, Path] | None = None
+
+    @property
+    def faultless(self) -> bool:
+        """Whether every row can be trained on."""
+        return not self.fault_counts and not self.stopped and self.rows > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "dataset": self.dataset,
+            "formatting": self.entry.formatting,
+            "columns": {name: column for name, column in asdict(self.entry.columns).items() if column},
+            "rows": self.rows,
+            "usable": self.usable,
+            "fault_counts": dict(self.fault_counts),
+            "faults": [
+                {
+                    "kind": f.kind,
+                    "file": str(f.file),
+                    "row": f.row,
+                    "field": f.field,
+                    "found": f.found,
+                    "advice": f.advice,
+                }
+                for f in self.faults
+            ],
+            "warnings": self.warnings,
+            "stopped": self.stopped,
+            "audit": self.audit.as_dict() if self.audit else None,
+            "lengths": asdict(self.lengths) if self.lengths else None,
+            "fixed": [str(path) for path in self.fixed] if self.fixed else None,
+        }
+
+
+def find_dataset(dataset: str, dataset_dir: str | Path | None) -> DatasetEntry:
+    """The entry of a dataset named by its file or folder, or by its name in `dataset_info.json`.
+
+    Raises:
+        PreferenceDataError: there is no such file and no such entry.
+    """
+    if Path(dataset).exists():
+        return detect_entry(dataset)
+    if dataset_dir is None or not (Path(dataset_dir) / FILE_NAME).is_file():
+        raise PreferenceDataError(
+            f"{dataset}: no such file; to name a dataset of a {FILE_NAME}, give its folder with --dataset-dir"
+        )
+    return read_entry(dataset, dataset_dir)
+
+
+def check_dataset(
+    dataset: str,
+    *,
+    dataset_dir: str | Path | None = None,
+    media_dir: str | Path | None = None,
+    scores_required: bool = True,
+    check_images: bool = True,
+    qual_eta: float = 0.7,
+    tau_good: float = 2.5,
+    lengths: LengthCounter | None = None,
+    fix: str | Path | None = None,
+) -> CheckReport:
+    """Check a dataset and say what it is like, in one pass and flat memory.
+
+    Args:
+        dataset: a file, a folder, or a name in `dataset_dir`'s `dataset_info.json`.
+        dataset_dir: the folder of `dataset_info.json`.
+        media_dir: where image paths start, and which none may leave; by default they start beside a file, or in
+            `dataset_dir` for a name.
+        scores_required: whether a row without scores is at fault.
+        check_images: whether to open the images.
+        qual_eta: the η for which w_qual is reported.
+        tau_good: the τ_good for which the share of pairs above it is reported.
+        lengths: counts tokens; None leaves them out.
+        fix: where to write the rows without fault; the others go beside it with the reasons.
+
+    Raises:
+        PreferenceDataError: nothing can be read, or `fix` is what is read.
+    """
+    entry = find_dataset(dataset, dataset_dir)
+    if entry.path is None:
+        raise PreferenceDataError(f"{dataset}: is at {entry.elsewhere}, not on this machine; download it first")
+    report = CheckReport(dataset, entry)
+    files = source_files(entry.path)
+    columns: set[str] = set()
+    beside = entry.path if entry.path.is_dir() else entry.path.parent
+    start = media_dir or (beside if Path(dataset).exists() else dataset_dir) or beside
+    auditor = Auditor(qual_eta=qual_eta, tau_good=tau_good)
+    with ExitStack() as stack:
+        images = stack.enter_context(ImageChecker(start, media_dir).running()) if check_images else None
+        sorter = None
+        if fix is not None:
+            keep_inputs(fix, files)
+            sorter = stack.enter_context(_sorting(Path(fix)))
+            report.fixed = Path(fix), rejects_path(Path(fix))
+        rows = _checked_rows(files, entry, images, scores_required, report)
+        for row in tqdm(rows, desc=f"Checking {dataset}", unit=" rows", mininterval=1.0, delay=2.0):
+            _note(report, row)
+            columns.update(row.row or ())
+            auditor.add(row)
+            if lengths is not None:
+                lengths.add(row)
+            if sorter is not None:
+                sorter.add(row)
+    report.audit = auditor.result()
+    _judge_whole(report, entry.path, files, columns)
+    report.lengths = lengths.result() if lengths is not None else None
+    return report
+
+
+def _checked_rows(
+    files: list[Path], entry: DatasetEntry, images: ImageChecker | None, scores_required: bool, report: CheckReport
+) -> Iterator[CheckedRow]:
+    for file in files:
+        try:
+            yield from check_file(file, entry, images=images, scores_required=scores_required)
+        except PreferenceDataError as error:
+            report.stopped = str(error.faults[0] if error.faults else error)
+
+
+def _note(report: CheckReport, row: CheckedRow) -> None:
+    report.rows += 1
+    report.usable += not row.faults
+    report.fault_counts.update(fault.kind for fault in row.faults)
+    report.faults += row.faults[: max(0, _KEPT_FAULTS - len(report.faults))]
+
+
+def _judge_whole(report: CheckReport, path: Path, files: list[Path], columns: set[str]) -> None:
+    """Faults and warnings that only the whole dataset shows."""
+    audit = report.audit
+    assert audit is not None
+    scored = audit.margins.count
+    inverted = round(audit.inverted_scores * scored) if scored else 0
+    faults = unseen_columns(report.entry, columns) + swapped_scores(report.dataset, inverted, scored)
+    report.fault_counts.update(fault.kind for fault in faults)
+    report.faults = faults + report.faults
+    if reason := refused_by_llamafactory(path, files):
+        report.warnings.append(reason)
+    if scored and audit.above_tau_good == 0:
+        top = audit.score_chosen.quantiles[-1]
+        report.warnings.append(f"no chosen score reaches tau_good = {audit.tau_good:g} (the highest is {top:g})")
+
+
+def rejects_path(fix: Path) -> Path:
+    """Where the rows go that `--fix` leaves out."""
+    return fix.with_name(f"{fix.stem}.rejected.jsonl")
+
+
+class _Sorter:
+    def __init__(self, good: RowWriter, rest: Any) -> None:
+        self._good = good
+        self._rest = rest
+
+    def add(self, row: CheckedRow) -> None:
+        if not row.faults and row.row is not None:
+            self._good.write(row.row)
+            return
+        reasons = [f"{fault.field}: {fault.found}; {fault.advice}" for fault in row.faults]
+        record = {"file": str(row.file), "row": row.index, "reasons": reasons, "data": row.row}
+        self._rest.write(json.dumps(record, default=repr) + "\n")
+
+
+@contextmanager
+def _sorting(fix: Path) -> Iterator[_Sorter]:
+    with (
+        row_writer(fix) as good,
+        replacing(rejects_path(fix)) as temporary,
+        temporary.open("w", encoding="utf-8") as rest,
+    ):
+        yield _Sorter(good, rest)

@@ -1,0 +1,192 @@
+"""How many tokens a pair is for a Qwen2-VL checkpoint, and what `cutoff_len` would cut off.
+
+Follows LlamaFactory 0.9.5's handling of images (`image_max_pixels`, `image_min_pixels`, then the processor's own
+limits) and of long pairs: the longer of prompt and answer gives way.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.data.checks.audit import Spread
+from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
+from uni_dpo.data.pair import Pair
+from uni_dpo.errors import UniDPOError
+
+_ROWS_AT_ONCE = 256
+_DEFAULT_SYSTEM = "You are a helpful assistant."
+"""What LlamaFactory's `qwen2_vl` template says where a row has no system prompt."""
+_IMAGE_PLACE = "<|vision_start|><|vision_end|>"
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How a Qwen2-VL processor and LlamaFactory size images, in pixels.
+
+    Attributes:
+        max_pixels: LlamaFactory's `image_max_pixels`.
+        min_pixels: LlamaFactory's `image_min_pixels`.
+        side: pixels along each side of what becomes one token: patch size × merge size.
+        processor_max: the processor's own upper limit.
+        processor_min: the processor's own lower limit.
+    """
+
+    max_pixels: int = 768 * 768
+    min_pixels: int = 32 * 32
+    side: int = 28
+    processor_max: int = 28 * 28 * 1280
+    processor_min: int = 56 * 56
+
+    @classmethod
+    def of_model(cls, folder: str | Path, max_pixels: int, min_pixels: int) -> "ImageLimits":
+        """With what a checkpoint's processor files say, where it has them (transformers 4 and 5 name them so)."""
+        config = _json(Path(folder) / "preprocessor_config.json")
+        config = config or _json(Path(folder) / "processor_config.json").get("image_processor", {})
+        size = config.get("size") or {}
+        return cls(
+            max_pixels,
+            min_pixels,
+            int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
+            int(config.get("max_pixels") or size.get("longest_edge") or cls.processor_max),
+            int(config.get("min_pixels") or size.get("shortest_edge") or cls.processor_min),
+        )
+
+
+def chat_text(pair: Pair) -> str:
+    """A pair's prompt in ChatML, up to where the answer starts."""
+    turns = [("system", pair.system or _DEFAULT_SYSTEM)]
+    for question, answer in pair.history:
+        turns += [("user", question), ("assistant", answer)]
+    turns.append(("user", pair.instruction))
+    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def image_tokens(width: int, height: int, limits: ImageLimits) -> int:
+    """How many tokens Qwen2-VL makes of an image of `width` × `height` pixels."""
+    if width * height > limits.max_pixels:
+        width, height = _scaled(width, height, limits.max_pixels)
+    if width * height < limits.min_pixels:
+        width, height = _scaled(width, height, limits.min_pixels)
+    width, height = max(width, 28), max(height, 28)
+    side = limits.side
+    rows, columns = max(1, round(height / side)), max(1, round(width / side))
+    if rows * columns * side * side > limits.processor_max:
+        shrink = math.sqrt(width * height / limits.processor_max)
+        rows, columns = (max(1, math.floor(length / shrink / side)) for length in (height, width))
+    elif rows * columns * side * side < limits.processor_min:
+        grow = math.sqrt(limits.processor_min / (width * height))
+        rows, columns = (math.ceil(length * grow / side) for length in (height, width))
+    return rows * columns
+
+
+def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
+    factor = math.sqrt(pixels / (width * height))
+    return int(width * factor), int(height * factor)
+
+
+def kept_lengths(prompt: int, answer: int, cutoff_len: int) -> tuple[int, int]:
+    """How many tokens of prompt and answer LlamaFactory keeps within `cutoff_len`."""
+    if 2 * answer < cutoff_len:
+        room = cutoff_len
+    elif 2 * prompt < cutoff_len:
+        room = cutoff_len - prompt
+    else:
+        room = int(cutoff_len * (answer / (prompt + answer)))
+    kept_answer = min(room, answer)
+    return min(max(cutoff_len - kept_answer, 0), prompt), kept_answer
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the pairs, and the shares of pairs that `cutoff_len` would cut, or cut within an image."""
+
+    prompt: Spread
+    image: Spread
+    answer: Spread
+    cutoff_len: int
+    cut: float
+    image_cut: float
+
+
+class LengthCounter:
+    """Counts the tokens of rows, some hundred at a time.
+
+    Args:
+        model: folder of a checkpoint with a tokenizer; nothing is downloaded and no code of its own is run.
+        cutoff_len: LlamaFactory's limit on prompt and answer.
+        image_max_pixels: LlamaFactory's limit on an image.
+        image_min_pixels: likewise.
+    """
+
+    def __init__(
+        self, model: str | Path, *, cutoff_len: int, image_max_pixels: int = 768 * 768, image_min_pixels: int = 32 * 32
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        if not Path(model).is_dir():
+            raise UniDPOError(f"{model}: no such folder; name a checkpoint that is on this machine")
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise UniDPOError(f"{model}: its tokenizer cannot be loaded ({error})") from None
+        self._limits = ImageLimits.of_model(model, image_max_pixels, image_min_pixels)
+        self._cutoff_len = cutoff_len
+        self._waiting: list[CheckedRow] = []
+        self._prompt, self._image, self._answer = array("l"), array("l"), array("l")
+        self._cut = self._image_cut = 0
+
+    def add(self, row: CheckedRow) -> None:
+        """Take in a row; rows with faults are left out."""
+        if row.pair is not None and not row.faults:
+            self._waiting.append(row)
+            if len(self._waiting) >= _ROWS_AT_ONCE:
+                self._count()
+
+    def result(self) -> Lengths:
+        """The lengths of what was added."""
+        self._count()
+        pairs = max(1, len(self._prompt))
+        return Lengths(
+            Spread.of(self._prompt),
+            Spread.of(self._image),
+            Spread.of(self._answer),
+            self._cutoff_len,
+            self._cut / pairs,
+            self._image_cut / pairs,
+        )
+
+    def _count(self) -> None:
+        texts: list[str] = []
+        for row in self._waiting:
+            assert row.pair is not None
+            head, token, tail = chat_text(row.pair).rpartition(IMAGE_TOKEN)
+            texts += [(head + token).replace(IMAGE_TOKEN, _IMAGE_PLACE), tail, row.pair.chosen, row.pair.rejected]
+        counts = self._token_counts(texts)
+        for index, row in enumerate(self._waiting):
+            to_images_end, after_images, chosen, rejected = counts[4 * index : 4 * index + 4]
+            images = sum(image_tokens(state.width, state.height, self._limits) for state in row.image_states)
+            # the template ends an answer with <|im_end|> and a line break
+            self._add(to_images_end + images, after_images, images, max(chosen, rejected) + 2)
+        self._waiting.clear()
+
+    def _add(self, images_end: int, after_images: int, images: int, answer: int) -> None:
+        prompt = images_end + after_images
+        self._prompt.append(prompt)
+        self._image.append(images)
+        self._answer.append(answer)
+        kept_prompt, kept_answer = kept_lengths(prompt, answer, self._cutoff_len)
+        self._cut += kept_prompt < prompt or kept_answer < answer
+        self._image_cut += images > 0 and kept_prompt < images_end
+
+    def _token_counts(self, texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

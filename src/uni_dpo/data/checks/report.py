@@ -1,0 +1,163 @@
+"""How the findings of a check are shown: tables in a terminal, and a page with figures."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from uni_dpo.data.checks.audit import QUANTILES, Audit, Repeats, Spread
+from uni_dpo.data.checks.check import CheckReport
+from uni_dpo.data.faults import SHOWN_FAULTS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Cells = tuple[str, ...]
+_QUANTILE_NAMES = tuple(f"{quantile:.0%}" for quantile in QUANTILES)
+
+
+def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
+    """The report as tables: title, header, rows."""
+    summary: list[Cells] = [("rows", f"{report.rows:,}"), ("usable rows", f"{report.usable:,}")]
+    summary.append(("faults", f"{sum(report.fault_counts.values()):,}"))
+    if report.stopped:
+        summary.append(("stopped", report.stopped))
+    summary += [("warning", line) for line in report.warnings]
+    if report.fixed:
+        summary += [("good rows", str(report.fixed[0])), ("the rest, with reasons", str(report.fixed[1]))]
+    yield report.dataset, ("", ""), summary
+    if report.fault_counts:
+        yield "Faults", ("kind", "count"), [(kind, f"{count:,}") for kind, count in report.fault_counts.most_common()]
+        rows: list[Cells] = [
+            (f"row {fault.row}", fault.field, f"{fault.found}; {fault.advice}") for fault in report.faults
+        ]
+        yield "The first faults", ("row", "field", "what"), rows[:SHOWN_FAULTS]
+    if report.audit is not None and report.audit.pairs:
+        yield from _audit_sections(report.audit)
+    if report.lengths is not None:
+        lengths = report.lengths
+        yield (
+            "Tokens",
+            _spread_header(),
+            [
+                _spread_cells("prompt, with images", lengths.prompt),
+                _spread_cells("images", lengths.image),
+                _spread_cells("longer answer", lengths.answer),
+            ],
+        )
+        yield (
+            f"cutoff_len {lengths.cutoff_len:,}",
+            ("", ""),
+            [
+                ("pairs that are cut", f"{lengths.cut:.2%}"),
+                ("pairs that are cut within an image", f"{lengths.image_cut:.2%}"),
+            ],
+        )
+
+
+def _audit_sections(audit: Audit) -> Iterator[tuple[str, Cells, list[Cells]]]:
+    yield (
+        "Pairs",
+        ("", ""),
+        [
+            ("images", f"{audit.images:,} ({audit.distinct_images:,} distinct paths)"),
+            ("duplicates", _repeats(audit.duplicates)),
+            ("contradictions (answers swapped)", _repeats(audit.contradictions)),
+            ("identical answers", f"{audit.identical:,}"),
+            ("chosen − rejected, mean length", f"{audit.length_bias:+.1f} characters"),
+            ("the longer answer is the chosen one", f"{audit.longer_is_chosen:.1%} (50 % is no bias)"),
+        ],
+    )
+    spreads = [("chosen, characters", audit.chosen_characters), ("rejected, characters", audit.rejected_characters)]
+    if audit.margins.count:
+        spreads += [("chosen score", audit.score_chosen), ("rejected score", audit.score_rejected)]
+        spreads += [("margin", audit.margins), (f"w_qual at η = {audit.qual_eta:g}", audit.quality_weights)]
+    yield "Distributions", _spread_header(), [_spread_cells(name, spread) for name, spread in spreads]
+    if audit.margins.count:
+        yield (
+            "Scores",
+            ("", ""),
+            [
+                ("pairs with scores", f"{audit.margins.count:,}"),
+                (f"chosen score ≥ τ_good = {audit.tau_good:g}", f"{audit.above_tau_good:.1%}"),
+                ("equal scores", f"{audit.tied_scores:.1%}"),
+                ("chosen score below the rejected one", f"{audit.inverted_scores:.1%}"),
+            ],
+        )
+
+
+def _spread_header() -> Cells:
+    return ("", "mean", *_QUANTILE_NAMES)
+
+
+def _spread_cells(name: str, spread: Spread) -> Cells:
+    return (name, *("–" if math.isnan(value) else f"{value:.4g}" for value in (spread.mean, *spread.quantiles)))
+
+
+def _repeats(repeats: Repeats) -> str:
+    examples = ", ".join(f"{row} of {earlier}" for earlier, row in repeats.examples)
+    return f"{repeats.count:,}" + (f" (rows {examples})" if examples else "")
+
+
+def tables(report: CheckReport) -> "Iterator[Table]":
+    """The report for a terminal, as Rich tables."""
+    from rich.table import Table
+
+    for title, header, rows in sections(report):
+        table = Table(title=title, title_justify="left", show_header=any(header))
+        for index, name in enumerate(header):
+            numbers = index > 0 and len(header) > 3
+            table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=not index)
+        for row in rows:
+            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        yield table
+
+
+def page(report: CheckReport) -> str:
+    """The report as one HTML page that needs nothing beside it."""
+    body = [f"<h1>{html.escape(report.dataset)}</h1>"]
+    for title, header, rows in sections(report):
+        cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        body.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{lines}</table>")
+    if report.audit is not None and report.audit.margins.count:
+        body += [f'<img alt="{name}" src="data:image/png;base64,{png}">' for name, png in _figures(report.audit)]
+    return _PAGE.format(title=html.escape(report.dataset), body="\n".join(body))
+
+
+def _figures(audit: Audit) -> Iterator[tuple[str, str]]:
+    edges, chosen, rejected = audit.score_histograms
+    yield "Scores", _bars("score", edges, {"chosen": chosen, "rejected": rejected})
+    edges, counts = audit.histogram
+    yield "Margins", _bars("margin: chosen − rejected score", edges, {"pairs": counts})
+
+
+def _bars(label: str, edges: Sequence[float], series: dict[str, Sequence[int]]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes: Any = figure.subplots()
+    for name, counts in series.items():
+        axes.stairs(counts, edges, fill=True, alpha=0.55, label=name)
+    axes.set(xlabel=label, ylabel="pairs")
+    if len(series) > 1:
+        axes.legend()
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=120)
+    return base64.b64encode(encoded.getvalue()).decode()
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+td, th {{ border-bottom: 1px solid #ccc; padding: .25rem .75rem; text-align: left; overflow-wrap: anywhere; }}
+img {{ max-width: 100%; }}
+</style>
+<body>
+{body}
+</body></html>
+"""

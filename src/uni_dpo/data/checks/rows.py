@@ -1,0 +1,123 @@
+"""The faults of preference pairs: one pass over a file, rows in order, memory that does not grow."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from uni_dpo.data.dataset_info import DatasetEntry
+from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.images import ImageChecker, ImageState
+from uni_dpo.data.pair import Pair, is_image, listed_images, read_pair
+from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, unreadable_fault
+
+IMAGE_TOKEN = os.environ.get("IMAGE_PLACEHOLDER", "<image>")
+"""What stands for an image in a text; LlamaFactory lets the same variable change it."""
+MEDIA_TOKENS = {
+    "images": IMAGE_TOKEN,
+    "videos": os.environ.get("VIDEO_PLACEHOLDER", "<video>"),
+    "audios": os.environ.get("AUDIO_PLACEHOLDER", "<audio>"),
+}
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(slots=True)
+class CheckedRow:
+    """One row after its check: usable when `faults` is empty.
+
+    Attributes:
+        index: 0-based position in `file`.
+        row: what the file holds there; None where it could not be read.
+        pair: what the row says; None where no pair can be made of it.
+        image_states: one per image, in the row's order; empty where images are left alone.
+    """
+
+    file: Path
+    index: int
+    row: Row | None
+    pair: Pair | None = None
+    faults: list[Fault] = field(default_factory=list)
+    image_states: list[ImageState] = field(default_factory=list)
+
+
+def check_file(
+    file: Path,
+    entry: DatasetEntry,
+    *,
+    images: ImageChecker | None,
+    scores_required: bool = True,
+    limit: int | None = None,
+) -> Iterator[CheckedRow]:
+    """Check the rows of one file.
+
+    Args:
+        file: what to read.
+        entry: how its rows are laid out.
+        images: looks at the images; None leaves them alone.
+        scores_required: whether a row without scores is a fault.
+        limit: how many rows to check; None for all.
+
+    Raises:
+        PreferenceDataError: the file, or the rest of it, cannot be read.
+    """
+    checked = (_check_row(file, index, row, entry, scores_required) for index, row in islice(read_rows(file), limit))
+    for batch in _batches(checked, _ROWS_AT_ONCE):
+        if images is not None and entry.columns.images is not None:
+            _check_images(batch, images, entry.columns.images)
+        yield from batch
+
+
+def _check_row(file: Path, index: int, row: Row | Unreadable, entry: DatasetEntry, scores_required: bool) -> CheckedRow:
+    if isinstance(row, Unreadable):
+        return CheckedRow(file, index, None, faults=[unreadable_fault(row, index, file)])
+    faults: list[Fault] = []
+    pair = read_pair(row, entry, faults, scores_required=scores_required)
+    if pair is not None:
+        faults += _placeholder_faults(row, pair, entry)
+    placed = [Fault(f.kind, f.field, f.found, f.advice, index, file) for f in faults]
+    return CheckedRow(file, index, row, pair, placed)
+
+
+def _placeholder_faults(row: Row, pair: Pair, entry: DatasetEntry) -> Iterator[Fault]:
+    """LlamaFactory counts the placeholders of the whole conversation, once per answer."""
+    asked = [pair.instruction, *(text for turn in pair.history for text in turn)]
+    for medium, token in MEDIA_TOKENS.items():
+        column = getattr(entry.columns, medium)
+        value = row.get(column) if column else None
+        media = 0 if value is None else len(value) if isinstance(value, list) else 1
+        before = sum(text.count(token) for text in asked)
+        for answer, name in ((pair.chosen, "chosen"), (pair.rejected, "rejected")):
+            count = before + answer.count(token)
+            if count != media:
+                found = f"{count} × {token} in the conversation with the {name} answer, {media} {medium}"
+                yield Fault("image_count", column or medium, found, f"write one {token} per item of {medium}")
+                break
+
+
+def _check_images(batch: list[CheckedRow], images: ImageChecker, column: str) -> None:
+    """Look at the images of all rows, also of those that make no pair."""
+    named = [[(i, v) for i, v in enumerate(listed_images(row.row or {}, column)) if is_image(v)] for row in batch]
+    states = iter(images.states([image for row in named for _, image in row]))
+    for row, items in zip(batch, named, strict=True):
+        for place, _ in items:
+            state = next(states)
+            row.image_states.append(state)
+            if state.kind:
+                where = f"{column}[{place}]"
+                row.faults.append(Fault(state.kind, where, state.found, state.advice, row.index, row.file))
+
+
+def _batches(rows: Iterable[CheckedRow], size: int) -> Iterator[list[CheckedRow]]:
+    """Rows in lists of `size`; where the reading fails, what was read before comes first."""
+    batch: list[CheckedRow] = []
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except PreferenceDataError:
+        yield batch
+        raise
+    yield batch

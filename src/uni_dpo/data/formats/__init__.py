@@ -1,0 +1,31 @@
+"""The layouts that pair files come in, one module per family; `FORMATS` holds them by name."""
+
+from uni_dpo.data.formats import chat_texts, llamafactory, llava, ranked, rlaif_v, stance, trl
+from uni_dpo.data.formats.base import Format
+from uni_dpo.errors import UniDPOError
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for module in (llamafactory, trl, rlaif_v, ranked, llava, chat_texts, stance)
+    for format in module.FORMATS
+}
+
+
+def format_named(name: str) -> Format:
+    """The format that `--format` names.
+
+    Raises:
+        UniDPOError: there is none.
+    """
+    if name not in FORMATS:
+        raise UniDPOError(f"no format {name!r}; use one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def format_table() -> str:
+    """The formats as a Markdown table: name, columns, and whether they are read and written."""
+    lines = ["| format | read | written | columns |", "| --- | --- | --- | --- |"]
+    for format in FORMATS.values():
+        marks = ["yes" if way or format.remap else "–" for way in (format.read, format.write)]
+        lines.append(f"| `{format.name}` | {marks[0]} | {marks[1]} | {format.shape} |")
+    return "\n".join(lines)

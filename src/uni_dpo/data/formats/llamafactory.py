@@ -1,0 +1,91 @@
+"""LlamaFactory's alpaca, sharegpt and openai layouts of pairs; alpaca's is the pair record itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from uni_dpo.data.dataset_info import PAIR_COLUMNS, Columns, DatasetEntry, Tags
+from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.formats.base import Format, Losses, Pairing, optional
+from uni_dpo.data.pair import Pair, read_pair
+from uni_dpo.data.tables.reading import Row
+
+OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
+_MESSAGES = Columns(prompt=None, query=None, response=None, images="images", chosen="chosen", rejected="rejected")
+ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=PAIR_COLUMNS)
+SHAREGPT = DatasetEntry("pairs", Path(), formatting="sharegpt", ranking=True, columns=_MESSAGES)
+OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messages="messages"), tags=OPENAI_TAGS)
+
+
+def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pair]]:
+    """A function that reads the rows of a layout which `dataset_info.json` could describe."""
+
+    def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+        faults: list[Fault] = []
+        pair = read_pair(row, entry, faults, scores_required=_has_scores(row, entry.columns))
+        if faults or pair is None:
+            raise PreferenceDataError.of(faults)
+        yield pair
+
+    return read
+
+
+def _has_scores(row: Row, columns: Columns) -> bool:
+    return row.get(columns.score_chosen) is not None or row.get(columns.score_rejected) is not None
+
+
+def write_alpaca(pair: Pair, losses: Losses) -> Row:
+    """The pair record; columns that the pair does not need are left out."""
+    row: Row = {"instruction": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
+    row |= optional(pair)
+    if pair.images:
+        row["images"] = list(pair.images)
+    if pair.system:
+        row["system"] = pair.system
+    if pair.history:
+        row["history"] = [list(turn) for turn in pair.history]
+    return row
+
+
+def message_list(pair: Pair, tags: Tags) -> list[dict[str, str]]:
+    """System prompt, history and question as messages."""
+    role, content = str(tags.role_tag), str(tags.content_tag)
+    turns = [(tags.system_tag, pair.system)] if pair.system else []
+    for question, answer in pair.history:
+        turns += [(tags.user_tag, question), (tags.assistant_tag, answer)]
+    return [{role: str(who), content: text} for who, text in [*turns, (tags.user_tag, pair.instruction)]]
+
+
+def _writer(entry: DatasetEntry) -> Callable[[Pair, Losses], Row]:
+    tags, column = entry.tags, str(entry.columns.messages)
+
+    def write(pair: Pair, losses: Losses) -> Row:
+        def answer(text: str) -> dict[str, str]:
+            return {str(tags.role_tag): str(tags.assistant_tag), str(tags.content_tag): text}
+
+        row: Row = {column: message_list(pair, tags), "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
+        return row | optional(pair) | ({"images": list(pair.images)} if pair.images else {})
+
+    return write
+
+
+FORMATS = (
+    Format(
+        "llamafactory",
+        "`instruction, chosen, rejected, score_chosen, score_rejected, images, system, history` (alpaca)",
+        reader(ALPACA),
+        write_alpaca,
+    ),
+    Format(
+        "llamafactory-sharegpt",
+        "`conversations` of `from, value`; `chosen`, `rejected` one message each; scores, `images`",
+        reader(SHAREGPT),
+        _writer(SHAREGPT),
+    ),
+    Format(
+        "llamafactory-openai",
+        "`messages` of `role, content`; `chosen`, `rejected` one message each; scores, `images`",
+        reader(OPENAI),
+        _writer(OPENAI),
+    ),
+)

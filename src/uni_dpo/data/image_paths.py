@@ -1,0 +1,181 @@
+"""Moving the image paths of a dataset to where its images are now."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.tables.reading import Row, iter_rows
+from uni_dpo.data.tables.writing import row_writer
+
+IMAGE_COLUMNS = ("images", "image")
+
+
+@dataclass
+class Rebased:
+    """What rebasing did, or with `check` would do, to the paths of a file.
+
+    Attributes:
+        rows: rows read.
+        changed: paths that got a new root.
+        kept: paths that were already right, counted among `missing` too where no file is there.
+        without_anchor: paths without the anchor component, left as they are.
+        outside: paths that would leave the new root through `..`, left as they are.
+        missing: paths (after the change) that point to no file.
+        examples: the first few of the last three, as (what, path).
+        output: what was written; None where nothing was.
+        backup: the copy of what was overwritten; None where nothing was.
+    """
+
+    rows: int = 0
+    changed: int = 0
+    kept: int = 0
+    without_anchor: int = 0
+    outside: int = 0
+    missing: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
+    output: Path | None = None
+    backup: Path | None = None
+
+    def lines(self) -> list[str]:
+        """The report, one line per fact."""
+        counts = {
+            "changed": self.changed,
+            "already right": self.kept,
+            "left alone, no anchor": self.without_anchor,
+            "left alone, leave the image folder": self.outside,
+            "point to no file": self.missing,
+        }
+        lines = [f"rows read: {self.rows:,}"]
+        for name, count in counts.items():
+            example = f", such as {self.examples[name]}" if name in self.examples else ""
+            lines.append(f"paths {name}: {count:,}{example}")
+        lines += [f"copy of the original: {self.backup}"] if self.backup else []
+        lines.append(f"written: {self.output}" if self.output else "nothing written")
+        return lines
+
+
+def rebase_images(
+    input_file: str | Path,
+    roots: Sequence[str | Path],
+    *,
+    anchor: str = "MM-RLHF",
+    output_file: str | Path | None = None,
+    columns: Sequence[str] = IMAGE_COLUMNS,
+    check: bool = False,
+) -> Rebased:
+    """Give every image path the root that its file is under now.
+
+    What follows the last `anchor` component of a path is looked for below each root in turn; where no root has
+    the file, the path gets the first root and is counted as missing.
+
+    Args:
+        input_file: a JSON, JSONL or Parquet file of any size.
+        roots: folders that stand for the anchor from now on.
+        anchor: the path component that the old and the new paths share.
+        output_file: where to write; None overwrites the input if a path changes, and keeps a copy beside it.
+        columns: columns that hold a path, or a list of paths.
+        check: only count.
+
+    Raises:
+        PreferenceDataError: the file cannot be read, or a root is not a folder.
+    """
+    if not roots:
+        raise PreferenceDataError("rebasing images needs at least one folder that holds them")
+    for root in roots:
+        if not Path(root).is_dir():
+            raise PreferenceDataError(f"{root}: no such folder; name the folder that holds what follows {anchor!r}")
+    source, target = Path(input_file), Path(output_file or input_file)
+    resolved = [Path(root).absolute() for root in roots]
+    if check or output_file is None:
+        counted = _Rebaser(resolved, anchor)
+        for row in _rows(source):
+            counted.rebase_row(row, columns)
+        if check or not counted.result.changed:
+            return counted.result
+    rebaser = _Rebaser(resolved, anchor)
+    with row_writer(target) as writer:
+        for row in _rows(source):
+            writer.write(rebaser.rebase_row(row, columns))
+        if target.exists():
+            rebaser.result.backup = _keep_copy(target)
+    rebaser.result.output = target
+    return rebaser.result
+
+
+def _rows(source: Path) -> Iterable[Row]:
+    return tqdm(iter_rows(source), desc=f"Reading {source.name}", unit=" rows", mininterval=1.0, delay=2.0)
+
+
+class _Rebaser:
+    def __init__(self, roots: Sequence[Path], anchor: str) -> None:
+        self._roots = roots
+        self._anchor = anchor
+        self._exists: dict[Path, bool] = {}
+        self.result = Rebased()
+
+    def rebase_row(self, row: Row, columns: Sequence[str]) -> Row:
+        """A copy of `row` with its paths moved."""
+        self.result.rows += 1
+        return row | {name: self._rebase_value(row[name]) for name in columns if name in row}
+
+    def _rebase_value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._rebase_value(item) for item in value]
+        if isinstance(value, dict) and isinstance(value.get("path"), str) and value.get("bytes") is None:
+            return value | {"path": self._rebase_path(value["path"])}
+        return self._rebase_path(value) if isinstance(value, str) else value
+
+    def _rebase_path(self, path: str) -> str:
+        parts = re.split(r"[/\\]", path)
+        if self._anchor not in parts:
+            self.result.without_anchor += 1
+            self._example("left alone, no anchor", path)
+            return self._looked_up(path)
+        after = parts[len(parts) - parts[::-1].index(self._anchor) :]
+        relative = os.path.normpath(Path(*after)) if after else "."
+        if relative.startswith("..") or Path(relative).is_absolute():
+            self.result.outside += 1
+            self._example("left alone, leave the image folder", path)
+            return path
+        candidates = [root / relative for root in self._roots]
+        moved = str(next(filter(self._is_file, candidates), candidates[0]))
+        if moved == path:
+            self.result.kept += 1
+        else:
+            self.result.changed += 1
+        return self._looked_up(moved)
+
+    def _looked_up(self, path: str) -> str:
+        if not self._is_file(Path(path)):
+            self.result.missing += 1
+            self._example("point to no file", path)
+        return path
+
+    def _is_file(self, path: Path) -> bool:
+        if len(self._exists) > 200_000:
+            self._exists.clear()
+        if path not in self._exists:
+            self._exists[path] = path.is_file()
+        return self._exists[path]
+
+    def _example(self, what: str, path: str) -> None:
+        self.result.examples.setdefault(what, path)
+
+
+def _keep_copy(path: Path) -> Path:
+    """A second name for the file as it is, which a later rename over `path` leaves alone."""
+    number = 0
+    while (copy := path.with_name(f"{path.name}.bak{number or ''}")).exists():
+        number += 1
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copy2(path, copy)
+    return copy

@@ -1,0 +1,287 @@
+"""The pair record, and reading it from a row of LlamaFactory's alpaca, sharegpt and openai formats."""
+
+import math
+import numbers
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from uni_dpo.data.dataset_info import DatasetEntry
+from uni_dpo.data.faults import Fault, shown
+
+Image = str | bytes | dict[str, Any]
+"""A path, an encoded image, or the `{"bytes": …, "path": …}` that `datasets` stores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One question with a better and a worse answer.
+
+    Attributes:
+        instruction: the question, one `<image>` per image that stands in it.
+        chosen: the better answer.
+        rejected: the worse answer.
+        score_chosen: how good the better answer is; None where the file has no score.
+        score_rejected: likewise for the worse answer.
+        images: paths or encoded images, in the order of their `<image>`.
+        id: what the file calls this pair.
+        system: the system prompt.
+        history: earlier turns as (question, answer).
+    """
+
+    instruction: str
+    chosen: str
+    rejected: str
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+    images: tuple[Image, ...] = ()
+    id: str | int | None = None
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+
+
+def read_pair(
+    row: dict[str, Any], entry: DatasetEntry, faults: list[Fault], *, scores_required: bool = True
+) -> Pair | None:
+    """The pair that a row holds; what is wrong with the row is appended to `faults`.
+
+    Returns:
+        None where no pair can be made of the row.
+    """
+    reader = _RowReader(row, entry, faults)
+    turns = reader.alpaca_turns() if entry.formatting == "alpaca" else reader.message_turns()
+    chosen, rejected = reader.answer(entry.columns.chosen), reader.answer(entry.columns.rejected)
+    system = reader.optional_text(entry.columns.system) or (turns.system if turns else "")
+    images = reader.images()
+    score_chosen = read_score(row, entry.columns.score_chosen, faults, required=scores_required)
+    score_rejected = read_score(row, entry.columns.score_rejected, faults, required=scores_required)
+    if turns is None or chosen is None or rejected is None:
+        return None
+    return Pair(
+        turns.instruction,
+        chosen,
+        rejected,
+        score_chosen,
+        score_rejected,
+        images,
+        row.get("id") if isinstance(row.get("id"), str | int) else None,
+        system,
+        turns.history,
+    )
+
+
+def read_score(row: dict[str, Any], column: str, faults: list[Fault], *, required: bool = True) -> float | None:
+    """The finite number under `column`; anything else is None, and a fault where scores are `required`."""
+    value = row.get(column)
+    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+        score = _as_float(value)
+        if math.isfinite(score):
+            return score
+        kind, found = ("score_nan", "NaN") if math.isnan(score) else ("score_infinite", "an infinite score")
+    elif value is None:
+        kind, found = (
+            ("score_null", "null") if column in row else ("score_missing", f"no such column (it has {_names(row)})")
+        )
+    else:
+        kind, found = _not_a_number(value)
+    if required:
+        advice = "map the score columns in dataset_info.json" if kind == "score_missing" else "give a finite number"
+        faults.append(Fault(kind, column, found, f"{advice}, or remove the row"))
+    return None
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _not_a_number(value: object) -> tuple[str, str]:
+    if isinstance(value, str):
+        return "score_text", f"the text {shown(value)}"
+    if isinstance(value, bool):
+        return "score_boolean", f"the truth value {value}"
+    return "score_type", f"{shown(value)} ({type(value).__name__})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    instruction: str
+    history: tuple[tuple[str, str], ...] = ()
+    system: str = ""
+
+
+class _RowReader:
+    """Reads the typed parts of one row and notes what is not as it should be."""
+
+    def __init__(self, row: dict[str, Any], entry: DatasetEntry, faults: list[Fault]) -> None:
+        self._row = row
+        self._columns = entry.columns
+        self._tags = entry.tags
+        self._openai = entry.formatting == "openai"
+        self._messages = entry.formatting != "alpaca"
+        self._faults = faults
+
+    def _fault(self, kind: str, field: str, found: str, advice: str) -> None:
+        self._faults.append(Fault(kind, field, found, advice))
+
+    def _text(self, value: object, field: str) -> str | None:
+        if isinstance(value, str):
+            if not value.isascii() and not _encodable(value):
+                self._fault("text_encoding", field, f"broken UTF-8 in {shown(value)}", "write the text as UTF-8")
+            return value
+        kind, found = ("text_null", "null") if value is None else ("text_type", f"{shown(value)}")
+        self._fault(kind, field, found, "write text there")
+        return None
+
+    def _required(self, column: str | None, role: str) -> tuple[bool, Any]:
+        if column is None:
+            self._fault("column_unmapped", role, "dataset_info.json names no column", f'add "{role}" to its columns')
+            return False, None
+        if column not in self._row:
+            found = f"no such column (it has {_names(self._row)})"
+            self._fault("column_missing", column, found, "map the columns in dataset_info.json")
+            return False, None
+        return True, self._row[column]
+
+    def optional_text(self, column: str | None) -> str:
+        """The text under `column`, empty where there is none."""
+        value = self._row.get(column) if column else None
+        return "" if value is None else self._text(value, str(column)) or ""
+
+    def alpaca_turns(self) -> _Turns | None:
+        """The question and what came before it in alpaca's columns."""
+        before = len(self._faults)
+        _, prompt = self._required(self._columns.prompt, "prompt")
+        if len(self._faults) > before:
+            return None
+        texts = [self._text(prompt, str(self._columns.prompt)), self.optional_text(self._columns.query)]
+        history = []
+        turns = self._row.get(self._columns.history or "") or []
+        if not isinstance(turns, list):
+            self._fault("history_type", str(self._columns.history), shown(turns), "write a list of [question, answer]")
+            return None
+        for index, turn in enumerate(turns):
+            field = f"{self._columns.history}[{index}]"
+            if isinstance(turn, list | tuple) and len(turn) == 2:
+                history.append((self._text(turn[0], field) or "", self._text(turn[1], field) or ""))
+            else:
+                self._fault("history_shape", field, shown(turn), "write [question, answer]")
+        if len(self._faults) > before:
+            return None
+        return _Turns("\n".join(text for text in texts if text), tuple(history))
+
+    def message_turns(self) -> _Turns | None:
+        """The question and what came before it in a list of messages that ends with the question."""
+        present, messages = self._required(self._columns.messages, "messages")
+        column = str(self._columns.messages)
+        if not present:
+            return None
+        if not isinstance(messages, list) or not messages:
+            self._fault("messages_type", column, shown(messages), "write a list of messages")
+            return None
+        parsed = [self._message(message, f"{column}[{index}]") for index, message in enumerate(messages)]
+        if any(message is None for message in parsed):
+            return None
+        turns = [message for message in parsed if message is not None]
+        system = turns.pop(0)[1] if self._tags.system_tag and turns[0][0] == self._tags.system_tag else ""
+        if self._openai:
+            turns = _joined_observations(turns, self._tags.observation_tag)
+        if not self._alternate([role for role, _ in turns], column):
+            return None
+        texts = [text for _, text in turns]
+        return _Turns(texts[-1], tuple(zip(texts[:-1:2], texts[1::2], strict=True)), system)
+
+    def _message(self, message: object, field: str) -> tuple[str, str] | None:
+        role_tag, content_tag = str(self._tags.role_tag), str(self._tags.content_tag)
+        if not isinstance(message, dict) or role_tag not in message or content_tag not in message:
+            advice = f"write an object with {role_tag!r} and {content_tag!r}"
+            self._fault("message_shape", field, shown(message), advice)
+            return None
+        if self._openai and message.get("tool_calls"):
+            return str(self._tags.function_tag), ""
+        text = self._text(message[content_tag], f"{field}.{content_tag}")
+        return None if text is None else (message[role_tag], text)
+
+    def _alternate(self, roles: list[str], column: str) -> bool:
+        asks = (self._tags.user_tag, self._tags.observation_tag)
+        answers = (self._tags.assistant_tag, self._tags.function_tag)
+        for index, role in enumerate(roles):
+            if role not in (asks, answers)[index % 2]:
+                expected = " or ".join(map(repr, filter(None, (asks, answers)[index % 2])))
+                self._fault("roles_order", f"{column}[{index}]", f"role {role!r}", f"{expected} belongs here")
+                return False
+        if len(roles) % 2 == 0:
+            found = f"ends with an answer ({roles[-1]!r})" if roles else "no question"
+            self._fault("roles_order", column, found, "end it with the question that the two answers answer")
+            return False
+        return True
+
+    def answer(self, column: str | None) -> str | None:
+        """The answer under `column`: a text in alpaca, one message in the other formats."""
+        present, value = self._required(column, "chosen / rejected")
+        if not present:
+            return None
+        field = str(column)
+        if self._messages:
+            message = self._message(value, field)
+            if message is None:
+                return None
+            role, text = message
+            if role not in (self._tags.assistant_tag, self._tags.function_tag):
+                self._fault("answer_role", field, f"role {role!r}", f"an answer's role is {self._tags.assistant_tag!r}")
+        else:
+            checked = self._text(value, field)
+            if checked is None:
+                return None
+            text = checked
+        if not text.strip():
+            self._fault("answer_empty", field, "an empty answer", "write the answer, or remove the row")
+        return text
+
+    def images(self) -> tuple[Image, ...]:
+        """The row's images, as they stand there."""
+        items = listed_images(self._row, self._columns.images)
+        for index, item in enumerate(items):
+            if not is_image(item):
+                found = "null" if item is None else f"{shown(item)} ({type(item).__name__})"
+                self._fault("image_type", f"{self._columns.images}[{index}]", found, "write the path of an image file")
+        return tuple(filter(is_image, items))
+
+
+def _joined_observations(turns: list[tuple[str, str]], tag: str | None) -> list[tuple[str, str]]:
+    joined: list[tuple[str, str]] = []
+    for role, text in turns:
+        if tag and role == tag and joined and joined[-1][0] == tag:
+            joined[-1] = (tag, f"{joined[-1][1]}\n{text}")
+        else:
+            joined.append((role, text))
+    return joined
+
+
+def listed_images(row: dict[str, Any], column: str | None) -> list[Any]:
+    """What stands under the images' column, whatever it is, as a list."""
+    value = row.get(column) if column else None
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def is_image(value: object) -> bool:
+    """Whether a value could name or hold an image."""
+    if isinstance(value, dict):
+        return isinstance(value.get("bytes"), bytes) or isinstance(value.get("path"), str)
+    return isinstance(value, str | bytes)
+
+
+def _names(row: dict[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "none"
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

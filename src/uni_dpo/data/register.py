@@ -1,0 +1,131 @@
+"""Making a file of pairs known to LlamaFactory."""
+
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, load_dataset_info, parse_entry, register_entry
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files
+
+
+def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, replace: bool = False) -> dict[str, Any]:
+    """Write the entry of a file of pairs into `dataset_dir`'s `dataset_info.json`.
+
+    Args:
+        name: what the dataset is called from now on.
+        file: the file; its columns are detected.
+        dataset_dir: the folder of `dataset_info.json`, which is made where it is missing.
+        replace: whether an entry of that name may be replaced.
+
+    Returns:
+        The entry.
+
+    Raises:
+        PreferenceDataError: the file does not look like pairs, or the name is taken.
+    """
+    folder = Path(dataset_dir)
+    if not replace and (folder / FILE_NAME).is_file() and name in load_dataset_info(folder):
+        raise PreferenceDataError(f"{folder / FILE_NAME}: has a dataset {name!r}; choose another name, or --replace")
+    path = Path(file).absolute()
+    inside = path.is_relative_to(folder.absolute())
+    file_name = os.path.relpath(path, folder.absolute()) if inside else str(path)
+    attributes = {"file_name": file_name} | detect_attributes(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    register_entry(name, attributes, folder)
+    return attributes
+
+
+_LOOKED_AT = 100
+_CANDIDATES = {
+    "prompt": ("instruction", "prompt", "question"),
+    "query": ("input",),
+    "messages": ("conversations", "messages", "prompt"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating", "chosen_reward"),
+    "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating", "rejected_reward"),
+    "images": ("images", "image", "image_path"),
+    "system": ("system",),
+    "history": ("history",),
+}
+_OPENAI_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "function",
+    "system_tag": "system",
+}
+
+
+def detect_attributes(path: str | Path) -> dict[str, Any]:
+    """What an entry of `dataset_info.json` says about a file, all but its `file_name`.
+
+    Raises:
+        PreferenceDataError: the file cannot be read, or its rows do not look like pairs.
+    """
+    rows = _first_rows(path)
+    kinds = _column_kinds(rows)
+    have = ", ".join(kinds)
+    if "chosen" not in kinds or "rejected" not in kinds:
+        raise PreferenceDataError(
+            f"{path}: its columns ({have}) hold no `chosen` and `rejected`; `uni-dpo data convert` reads other formats"
+        )
+    found = {role: next((name for name in names if name in kinds), None) for role, names in _CANDIDATES.items()}
+    if kinds["chosen"] is dict:
+        messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
+        keys = next((set(row["chosen"]) for row in rows if isinstance(row.get("chosen"), dict)), set())
+        if messages is None or not (keys >= {"from", "value"} or keys >= {"role", "content"}):
+            raise PreferenceDataError(
+                f"{path}: `chosen` holds messages, but no column of its ({have}) holds the prompt's"
+            )
+        openai = keys >= {"role", "content"}
+        roles = ("chosen", "rejected", "score_chosen", "score_rejected", "images", "system")
+        columns = {"messages": messages} | {role: found[role] for role in roles if found[role]}
+        shape = {"formatting": "openai", "tags": dict(_OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
+    elif kinds["chosen"] is list:
+        raise PreferenceDataError(
+            f"{path}: `chosen` holds a list of messages; `uni-dpo data convert --format trl` reads it"
+        )
+    else:
+        columns = {role: name for role, name in found.items() if name and role != "messages"}
+        if "prompt" not in columns:
+            raise PreferenceDataError(f"{path}: its columns ({have}) hold no question; rename one to `instruction`")
+        shape = {"formatting": "alpaca"}
+    return {"ranking": True, **shape, "columns": columns}
+
+
+def _first_rows(path: str | Path) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        for file in source_files(path):
+            for _, row in islice(read_rows(file), _LOOKED_AT - len(rows)):
+                if not isinstance(row, Unreadable):
+                    rows.append(row)
+    except PreferenceDataError:
+        if not rows:
+            raise
+    if not rows:
+        raise PreferenceDataError(f"{path}: holds no rows that can be read")
+    return rows
+
+
+def detect_entry(path: str | Path) -> DatasetEntry:
+    """The entry that fits a file which no `dataset_info.json` describes."""
+    path = Path(path)
+    attributes = detect_attributes(path) | {"file_name": path.name}
+    return parse_entry(path.stem, attributes, path.parent)
+
+
+def _column_kinds(rows: list[Row]) -> dict[str, type]:
+    """Column → the type of most of its values."""
+    kinds: dict[str, dict[type, int]] = {}
+    for row in rows:
+        for name, value in row.items():
+            counts = kinds.setdefault(name, {})
+            if value is not None:
+                counts[type(value)] = counts.get(type(value), 0) + 1
+    return {name: max(counts, key=lambda kind: counts[kind], default=type(None)) for name, counts in kinds.items()}

@@ -1,0 +1,212 @@
+"""Splitting, merging and sampling rows; what belongs together stays together, and a seed fixes what is drawn."""
+
+import hashlib
+import json
+import os
+import random
+from array import array
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.tables.reading import Row, iter_rows, source_files
+from uni_dpo.data.tables.writing import keep_inputs, row_writer
+from uni_dpo.errors import UniDPOError
+
+IMAGE_COLUMNS = ("images", "image", "image_path", "img_path")
+PROMPT_COLUMNS = ("instruction", "prompt", "question", "conversations", "messages")
+
+
+def group_keys(row: Row, by: str) -> list[Hashable]:
+    """What a row shares with the rows that must stay with it.
+
+    Args:
+        row: the row.
+        by: `image` (each of its images), `prompt`, or a column; a row without it stands alone.
+    """
+    if by == "image":
+        value = next((row[name] for name in IMAGE_COLUMNS if row.get(name)), None)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        return [_image_key(item) for item in items]
+    if by == "prompt":
+        value = next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+        return [] if value is None else [_digest(text.replace(IMAGE_TOKEN, "").strip().encode(errors="surrogatepass"))]
+    if by not in row:
+        raise PreferenceDataError(f"column {by!r}: not in a row (it has {', '.join(map(str, row))})")
+    return [] if row[by] is None else [_digest(repr(row[by]).encode(errors="surrogatepass"))]
+
+
+def _image_key(image: Any) -> bytes:
+    if isinstance(image, dict):
+        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+    return _digest(image if isinstance(image, bytes) else os.path.normpath(str(image)).encode(errors="surrogatepass"))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
+
+
+def row_groups(rows: Iterable[Row], by: str | None) -> array:
+    """The number of each row's group; rows that share a key, also through other rows, share the group."""
+    parents = array("l")
+    owners: dict[Hashable, int] = {}
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
+
+    for index, row in enumerate(rows):
+        parents.append(index)
+        for key in group_keys(row, by) if by else ():
+            parents[root(index)] = root(owners.setdefault(key, index))
+    return array("l", (root(index) for index in range(len(parents))))
+
+
+def split(
+    source: str | Path,
+    shares: Mapping[str | Path, float],
+    *,
+    by: str | None = "image",
+    seed: int = 0,
+) -> dict[Path, int]:
+    """Write each row into one of several files.
+
+    Groups are drawn in random order and each goes to the file that is furthest from its share.
+
+    Args:
+        source: a file or folder of rows.
+        shares: file → its share of the rows; they are scaled to sum to 1.
+        by: what no two files may share: `image`, `prompt` or a column; None splits row by row.
+        seed: fixes the draw.
+
+    Returns:
+        File → rows written, in the order of `source`.
+    """
+    if any(share <= 0 for share in shares.values()) or len(shares) < 2:
+        raise UniDPOError("split: name two or more files, each with a share above 0")
+    files = [Path(file) for file in shares]
+    for file in files:
+        keep_inputs(file, source_files(source))
+    groups = row_groups(_rows(source, "Reading"), by)
+    members: dict[int, int] = defaultdict(int)
+    for group in groups:
+        members[group] += 1
+    order = list(members)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: -members[group])  # stable: large groups first, random among equals
+    wanted = [share * len(groups) / sum(shares.values()) for share in shares.values()]
+    filled = [0] * len(files)
+    place: dict[int, int] = {}
+    for group in order:
+        place[group] = max(range(len(files)), key=lambda index: wanted[index] - filled[index])
+        filled[place[group]] += members[group]
+    if empty := [str(file) for file, count in zip(files, filled, strict=True) if not count]:
+        raise UniDPOError(
+            f"{', '.join(empty)}: would get no row: {len(members)} groups by {by} are too few or too large"
+        )
+    with ExitStack() as stack:
+        writers = [stack.enter_context(row_writer(file)) for file in files]
+        for group, row in zip(groups, _rows(source, "Writing"), strict=True):
+            writers[place[group]].write(row)
+    return dict(zip(files, filled, strict=True))
+
+
+def sample(source: str | Path, output: str | Path, count: int, *, by: str | None = None, seed: int = 0) -> int:
+    """Write `count` rows drawn at random, in the order of `source`; with `by`, whole groups up to that number.
+
+    Returns:
+        How many rows were written.
+    """
+    if count < 1:
+        raise UniDPOError(f"sample: {count} rows; ask for one or more")
+    keep_inputs(output, source_files(source))
+    groups = row_groups(_rows(source, "Reading"), by)
+    sizes: dict[int, int] = defaultdict(int)
+    for group in groups:
+        sizes[group] += 1
+    order = list(sizes)
+    random.Random(seed).shuffle(order)
+    taken: set[int] = set()
+    room = count
+    for group in order:
+        if sizes[group] <= room:
+            taken.add(group)
+            room -= sizes[group]
+    with row_writer(output) as writer:
+        for group, row in zip(groups, _rows(source, "Writing"), strict=True):
+            if group in taken:
+                writer.write(row)
+    return count - room
+
+
+def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: str | None = None) -> dict[str, int]:
+    """Write the rows of several files one after the other.
+
+    Args:
+        sources: files or folders of rows in the same layout.
+        output: a .json, .jsonl or .parquet file.
+        source_column: a column to add, with the name of the file that a row came from; None adds none.
+
+    Returns:
+        Source → rows.
+
+    Raises:
+        PreferenceDataError: a source whose columns are not those of the first.
+    """
+    for source in sources:
+        keep_inputs(output, source_files(source))
+    counts: dict[str, int] = {}
+    layout: set[str] = set()
+    with row_writer(output) as writer:
+        for source in sources:
+            first = True
+            for row in _rows(source, "Merging"):
+                if first:
+                    _same_layout(layout, row, source)
+                    first = False
+                counts[str(source)] = counts.get(str(source), 0) + 1
+                writer.write(row | ({source_column: Path(source).name} if source_column else {}))
+    return counts
+
+
+def _same_layout(layout: set[str], row: Row, source: str | Path) -> None:
+    """Texts must stand under the same names; scores, ids and the like may be there or not."""
+    texts = {name for name in row if name in PROMPT_COLUMNS}
+    if layout and texts != layout:
+        advice = "convert it first with `uni-dpo data convert`"
+        raise PreferenceDataError(
+            f"{source}: holds {sorted(texts)} where the first file holds {sorted(layout)}; {advice}"
+        )
+    layout |= texts
+
+
+def _rows(source: str | Path, verb: str) -> Iterator[Row]:
+    rows = iter_rows(source)
+    yield from tqdm(rows, desc=f"{verb} {Path(source).name}", unit=" rows", mininterval=1.0, delay=2.0)
+
+
+def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:
+    """`FILE=SHARE` texts as file → share.
+
+    Raises:
+        UniDPOError: one has no `=`, or no number after it.
+    """
+    shares: dict[str | Path, float] = {}
+    for part in parts:
+        file, _, share = part.rpartition("=")
+        try:
+            shares[file] = float(share)
+        except ValueError:
+            raise UniDPOError(f"{part!r}: write FILE=SHARE, such as train.jsonl=0.9") from None
+        if not file:
+            raise UniDPOError(f"{part!r}: write FILE=SHARE, such as train.jsonl=0.9")
+    return shares

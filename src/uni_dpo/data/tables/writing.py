@@ -1,0 +1,206 @@
+"""Rows to a table on disk: JSON, JSON lines or Parquet by the file's name; whole, or not at all."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from uni_dpo.data.faults import PreferenceDataError, shown
+from uni_dpo.data.tables.reading import Row
+from uni_dpo.storage.writing import replacing
+
+WRITTEN_TYPES = (".json", ".jsonl", ".parquet")
+_PARQUET_ROWS = 2_000
+_PARQUET_BYTES = 64 << 20
+
+
+class RowWriter(Protocol):
+    """Takes the rows of one table, in order."""
+
+    def write(self, row: Row) -> None:
+        """Add a row."""
+
+
+@contextmanager
+def row_writer(path: str | Path) -> Iterator[RowWriter]:
+    """A writer of `path`, which gets its name when the block ends without an error.
+
+    Raises:
+        PreferenceDataError: a file type that is not written, or a value that the type cannot hold.
+    """
+    path = Path(path)
+    kinds: dict[str, type[_JsonLinesWriter] | type[_ParquetWriter]]
+    kinds = {".json": _JsonWriter, ".jsonl": _JsonLinesWriter, ".parquet": _ParquetWriter}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise PreferenceDataError(f"{path}: write to one of {', '.join(WRITTEN_TYPES)}")
+    with replacing(path) as temporary:
+        writer = kind(temporary, path)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> int:
+    """Write all rows to `path`; return how many there were."""
+    count = 0
+    with row_writer(path) as writer:
+        for row in rows:
+            writer.write(row)
+            count += 1
+    return count
+
+
+def keep_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        PreferenceDataError: `output` is one of `inputs`.
+    """
+    if any(Path(output).resolve() == Path(source).resolve() for source in inputs):
+        raise PreferenceDataError(f"{output}: is what is read; name another file to write to")
+
+
+class _JsonLinesWriter:
+    """One row per line."""
+
+    _between = b"\n"
+
+    def __init__(self, temporary: Path, name: Path) -> None:
+        self._file = temporary.open("wb")
+        self._name = name
+        self._rows = 0
+
+    def write(self, row: Row) -> None:
+        try:
+            encoded = json.dumps(row, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            if any(_encoded_images(row)):
+                advice = "holds encoded images; write Parquet, or copy the images to a folder (--image-dir)"
+                raise PreferenceDataError(f"{self._name}, row {self._rows}: {advice}") from None
+            raise PreferenceDataError(f"{self._name}, row {self._rows}: cannot be written as JSON ({error})") from None
+        if self._rows:
+            self._file.write(self._between)
+        self._file.write(encoded)
+        self._rows += 1
+
+    def finish(self) -> None:
+        if self._rows:
+            self._file.write(b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _JsonWriter(_JsonLinesWriter):
+    """An array with one row per line."""
+
+    _between = b",\n"
+
+    def __init__(self, temporary: Path, name: Path) -> None:
+        super().__init__(temporary, name)
+        self._file.write(b"[\n")
+
+    def finish(self) -> None:
+        self._file.write(b"\n]\n" if self._rows else b"]\n")
+
+
+class _ParquetWriter:
+    """Batches of rows; where a batch needs a wider type, what is written so far is written again with it."""
+
+    def __init__(self, temporary: Path, name: Path) -> None:
+        self._path = temporary
+        self._name = name
+        self._batch: list[Row] = []
+        self._bytes = 0
+        self._rows = 0
+        self._writer: Any = None
+
+    def write(self, row: Row) -> None:
+        self._batch.append(row)
+        self._bytes += sum(len(value) for value in _encoded_images(row))
+        if len(self._batch) >= _PARQUET_ROWS or self._bytes >= _PARQUET_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        if self._writer is None:
+            raise PreferenceDataError(f"{self._name}: there is no row to write")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = self._table()
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        elif table.schema != self._writer.schema:
+            try:
+                schema = pa.unify_schemas([self._writer.schema, table.schema], promote_options="permissive")
+            except pa.ArrowException as error:
+                where = f"rows {self._rows} to {self._rows + len(self._batch) - 1}"
+                raise PreferenceDataError(f"{self._name}, {where}: unlike the rows before ({error})") from None
+            if schema != self._writer.schema:
+                self._widen(schema)
+        self._writer.write_table(_as_schema(table, self._writer.schema))
+        self._rows += len(self._batch)
+        self._batch, self._bytes = [], 0
+
+    def _table(self) -> Any:
+        import pyarrow as pa
+
+        names = dict.fromkeys(name for row in self._batch for name in row)
+        columns = {}
+        for name in names:
+            values = [row.get(name) for row in self._batch]
+            try:
+                columns[name] = pa.array(values)
+            except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+                example = shown(next((value for value in values if value is not None), None))
+                raise PreferenceDataError(
+                    f"{self._name}, column {name!r}: values of several types, such as {example} ({error})"
+                ) from None
+        return pa.table(columns)
+
+    def _widen(self, schema: Any) -> None:
+        import pyarrow.parquet as pq
+
+        self._writer.close()
+        narrow = self._path.with_name(self._path.name + ".narrow")
+        self._path.rename(narrow)
+        try:
+            self._writer = pq.ParquetWriter(self._path, schema)
+            with pq.ParquetFile(narrow) as written:
+                for group in range(written.num_row_groups):
+                    self._writer.write_table(_as_schema(written.read_row_group(group), schema))
+        finally:
+            narrow.unlink()
+
+
+def _as_schema(table: Any, schema: Any) -> Any:
+    import pyarrow as pa
+
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _encoded_images(value: object) -> Iterator[bytes]:
+    if isinstance(value, bytes):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _encoded_images(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _encoded_images(item)

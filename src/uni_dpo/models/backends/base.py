@@ -1,0 +1,172 @@
+"""The protocol that every backend keeps, and the records it speaks."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends.settings import BUILT_IN, RATERS
+from uni_dpo.settings.options import parse
+from uni_dpo.settings.registry import find
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user turn.
+
+    Attributes:
+        prompt: the text of the turn, without image placeholders.
+        images: paths of the images, which stand before the text.
+        seed: decides everything drawn for this request, whatever else is in its batch.
+    """
+
+    prompt: str
+    images: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. `temperature` 0 takes the likeliest token each time; `top_k` 0 means all."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
+            raise UniDPOError(f"sampling: n and max_tokens start at 1, temperature and top_k at 0; got {self}")
+        if not 0 < self.top_p <= 1:
+            raise UniDPOError(f"sampling: top_p lies above 0 and at most at 1; got {self.top_p}")
+        if self.n > 1 and self.temperature == 0:
+            raise UniDPOError(f"sampling: temperature 0 gives the same answer {self.n} times; raise it")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer: its text, its tokens without the end-of-turn token, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class AnswerLogprob:
+    """Log-probability (natural) of a given answer, summed over its `tokens` tokens; end-of-turn not counted."""
+
+    total: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that got no reply after all retries."""
+
+    reason: str
+
+
+@dataclass
+class Usage:
+    """What a backend has done so far; `cost` is in the currency of the configured prices."""
+
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+
+    def count_fault(self, kind: str) -> None:
+        """Remember one more unusable reply of this kind."""
+        self.faults[kind] = self.faults.get(kind, 0) + 1
+
+    def add(self, other: "Usage") -> None:
+        """Add another count to this one."""
+        for item in fields(self):
+            if item.name != "faults":
+                setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        for kind, count in other.faults.items():
+            self.faults[kind] = self.faults.get(kind, 0) + count
+
+
+class Backend(Protocol):
+    """A model that can be asked. Replies come in the order of the requests, one per request."""
+
+    usage: Usage
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
+        """`sampling.n` answers to each request."""
+        ...
+
+    def choice_logprobs(
+        self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]
+    ) -> list[dict[str, float] | Failure]:
+        """Log-probability that the reply's first token begins one of a choice's forms.
+
+        Args:
+            choices: name → forms of the word, such as ("yes", "Yes", " yes").
+
+        Returns:
+            Per request: name → log of the summed probability of the forms; -inf where it was not reported.
+        """
+        ...
+
+    def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
+        """Log-probability of `answers[i]` as the reply to `requests[i]`."""
+        ...
+
+
+def logsumexp(values: Sequence[float]) -> float:
+    """log Σ exp(values); -inf for none."""
+    top = max(values, default=-math.inf)
+    if top == -math.inf:
+        return top
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def first_tokens(
+    encode: Callable[[str], Sequence[int]], choices: Mapping[str, Sequence[str]], model: str
+) -> dict[str, list[int]]:
+    """First tokens of each choice's forms, less those with which another choice begins too.
+
+    Raises:
+        UniDPOError: a choice is left without a token of its own.
+    """
+    firsts = {name: {ids[0] for ids in map(encode, forms) if ids} for name, forms in choices.items()}
+    own = {
+        name: sorted(tokens.difference(*(others for other, others in firsts.items() if other != name)))
+        for name, tokens in firsts.items()
+    }
+    for name, tokens in own.items():
+        if not tokens:
+            raise UniDPOError(f"{model}: no first token tells {name!r} from the other choices")
+    return own
+
+
+def parse_model(raw: Mapping[str, Any], role: str, rater: str | None = None) -> tuple[str, Any]:
+    """The backend's name and the parsed options of one entry under `models:`.
+
+    Args:
+        rater: the backend that alone fills this role; None for a role that any model fills which writes text.
+    """
+    if not isinstance(raw, Mapping):
+        raise UniDPOError(f"models.{role}: a mapping with `backend` and `model` is expected, not {raw!r}")
+    settings = dict(raw)
+    name = str(settings.pop("backend", rater or "transformers"))
+    if name != rater and (rater or name in RATERS):
+        wanted = f"only the backend {rater} fits this role" if rater else "it rates answers and writes none"
+        raise UniDPOError(f"models.{role}.backend: {name} does not fit here; {wanted}")
+    options = BUILT_IN[name] if name in BUILT_IN else find("backend", name).Options
+    return name, parse(options, settings, f"models.{role}")
+
+
+def make_backend(raw: Mapping[str, Any], role: str = "model") -> Backend:
+    """Load the model that one entry under `models:` describes."""
+    name, options = parse_model(raw, role)
+    backend: Backend = find("backend", name)(options)
+    return backend

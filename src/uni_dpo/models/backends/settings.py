@@ -1,0 +1,123 @@
+"""Settings of the built-in backends, apart from their code: a config is checked without importing any of them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.rewards.checkpoints import RewardModelOptions, find_reward_checkpoint
+from uni_dpo.models.rewards.process_checkpoints import ProcessModelOptions, find_process_loader
+from uni_dpo.settings.options import runtime
+
+
+@dataclass(frozen=True)
+class TransformersOptions:
+    """Settings of a `transformers` model.
+
+    Attributes:
+        model: folder of a checkpoint, or a name that transformers knows.
+        dtype: `auto` is the checkpoint's own.
+        min_pixels, max_pixels: limits of the image processor, where it has such.
+        batch_size: sequences (answers, not questions) in one forward pass.
+        device: `auto` takes the GPU if there is one.
+        trust_remote_code: run Python code that comes with the checkpoint.
+    """
+
+    model: str
+    dtype: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    batch_size: int = runtime(64)
+    device: str = runtime("auto")
+
+
+@dataclass(frozen=True)
+class OpenAIOptions:
+    """Settings of an `openai` model.
+
+    Attributes:
+        model: its name on the server.
+        base_url: of the server, up to `/v1`; None is OpenAI's own.
+        api_key_env: the environment variable that holds the key. Local servers need none.
+        token_limit_field: newer OpenAI models want `max_completion_tokens`.
+        concurrency: requests in flight at once.
+        timeout: seconds for one request.
+        max_retries: further attempts after the first.
+        backoff: seconds before the first retry; doubled for each further one, and jittered.
+        requests_per_minute: at most this many, retries included.
+        price_prompt, price_completion: per million tokens, for the report and `max_cost`.
+    """
+
+    model: str
+    base_url: str | None = runtime(None)
+    api_key_env: str = runtime("OPENAI_API_KEY")
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = runtime("max_tokens")
+    concurrency: int = runtime(8)
+    timeout: float = runtime(120.0)
+    max_retries: int = runtime(5)
+    backoff: float = runtime(1.0)
+    requests_per_minute: float | None = runtime(None)
+    price_prompt: float = runtime(0.0)
+    price_completion: float = runtime(0.0)
+
+
+@dataclass(frozen=True)
+class VLLMOptions:
+    """Settings of a `vllm` model; vLLM's documentation explains those that are its own.
+
+    Attributes:
+        model: folder of a checkpoint, or a name on the hub.
+        max_images: images in one request, at most.
+        min_pixels, max_pixels: limits of Qwen2-VL's image processor.
+    """
+
+    model: str
+    dtype: str = "auto"
+    max_images: int = 1
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_model_len: int | None = None
+    trust_remote_code: bool = False
+    tensor_parallel_size: int = runtime(1)
+    gpu_memory_utilization: float = runtime(0.9)
+    enforce_eager: bool = runtime(False)
+
+
+@dataclass(frozen=True)
+class RewardModelSettings(RewardModelOptions):
+    """Settings of a `reward_model`; `batch_size` answers are rated in one forward pass."""
+
+    batch_size: int = runtime(8)
+
+    def check(self, *, images: bool) -> None:
+        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
+        if find_reward_checkpoint(self).kind == "classifier" and images:
+            raise UniDPOError(
+                f"{self.model}: a sequence classifier sees no images, and the questions have some; take a reward model "
+                "that LlamaFactory trained (stage: rm)"
+            )
+
+
+@dataclass(frozen=True)
+class ProcessRewardSettings(ProcessModelOptions):
+    """Settings of a `process_reward` model; `batch_size` answers are rated in one forward pass."""
+
+    batch_size: int = runtime(8)
+
+    def check(self, *, images: bool) -> None:
+        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
+        find_process_loader(self)
+        if images:
+            raise UniDPOError(f"{self.model}: a process reward model sees no images, and the questions have some")
+
+
+BUILT_IN = {
+    "transformers": TransformersOptions,
+    "openai": OpenAIOptions,
+    "vllm": VLLMOptions,
+    "reward_model": RewardModelSettings,
+    "process_reward": ProcessRewardSettings,
+}
+RATERS = ("reward_model", "process_reward")
+"""Backends that rate answers and write none."""

@@ -1,0 +1,240 @@
+"""Answers from a Hugging Face checkpoint in this process, on a CPU or a GPU, in batches.
+
+Sampling draws from each request's own random stream: what a request gets does not depend on which
+other requests share its batch.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+
+from uni_dpo.errors import UniDPOError, naming_the_model
+from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage, first_tokens
+from uni_dpo.models.backends.settings import TransformersOptions
+
+
+class TransformersBackend:
+    """See `Backend`."""
+
+    Options = TransformersOptions
+
+    def __init__(self, options: TransformersOptions) -> None:
+        self.options = options
+        self.usage = Usage()
+        self.device = torch.device(_resolve_device(options.device))
+        trust = {"trust_remote_code": options.trust_remote_code}
+        with naming_the_model(options.model):
+            config = AutoConfig.from_pretrained(options.model, **trust)
+            self.sees_images = type(config) in AutoModelForImageTextToText._model_mapping
+            loader = AutoModelForImageTextToText if self.sees_images else AutoModelForCausalLM
+            self.model = loader.from_pretrained(
+                options.model,
+                dtype=options.dtype if options.dtype == "auto" else getattr(torch, options.dtype),
+                attn_implementation=options.attn_implementation,
+                **trust,
+            )
+            if self.sees_images:
+                self.processor = AutoProcessor.from_pretrained(options.model, **self._pixel_limits(), **trust)
+                self.tokenizer = self.processor.tokenizer
+            else:
+                self.processor = self.tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
+        self.model.to(self.device).eval()
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        own = self.model.generation_config
+        # The checkpoint's sampling habits (Qwen's repetition penalty, top_k 1) would distort what was asked.
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=own.eos_token_id or self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=own.bos_token_id,
+        )
+        ends = self.model.generation_config.eos_token_id
+        self.end_tokens = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
+        """See `Backend.generate`."""
+        replies: list[list[Sample] | Failure] = []
+        for batch in _batched(requests, max(1, self.options.batch_size // sampling.n)):
+            inputs = self._encode(batch)
+            draw: dict[str, Any] = {"do_sample": False}
+            if sampling.temperature > 0:
+                # The processor leaves one token per row, so "sampling" takes that one; it is only asked
+                # for because greedy search refuses num_return_sequences.
+                draw = {
+                    "do_sample": True,
+                    "temperature": 1.0,
+                    "top_k": 0,
+                    "top_p": 1.0,
+                    "num_return_sequences": sampling.n,
+                    "logits_processor": LogitsProcessorList(
+                        [_OwnStreams([request.seed for request in batch], inputs["input_ids"].shape[1], sampling)]
+                    ),
+                }
+            output = self.model.generate(**inputs, max_new_tokens=sampling.max_tokens, **draw)
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            samples = [self._sample(tokens) for tokens in new]
+            replies += [samples[start : start + sampling.n] for start in range(0, len(samples), sampling.n)]
+            self._count(len(batch), int(inputs["attention_mask"].sum()), sum(s.tokens for s in samples))
+        return replies
+
+    @torch.inference_mode()
+    def choice_logprobs(
+        self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]
+    ) -> list[dict[str, float] | Failure]:
+        """See `Backend.choice_logprobs`; exact, over the whole vocabulary."""
+        tokens = first_tokens(self._token_ids, choices, self.options.model)
+        replies: list[dict[str, float] | Failure] = []
+        for batch in _batched(requests, self.options.batch_size):
+            inputs = self._encode(batch)
+            output = self.model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+            logprobs = output.logits[0].double().log_softmax(-1)
+            for row in logprobs:
+                replies.append({name: float(row[ids].logsumexp(-1)) for name, ids in tokens.items()})
+            self._count(len(batch), int(inputs["attention_mask"].sum()), len(batch))
+        return replies
+
+    @torch.inference_mode()
+    def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
+        """See `Backend.answer_logprobs`."""
+        replies: list[AnswerLogprob | Failure] = []
+        for start in range(0, len(requests), self.options.batch_size):
+            batch = slice(start, start + self.options.batch_size)
+            replies += self._answer_logprobs(requests[batch], answers[batch])
+        return replies
+
+    def _answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob]:
+        inputs = self._encode(requests)
+        ids = [self._token_ids(answer) for answer in answers]
+        starts = inputs["attention_mask"].sum(1).tolist()
+        inputs = _append(inputs, ids, self.tokenizer.pad_token_id)
+        first = min(starts) - 1
+        keep = torch.arange(first, inputs["input_ids"].shape[1], device=self.device)
+        logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits
+        self._count(len(requests), sum(starts) + sum(map(len, ids)), 0)
+        replies = []
+        for row, start, answer in zip(logits, starts, ids, strict=True):
+            span = row[start - 1 - first : start - 1 - first + len(answer)].double().log_softmax(-1)
+            target = torch.tensor(answer, device=self.device, dtype=torch.long)
+            total = span.gather(-1, target[:, None]).sum()
+            replies.append(AnswerLogprob(float(total), len(answer)))
+        return replies
+
+    def _encode(self, requests: Sequence[Request]) -> dict[str, Any]:
+        texts = [self._render(request) for request in requests]
+        images = [_open_image(path) for request in requests for path in request.images]
+        if images and not self.sees_images:
+            raise UniDPOError(f"{self.options.model} cannot see images, but its requests carry some")
+        extra = {"images": images} if images else {}
+        inputs = self.processor(text=texts, padding=True, return_tensors="pt", **extra)
+        return dict(inputs.to(self.device))
+
+    def _render(self, request: Request) -> str:
+        content: Any = request.prompt
+        if self.sees_images:
+            content = [{"type": "image"} for _ in request.images] + [{"type": "text", "text": request.prompt}]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        if request.prompt.strip() not in text:
+            raise UniDPOError(
+                f"{self.options.model}: its chat template drops the question. Base checkpoints of Qwen2-VL do that; "
+                "take the instruct checkpoint or give the folder an instruct chat_template"
+            )
+        return text
+
+    def _sample(self, tokens: list[int]) -> Sample:
+        end = next((index for index, token in enumerate(tokens) if token in self.end_tokens), None)
+        kept = tokens[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return Sample(text, len(kept), finished=end is not None)
+
+    def _token_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _pixel_limits(self) -> dict[str, int]:
+        limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
+        return {name: value for name, value in limits.items() if value is not None}
+
+    def _count(self, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
+        self.usage.add(Usage(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
+
+
+class _OwnStreams(LogitsProcessor):
+    """Draws each row's next token from the row's own stream of uniform numbers and masks all others."""
+
+    def __init__(self, seeds: Sequence[int], prompt_length: int, sampling: Sampling) -> None:
+        self.prompt_length = prompt_length
+        self.sampling = sampling
+        self.uniforms = torch.from_numpy(
+            np.concatenate([np.random.default_rng(s).random((sampling.n, sampling.max_tokens)) for s in seeds])
+        )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ordered, tokens = (scores.double() / self.sampling.temperature).sort(dim=-1, descending=True, stable=True)
+        if self.sampling.top_k:
+            ordered[:, self.sampling.top_k :] = -math.inf
+        mass = ordered.softmax(-1).cumsum(-1)
+        # A token stays while the mass before it is below top_p: the likeliest one always does.
+        limit = mass.gather(-1, (mass < self.sampling.top_p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1))
+        step = input_ids.shape[1] - self.prompt_length
+        target = self.uniforms[:, step, None].to(mass.device) * limit
+        drawn = (mass <= target).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
+        return torch.full_like(scores, -math.inf).scatter(-1, tokens.gather(-1, drawn), 0.0)
+
+
+def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
+    """Left-padded prompts and answers → right-padded prompt + answer, for every per-token input."""
+    mask = inputs["attention_mask"].bool()
+    lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
+    fills = {"input_ids": pad}
+    joined = dict(inputs)
+    for name, value in inputs.items():
+        if not isinstance(value, torch.Tensor) or value.shape != mask.shape:
+            continue
+        table = value.new_full((len(answers), max(lengths)), fills.get(name, 0))
+        for row, (tokens, kept, answer) in enumerate(zip(value, mask, answers, strict=True)):
+            prompt = tokens[kept]
+            table[row, : len(prompt)] = prompt
+            if name == "input_ids":
+                table[row, len(prompt) : lengths[row]] = torch.tensor(answer, dtype=value.dtype)
+            elif name == "attention_mask":
+                table[row, len(prompt) : lengths[row]] = 1
+        joined[name] = table
+    return joined
+
+
+def _batched(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]
+
+
+def _open_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UniDPOError(f"image {path} cannot be read: {error}") from error
+
+
+def _resolve_device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"

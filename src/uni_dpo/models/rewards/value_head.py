@@ -1,0 +1,68 @@
+"""Reward models that LlamaFactory trained (`stage: rm`), fed as its training fed them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from llamafactory.data import MultiModalDataCollatorForSeq2Seq, get_template_and_fix_tokenizer
+from llamafactory.hparams import get_infer_args
+from llamafactory.model import load_model, load_tokenizer
+
+from uni_dpo.models.rewards.checkpoints import RewardCheckpoint, RewardModelOptions
+from uni_dpo.models.rewards.conversation import Conversation
+
+
+class ValueHeadModel:
+    """See `RewardModel`. The rating is the value head's output at the conversation's last token."""
+
+    def __init__(self, checkpoint: RewardCheckpoint, options: RewardModelOptions) -> None:
+        arguments: dict[str, Any] = {
+            "stage": "rm",
+            "model_name_or_path": checkpoint.base,
+            "template": checkpoint.template,
+            "infer_dtype": options.dtype,
+            "image_max_pixels": options.image_max_pixels,
+            "image_min_pixels": options.image_min_pixels,
+            "trust_remote_code": options.trust_remote_code,
+        }
+        if checkpoint.adapter is not None:
+            arguments["adapter_name_or_path"] = str(checkpoint.adapter)
+        model_args, data_args, finetuning_args, _ = get_infer_args(arguments)
+        parts = load_tokenizer(model_args)
+        self.tokenizer, self.processor = parts["tokenizer"], parts["processor"]
+        self.template = get_template_and_fix_tokenizer(self.tokenizer, data_args)
+        self.model = load_model(self.tokenizer, model_args, finetuning_args, is_trainable=False, add_valuehead=True)
+        self.collate = MultiModalDataCollatorForSeq2Seq(
+            template=self.template, model=self.model, pad_to_multiple_of=8, **parts
+        )
+
+    @torch.inference_mode()
+    def rate(self, conversations: Sequence[Conversation]) -> list[float]:
+        """See `RewardModel.rate`."""
+        batch = self.collate([self._features(conversation) for conversation in conversations])
+        batch.pop("labels")
+        device = next(self.model.parameters()).device
+        inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+        _, _, values = self.model(**inputs, output_hidden_states=True, return_dict=True, use_cache=False)
+        last = inputs["attention_mask"].sum(-1, keepdim=True) - 1
+        ratings: list[float] = values.gather(-1, last).squeeze(-1).float().tolist()
+        return ratings
+
+    def _features(self, conversation: Conversation) -> dict[str, Any]:
+        images = list(conversation.images)
+        messages = self.template.mm_plugin.process_messages(conversation.messages(), images, [], [], self.processor)
+        prompt, answer = self.template.encode_oneturn(self.tokenizer, messages, conversation.system or None, None)
+        if self.template.efficient_eos:
+            answer = [*answer, self.tokenizer.eos_token_id]
+        prompt, _ = self.template.mm_plugin.process_token_ids(
+            prompt, None, images, [], [], self.tokenizer, self.processor
+        )
+        tokens = [*prompt, *answer]
+        return {
+            "input_ids": tokens,
+            "attention_mask": [1] * len(tokens),
+            "labels": tokens,
+            "images": images,
+            "videos": [],
+            "audios": [],
+        }

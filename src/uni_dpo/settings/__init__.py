@@ -1,0 +1,1 @@
+"""What users may set: read and checked before anything heavy is imported."""

@@ -1,0 +1,41 @@
+"""What a file or a setting is known by: digests, seeds, folders named after them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.storage.writing import write_text
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on all `parts` and on nothing else, least of all on a row's position."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def weight_files(model: str | Path) -> list[list[Any]]:
+    """Name, size and time of a local checkpoint's weight files, by which a retrained one is noticed."""
+    folder = Path(model)
+    here = folder.iterdir() if str(model) and folder.is_dir() else ()
+    files = sorted(file for file in here if file.suffix in (".safetensors", ".bin"))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys; 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder_of(identity: dict[str, Any], folder: Path) -> Path:
+    """The place in `folder` of what depends on all of `identity`: a folder named after it, with it in `identity.json`.
+
+    Args:
+        identity: JSON-like; what is not stands there as text.
+    """
+    text = json.dumps(identity, indent=1, sort_keys=True, default=str)
+    found = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
+    if not (found / "identity.json").exists():
+        write_text(found / "identity.json", text)
+    return found

@@ -1,0 +1,230 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.formats import FORMATS, format_named, format_table
+from uni_dpo.data.formats.stance import make_stance_pairs, stance_pairs
+from uni_dpo.data.pair import Pair
+from uni_dpo.errors import UniDPOError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HARBOUR = {"bytes": None, "path": "harbour/1.png"}
+BOATS = ("<image>How many boats are in the harbour?", "Three boats.", "No boats.")
+STEERS = Pair(
+    "And who steers them?",
+    "Nobody is on board.",
+    "A captain each.",
+    4.0,
+    2.5,
+    ("harbour/1.png",),
+    None,
+    "Answer in one sentence.",
+    (("<image>How many boats?", "Three."),),
+)
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+
+EXPECTED: dict[str, list[Pair]] = {
+    "llamafactory": [Pair(*BOATS, 4.5, 1.0, ("harbour/1.png",), "a1"), STEERS],
+    "llamafactory-sharegpt": [STEERS],
+    "llamafactory-openai": [STEERS],
+    "trl": [Pair(*BOATS, images=("harbour/1.png",))],
+    "trl-text": [Pair("Name a colour.", "Blue.", "Seven.", 9.0, 3.0)],
+    "trl-plain": [Pair(*BOATS, images=("harbour/1.png",))],
+    "rlaif-v": [Pair(*BOATS, images=(HARBOUR,), id="17")],
+    "rlaif-v-text": [Pair(*BOATS, images=(HARBOUR,), id=17)],
+    "vqa-rad": [Pair("<image>Is there a fracture?", "No", "Yes", images=({"bytes": None, "path": "scan/1.png"},))],
+    "mm-rlhf": [
+        Pair(BOATS[0], "Three boats.", "Two boats.", 5.0, 3.0, ("harbour/1.png",), "m1"),
+        Pair(BOATS[0], "Three boats.", "A pair.", 5.0, 3.0, ("harbour/1.png",), "m1"),
+        Pair(BOATS[0], "Three boats.", "No boats.", 5.0, 1.0, ("harbour/1.png",), "m1"),
+        Pair(BOATS[0], "Two boats.", "No boats.", 3.0, 1.0, ("harbour/1.png",), "m1"),
+        Pair(BOATS[0], "A pair.", "No boats.", 3.0, 1.0, ("harbour/1.png",), "m1"),
+        Pair("<image>What is the weather?", "Sun.", "Rain.", images=("harbour/1.png",), id="m2"),
+    ],
+    "vlfeedback": [
+        Pair("<image>How many boats?", "Three boats.", "No boats.", 4.5, 8 / 3, ("harbour/1.png",), "v1"),
+        Pair("<image>What is the weather?", "Sun.", "Rain.", 3.0, 1.0, ("harbour/1.png",), "v2"),
+    ],
+    "llava": [
+        Pair("How many boats are in the harbour?\n<image>", *answers, images=("000000013249.jpg",), id="000000013249")
+        for answers in (("Three boats.", "Two boats."), ("Three boats.", "No boats."), ("Two boats.", "No boats."))
+    ],
+    "ultrafeedback": [Pair("Name a colour.", "Blue.", "Seven.", 4.5, 2.0, id="u1")],
+    "math": [Pair("What is 2 + 3?", "2 + 3 = \\boxed{5}", "\\boxed{6}", 1.0, -0.5, system=BOXED)],
+}
+READ_LOSSES = {
+    "mm-rlhf": {"pairs of equal answers or scores, left out": 1},
+    "vlfeedback": {"answers without a rating, left out": 1},
+}
+
+
+def fixture(name: str) -> list[dict]:
+    return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def pairs_of(name: str, rows: list[dict], losses: Counter[str], pairing="all") -> list[Pair]:
+    read = FORMATS[name].read
+    assert read is not None
+    return [pair for row in rows for pair in read(row, losses, pairing)]
+
+
+def test_every_format_has_a_fixture() -> None:
+    assert {path.stem for path in FIXTURES.iterdir()} == set(FORMATS)
+    assert set(EXPECTED) == {name for name, form in FORMATS.items() if form.read} - {"stance"}
+    assert format_table().count("\n") == len(FORMATS) + 1
+    assert format_table() in (Path(__file__).parents[3] / "docs" / "prepare.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_row_in_the_formats_real_shape_is_read(name) -> None:
+    losses: Counter[str] = Counter()
+    assert pairs_of(name, fixture(name), losses) == EXPECTED[name]
+    assert dict(losses) == READ_LOSSES.get(name, {})
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if FORMATS[name].write])
+def test_what_is_written_is_read_back_the_same(name) -> None:
+    losses: Counter[str] = Counter()
+    write = FORMATS[name].write
+    pairs = EXPECTED[name]
+    rows = [write(pair, losses) for pair in pairs]
+    assert pairs_of(name, json.loads(json.dumps(rows)), losses) == pairs
+    assert not +losses
+
+
+FULL = Pair(
+    "<image>Then <image>?",
+    "Yes.",
+    "No.",
+    4.0,
+    1.0,
+    ("a.png", "b.png", "c.png"),
+    "p",
+    "Be brief.",
+    (("<image>Hm?", "Hm."),),
+)
+WRITE_LOSSES = {
+    "llamafactory": {},
+    "llamafactory-sharegpt": {},
+    "llamafactory-openai": {},
+    "trl": {},
+    "trl-text": {"images": 1},
+    "trl-plain": {"system": 1, "history": 1},
+    "rlaif-v": {"scores": 1, "system": 1, "history": 1, "images after the first": 2, "place of <image> in the text": 1},
+    "rlaif-v-text": {
+        "scores": 1, "system": 1, "history": 1, "images after the first": 2, "place of <image> in the text": 1,
+    },
+    "vqa-rad": {
+        "scores": 1, "system": 1, "history": 1, "id": 1,
+        "images after the first": 2, "place of <image> in the text": 1,
+    },
+    "llava": {"scores": 1, "system": 1},
+    "ultrafeedback": {"images": 1},
+    "math": {"images": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITE_LOSSES)
+def test_what_a_format_cannot_hold_is_counted_by_name(name) -> None:
+    losses: Counter[str] = Counter()
+    row = FORMATS[name].write(FULL, losses)
+    assert dict(+losses) == WRITE_LOSSES[name]
+    if not WRITE_LOSSES[name]:
+        assert pairs_of(name, [json.loads(json.dumps(row))], losses) == [FULL]
+
+
+def test_all_written_formats_are_in_the_table_of_losses() -> None:
+    assert set(WRITE_LOSSES) == {name for name, form in FORMATS.items() if form.write}
+
+
+@pytest.mark.parametrize(
+    ("pairing", "answers"),
+    [
+        ("all", [("Three boats.", "Two boats."), ("Three boats.", "No boats."), ("Two boats.", "No boats.")]),
+        ("neighbours", [("Three boats.", "Two boats."), ("Two boats.", "No boats.")]),
+        ("ends", [("Three boats.", "No boats.")]),
+    ],
+)
+def test_pairs_of_a_ranked_list(pairing, answers) -> None:
+    pairs = pairs_of("llava", fixture("llava"), Counter(), pairing)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == answers
+
+
+def test_llava_fine_tuning_rows_go_to_sharegpt_and_back() -> None:
+    losses: Counter[str] = Counter()
+    to_llamafactory, back = FORMATS["llava-sft"].remap
+    row = to_llamafactory(fixture("llava-sft")[0], losses)
+    assert row["images"] == ["coco/1.jpg", "coco/2.jpg"]
+    assert row["conversations"][0]["value"] == "<image><image>\nWhat differs?"
+    assert losses == {"<image> added beside the first one": 1}
+    again = back(row, losses)
+    assert again == fixture("llava-sft")[0] | {"conversations": row["conversations"]}
+
+
+def test_a_saved_parquet_form_of_messages_is_read() -> None:
+    """Parquet gives every part of a message all keys; those that it did not have are null."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    answer = [{"role": "assistant", "content": [{"type": "text", "text": "This."}]}]
+    row = {"prompt": [{"role": "user", "content": parts}], "chosen": answer, "rejected": answer, "images": [b"png"]}
+    assert pairs_of("trl", [row], Counter()) == [Pair("<image>What?", "This.", "This.", images=(b"png",))]
+
+
+def test_the_template_s_own_end_is_not_part_of_an_answer() -> None:
+    losses: Counter[str] = Counter()
+    row = fixture("math")[0] | {"chosen": "5<|im_end|>\n"}
+    assert pairs_of("math", [row], losses)[0].chosen == "5"
+    assert sum(losses.values()) == 1
+
+
+BROKEN = {
+    "llamafactory": {"instruction": None, "chosen": "a", "rejected": "b"},
+    "trl": {
+        "prompt": [{"role": "assistant", "content": "x"}],
+        "chosen": [{"role": "a", "content": ""}],
+        "rejected": [{}],
+    },
+    "rlaif-v-text": {"text": "{", "image": "a.png"},
+    "mm-rlhf": {"prompt": "q", "responses": [{"response": "a", "score": 1}, {"response": "b"}]},
+    "vlfeedback": {"prompt": "q", "completions": "none"},
+    "llava": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "one answer"}]},
+    "ultrafeedback": {"chosen": [{"role": "user", "content": "q"}], "rejected": []},
+    "math": {"prompt": "What is 2 + 3?", "chosen": "5", "rejected": "6"},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_row_of_another_shape_is_refused_with_the_field(name) -> None:
+    with pytest.raises(PreferenceDataError) as caught:
+        pairs_of(name, [BROKEN[name]], Counter())
+    assert caught.value.faults[0].field
+
+
+def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UniDPOError, match="no format 'xml'; use one of llamafactory, "):
+        format_named("xml")
+
+
+@pytest.mark.parametrize(("ratio", "supporting"), [(0.0, 0), (0.5, 1), (0.7, 2), (1.0, 3), (1 / 3, 1)])
+def test_the_first_share_of_the_rows_chooses_support(ratio, supporting) -> None:
+    rows = fixture("stance")
+    table = stance_pairs(rows, ratio)
+    assert [row["position"] for row in table] == ["support"] * supporting + ["oppose"] * (3 - supporting)
+    for row, made in zip(rows, table, strict=True):
+        assert list(made) == ["prompt", "position", "chosen", "rejected"]
+        assert made["chosen"] == row[made["position"]]
+        assert {made["chosen"], made["rejected"]} == {row["support"], row["oppose"]}
+    with pytest.raises(UniDPOError, match="support_ratio"):
+        stance_pairs(rows, 1.1)
+
+
+def test_stance_pairs_from_file_to_file(tmp_path) -> None:
+    counts = make_stance_pairs(FIXTURES / "stance.json", tmp_path / "p.json", support_ratio=0.5, count=2)
+    assert counts == {"support": 1, "oppose": 1}
+    pairs = pairs_of("stance", json.loads((tmp_path / "p.json").read_text(encoding="utf-8")), Counter())
+    assert pairs == [
+        Pair("真人化是否合適？", "合適。", "不合適。"),
+        Pair("Is rain good?", "It wets shoes.", "It waters fields."),
+    ]

@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from uni_dpo.data.convert import convert
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.errors import UniDPOError
+
+
+@pytest.fixture
+def pairs(folder, good_row) -> Path:
+    rows = [good_row(i) for i in range(5)] + [good_row(5, instruction="No image?", images=...)]
+    rows[2]["images"] = ["images/grey.jpg"]
+    rows[3] |= {"system": "Be brief.", "history": [["<image>Hello?", "Hello."]], "instruction": "And?"}
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.mark.parametrize("through", ["llamafactory-sharegpt", "llamafactory-openai", "trl"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_there_and_back_through_files_nothing_changes(pairs, folder, through, suffix) -> None:
+    there, back = folder / f"there{suffix}", folder / f"back{suffix}"
+    first = convert(pairs, there, to_format=through)
+    second = convert(there, back, from_format=through)
+    assert not first.losses
+    assert not second.losses
+    original = list(iter_rows(pairs))
+    rows = [{key: value for key, value in row.items() if value is not None} for row in iter_rows(back)]
+    assert rows == original
+    assert (first.read, first.written) == (6, 6)
+
+
+def test_trl_s_folder_is_a_dataset_dict_of_real_images(pairs, folder) -> None:
+    convert(pairs, folder / "trl", to_format="trl", image_dir=folder / "copies", image_root=folder)
+    saved = datasets.load_from_disk(folder / "trl")
+    assert list(saved) == ["train"]
+    assert saved["train"][2]["images"][0].size == (256, 256)
+    assert saved["train"][0]["prompt"][0]["content"][1]["text"] == "What is in picture 0?"
+    result = convert(folder / "trl", folder / "back.jsonl", from_format="trl", image_dir=folder / "again")
+    assert result.written == 6
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+    with pytest.raises(UniDPOError, match="is there already"):
+        convert(pairs, folder / "trl", to_format="trl")
+
+
+def test_images_are_copied_once_under_names_of_our_own(pairs, folder) -> None:
+    convert(pairs, folder / "copied.json", image_dir=folder / "copies", image_root=folder)
+    files = sorted(path for path in (folder / "copies").rglob("*") if path.is_file())
+    assert [path.suffix for path in files].count(".jpg") == 1
+    assert len(files) == 2
+    named = {image for row in iter_rows(folder / "copied.json") for image in row.get("images", [])}
+    assert named == set(map(str, files))
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/hostname", "images/../../secret.png"])
+def test_no_row_reads_or_writes_outside_its_folders(folder, good_row, path) -> None:
+    secret = folder.parent / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    source = folder / "in.json"
+    source.write_text(json.dumps([good_row(images=[path])]))
+    with pytest.raises(PreferenceDataError, match=r"in\.json, row 0, images: .* leaves "):
+        convert(source, folder / "out.json", image_dir=folder / "copies", image_root=folder)
+    assert not (folder / "out.json").exists()
+    encoded = {"bytes": secret.read_bytes(), "path": f"../../{path}"}
+    datasets.Dataset.from_list([{"image": encoded, "question": "q", "chosen": "a", "rejected": "b"}]).to_parquet(
+        folder / "zip_slip.parquet"
+    )
+    convert(folder / "zip_slip.parquet", folder / "safe.json", from_format="rlaif-v", image_dir=folder / "copies")
+    (row,) = iter_rows(folder / "safe.json")
+    assert Path(row["images"][0]).is_relative_to(folder / "copies")
+
+
+def test_all_rows_that_do_not_fit_are_named_or_skipped(folder, good_row) -> None:
+    source = folder / "in.jsonl"
+    rows = [good_row(0), good_row(1, chosen=None), good_row(2), good_row(3, instruction=...)]
+    source.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
+    with pytest.raises(PreferenceDataError) as caught:
+        convert(source, folder / "out.json")
+    assert [fault.row for fault in caught.value.faults] == [1, 3, 4]
+    assert not (folder / "out.json").exists()
+    result = convert(source, folder / "out.json", skip_broken=True)
+    assert (result.read, result.written, len(result.skipped)) == (5, 2, 3)
+    assert "skipped in all: 3" in result.lines()
+
+
+def test_encoded_images_do_not_fit_into_json(folder) -> None:
+    row = {"image": {"bytes": (folder / "images/red.png").read_bytes(), "path": None}, "question": "q"}
+    datasets.Dataset.from_list([row | {"chosen": "a", "rejected": "b"}]).to_parquet(folder / "in.parquet")
+    with pytest.raises(PreferenceDataError, match="write Parquet, or copy the images to a folder"):
+        convert(folder / "in.parquet", folder / "out.json", from_format="rlaif-v")
+    convert(folder / "in.parquet", folder / "out.parquet", from_format="rlaif-v")
+    (written,) = iter_rows(folder / "out.parquet")
+    assert written["images"][0]["bytes"] == row["image"]["bytes"]
+
+
+def test_losses_are_reported(pairs, folder) -> None:
+    result = convert(pairs, folder / "out.jsonl", to_format="trl-plain")
+    assert "lost: system: 1" in result.lines()
+    assert "lost: history: 1" in result.lines()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"from_format": "stance", "to_format": "mm-rlhf"}, "mm-rlhf is not written"),
+        ({"from_format": "llava-sft", "to_format": "trl"}, "fine-tuning data goes to and from llamafactory only"),
+        ({"from_format": "nothing"}, "no format 'nothing'"),
+    ],
+)
+def test_ways_that_do_not_exist(pairs, folder, options, message) -> None:
+    with pytest.raises(UniDPOError, match=message):
+        convert(pairs, folder / "out.json", **options)
+
+
+def test_the_input_is_never_written_over(pairs) -> None:
+    before = pairs.read_bytes()
+    with pytest.raises(PreferenceDataError, match="is what is read"):
+        convert(pairs, pairs)
+    assert pairs.read_bytes() == before
+
+
+def test_other_column_names_are_found_by_auto(folder) -> None:
+    row = {"question": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 4, "rejected_score": 2.5}
+    (folder / "in.jsonl").write_text(json.dumps(row))
+    convert(folder / "in.jsonl", folder / "out.jsonl", from_format="auto")
+    expected = {"instruction": "Why?", "chosen": "So.", "rejected": "No.", "score_chosen": 4.0, "score_rejected": 2.5}
+    assert list(iter_rows(folder / "out.jsonl")) == [expected]

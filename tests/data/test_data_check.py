@@ -1,0 +1,145 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from uni_dpo.data.checks.check import check_dataset
+from uni_dpo.data.checks.report import page, sections, tables
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.tables.reading import iter_rows
+
+
+@pytest.fixture
+def mixed(folder, good_row):
+    """Rows 2 and 5 are at fault, row 4 repeats row 3, row 6 contradicts it."""
+    rows = [good_row(i) for i in range(7)]
+    rows[2]["score_chosen"] = math.nan
+    rows[4] = good_row(3)
+    rows[5] |= {"images": ["images/none.png"], "chosen": ""}
+    rows[6] = good_row(3) | {"chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]}
+    path = folder / "data" / "mixed.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_one_pass_finds_faults_and_says_what_the_rest_is_like(mixed, folder) -> None:
+    report = check_dataset(str(mixed), media_dir=folder)
+    assert (report.rows, report.usable, report.faultless) == (7, 5, False)
+    assert [(f.row, f.kind) for f in report.faults] == [(2, "score_nan"), (5, "answer_empty"), (5, "image_missing")]
+    assert report.audit.pairs == 5
+    assert report.audit.duplicates.examples == [(3, 4)]
+    assert report.audit.contradictions.examples == [(3, 6)]
+
+
+def test_fix_sorts_the_rows_and_gives_the_reasons(mixed, folder) -> None:
+    before = mixed.read_bytes()
+    report = check_dataset(str(mixed), media_dir=folder, fix=folder / "good.jsonl")
+    assert report.fixed == (folder / "good.jsonl", folder / "good.rejected.jsonl")
+    original = json.loads(before)
+    assert list(iter_rows(folder / "good.jsonl")) == [original[i] for i in (0, 1, 3, 4, 6)]
+    rejected = list(iter_rows(folder / "good.rejected.jsonl"))
+    assert [row["row"] for row in rejected] == [2, 5]
+    assert rejected[1]["data"] == original[5]
+    assert [reason.split(":")[0] for reason in rejected[1]["reasons"]] == ["chosen", "images[0]"]
+    assert mixed.read_bytes() == before
+    assert check_dataset(str(folder / "good.jsonl"), media_dir=folder).faultless
+    with pytest.raises(PreferenceDataError, match="is what is read"):
+        check_dataset(str(mixed), fix=mixed)
+
+
+def test_broken_text_goes_to_the_second_file_and_not_to_the_first(folder) -> None:
+    path = folder / "broken.jsonl"
+    row = b'{"instruction": "q", "chosen": "%s", "rejected": "b", "score_chosen": 2, "score_rejected": 1}\n'
+    path.write_bytes(row % b"a" + row % b"\xff\xfe" + b"{oops\n" + row % b"c")
+    report = check_dataset(str(path), fix=folder / "good.jsonl")
+    assert report.fault_counts == {"text_encoding": 1, "row_unreadable": 1}
+    assert [row["chosen"] for row in iter_rows(folder / "good.jsonl")] == ["a", "c"]
+    assert [row["row"] for row in iter_rows(folder / "good.rejected.jsonl")] == [1, 2]
+
+
+def test_a_name_in_dataset_info_is_read_as_it_says(folder, good_row, register) -> None:
+    row = good_row()
+    row["better"] = row.pop("chosen")
+    columns = {"prompt": "instruction", "chosen": "better", "rejected": "rejected", "images": "images"}
+    register("named", [row], columns=columns)
+    assert check_dataset("named", dataset_dir=folder / "data", media_dir=folder).faultless
+    with pytest.raises(PreferenceDataError, match="no dataset 'nomed'; did you mean named"):
+        check_dataset("nomed", dataset_dir=folder / "data")
+    with pytest.raises(PreferenceDataError, match="no such file; to name a dataset"):
+        check_dataset("nomed")
+
+
+def test_images_start_beside_a_file_and_in_dataset_dir_for_a_name(folder, good_row, register) -> None:
+    (folder / "d.json").write_text(json.dumps([good_row()]))
+    register("other", [good_row()])
+    assert check_dataset(str(folder / "d.json"), dataset_dir=folder / "data").faultless
+    assert check_dataset("other", dataset_dir=folder / "data").fault_counts == {"image_missing": 1}
+
+
+def test_faults_of_the_whole_dataset(folder, good_row, register) -> None:
+    path = folder / "data" / "swapped.json"
+    path.write_text(json.dumps([good_row(i, score_chosen=0.0, score_rejected=4.0) for i in range(3)]), "utf-8-sig")
+    report = check_dataset(str(path), media_dir=folder)
+    assert report.fault_counts == {"scores_swapped": 1}
+    assert any("byte-order mark" in line for line in report.warnings)
+    assert any("no chosen score reaches tau_good = 2.5 (the highest is 0)" in line for line in report.warnings)
+
+
+def test_reading_that_stops_is_said_and_keeps_what_was_read(folder, good_row) -> None:
+    path = folder / "cut.json"
+    path.write_text(json.dumps([good_row(0), good_row(1)])[:-9])
+    report = check_dataset(str(path), media_dir=folder)
+    assert report.rows == 1
+    assert "row 1" in report.stopped
+    assert not report.faultless
+
+
+def test_the_report_as_tables_page_and_json(mixed, folder) -> None:
+    report = check_dataset(str(mixed), media_dir=folder)
+    titles = [title for title, _, _ in sections(report)]
+    assert titles == [str(mixed), "Faults", "The first faults", "Pairs", "Distributions", "Scores"]
+    assert len(list(tables(report))) == len(titles)
+    html = page(report)
+    assert html.count("data:image/png;base64,") == 2
+    assert "images/none.png" in html
+    as_json = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert as_json["faults"][0] == {
+        "kind": "score_nan", "file": str(mixed), "row": 2, "field": "score_chosen", "found": "NaN",
+        "advice": "give a finite number, or remove the row",
+    }  # fmt: skip
+    assert as_json["audit"]["duplicates"] == {"count": 1, "examples": [[3, 4]]}
+
+
+def test_what_a_row_says_is_text_on_the_page(folder, good_row) -> None:
+    path = folder / "d.json"
+    path.write_text(
+        json.dumps([good_row(images=["<script>alert(1)</script>.png"]), good_row(score_chosen="[red]x[/red]")])
+    )
+    report = check_dataset(str(path))
+    assert "<script>" not in page(report)
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    for table in tables(report):
+        console.print(table)
+    assert "[red]x[/red]" in console.export_text()
+
+
+def test_a_hundred_thousand_rows_are_checked_in_flat_memory(folder, good_row) -> None:
+    path = folder / "many.jsonl"
+    with path.open("w") as out:
+        for i in range(100_000):
+            out.write(json.dumps(good_row(i)) + "\n")
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from uni_dpo.data.checks.check import check_dataset\n"
+        "report = check_dataset(sys.argv[1], media_dir=sys.argv[2])\n"
+        "assert report.usable == 100_000\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(status.partition('VmHWM:')[2].split()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path, folder], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200_000  # KiB

@@ -1,0 +1,107 @@
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.image_store import ImageStore
+from uni_dpo.data.images import ImageChecker
+
+
+def state(folder: Path, image, root=None, **options):
+    with ImageChecker(folder, root, **options).running() as images:
+        return images.states([image])[0]
+
+
+def test_good_images_have_their_true_size(folder) -> None:
+    assert (state(folder, "images/red.png").width, state(folder, "images/red.png").height) == (40, 30)
+    jpeg = state(folder, "images/grey.jpg")
+    assert (jpeg.width, jpeg.height, jpeg.kind) == (256, 256, "")
+
+
+def test_paths_fall_back_to_what_they_are_as_in_llamafactory(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    assert state(folder / "data", "images/red.png").kind == ""
+    assert state(folder / "data", str(folder / "images/red.png")).kind == ""
+    assert state(folder / "data", "images/red.png", root=folder / "data").kind == "image_missing"
+
+
+def test_a_link_that_the_folder_s_owner_made_may_lead_out_of_it(folder) -> None:
+    root = folder / "linked"
+    root.mkdir()
+    (root / "pictures").symlink_to(folder / "images")
+    assert state(root, "pictures/red.png", root=root).kind == ""
+    assert state(root, "pictures/../../images/red.png", root=root).kind == "image_outside"
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (b"", "image_zero"),
+        (b"not an image", "image_not_an_image"),
+        ({"bytes": b"", "path": None}, "image_zero"),
+        ("", "image_path"),
+        ("a\0b", "image_path"),
+        ("images/red.png/more", "image_missing"),
+    ],
+)
+def test_what_is_no_image(folder, image, kind) -> None:
+    assert state(folder, image).kind == kind
+
+
+def test_encoded_images_are_looked_at(folder) -> None:
+    encoded = (folder / "images" / "red.png").read_bytes()
+    assert state(folder, encoded).width == 40
+    assert state(folder, {"bytes": encoded, "path": "x"}).height == 30
+    assert state(folder, encoded[:70]).kind == "image_unreadable"
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_so(folder, monkeypatch) -> None:
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    seen = state(folder, "images/red.png")
+    assert (seen.kind, seen.found) == ("image_unreadable", "images/red.png cannot be opened (Permission denied)")
+
+
+def test_headers_only_misses_what_only_decoding_finds(folder) -> None:
+    assert state(folder, "images/cut.jpg").kind == "image_unreadable"
+    assert state(folder, "images/cut.jpg", decode=False).kind == ""
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 20_000)])
+def test_bombs_are_refused_without_a_warning_and_without_decoding(folder, size) -> None:
+    path = folder / "images" / "huge.png"
+    Image.MAX_IMAGE_PIXELS, before = None, Image.MAX_IMAGE_PIXELS
+    try:
+        Image.new("1", size).save(path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert state(folder, "images/huge.png").kind == "image_bomb"
+
+
+def test_each_path_is_opened_once(folder, monkeypatch) -> None:
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
+    with ImageChecker(folder).running() as images:
+        images.states(["images/red.png"] * 50)
+        images.states(["images/red.png", "images/grey.jpg"])
+    assert len(opened) == 2
+
+
+def test_a_stored_image_has_a_name_of_our_own(folder) -> None:
+    store = ImageStore(folder / "store", root=folder)
+    stored = Path(store.put("images/red.png"))
+    assert stored.read_bytes() == (folder / "images/red.png").read_bytes()
+    assert stored.is_relative_to(folder / "store")
+    assert store.put({"bytes": stored.read_bytes(), "path": "../../evil.sh"}) == str(stored)
+    for path in ("../x.png", "/etc/hostname", "images/drawing.png", "images/none.png"):
+        with pytest.raises(PreferenceDataError):
+            store.put(path)
+    assert len([name for _, _, names in os.walk(folder / "store") for name in names]) == 1

@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from uni_dpo.data.questions import InputOptions, read_questions
+from uni_dpo.engine import Question
+from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import check_references, exact, last_number, multiple_choice, numeric, pick_option
+
+
+def asked(reference, **options):
+    return Question("q", "?", reference=reference, options=options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "grade"), [("A cat.", 1.0), (" a  CAT ", 1.0), ("“A cat”", 1.0), ("a cats", 0.0), ("", 0.0)]
+)
+def test_exact_ignores_case_outer_punctuation_and_white_space(answer, grade):
+    assert exact(answer, asked("a cat")) == grade
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("there are 3 of 12", 12.0),
+        ("1,234.5 metres", 1234.5),
+        ("12cm", 12.0),
+        ("-4", -4.0),
+        ("5-3", 3.0),
+        ("about 3/4", 0.75),
+        ("2e-3", 0.002),
+        ("45%", 45.0),
+        ("The answer is 7.", 7.0),
+        (".5", 0.5),
+        ("1/0", None),
+        ("none", None),
+    ],
+)
+def test_the_last_number_of_a_text(text, number):
+    assert last_number(text) == number
+
+
+def test_numeric_has_a_tolerance_and_tells_wrong_from_ungradable():
+    assert numeric("3.1416", asked("3.14159")) == 1.0
+    assert numeric("3.2", asked("3.14159")) == 0.0
+    assert numeric("three", asked("3")) is None
+    with pytest.raises(UniDPOError, match="question q: the reference 'x' holds no number"):
+        numeric("3", asked("x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("(b)", "B"),
+        ("B. a dog", "B"),
+        ("a dog", "B"),
+        ("The answer is C", "C"),
+        ("I see a dog there", "B"),
+        ("a cat and a dog", None),
+        ("A dog", "B"),
+        ("A cat is there", "A"),
+        ("neither", None),
+        ("", None),
+    ],
+)
+def test_picked_options(text, letter):
+    assert pick_option(text, {"A": "a cat", "B": "a dog", "C": "a cow"}) == letter
+
+
+def test_multiple_choice_takes_letter_or_text_as_reference():
+    options = {"A": "a cat", "B": "a dog"}
+    assert multiple_choice("B", asked("B", **options)) == 1.0
+    assert multiple_choice("B.", asked("a dog", **options)) == 1.0
+    assert multiple_choice("A", asked("B", **options)) == 0.0
+    assert multiple_choice("who knows", asked("B", **options)) is None
+    with pytest.raises(UniDPOError, match="none of the options"):
+        multiple_choice("A", asked("D", **options))
+
+
+def test_grading_without_reference_is_refused():
+    with pytest.raises(UniDPOError, match="question q: grading needs a reference"):
+        exact("x", asked(None))
+
+
+@pytest.mark.parametrize("name", ["exact", "math"])
+def test_a_question_without_reference_is_named_before_any_is_asked(name: str) -> None:
+    with pytest.raises(UniDPOError, match=r"^question two: .*column `answer`, .* or `solution`$"):
+        check_references(name, [Question("one", "1 + 1?", reference="2"), Question("two", "2 + 2?")])
+
+
+def test_all_rows_that_cannot_be_graded_are_named_by_file_and_row(tmp_path: Path) -> None:
+    """Rows 1 to 7 lack their `solution`, row 8 has no number in it."""
+    path = tmp_path / "sums.jsonl"
+    solutions = ["#### 2", *[None] * 7, "two"]
+    rows = [{"id": row, "problem": "?", "solution": solution} for row, solution in enumerate(solutions)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UniDPOError) as caught:
+        check_references("numeric", read_questions(InputOptions(str(path)), tmp_path))
+    head, *faults, rest = str(caught.value).splitlines()
+    assert head == "8 questions cannot be graded:"
+    assert [fault.partition(":")[0] for fault in faults] == [f"  {path}, row {row}" for row in range(1, 6)]
+    assert all("`solution`" in fault for fault in faults)
+    assert rest == "  … and 3 more"
+    with pytest.raises(UniDPOError, match="row 8: the reference 'two' holds no number"):
+        check_references("numeric", read_questions(InputOptions(str(path)), tmp_path)[8:])
+
+
+def test_a_grader_of_the_users_own_need_not_have_references() -> None:
+    check_references("math:isfinite", [Question("one", "1 + 1?")])

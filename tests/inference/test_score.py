@@ -1,0 +1,124 @@
+"""Files in, files out: what is added, what is kept, what is refused, and going on after a stop."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.inference import score as run
+from uni_dpo.inference.score import score_file
+from uni_dpo.models.rewards import Conversation, RewardModelOptions
+
+ROWS = [
+    {"id": at, "instruction": f"Question {at % 3}?", "chosen": "yes" * (at + 1), "rejected": "no", "note": "kept"}
+    for at in range(5)
+]
+
+
+class LengthModel:
+    """Rates an answer by its length; stops like Ctrl-C after so many batches."""
+
+    def __init__(self, batches: int = 1_000) -> None:
+        self.batches = batches
+        self.rated: list[Conversation] = []
+
+    def rate(self, conversations: Sequence[Conversation]) -> list[float]:
+        if not self.batches:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        self.rated += conversations
+        return [float(len(conversation.answer)) for conversation in conversations]
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch, classifier: Path, tmp_path: Path):
+    """`score(rows, model)` rates rows with a model in place of the classifier's; returns the rows written."""
+
+    def rate(rows: list[dict[str, Any]], model: LengthModel, **settings: Any) -> list[dict[str, Any]]:
+        monkeypatch.setattr(run, "load_reward_model", lambda options: model)
+        source, output = tmp_path / "rows.json", tmp_path / "rated.json"
+        source.write_text(json.dumps(rows))
+        score_file(source, output, RewardModelOptions(classifier), batch_size=2, **settings)
+        return json.loads(output.read_text())
+
+    return rate
+
+
+def test_pairs_keep_their_columns_and_order_and_get_scores(score) -> None:
+    rated = score(ROWS, LengthModel())
+    assert rated == [row | {"score_chosen": float(len(row["chosen"])), "score_rejected": 2.0} for row in ROWS]
+
+
+def test_scores_go_where_the_file_has_scores(score) -> None:
+    rated = score([{"prompt": "A?", "chosen": "yes", "rejected": "no", "chosen_rating": 9}], LengthModel())
+    assert rated[0]["chosen_rating"] == 3.0
+
+
+def test_the_same_conversation_is_rated_once(score) -> None:
+    model = LengthModel()
+    score(ROWS + ROWS, model)
+    assert len(model.rated) == len(set(model.rated)) == 5 + 3  # five chosen answers; "no" to three questions
+
+
+def test_answers_get_a_score_and_lists_get_scores(score) -> None:
+    assert score([{"question": "A?", "answer": "right", "prediction": "four"}], LengthModel())[0]["score"] == 4.0
+    assert score([{"question": "A?", "answers": ["a", "bcd"]}], LengthModel())[0]["scores"] == [1.0, 3.0]
+    rated = score([{"question": "A?", "said": "four"}], LengthModel(), answer_column="said")
+    assert rated[0]["score"] == 4.0
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(score, tmp_path: Path) -> None:
+    first, second = LengthModel(batches=2), LengthModel()
+    with pytest.raises(KeyboardInterrupt):
+        score(ROWS, first)
+    assert not (tmp_path / "rated.json").exists()
+    rated = score(ROWS, second)
+    assert len(first.rated) == 4
+    assert len(second.rated) == 4
+    assert not set(first.rated) & set(second.rated)
+    assert [row["score_chosen"] for row in rated] == [3.0, 6.0, 9.0, 12.0, 15.0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rated.json", "rows.json"]
+
+
+def test_the_report_counts_agreement(tmp_path: Path, score, monkeypatch, classifier: Path) -> None:
+    """Lengths 3, 6, … against 2, and one pair whose rejected answer is the longer: 5 of 6 agree; median 7.5."""
+    monkeypatch.setattr(run, "load_reward_model", lambda options: LengthModel())
+    (tmp_path / "in.json").write_text(json.dumps([*ROWS, {"instruction": "B?", "chosen": "a", "rejected": "abc"}]))
+    report = score_file(tmp_path / "in.json", tmp_path / "out.json", RewardModelOptions(classifier))
+    assert report.agreement == pytest.approx(5 / 6)
+    assert report.median == 7.5
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "A?", "chosen": None, "rejected": "no"}, "row 1, chosen: null"),
+        ({"instruction": "<image>A?", "chosen": "a", "rejected": "b", "images": ["gone.png"]}, "row 1, images.*gone"),
+    ],
+)
+def test_bad_rows_are_named_before_a_model_is_loaded(score, monkeypatch, row: dict[str, Any], words: str) -> None:
+    model = LengthModel(batches=0)
+    with pytest.raises(UniDPOError, match=words):
+        score([ROWS[0], row], model)
+
+
+def test_bad_answers_are_named(score) -> None:
+    with pytest.raises(UniDPOError, match="row 1, answer: None"):
+        score([{"question": "A?", "answer": "a"}, {"question": "B?", "answer": None}], LengthModel(batches=0))
+    with pytest.raises(UniDPOError, match="hold no answer"):
+        score([{"question": "A?"}], LengthModel(batches=0))
+
+
+def test_images_for_a_classifier_are_refused_by_row(score, digits) -> None:
+    row = {"question": "<image>A?", "answer": "a", "image": str(digits["train"][0].image)}
+    with pytest.raises(UniDPOError, match="row 1, images: a classifier sees no images"):
+        score([{"question": "A?", "answer": "a"}, row], LengthModel(batches=0))
+
+
+def test_the_input_is_never_written_over(tmp_path: Path, classifier: Path) -> None:
+    (tmp_path / "in.json").write_text(json.dumps(ROWS))
+    with pytest.raises(UniDPOError, match="is what is read"):
+        score_file(tmp_path / "in.json", tmp_path / "in.json", RewardModelOptions(classifier))

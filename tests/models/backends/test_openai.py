@@ -1,0 +1,176 @@
+import base64
+import math
+
+import pytest
+
+from uni_dpo.engine.checkers import YES_NO
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import AnswerLogprob, Failure, Request, Sample, Sampling, make_backend
+from uni_dpo.models.backends.openai import sum_choices
+
+
+def make(server, **options):
+    quick = {"timeout": 0.4, "backoff": 0.01, "max_retries": 2}
+    return make_backend({"backend": "openai", "model": "m", "base_url": server.url, **quick, **options})
+
+
+def echo(body):
+    prompt = body["messages"][0]["content"]
+    prompt = prompt if isinstance(prompt, str) else prompt[-1]["text"]
+    message = {"role": "assistant", "content": f"{prompt} "}
+    return {
+        "choices": [{"index": i, "finish_reason": "stop", "message": dict(message)} for i in range(body.get("n", 1))]
+    }
+
+
+def test_requests_carry_what_was_asked(chat_server, digits):
+    server = chat_server(echo)
+    image = digits["train"][0].image
+    replies = make(server).generate(
+        [Request("hello", (str(image),), seed=2**40 + 5)],
+        Sampling(n=2, temperature=0.5, top_p=0.9, top_k=4, max_tokens=7),
+    )
+    assert replies == [[Sample("hello", 0, True)] * 2]
+    (body,) = server.bodies
+    assert {k: body[k] for k in ("model", "n", "temperature", "top_p", "top_k", "max_tokens", "seed")} == {
+        "model": "m", "n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "max_tokens": 7, "seed": 5,
+    }  # fmt: skip
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(url.removeprefix("data:image/png;base64,")) == image.read_bytes()
+
+
+def test_many_requests_come_back_in_order(chat_server):
+    server = chat_server(echo)
+    requests = [Request(f"r{i}") for i in range(30)]
+    replies = make(server, concurrency=5).generate(requests, Sampling())
+    assert [reply[0].text for reply in replies] == [request.prompt for request in requests]
+
+
+def test_a_server_that_ignores_n_is_asked_again(chat_server):
+    def one_at_a_time(body):
+        return {"choices": echo({**body, "n": 1})["choices"]}
+
+    server = chat_server(one_at_a_time)
+    (reply,) = make(server).generate([Request("a")], Sampling(n=3))
+    assert [sample.text for sample in reply] == ["a"] * 3
+    assert [body["n"] for body in server.bodies] == [3, 2, 1]
+    assert len({body["seed"] for body in server.bodies}) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "counted"),
+    [
+        (500, "HTTP 500"),
+        (429, "HTTP 429"),
+        (503, "HTTP 503"),
+        ("timeout", "timeout"),
+        ("truncated", "malformed reply"),
+        ("html", "malformed reply"),
+        ("no_choices", "malformed reply"),
+        ("empty", "empty answer"),
+        ("refusal", "refusal"),
+    ],
+)
+def test_each_fault_is_retried_and_counted(chat_server, fault, counted):
+    server = chat_server(echo, lambda body, attempt: fault if attempt < 2 else None)
+    backend = make(server)
+    assert backend.generate([Request("a")], Sampling()) == [[Sample("a", 0, True)]]
+    assert backend.usage.retries == 2
+    assert backend.usage.failures == 0
+    assert backend.usage.faults == {counted: 2}
+    seeds = {body["seed"] for body in server.bodies}
+    assert len(seeds) == (3 if fault in ("empty", "refusal") else 1)
+
+
+@pytest.mark.parametrize("fault", [500, "timeout", "truncated", "empty", "refusal"])
+def test_a_lasting_fault_fails_its_own_request_only(chat_server, fault):
+    server = chat_server(echo, lambda body, attempt: fault if body["messages"][0]["content"] == "b" else None)
+    backend = make(server)
+    a, b, c = backend.generate([Request("a"), Request("b"), Request("c")], Sampling())
+    assert (a[0].text, c[0].text) == ("a", "c")
+    assert isinstance(b, Failure)
+    assert "(3 attempts)" in b.reason
+    assert backend.usage.failures == 1
+
+
+def test_a_bad_request_is_not_repeated(chat_server):
+    server = chat_server(echo, lambda body, attempt: 400)
+    (reply,) = make(server).generate([Request("a")], Sampling())
+    assert reply == Failure("HTTP 400: out of order") or reply.reason.startswith("HTTP 400")
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_befalls_every_request_ends_the_run(chat_server, status):
+    server = chat_server(echo, lambda body, attempt: status)
+    with pytest.raises(UniDPOError, match=f"HTTP {status}.*check model, base_url and OPENAI_API_KEY"):
+        make(server).generate([Request("a")] * 20, Sampling())
+
+
+def test_no_server_is_a_failure_with_the_address_refused():
+    backend = make_backend(
+        {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "backoff": 0.01, "max_retries": 1}
+    )
+    (reply,) = backend.generate([Request("a")], Sampling())
+    assert reply.reason.startswith("no connection")
+    assert backend.usage.faults == {"no connection": 2}
+
+
+def test_a_missing_key_is_named(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UniDPOError, match="OPENAI_API_KEY is not set"):
+        make_backend({"backend": "openai", "model": "m"})
+
+
+def test_cost_is_counted_per_million_tokens(chat_server):
+    backend = make(chat_server(echo), price_prompt=2.0, price_completion=4.0)
+    backend.generate([Request("a"), Request("b")], Sampling())
+    assert (backend.usage.prompt_tokens, backend.usage.completion_tokens) == (20, 10)
+    assert backend.usage.cost == pytest.approx((20 * 2.0 + 10 * 4.0) / 1e6)
+
+
+def test_the_rate_limit_spaces_requests(chat_server, monkeypatch):
+    waits = []
+    monkeypatch.setattr("uni_dpo.models.backends.openai.time.sleep", waits.append)
+    monkeypatch.setattr("uni_dpo.models.backends.openai.time.monotonic", lambda: 100.0)
+    make(chat_server(echo), requests_per_minute=60).generate([Request("a")] * 4, Sampling())
+    assert sorted(waits) == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_choices_are_summed_over_their_forms():
+    reported = [("Yes", math.log(0.4)), (" yes", math.log(0.2)), ("Ġno", math.log(0.1)), ("Y", math.log(0.05))]
+    sums = sum_choices(reported, YES_NO)
+    assert math.exp(sums["yes"]) == pytest.approx(0.6)
+    assert math.exp(sums["no"]) == pytest.approx(0.1)
+    assert sum_choices([("maybe", -0.1)], YES_NO) == {"yes": -math.inf, "no": -math.inf}
+
+
+def test_beginnings_count_only_where_no_whole_form_is_reported():
+    sums = sum_choices([("Y", math.log(0.5)), (" n", math.log(0.2)), (" ", math.log(0.3))], YES_NO)
+    assert math.exp(sums["yes"]) == pytest.approx(0.5)
+    assert math.exp(sums["no"]) == pytest.approx(0.2)
+
+
+def test_a_server_without_logprobs_is_named(chat_server):
+    backend = make(chat_server(echo))
+    with pytest.raises(UniDPOError, match="reports no log-probabilities"):
+        backend.choice_logprobs([Request("a")], YES_NO)
+    with pytest.raises(UniDPOError, match="does not return prompt_logprobs"):
+        backend.answer_logprobs([Request("a")], ["b"])
+
+
+def test_a_served_model_answers_as_it_does_in_this_process(chat_server, served, tiny_qwen2_vl, digits):
+    local = make_backend({"model": str(tiny_qwen2_vl)})
+    server = chat_server(served(local))
+    remote = make(server, concurrency=1, timeout=30)
+    requests = [Request("Which digit?", (str(d.image),), seed=3) for d in digits["train"][:3]] + [Request("Hello")]
+    greedy = Sampling(temperature=0.0, max_tokens=5)
+    assert [r[0].text for r in remote.generate(requests, greedy)] == [
+        r[0].text or "x" for r in local.generate(requests, greedy)
+    ]
+    answers = ["The digit is two.", "one", "Yes", "nobody"]
+    ours = local.answer_logprobs(requests, answers)
+    for theirs, expected in zip(remote.answer_logprobs(requests, answers), ours, strict=True):
+        assert isinstance(theirs, AnswerLogprob)
+        assert theirs.tokens == expected.tokens
+        assert theirs.total == pytest.approx(expected.total, abs=1e-4)

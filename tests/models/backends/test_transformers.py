@@ -1,0 +1,151 @@
+import math
+from collections import Counter
+
+import pytest
+
+from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
+from uni_dpo.engine.checkers import YES_NO, word_forms
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import Request, Sampling, make_backend
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_qwen2_vl):
+    return make_backend({"model": str(tiny_qwen2_vl), "batch_size": 7})
+
+
+@pytest.fixture(scope="module")
+def requests(digits):
+    with_image = [Request("Which digit?", (str(d.image),), seed=n) for n, d in enumerate(digits["train"][:4])]
+    two = Request("Which digit is the larger one?", tuple(str(d.image) for d in digits["train"][4:6]), seed=9)
+    return [*with_image, two, Request("Hello, is anyone there?", seed=10)]
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(backend, requests):
+    greedy = Sampling(temperature=0.0, max_tokens=6)
+    alone = [backend.generate([request], greedy)[0] for request in requests]
+    assert backend.generate(requests, greedy) == alone
+    assert len({reply[0].text for reply in alone}) > 1
+
+
+def test_sampled_answers_do_not_depend_on_the_batch_or_its_order(backend, requests):
+    sampling = Sampling(n=3, max_tokens=6)
+    alone = [backend.generate([request], sampling)[0] for request in requests]
+    assert backend.generate(requests, sampling) == alone
+    assert backend.generate(requests[::-1], sampling) == alone[::-1]
+    assert len({sample.text for sample in alone[0]}) == 3
+
+
+def test_the_seed_decides(backend, requests):
+    first, again = (backend.generate([requests[0]], Sampling(n=2, max_tokens=6)) for _ in range(2))
+    other = backend.generate([Request(requests[0].prompt, requests[0].images, seed=99)], Sampling(n=2, max_tokens=6))
+    assert first == again != other
+
+
+def first_token_distribution(backend, request):
+    import torch
+
+    inputs = backend._encode([request])
+    with torch.inference_mode():
+        return backend.model(**inputs).logits[0, -1].double().softmax(-1)
+
+
+def test_samples_follow_the_models_distribution(backend, requests):
+    """Of 2,000 first tokens, those of the ten likeliest tokens lie within 4 standard errors of their shares."""
+    request = requests[0]
+    probabilities = first_token_distribution(backend, request)
+    (reply,) = backend.generate([request], Sampling(n=2000, max_tokens=1))
+    counts = Counter(sample.text for sample in reply)
+    for token in probabilities.topk(10).indices.tolist():
+        text = backend.tokenizer.decode([token], skip_special_tokens=True).strip()
+        same = [
+            t
+            for t in range(len(probabilities))
+            if backend.tokenizer.decode([t], skip_special_tokens=True).strip() == text
+        ]
+        p = float(probabilities[same].sum())
+        assert abs(counts[text] / 2000 - p) < 4 * math.sqrt(p * (1 - p) / 2000)
+
+
+@pytest.mark.parametrize(("sampling", "kept"), [({"top_k": 3}, 3), ({"top_p": 1e-6}, 1)])
+def test_top_k_and_top_p_cut_the_tail(backend, requests, sampling, kept):
+    probabilities = first_token_distribution(backend, requests[0])
+    (reply,) = backend.generate([requests[0]], Sampling(n=200, max_tokens=1, **sampling))
+    allowed = {
+        backend.tokenizer.decode([t], skip_special_tokens=True).strip()
+        for t in probabilities.topk(kept).indices.tolist()
+    }
+    assert {sample.text for sample in reply} == allowed
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it(backend, requests):
+    probabilities = first_token_distribution(backend, requests[0]).sort(descending=True)
+    top_p = float(probabilities.values[:5].sum()) - 1e-9
+    (reply,) = backend.generate([requests[0]], Sampling(n=400, max_tokens=1, top_p=top_p))
+    allowed = {
+        backend.tokenizer.decode([t], skip_special_tokens=True).strip() for t in probabilities.indices[:5].tolist()
+    }
+    assert {sample.text for sample in reply} == allowed
+
+
+def test_choice_logprobs_are_the_models_own(backend, requests):
+    replies = backend.choice_logprobs(requests, YES_NO)
+    for request, reply in zip(requests, replies, strict=True):
+        probabilities = first_token_distribution(backend, request)
+        firsts = {
+            name: {backend.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in word_forms(name)}
+            for name in ("yes", "no")
+        }
+        shared = firsts["yes"] & firsts["no"]
+        for name in ("yes", "no"):
+            expected = sum(float(probabilities[token]) for token in firsts[name] - shared)
+            assert math.exp(reply[name]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_choices_that_no_first_token_tells_apart_are_refused(backend, requests):
+    with pytest.raises(UniDPOError, match="no first token tells 'a'"):
+        backend.choice_logprobs(requests[:1], {"a": ("yes",), "b": ("yes",)})
+
+
+def test_answer_logprobs_equal_a_token_by_token_sum(backend, requests):
+    """Oracle: one unpadded forward pass per pair, log-softmax in float64, summed over the answer's tokens."""
+    import torch
+
+    answers = ["The digit is two.", "x", "four", "zero, one", "I do not know.", "Yes, yes, yes, yes, yes, yes."]
+    replies = backend.answer_logprobs(requests, answers)
+    for request, answer, reply in zip(requests, answers, replies, strict=True):
+        inputs = backend._encode([request])
+        ids = torch.tensor([backend.tokenizer(answer, add_special_tokens=False)["input_ids"]])
+        start = inputs["input_ids"].shape[1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "mm_token_type_ids" in inputs:
+            types = inputs["mm_token_type_ids"]
+            inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(ids, dtype=types.dtype)], 1)
+        with torch.inference_mode():
+            logprobs = backend.model(**inputs).logits[0].double().log_softmax(-1)
+        expected = sum(float(logprobs[start - 1 + i, token]) for i, token in enumerate(ids[0].tolist()))
+        assert reply.tokens == ids.shape[1]
+        assert reply.total == pytest.approx(expected, abs=1e-4)
+
+
+def test_usage_is_counted(tiny_qwen2_vl, requests):
+    backend = make_backend({"model": str(tiny_qwen2_vl)})
+    replies = backend.generate(requests, Sampling(n=2, max_tokens=3))
+    assert backend.usage.requests == len(requests)
+    assert backend.usage.completion_tokens == sum(s.tokens for reply in replies for s in reply)
+    assert backend.usage.prompt_tokens > len(requests)
+
+
+def test_faults_of_the_checkpoint_are_named(tmp_path, requests):
+    with pytest.raises(UniDPOError, match=r"gone' cannot be loaded; there is no such folder here"):
+        make_backend({"model": str(tmp_path / "gone")})
+    base = write_tiny_qwen2_vl(tmp_path / "base", template=BASE_TEMPLATE)
+    with pytest.raises(UniDPOError, match="its chat template drops the question"):
+        make_backend({"model": str(base)}).generate(requests[:1], Sampling(max_tokens=1))
+
+
+def test_an_unreadable_image_is_named(backend, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UniDPOError, match=r"image .*bad.png cannot be read"):
+        backend.generate([Request("?", (str(tmp_path / "bad.png"),))], Sampling(max_tokens=1))
