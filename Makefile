@@ -6,10 +6,11 @@ VLLM := .venv-vllm
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
+SLOW := e2e demo grpo inference llamafactory models/rewards online ppo trl vlmeval shared_prefix/test_forward.py shared_prefix/test_sharded.py
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup upstream oldest vllm demo test test-vllm check lock clean
+.PHONY: setup upstream oldest vllm wheel demo test test-quick test-vllm check lock clean
 
 setup: $(VENV)/.installed
 
@@ -47,11 +48,19 @@ $(VLLM)/.installed: requirements/vllm.lock | setup
 	mkdir -p $$info; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$info/METADATA
 	touch $@
 
+# The package as users install it, for the test that installs it into an empty environment.
+wheel: setup
+	rm -rf dist && $(BIN)/uv build --quiet --wheel --out-dir dist
+
 demo: setup
 	$(BIN)/uni-dpo demo
 
-test: setup upstream oldest
+test: setup upstream oldest wheel
 	UNI_DPO_REQUIRE_UPSTREAM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The loop of daily work: everything that starts no training and no other process.
+test-quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(addprefix --ignore=tests/,$(SLOW))
 
 test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
