@@ -32,8 +32,10 @@ class ResponseTokens:
         target: (N,) token ids.
         sequence: (N,) the sequence each token is of, in [0, sequences).
         offset: (N,) distance from the first scored token of its sequence.
-        sequences: how many sequences there are; in a pair batch the first half are the chosen answers.
+        sequences: how many sequences there are.
         width: one more than the largest offset.
+        rows: (rows,) which sequence each row of the batch is, where several rows are the same; None where row i is
+            sequence i. In a pair batch the first half of the rows are the chosen answers.
     """
 
     predictor: Tensor
@@ -42,6 +44,7 @@ class ResponseTokens:
     offset: Tensor
     sequences: int
     width: int
+    rows: Tensor | None = None
 
     @classmethod
     def from_labels(cls, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> "ResponseTokens":
@@ -59,11 +62,15 @@ class ResponseTokens:
         )
 
     def lengths(self) -> Tensor:
-        """The number of scored tokens of each sequence, (sequences,)."""
-        return torch.bincount(self.sequence, minlength=self.sequences)
+        """The number of scored tokens of each row, (rows,)."""
+        return self.per_row(torch.bincount(self.sequence, minlength=self.sequences))
+
+    def per_row(self, values: Tensor) -> Tensor:
+        """Give each row, (rows, …), the value of its sequence, (sequences, …)."""
+        return values if self.rows is None else values[self.rows]
 
     def sum(self, logps: Tensor, ld_alpha: float | None = None) -> Tensor:
-        """Add up the tokens' log-probabilities per sequence.
+        """Add up the tokens' log-probabilities per row.
 
         Args:
             logps: (N,) one per token.
@@ -71,10 +78,10 @@ class ResponseTokens:
                 (arXiv 2409.06411); None is 1.
 
         Returns:
-            (sequences,) sums.
+            (rows,) sums.
         """
         table = logps.new_zeros(self.sequences, self.width)
-        table = table.index_put((self.sequence, self.offset), logps)
+        table = self.per_row(table.index_put((self.sequence, self.offset), logps))
         if ld_alpha is not None:
             shorter = self.lengths().view(2, -1).amin(0).repeat(2)
             beyond = torch.arange(self.width, device=logps.device) >= shorter[:, None]

@@ -71,12 +71,11 @@ def test_uni_dpo_trains_and_evaluates(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq
     from safetensors.torch import load_file
 
-    from uni_dpo.llamafactory.data import ScoredPairCollator
-
     image_tokens = pixels = 0
-    collate = ScoredPairCollator.__call__
+    collate = MultiModalDataCollatorForSeq2Seq.__call__
 
     def counting(self: Any, features: Any) -> Any:
         nonlocal image_tokens, pixels
@@ -86,7 +85,7 @@ def test_uni_dpo_trains_and_evaluates(
             pixels += batch["pixel_values"].numel()
         return batch
 
-    monkeypatch.setattr(ScoredPairCollator, "__call__", counting)
+    monkeypatch.setattr(MultiModalDataCollatorForSeq2Seq, "__call__", counting)
     checkpoint = checkpoints().write_checkpoint(family.architecture, family.special_tokens, tmp_path / "checkpoint")
     log = train(
         model_name_or_path=str(checkpoint),

@@ -6,9 +6,9 @@ from families import tiny_model
 
 from uni_dpo.shared_prefix.attention import PREFIX_ATTENTION, attention_mask, mask_for, prefix_attention, use_attention
 from uni_dpo.shared_prefix.families import text_config
-from uni_dpo.shared_prefix.layout import CHOSEN, PADDING, PREFIX, REJECTED
+from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX
 
-p, c, r, o = PREFIX, CHOSEN, REJECTED, PADDING
+p, c, r, o = PREFIX, ANSWER, ANSWER + 1, PADDING
 SEGMENTS = torch.tensor([[p, p, c, c, c, r, o, o], [p, p, p, c, r, r, r, o]])
 
 

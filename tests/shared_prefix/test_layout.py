@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uni_dpo.shared_prefix.layout import CHOSEN, PADDING, PREFIX, REJECTED, lay_out_pairs, sequence_means, share_prefix
+from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX, lay_out_pairs, sequence_means, share_prefix
 
 IMAGE = 99
 
@@ -26,8 +26,8 @@ def batch(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_a_pair_is_prompt_chosen_rejected() -> None:
     shared, tokens = share_prefix(batch(), None)
     assert shared["input_ids"].tolist() == [[11, 12, 21, 22, 23, 31, 0, 0], [13, 24, 32, 33, 0, 0, 0, 0]]
-    p, c, r, o = PREFIX, CHOSEN, REJECTED, PADDING
-    assert shared["segments"].tolist() == [[p, p, c, c, c, r, o, o], [p, c, r, r, o, o, o, o]]
+    p, o, (c1, c2, r1, r2) = PREFIX, PADDING, range(ANSWER, ANSWER + 4)
+    assert shared["segments"].tolist() == [[p, p, c1, c1, c1, r1, o, o], [p, c2, r2, r2, o, o, o, o]]
     assert shared["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 0, 0], [0, 1, 1, 2, 0, 0, 0, 0]]
     assert tokens.target.tolist() == [21, 22, 23, 24, 31, 32, 33]
     assert tokens.sequence.tolist() == [0, 0, 0, 1, 2, 3, 3]

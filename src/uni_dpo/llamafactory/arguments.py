@@ -45,9 +45,9 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         default="auto",
         metadata={
             "help": (
-                "How a pair goes through the model: shared_prefix is one sequence, prompt and images only once, where "
-                "that costs less; "
-                "ordinary is LlamaFactory's two sequences; auto shares for uni_dpo and leaves other losses as they are."
+                "How pairs go through the model: shared_prefix runs the pairs of a question as one sequence, prompt, "
+                "images and each different answer once, where that costs less; ordinary is LlamaFactory's two "
+                "sequences per pair; auto shares for uni_dpo and leaves other losses as they are."
             )
         },
     )
@@ -58,6 +58,15 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
                 "What attends within a shared sequence: sdpa takes the prompt by a causal kernel and the answers with "
                 "a mask, also where flash_attn is fa2 (eager code where it is disabled); flex_attention compiles "
                 "kernels that skip what is masked, on a GPU only."
+            )
+        },
+    )
+    group_by_question: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "Draw the pairs of a question one after the other, so that they meet in a batch, where its prompt, "
+                "images and different answers run once; questions come in random order."
             )
         },
     )

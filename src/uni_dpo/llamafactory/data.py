@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from llamafactory.data import converter, loader
-from llamafactory.data.collator import PairwiseDataCollatorWithPadding
+from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq, PairwiseDataCollatorWithPadding
 from llamafactory.data.converter import DatasetConverter
 from llamafactory.data.parser import DatasetAttr
 from llamafactory.data.processor import PairwiseDatasetProcessor
@@ -146,14 +146,20 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
         Raises:
             UniDPOError: a streamed row lost image tokens to `cutoff_len`.
         """
+        scores = self.scores(features)
+        return {**super().__call__(features), **scores}
+
+    def rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows of `input_ids`, `attention_mask`, `labels`, `images`, `videos` and `audios`, one row each."""
+        return MultiModalDataCollatorForSeq2Seq.__call__(self, rows)
+
+    def scores(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """The key `scores` of a batch of these features, or nothing where they carry none."""
         for feature in features:
             if feature.get("fault"):
                 raise UniDPOError(cut_media_message([feature["fault"]]))
         scores = [feature[score] for score in SCORES for feature in features if score in feature]
-        batch = super().__call__(features)
-        if scores:
-            batch["scores"] = torch.tensor(scores, dtype=torch.float32).view(torch.int32)
-        return batch
+        return {"scores": torch.tensor(scores, dtype=torch.float32).view(torch.int32)} if scores else {}
 
 
 def take_scores(batch: Any) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from llamafactory.extras import logging
 from torch import Tensor, nn
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory.data import ScoredPairCollator
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.shared_prefix import (
     ImageFeatures,
@@ -15,9 +16,10 @@ from uni_dpo.shared_prefix import (
     image_keys,
     image_token_id,
     keys_worth_a_token,
-    lay_out_pairs,
     pair_scores,
     same_frozen_vision,
+    say_once,
+    share_questions,
     shared_attention,
     use_attention,
     why_not_shared,
@@ -34,22 +36,38 @@ KEYS = "image_keys"
 
 @dataclass
 class SharedPrefixCollator:
-    """Any pairwise collator, whose batches are then laid out for `PairForward`."""
+    """Batches laid out for `PairForward`: a question's prompt and images once, its different answers once.
 
-    collator: Any
+    Attributes:
+        collator: makes batches of rows, and the scores of pairs.
+        image_token_id: the id that stands for image features; None for text models.
+        keys_worth_a_token: see `lay_out_pairs`.
+        names_images: whether batches hold what their images are known by.
+    """
+
+    collator: ScoredPairCollator
     image_token_id: int | None
     keys_worth_a_token: float
     names_images: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate a batch; `scores` pass through."""
-        batch = self.collator(features)
-        inputs, tokens = lay_out_pairs(
-            batch, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token, carry=("scores",)
+        """Collate a batch; `scores` pass through, and come first, since Trainer counts by the first tensor."""
+        scores = self.collator.scores(features)
+        shared = share_questions(
+            features, self.collator.rows, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token
         )
+        if isinstance(shared, str):
+            if shared:
+                say_once(f"Some batches are trained as two sequences per pair: {shared}.")
+            batch = self.collator(features)
+            tokens = ResponseTokens.from_labels(batch.pop("labels"))
+            inputs = {key: value for key, value in batch.items() if key != "scores"}
+        else:
+            inputs, tokens = shared
         if self.names_images:
             inputs[KEYS] = image_keys(inputs)
-        return {**inputs, TOKENS: vars(tokens)}
+        fields = {name: value for name, value in vars(tokens).items() if value is not None}
+        return {**scores, TOKENS: dict(sorted(fields.items(), key=lambda item: item[0] != "rows")), **inputs}
 
 
 class PairForward:

@@ -10,6 +10,7 @@ from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import take_scores
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
+from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.objective import PairLogps, uni_dpo_loss
 from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
@@ -48,6 +49,12 @@ class UniDPOTrainer(EndsTogether, ResumesByPublishedNames, CustomDPOTrainer):
             else:
                 cache.fill(self)
                 self.ref_model = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw question by question where it is asked for, else as LlamaFactory does."""
+        if not self.finetuning_args.group_by_question:
+            return super()._get_train_sampler(*args, **kwargs)
+        return QuestionSampler(self.train_dataset, seed=self.args.data_seed or self.args.seed)
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
         """Log-probabilities of both answers of every pair, summed or averaged as the arguments say."""

@@ -4,7 +4,8 @@ from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, shared_attention, us
 from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, why_not_shared
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
-from uni_dpo.shared_prefix.layout import lay_out_pairs, share_prefix
+from uni_dpo.shared_prefix.layout import lay_out_pairs, say_once, share_prefix
+from uni_dpo.shared_prefix.questions import question_key, share_questions
 
 __all__ = [
     "FLEX_ATTENTION",
@@ -16,8 +17,11 @@ __all__ = [
     "keys_worth_a_token",
     "lay_out_pairs",
     "pair_scores",
+    "question_key",
     "same_frozen_vision",
+    "say_once",
     "share_prefix",
+    "share_questions",
     "shared_attention",
     "use_attention",
     "why_not_shared",

@@ -50,12 +50,12 @@ def use_attention(model: nn.Module, wanted: str) -> None:
 
 
 def visibility(segments: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The rule: causal, and no answer sees the other.
+    """The rule: causal, and no answer sees another.
 
     Every position sees itself, padding too, since a row of a softmax that sees nothing is not a number.
 
     Args:
-        segments: (n, T) of `PADDING`, `PREFIX`, `CHOSEN`, `REJECTED`.
+        segments: (n, T) of `PADDING`, `PREFIX`, and `ANSWER` + i for each answer.
 
     Returns:
         A function of the indices of row, head (all alike), query and key; True where the query sees the key. It is

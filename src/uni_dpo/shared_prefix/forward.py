@@ -21,7 +21,7 @@ from uni_dpo.shared_prefix.layout import sequence_means
 
 @dataclass(frozen=True)
 class PairScores:
-    """What a model makes of a pair batch: (2n,) each, the chosen sequences first.
+    """What a model makes of a pair batch: one number per row each, the n chosen answers first, then the n rejected.
 
     Args:
         logps: summed log-probabilities of the response tokens, in nats.
@@ -67,7 +67,7 @@ def pair_scores(
 
     with replaced(head, "forward", partial(score, project=head.forward)):
         logps = model(**inputs, use_cache=False, return_dict=True).logits
-    return PairScores(tokens.sum(logps, ld_alpha), tokens.lengths(), means[0] if mean_logits else None)
+    return PairScores(tokens.sum(logps, ld_alpha), tokens.lengths(), tokens.per_row(means[0]) if mean_logits else None)
 
 
 class ImageFeatures:

@@ -1,12 +1,13 @@
-"""From a pairwise batch of two sequences per pair to one: prompt + chosen answer + rejected answer.
+"""Answers that share their prompt as one sequence: the prompt once, then every answer.
 
-The pairwise batch is the one that LlamaFactory collates: 2n rows, the n chosen sequences first, then the n
-rejected ones, padded on either side, labels −100 on the prompt, the images of the chosen rows followed by
-the same images for the rejected rows.
+A pairwise batch, as LlamaFactory collates it, is laid out by `share_prefix`: 2n rows, the n chosen sequences first,
+then the n rejected ones, padded on either side, labels −100 on the prompt, the images of the chosen rows followed by
+the same images for the rejected rows. `questions.py` lays out any number of answers to one question.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,8 +18,8 @@ from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
 
 logger = logging.getLogger(__name__)
 
-PADDING, PREFIX, CHOSEN, REJECTED = range(4)
-"""What a position of a shared sequence belongs to."""
+PADDING, PREFIX, ANSWER = range(3)
+"""What a position of a shared sequence belongs to: `ANSWER` + i is the answer that is sequence i of the batch."""
 
 IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes")
 """Model inputs whose first dimension runs over images (or their patches), in the order of the rows."""
@@ -50,7 +51,7 @@ def lay_out_pairs(
     """
     shared = share_prefix(batch, image_token_id, carry)
     if isinstance(shared, str):
-        _say_once(f"Some batches are trained as two sequences per pair: {shared}.")
+        say_once(f"Some batches are trained as two sequences per pair: {shared}.")
     elif keys_worth_a_token is None or _pays(batch, shared[0], keys_worth_a_token):
         return shared
     inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -58,7 +59,8 @@ def lay_out_pairs(
 
 
 @cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Warn of something that many batches have, the first time."""
     logger.warning(message)
 
 
@@ -93,84 +95,130 @@ def share_prefix(
     images = _images_once(batch, image_token_id)
     if isinstance(images, str):
         return images
-    rows = [_Row(batch, row) for row in range(len(batch["input_ids"]))]
+    rows = [AnswerRow.of(batch, row) for row in range(len(batch["input_ids"]))]
     pairs = len(rows) // 2
-    sequences = [_SharedRow(chosen, rejected) for chosen, rejected in zip(rows[:pairs], rows[pairs:], strict=True)]
+    sequences = [SharedRow([(chosen, rows[chosen]), (chosen + pairs, rows[chosen + pairs])]) for chosen in range(pairs)]
+    shared = lay_out(sequences, batch, image_token_id)
+    if isinstance(shared, str):
+        return shared
+    inputs, tokens = shared
+    return {**inputs, **images, **{key: batch[key] for key in carry if key in batch}}, tokens
+
+
+def lay_out(
+    sequences: Sequence["SharedRow"], batch: dict[str, Any], image_token_id: int | None, rows: Tensor | None = None
+) -> tuple[dict[str, Any], ResponseTokens] | str:
+    """Pad shared sequences to one batch.
+
+    Args:
+        sequences: every answer in one of them; the answers' numbers run from 0 without a gap.
+        batch: the collated batch that the sequences' prompts come from, for the images behind its padding.
+        image_token_id: as for `share_prefix`.
+        rows: see `ResponseTokens`.
+
+    Returns:
+        `input_ids`, `segments` and `position_ids`, and the tokens to score; or the reason why it can't be done.
+    """
     if image_token_id is not None and any(row.has_token_in_answers(image_token_id) for row in sequences):
         return "an answer holds an image"
     _append_unattended_images(batch, image_token_id, sequences)
-
     longest = max(len(row.ids) for row in sequences)
     length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    shared = {
+    inputs = {
         "input_ids": torch.stack([_pad(row.ids, length) for row in sequences]),
         "segments": torch.stack([_pad(row.segments, length) for row in sequences]),
         "position_ids": torch.stack([_pad(row.positions, length) for row in sequences], dim=-2),
-        **images,
-        **{key: batch[key] for key in carry if key in batch},
     }
-    return shared, _response_tokens(sequences, length)
+    return inputs, _response_tokens(sequences, length, rows)
 
 
 def sequence_means(hidden: Tensor, segments: Tensor | None) -> Tensor:
-    """Average hidden states (rows, T, D) over the positions of each sequence: (sequences, D), chosen first.
+    """Average hidden states (rows, T, D) over the positions of each sequence: (sequences, D).
 
-    In a shared layout a sequence is its prompt and its answer. In two sequences per pair (`segments` None) it is
+    In a shared layout a sequence is its prompt and its answer. In one sequence per answer (`segments` None) it is
     the whole row, padding included, as LlamaFactory averages logits.
     """
     if segments is None:
         return hidden.mean(1)
-    members = torch.stack([(segments == PREFIX) | (segments == answer) for answer in (CHOSEN, REJECTED)])
-    sums = torch.einsum("snt,ntd->snd", members.to(hidden.dtype), hidden)
-    return (sums / members.sum(-1, keepdim=True)).flatten(0, 1)
+    in_prompt = segments == PREFIX
+    prompts = torch.einsum("nt,ntd->nd", in_prompt.to(hidden.dtype), hidden)
+    row, column = (segments >= ANSWER).nonzero(as_tuple=True)
+    answer = segments[row, column].long() - ANSWER
+    count = int(answer.max()) + 1
+    sums = hidden.new_zeros(count, hidden.shape[-1]).index_add(0, answer, hidden[row, column])
+    owner = row.new_zeros(count).scatter(0, answer, row)
+    lengths = torch.bincount(answer, minlength=count) + in_prompt.sum(1)[owner]
+    return (sums + prompts[owner]) / lengths[:, None]
 
 
-class _Row:
-    """The attended tokens of one row of the pairwise batch."""
+@dataclass(frozen=True)
+class AnswerRow:
+    """A prompt and one answer to it, without padding.
 
-    def __init__(self, batch: dict[str, Any], row: int) -> None:
+    Attributes:
+        ids: (T,) tokens.
+        labels: (T,) tokens, −100 where a token is not scored.
+        positions: (…, T) of the tokens, as the model takes them.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of(cls, batch: dict[str, Any], row: int) -> "AnswerRow":
+        """The attended tokens of one row of a collated batch."""
         columns = batch["attention_mask"][row].nonzero().squeeze(1)
-        self.ids = batch["input_ids"][row, columns]
-        self.labels = batch["labels"][row, columns]
         if batch.get("position_ids") is not None:
-            self.positions = batch["position_ids"][..., row, columns]
+            positions = batch["position_ids"][..., row, columns]
         else:
-            self.positions = columns - columns[:1]
+            positions = columns - columns[:1]
+        return cls(batch["input_ids"][row, columns], batch["labels"][row, columns], positions)
 
 
-class _SharedRow:
-    """One pair as one sequence."""
+class SharedRow:
+    """Answers to one prompt as one sequence.
 
-    def __init__(self, chosen: _Row, rejected: _Row) -> None:
-        self.chosen, self.rejected = chosen, rejected
-        self.prefix = prefix = _common_prefix(chosen, rejected)
-        self.ids = torch.cat([chosen.ids, rejected.ids[prefix:]])
-        self.positions = torch.cat([chosen.positions, rejected.positions[..., prefix:]], dim=-1)
-        self.segments = torch.full_like(self.ids, CHOSEN, dtype=torch.int8)
-        self.segments[:prefix] = PREFIX
-        self.segments[len(chosen.ids) :] = REJECTED
+    Args:
+        answers: the number of each answer in the batch, and its row. What all rows have in common at their start,
+            and is scored in none, is the prompt.
+    """
+
+    def __init__(self, answers: Sequence[tuple[int, AnswerRow]]) -> None:
+        (_, first), *_ = answers
+        self.answers = answers
+        self.prefix = prefix = min(_common_prefix(first, row) for _, row in answers)
+        self.ids = torch.cat([first.ids[:prefix], *(row.ids[prefix:] for _, row in answers)])
+        self.positions = torch.cat(
+            [first.positions[..., :prefix], *(row.positions[..., prefix:] for _, row in answers)], dim=-1
+        )
+        owners = torch.tensor([PREFIX, *(ANSWER + number for number, _ in answers)], dtype=torch.int16)
+        counts = torch.tensor([prefix, *(len(row.ids) - prefix for _, row in answers)])
+        self.segments = owners.repeat_interleave(counts).to(self.ids.device)
 
     def has_token_in_answers(self, token: int) -> bool:
         return bool((self.ids[self.prefix :] == token).any())
 
-    def scored(self, row: _Row) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the scored tokens of `row`: where the shared sequence predicts them, their ids, their offsets."""
-        at = (row.labels[1:] != IGNORE_INDEX).nonzero().squeeze(1)
-        shift = len(self.chosen.ids) - self.prefix if row is self.rejected else 0
-        return torch.where(at < self.prefix, at, at + shift), row.labels[at + 1], at - at[:1]
+    def scored(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Of each answer: its number; where this sequence predicts its scored tokens; their ids; their offsets."""
+        start = self.prefix
+        for number, row in self.answers:
+            at = (row.labels[1:] != IGNORE_INDEX).nonzero().squeeze(1)
+            yield number, torch.where(at < self.prefix, at, at + start - self.prefix), row.labels[at + 1], at - at[:1]
+            start += len(row.ids) - self.prefix
 
     def append_padding(self, ids: Tensor, positions: Tensor) -> None:
         self.ids = torch.cat([self.ids, ids])
         self.positions = torch.cat([self.positions, positions], dim=-1)
-        self.segments = torch.cat([self.segments, torch.full_like(ids, PADDING, dtype=torch.int8)])
+        self.segments = torch.cat([self.segments, torch.full_like(ids, PADDING, dtype=torch.int16)])
 
 
-def _common_prefix(chosen: _Row, rejected: _Row) -> int:
+def _common_prefix(first: AnswerRow, other: AnswerRow) -> int:
     """How many leading tokens, none of them scored, are the same at the same positions."""
-    length = min(len(chosen.ids), len(rejected.ids))
-    same = chosen.ids[:length] == rejected.ids[:length]
-    same &= (chosen.labels[:length] == IGNORE_INDEX) & (rejected.labels[:length] == IGNORE_INDEX)
-    agree = chosen.positions[..., :length] == rejected.positions[..., :length]
+    length = min(len(first.ids), len(other.ids))
+    same = first.ids[:length] == other.ids[:length]
+    same &= (first.labels[:length] == IGNORE_INDEX) & (other.labels[:length] == IGNORE_INDEX)
+    agree = first.positions[..., :length] == other.positions[..., :length]
     same &= agree.reshape(-1, length).all(0)
     return int(same.int().cumprod(0).sum())
 
@@ -193,29 +241,32 @@ def _images_once(batch: dict[str, Any], image_token_id: int | None) -> dict[str,
     return images
 
 
-def _append_unattended_images(batch: dict[str, Any], image_token_id: int | None, sequences: list[_SharedRow]) -> None:
+def _append_unattended_images(
+    batch: dict[str, Any], image_token_id: int | None, sequences: Sequence[SharedRow]
+) -> None:
     unattended = (batch["input_ids"] == image_token_id) & ~batch["attention_mask"].bool()
     for row, column in unattended.nonzero().tolist():
         sequence = sequences[row % len(sequences)]
         sequence.append_padding(batch["input_ids"][row, column, None], torch.zeros_like(sequence.positions[..., :1]))
 
 
-def _response_tokens(sequences: list[_SharedRow], length: int) -> ResponseTokens:
-    scored = [
-        (row * length, *sequence.scored(side))
-        for name in ("chosen", "rejected")
-        for row, sequence in enumerate(sequences)
-        for side in [getattr(sequence, name)]
+def _response_tokens(sequences: Sequence[SharedRow], length: int, rows: Tensor | None) -> ResponseTokens:
+    found = [
+        (number, at + place * length, target, offset)
+        for place, row in enumerate(sequences)
+        for number, at, target, offset in row.scored()
     ]
-    counts = torch.tensor([len(target) for _, _, target, _ in scored])
-    offset = torch.cat([offset for *_, offset in scored])
+    found.sort(key=lambda scored: scored[0])
+    counts = torch.tensor([len(target) for _, _, target, _ in found])
+    offset = torch.cat([offset for *_, offset in found])
     return ResponseTokens(
-        predictor=torch.cat([start + at for start, at, _, _ in scored]),
-        target=torch.cat([target for _, _, target, _ in scored]),
-        sequence=torch.repeat_interleave(torch.arange(len(scored)), counts).to(offset.device),
+        predictor=torch.cat([at for _, at, _, _ in found]),
+        target=torch.cat([target for _, _, target, _ in found]),
+        sequence=torch.repeat_interleave(torch.arange(len(found)), counts).to(offset.device),
         offset=offset,
-        sequences=len(scored),
+        sequences=len(found),
         width=int(offset.max()) + 1 if len(offset) else 0,
+        rows=rows,
     )
 
 

@@ -1,0 +1,168 @@
+"""Ranked answers: a question's pairs in one batch run its prompt, images and each different answer once."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from uni_dpo.demo.digits import QUESTION, Digit, answer
+
+LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj,v_proj"}
+METRICS = (
+    "loss",
+    "grad_norm",
+    "rewards/chosen",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+def ranked_pairs(digits: list[Digit], answers: int, images: int = 1) -> list[dict[str, Any]]:
+    """All pairs of `answers` ranked answers to each digit."""
+    rows = []
+    for digit in digits:
+        texts = [answer((digit.label + step) % 10) + " yes" * (step % 3) for step in range(answers)]
+        for better, worse in itertools.combinations(range(answers), 2):
+            rows.append(
+                {
+                    "instruction": "<image>" * images + QUESTION,
+                    "chosen": texts[better],
+                    "rejected": texts[worse],
+                    "images": [str(digit.image)] * images,
+                    "score_chosen": 5.0 - better,
+                    "score_rejected": 5.0 - worse,
+                }
+            )
+    return rows
+
+
+@pytest.fixture
+def register_ranked(pair_data: Any, digits: dict[str, list[Digit]]) -> Any:
+    def add(answers: int, questions: int = 3, *, mixed: bool = False) -> str:
+        name = f"ranked_{answers}_{questions}_{mixed}"
+        rows = ranked_pairs(digits["preference"][:questions], answers)
+        if mixed:
+            rows += ranked_pairs(digits["preference"][questions : questions + 2], 3, images=2)
+            rows += [
+                {**row, "instruction": QUESTION, "images": []} for row in ranked_pairs(digits["preference"][:1], 3)
+            ]
+        pair_data.add(name, rows)
+        return name
+
+    return add
+
+
+def trajectory(log: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([[line[name] for name in METRICS] for line in log if "grad_norm" in line], dtype=torch.float64)
+
+
+def assert_same_run(train: Any, tolerance: float = 1e-4, **settings: Any) -> None:
+    ordinary, shared = (trajectory(train(pair_forward=mode, **settings)) for mode in ("ordinary", "shared_prefix"))
+    assert len(shared) == settings["max_steps"]
+    torch.testing.assert_close(shared, ordinary, rtol=tolerance, atol=tolerance / 10)
+
+
+@pytest.mark.parametrize("answers", [2, 3, 4, 5, 6])
+def test_all_pairs_of_a_question_train_as_they_do_alone(train: Any, register_ranked: Any, answers: int) -> None:
+    pairs = answers * (answers - 1) // 2
+    assert_same_run(
+        train,
+        dataset=register_ranked(answers),
+        max_steps=3,
+        per_device_train_batch_size=pairs,
+        disable_shuffling=True,
+        learning_rate=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 20, "per_device_train_batch_size": 3, "num_train_epochs": 4},
+        {"group_by_question": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {"pref_loss": "sigmoid", "ld_alpha": 0.3, "disable_shuffling": True},
+        {"pref_loss": "simpo", "group_by_question": True},
+        {**LORA, "group_by_question": True},
+        {"freeze_vision_tower": False, "disable_shuffling": True},
+    ],
+    ids=lambda settings: " ".join(f"{name}={value}" for name, value in settings.items()),
+)
+def test_mixed_batches_are_the_same(train: Any, register_ranked: Any, settings: dict[str, Any]) -> None:
+    """Questions with one image, two images and none, whole and in parts, in one batch."""
+    name = register_ranked(4, 2, mixed=True)
+    defaults = {"max_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-4}
+    assert_same_run(train, dataset=name, **(defaults | settings))
+
+
+def test_evaluation_counts_pairs_not_questions(train: Any, register_ranked: Any) -> None:
+    """The first batch holds six pairs of one question and the second two pairs of two."""
+    settings = {"dataset": register_ranked(4, 3), "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"val_size": 8, "per_device_eval_batch_size": 6, "seed": 5}
+    losses = []
+    for mode in ("ordinary", "shared_prefix"):
+        losses += [line["eval_loss"] for line in train(pair_forward=mode, **settings) if "eval_loss" in line]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_tower_and_the_files_are_looked_at_once_per_question(
+    train: Any, register_ranked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llamafactory.data.mm_plugin import BasePlugin
+    from transformers.models.qwen2_vl import modeling_qwen2_vl as modeling
+
+    patches: list[int] = []
+    opened: list[int] = []
+    tower = modeling.Qwen2VisionTransformerPretrainedModel
+    forward, prepare = tower.forward, BasePlugin._regularize_images
+    monkeypatch.setattr(
+        tower, "forward", lambda self, hidden, *a, **k: patches.append(len(hidden)) or forward(self, hidden, *a, **k)
+    )
+    monkeypatch.setattr(
+        BasePlugin,
+        "_regularize_images",
+        lambda self, images, **k: opened.append(len(images)) or prepare(self, images, **k),
+    )
+    settings = {"dataset": register_ranked(4, 1), "max_steps": 1, "per_device_train_batch_size": 6, **LORA}
+    train(pair_forward="ordinary", **settings)
+    ordinary = patches[0], opened[-1]
+    patches.clear()
+    opened.clear()
+    train(pair_forward="shared_prefix", **settings)
+    assert patches == [ordinary[0] // 12]
+    assert (opened[-1], ordinary[1]) == (1, 12)
+
+
+def test_question_by_question_is_every_pair_once_and_the_same_each_time(
+    config: Any, train: Any, register_ranked: Any
+) -> None:
+    from uni_dpo.llamafactory.question_sampler import QuestionSampler
+
+    rows = [
+        {"chosen_input_ids": [question, answers[0]], "chosen_labels": [-100, answers[0]],
+         "rejected_input_ids": [question, answers[1]], "rejected_labels": [-100, answers[1]]}
+        for question in range(5) for answers in itertools.combinations(range(10, 13), 2)
+    ]  # fmt: skip
+    sampler = QuestionSampler(rows, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(15))
+    assert [rows[at]["chosen_input_ids"][0] for at in first[::3]] == [
+        rows[at]["chosen_input_ids"][0] for at in first[2::3]
+    ]
+    assert list(QuestionSampler(rows, seed=1)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(QuestionSampler(rows, seed=2)) != first
+
+    name = register_ranked(3, 4)
+    whole = trajectory(train(dataset=name, group_by_question=True, max_steps=6, per_device_train_batch_size=2))
+    settings = {"dataset": name, "group_by_question": True, "per_device_train_batch_size": 2, "save_strategy": "steps"}
+    train(**settings, max_steps=6, save_steps=3)
+    folder = Path(config()["output_dir"])
+    resumed = train(**settings, max_steps=6, save_steps=3, resume_from_checkpoint=str(folder / "checkpoint-3"))
+    torch.testing.assert_close(trajectory(resumed)[3:], whole[3:], rtol=1e-4, atol=1e-5)
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 6
