@@ -1,10 +1,11 @@
-"""One training step on an image pair: LlamaFactory's own against the shared-prefix step, side by side.
+"""One training step on image pairs: LlamaFactory's own against the shared-prefix step, side by side.
 
     python benchmarks/pair_step.py                       a Qwen2-VL of 6 + 6 layers on the CPU
     python benchmarks/pair_step.py --shape qwen2-vl-2b   real shapes in bf16, on a GPU
     python benchmarks/pair_step.py --grow image          256 … 4,096 image tokens
     python benchmarks/pair_step.py --grow answer         16 … 512 answer tokens
-    python benchmarks/pair_step.py --grow pairs          1, 2, 4 pairs in a batch
+    python benchmarks/pair_step.py --grow questions      1, 2, 4 questions in a batch
+    python benchmarks/pair_step.py --grow answers --questions 1      2 … 6 ranked answers to a question, all their pairs
 
 A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
 optimizer, which is the same for all, is left out. The variants take turns in one process, each twice, and the second
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pair_step_models import SHAPES, Setting, build_models, pairwise_batch
+from pair_step_models import SHAPES, RandomPairs, Setting, build_models
 
 VARIANTS = {
     "ordinary": "LlamaFactory",
@@ -42,15 +43,14 @@ REFERENCE_PRECOMPUTED = ("precomputed", "kept")
 GROWTH: dict[str, tuple[str, list[int]]] = {
     "image": ("image_tokens", [256, 576, 1024, 2304, 4096]),
     "answer": ("answer", [16, 64, 192, 512]),
-    "pairs": ("pairs", [1, 2, 4]),
+    "questions": ("questions", [1, 2, 4]),
+    "answers": ("answers", [2, 3, 4, 5, 6]),
     "vocabulary": ("vocabulary", [32000, 151936]),
 }
 
 
-def build_trainer(
-    variant: str, policy: Any, reference: Any, batch: dict[str, torch.Tensor], folder: str, **more: Any
-) -> Any:
-    """LlamaFactory's DPO trainer, or ours with `more` arguments, whose collator always gives `batch`."""
+def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs, folder: str, **more: Any) -> Any:
+    """LlamaFactory's DPO trainer, or ours with `more` arguments, over `pairs`."""
     from llamafactory.hparams import FinetuningArguments
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from transformers import Seq2SeqTrainingArguments
@@ -65,7 +65,7 @@ def build_trainer(
         "ref_model": reference,
         "processor": None,
         "tokenizer": None,
-        "data_collator": lambda _: dict(batch),
+        "data_collator": pairs,
         "args": Seq2SeqTrainingArguments(
             folder, report_to=[], use_cpu=not torch.cuda.is_available(), remove_unused_columns=False
         ),
@@ -78,7 +78,9 @@ def build_trainer(
     trainer = UniDPOTrainer(finetuning_args=arguments, **common)
     if variant in REFERENCE_PRECOMPUTED:
         with torch.no_grad():
-            logps = trainer.compute_reference_log_probs(policy, trainer._prepare_inputs(trainer.data_collator([])))
+            logps = trainer.compute_reference_log_probs(
+                policy, trainer._prepare_inputs(trainer.data_collator(pairs.features))
+            )
         collate, bits = trainer.data_collator, torch.cat(logps).float().cpu().view(torch.int32)
         trainer.data_collator = lambda features: {**collate(features), LOGPS: bits}
     return trainer
@@ -86,19 +88,19 @@ def build_trainer(
 
 def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> Callable[[], float]:
     """A function that collates a batch and makes its loss and gradients."""
-    batch = pairwise_batch(policy, setting)
+    pairs = RandomPairs(policy, setting)
     configs = [model.config.get_text_config() for model in (policy, reference)]
     for config in configs:
         config._attn_implementation = "sdpa"
     folder = tempfile.TemporaryDirectory()
-    trainer = build_trainer(variant, policy, reference, batch, folder.name, pair_attention=setting.attention)
+    trainer = build_trainer(variant, policy, reference, pairs, folder.name, pair_attention=setting.attention)
     attention = configs[0]._attn_implementation
 
     def step(folder: tempfile.TemporaryDirectory[str] = folder) -> float:  # which lives as long as the step does
         for config in configs:  # the variants share the models, and each attends in its own way
             config._attn_implementation = attention
         policy.zero_grad(set_to_none=True)
-        inputs = trainer._prepare_inputs(trainer.data_collator([]))
+        inputs = trainer._prepare_inputs(trainer.data_collator(pairs.features))
         loss, _ = trainer.get_batch_loss_metrics(policy, inputs)
         loss.backward()
         return loss.item()
@@ -179,15 +181,17 @@ def print_table(rows: list[tuple[Setting, dict[str, dict[str, float]]]]) -> None
     """One line per setting and variant, in Markdown."""
     unit = "CPU s" if rows[0][0].device == "cpu" else "s"
     print(
-        f"| pairs | image tokens | answer tokens | vocabulary | step | {unit} | | MB | | loss differs | norm differs |"
+        "| answers | pairs | image tokens | answer tokens | vocabulary "
+        f"| step | {unit} | | MB | | loss differs | norm differs |"
     )
-    print("| ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | ---: |")
+    print("| ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | ---: |")
     for setting, results in rows:
         base = results["ordinary"]
         for variant, result in results.items():
             print(
-                f"| {setting.pairs} | {setting.image_tokens} | {setting.answer} | {setting.vocabulary:,} "
-                f"| {VARIANTS[variant]} | {result['seconds']:.2f} | ÷ {base['seconds'] / result['seconds']:.1f} "
+                f"| {setting.answers} | {setting.pairs} | {setting.image_tokens} | {setting.answer} "
+                f"| {setting.vocabulary:,} | {VARIANTS[variant]} "
+                f"| {result['seconds']:.2f} | ÷ {base['seconds'] / result['seconds']:.1f} "
                 f"| {result['bytes'] / 1e6:,.0f} | ÷ {base['bytes'] / result['bytes']:.1f} "
                 f"| {abs(result['loss'] / base['loss'] - 1):.0e} | {abs(result['norm'] / base['norm'] - 1):.0e} |",
                 flush=True,
@@ -220,7 +224,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="default: float32 on the CPU, bfloat16 on a GPU")
     parser.add_argument("--vocabulary", type=int, default=151936)
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=2)
+    parser.add_argument("--answers", type=int, default=2, help="to each question; every two make a pair")
     parser.add_argument("--image-tokens", type=int, default=256, help="0: text pairs")
     parser.add_argument("--prompt", type=int, default=48, help="words beside the image")
     parser.add_argument("--answer", type=int, default=64)
@@ -245,7 +250,7 @@ def main() -> None:
         return
     options["dtype"] = options["dtype"] or ("float32" if options["device"] == "cpu" else "bfloat16")
     setting = Setting(**options)
-    name, sizes = GROWTH[grow] if grow else ("pairs", [setting.pairs])
+    name, sizes = GROWTH[grow] if grow else ("questions", [setting.questions])
     sizes = wanted or sizes
     rows = [(row, compare(row)) for row in (replace(setting, **{name: size}) for size in sizes)]
     print_table(rows)

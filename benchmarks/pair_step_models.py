@@ -1,6 +1,7 @@
-"""What `pair_step.py` measures on: random Qwen2-VL models of given shapes, and pair batches for them."""
+"""What `pair_step.py` measures on: random Qwen2-VL models of given shapes, and pairs for them."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,8 @@ class Setting:
     device: str
     dtype: str
     vocabulary: int
-    pairs: int
+    questions: int
+    answers: int
     image_tokens: int
     prompt: int
     answer: int
@@ -50,6 +52,11 @@ class Setting:
     checkpointing: bool
     liger: bool
     attention: str
+
+    @property
+    def pairs(self) -> int:
+        """All pairs of each question's answers."""
+        return self.questions * self.answers * (self.answers - 1) // 2
 
 
 def build_models(setting: Setting) -> tuple[Any, Any]:
@@ -86,29 +93,64 @@ def build_models(setting: Setting) -> tuple[Any, Any]:
     return policy, reference
 
 
-def pairwise_batch(model: Any, setting: Setting) -> dict[str, torch.Tensor]:
-    """What LlamaFactory's collator gives for random pairs with one image each."""
-    draw = torch.Generator().manual_seed(1)
-    side = 2 * round(setting.image_tokens**0.5)
-    height, width = (side, 4 * setting.image_tokens // side) if side else (0, 0)
+class RandomPairs:
+    """Random tokenized pairs, an image to each question, and the collator for them, as LlamaFactory has it.
 
-    def words(count: int) -> torch.Tensor:
-        return torch.randint(FIRST_WORD, setting.vocabulary, (setting.pairs, count), generator=draw)
+    Args:
+        model: gives the positions of image tokens.
+        setting: how many, how long.
+    """
 
-    image = torch.tensor([VISION_START, *[IMAGE] * (height * width // 4), VISION_END]).expand(setting.pairs, -1)
-    prompt = torch.cat([image, words(setting.prompt)], 1) if side else words(setting.prompt)
-    answers = torch.cat([words(setting.answer), words(setting.answer)])
-    input_ids = torch.cat([prompt.repeat(2, 1), answers], 1)
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        "labels": torch.cat([torch.full_like(prompt, -100).repeat(2, 1), answers], 1),
-    }
-    if side:
-        grid = torch.tensor([[1, height, width]]).expand(2 * setting.pairs, -1).contiguous()
-        pixels = torch.randn(setting.pairs * height * width, 1176, generator=draw).repeat(2, 1)
-        batch |= {"pixel_values": pixels, "image_grid_thw": grid}
-    positions, _ = model.model.get_rope_index(
-        input_ids, mm_token_type_ids=(input_ids == IMAGE).int(), image_grid_thw=batch.get("image_grid_thw")
-    )
-    return batch | {"position_ids": positions}
+    def __init__(self, model: Any, setting: Setting) -> None:
+        self._model = model
+        draw = torch.Generator().manual_seed(1)
+        side = 2 * round(setting.image_tokens**0.5)
+        height, width = (side, 4 * setting.image_tokens // side) if side else (0, 0)
+        image = [VISION_START, *[IMAGE] * (height * width // 4), VISION_END] if side else []
+
+        def words(count: int) -> list[int]:
+            return torch.randint(FIRST_WORD, setting.vocabulary, (count,), generator=draw).tolist()
+
+        self._grid = torch.tensor([[1, height, width]])
+        self._pixels = [torch.randn(height * width, 1176, generator=draw) for _ in range(setting.questions)]
+        self.features: list[dict[str, Any]] = []
+        for question in range(setting.questions):
+            prompt = image + words(setting.prompt)
+            answers = [words(setting.answer) for _ in range(setting.answers)]
+            for chosen, rejected in itertools.combinations(answers, 2):
+                pair: dict[str, Any] = {"images": [question] if side else [], "videos": None, "audios": None}
+                for side_name, answer in (("chosen", chosen), ("rejected", rejected)):
+                    pair[f"{side_name}_input_ids"] = prompt + answer
+                    pair[f"{side_name}_labels"] = [-100] * len(prompt) + answer
+                self.features.append(pair)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """The chosen rows of the pairs, then the rejected ones."""
+        return self.rows(
+            [
+                {"input_ids": pair[f"{side}_input_ids"], "labels": pair[f"{side}_labels"], "images": pair["images"]}
+                for side in ("chosen", "rejected")
+                for pair in features
+            ]
+        )
+
+    def rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of rows of one length."""
+        input_ids = torch.tensor([row["input_ids"] for row in rows])
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+        images = [image for row in rows for image in row["images"]]
+        if images:
+            batch["pixel_values"] = torch.cat([self._pixels[image] for image in images])
+            batch["image_grid_thw"] = self._grid.repeat(len(images), 1)
+        positions, _ = self._model.model.get_rope_index(
+            input_ids, mm_token_type_ids=(input_ids == IMAGE).int(), image_grid_thw=batch.get("image_grid_thw")
+        )
+        return batch | {"position_ids": positions}
+
+    def scores(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """None: the sigmoid loss has no scores."""
+        return {}
