@@ -14,7 +14,7 @@ BATCHES = [[{"id": "a", "x": 1}, {"id": "b", "x": 2}], [{"id": "c", "x": "é\u20
 def written(path):
     log = StageLog(path)
     for number, batch in enumerate(BATCHES, start=1):
-        log.append(batch, Usage(requests=number, faults={"timeout": 1}))
+        log.commit(batch, Usage(requests=number, faults={"timeout": 1}))
     return path.read_bytes()
 
 
@@ -42,7 +42,7 @@ def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(tmp_path_factory
     kept = sum(end <= cut for end in commits)
     assert list(log.rows) == [row["id"] for batch in BATCHES[:kept] for row in batch]
     assert path.stat().st_size == max([0, *(end for end in commits if end <= cut)])
-    log.append([{"id": "z"}], Usage())
+    log.commit([{"id": "z"}], Usage())
     assert "z" in StageLog(path).rows
 
 
@@ -57,7 +57,7 @@ def test_noise_at_the_end_is_dropped(tmp_path):
 def test_a_row_given_again_counts_as_last_given(tmp_path):
     path = tmp_path / "s.jsonl"
     written(path)
-    StageLog(path).append([{"id": "d", "x": 4}], Usage())
+    StageLog(path).commit([{"id": "d", "x": 4}], Usage())
     assert StageLog(path).succeeded()["d"] == {"id": "d", "x": 4}
 
 

@@ -1,12 +1,18 @@
 """A final name never holds half a file."""
 
 import json
+import os
+import signal
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.identity import folder_of
-from uni_dpo.storage.writing import replacing, write_text
+from uni_dpo.storage.writing import check_writable, replacing, write_text
 
 
 def test_a_finished_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -39,3 +45,90 @@ def test_a_folder_is_named_after_all_that_it_depends_on(tmp_path: Path) -> None:
     assert folder_of({"sizes": [1, 2], "model": "a"}, tmp_path) == first
     assert folder_of({"model": "a", "sizes": [1, 3]}, tmp_path) != first
     assert folder_of({"model": tmp_path}, tmp_path).is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "private.json"
+    target.write_text("old")
+    target.chmod(mode)
+    with replacing(target) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert stat.S_IMODE(target.stat().st_mode) == mode
+
+
+def test_behind_a_link_its_file_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for target in ("real/there.txt", "real/new.txt"):
+        link = tmp_path / "link.txt"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        write_text(link, target)
+        assert link.is_symlink()
+        assert (tmp_path / target).read_text() == target
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(UniDPOError, match="/a: cannot be written"):
+        write_text(tmp_path / "a", "")
+
+
+@pytest.mark.parametrize("check", [check_writable, lambda path: write_text(path, "")])
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, check) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    for path, found in (
+        (tmp_path / "pipe", "is a named pipe"),
+        (tmp_path, "is a folder"),
+        (Path("/dev/null"), "is a device"),
+        (tmp_path / "file" / "below", "Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(UniDPOError, match=found):
+            check(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "not" / "there" / "yet.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name_of_a_file_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("n" * 255), "x")
+    write_text(tmp_path / ("ü" * 127), "y")
+    assert {len(os.fsencode(path.name)) for path in tmp_path.iterdir()} == {255, 254}
+
+
+WRITER = """
+import sys, time
+from uni_dpo.storage.writing import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    def writer() -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "out.json")], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    killed = writer()
+    (left,) = (path.name for path in tmp_path.iterdir())
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    living = writer()
+    (alive,) = (path.name for path in tmp_path.iterdir())
+    assert alive != left
+    (tmp_path / ".notes.tmp").write_text("somebody's own")
+    write_text(tmp_path / "other.json", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".notes.tmp", alive, "other.json"])
+    living.kill()
+    living.wait()

@@ -1,12 +1,9 @@
 """What travels through the engine: a question, its answers, their scores, and the pairs made of them."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from uni_dpo.data.questions import Question
-
-Row = dict[str, Any]
-"""One line of a stage's file: JSON values only."""
+from uni_dpo.storage.rowlog import Row as Row
 
 
 @dataclass(frozen=True)

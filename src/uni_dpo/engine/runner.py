@@ -150,7 +150,7 @@ class _Run:
             self._check_cost(number, log)
         with tqdm(total=len(inputs), initial=count, desc=f"{number} {STAGES[number]}", unit="question") as bar:
             for index, (rows, usage) in enumerate(self._stream(STAGES[number], left), start=1):
-                log.append(rows, usage)
+                log.commit(rows, usage)
                 bar.update(sum("failed" not in row for row in rows))
                 if index < len(left):
                     self._check_cost(number, log)

@@ -1,65 +1,50 @@
 """The work directory: one append-only file per stage, and a manifest that says what made them."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.engine.records import Row
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
+from uni_dpo.storage.locks import holding
+from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import write_text
 
 
-class StageLog:
-    """Rows of one stage, appended batch by batch, each batch closed by a commit line.
+class StageLog(RowLog):
+    """Rows of one stage, appended batch by batch, each batch closed by a commit line with what it cost.
 
-    A process may die at any byte: what stands after the last complete commit line is dropped on opening, so
-    a batch is there as a whole or not at all. A row given twice (a failure tried again) counts as last given.
+    What stands after the last complete commit line is dropped on opening, so a batch is there as a whole or not at
+    all, and no cost is counted twice.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = {}
         self.usage = Usage()
-        if path.is_file():
-            os.truncate(path, self._read())
+        super().__init__(path)
 
     def _read(self) -> int:
-        """Load every committed row; return the number of bytes they take."""
         batch: list[Row] = []
-        position = committed = 0
-        with self.path.open("rb") as lines:
-            for line in lines:
-                position += len(line)
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                if "commit" not in row:
-                    batch.append(row)
-                    continue
-                self.rows.update((done["id"], done) for done in batch)
-                self.usage.add(Usage(**row["commit"]))
-                batch, committed = [], position
+        committed = 0
+        for row, end in log_lines(self.path):
+            if row is None:
+                break
+            if "commit" not in row:
+                batch.append(row)
+                continue
+            self.rows.update((done["id"], done) for done in batch)
+            self.usage.add(Usage(**row["commit"]))
+            batch, committed = [], end
         return committed
 
-    def append(self, rows: Sequence[Row], usage: Usage) -> None:
+    def commit(self, rows: Sequence[Row], usage: Usage) -> None:
         """Write a finished batch through to the disk, with what it cost."""
-        lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"commit": asdict(usage)}]]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(("\n".join(lines) + "\n").encode("utf-8", errors="surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
+        self._write([*rows, {"commit": asdict(usage)}])
         self.rows.update((row["id"], row) for row in rows)
         self.usage.add(usage)
+        self._note()
 
     def succeeded(self) -> dict[str, Row]:
         """The rows that are no failures, by id."""
@@ -104,25 +89,9 @@ class WorkDir:
         """Replace the manifest as a whole."""
         write_text(self.manifest_path, json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the directory: a second run on it is refused, so that two runs never mix their rows.
 
         A run that left nothing in it takes the directories that it made away again.
         """
-        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / ".lock"
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UniDPOError(f"{self.folder}: another run is at work in this directory") from None
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # somebody else's file has come into one of them
-                    if list(self.folder.iterdir()) == [path]:
-                        path.unlink()
-                        for folder in made:
-                            folder.rmdir()
+        return holding(self.folder / ".lock", str(self.folder))

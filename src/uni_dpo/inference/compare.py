@@ -6,11 +6,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uni_dpo.engine.workdir import StageLog
 from uni_dpo.inference.compare_models import Models
 from uni_dpo.inference.compare_prompts import Prompt
-from uni_dpo.models.backends import Request, Sampling, Usage
+from uni_dpo.models.backends import Request, Sampling
 from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.storage.rowlog import RowLog
 
 ORIGINAL, TRAINED = "response_from_original_model", "response_from_trained_model"
 
@@ -43,7 +43,7 @@ def compare(
     """
     asked = [[prompt.id, prompt.text, prompt.images] for prompt in prompts]
     logs = [
-        StageLog(Path(folder) / f"{name}-{digest([asked, version, vars(sampling), seed, options])}.jsonl")
+        RowLog(Path(folder) / f"{name}-{digest([asked, version, vars(sampling), seed, options])}.jsonl")
         for name, version in zip(("original", "trained"), models.versions(), strict=True)
     ]
     if any(_missing(prompts, log) for log in logs):
@@ -54,7 +54,7 @@ def compare(
 def _ask_both(
     prompts: Sequence[Prompt],
     models: Models,
-    logs: Sequence[StageLog],
+    logs: Sequence[RowLog],
     sampling: Sampling,
     seed: int,
     batch_size: int,
@@ -70,12 +70,12 @@ def _ask_both(
     _ask("trained", backend, _missing(prompts, logs[1]), logs[1], sampling, seed, batch_size)
 
 
-def _missing(prompts: Sequence[Prompt], log: StageLog) -> list[Prompt]:
+def _missing(prompts: Sequence[Prompt], log: RowLog) -> list[Prompt]:
     return [prompt for prompt in prompts if str(prompt.id) not in log.rows]
 
 
 def _ask(
-    name: str, backend: Any, prompts: Sequence[Prompt], log: StageLog, sampling: Sampling, seed: int, batch_size: int
+    name: str, backend: Any, prompts: Sequence[Prompt], log: RowLog, sampling: Sampling, seed: int, batch_size: int
 ) -> None:
     with tqdm(total=len(prompts), desc=f"The {name} model answers", unit=" prompts", disable=not prompts) as progress:
         for start in range(0, len(prompts), batch_size):
@@ -85,8 +85,7 @@ def _ask(
             rows = [
                 {"id": str(prompt.id), "response": reply[0].text} for prompt, reply in zip(batch, replies, strict=True)
             ]
-            log.append(rows, Usage())
-            log.rows.update((row["id"], row) for row in rows)
+            log.append(rows)
             progress.update(len(batch))
 
 

@@ -13,13 +13,13 @@ from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.data.tables.reading import source_files
 from uni_dpo.data.tables.writing import keep_inputs, write_rows
 from uni_dpo.engine.records import Row
-from uni_dpo.engine.workdir import StageLog
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import Grader
-from uni_dpo.models.backends.base import Failure, Request, Sampling, Usage, make_backend, parse_model
+from uni_dpo.models.backends.base import Failure, Request, Sampling, make_backend, parse_model
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.settings.registry import find
 from uni_dpo.storage.identity import derive_seed, digest, weight_files
+from uni_dpo.storage.rowlog import RowLog
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def predict_file(
     backend, options = parse_model(model, "model")
     asked = digest([backend, fingerprinted(options), weight_files(str(options.model)), sampling.__dict__, seed])
     keys = {question.id: digest([question.to_row(), asked]) for question in questions}
-    done = StageLog(output.with_name(f"{output.name}.answers.jsonl"))
-    waiting = [question for question in questions if keys[question.id] not in done.succeeded()]
+    done = RowLog(output.with_name(f"{output.name}.answers.jsonl"))
+    waiting = [question for question in questions if keys[question.id] not in done.rows]
     if waiting:
         _answer(waiting, keys, len(questions), done, model, sampling, seed, batch_size)
     rows = [_row(question, str(done.rows[keys[question.id]]["text"]), grade) for question in questions]
@@ -121,7 +121,7 @@ def _answer(
     waiting: Sequence[Question],
     keys: Mapping[str, str],
     total: int,
-    done: StageLog,
+    done: RowLog,
     model: Mapping[str, Any],
     sampling: Sampling,
     seed: int,
@@ -139,7 +139,7 @@ def _answer(
                     failures.append(f"{question.id}: {reply.reason}")
                 else:
                     rows.append({"id": keys[question.id], "text": reply[0].text})
-            done.append(rows, Usage(requests=len(batch)))
+            done.append(rows)
             bar.update(len(batch))
     if failures:
         shown = "\n".join(f"  {failure}" for failure in failures[:20])

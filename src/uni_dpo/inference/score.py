@@ -12,10 +12,8 @@ from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.tables.reading import source_files
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
-from uni_dpo.engine.workdir import StageLog
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.score_rows import Layout, PairLayout, RateableRow, layout_of
-from uni_dpo.models.backends.base import Usage
 from uni_dpo.models.rewards.checkpoints import (
     RewardModelOptions,
     checkpoint_identity,
@@ -24,6 +22,7 @@ from uni_dpo.models.rewards.checkpoints import (
 )
 from uni_dpo.models.rewards.conversation import Conversation
 from uni_dpo.storage.identity import digest
+from uni_dpo.storage.rowlog import RowLog
 
 _KEPT_FAULTS = 1_000
 
@@ -89,7 +88,7 @@ def score_file(
     layout = layout_of(source, answer_column)
     images = ImageChecker(media_dir or files[0].parent, media_dir)
     model_digest = digest(checkpoint_identity(options))
-    done = StageLog(output.with_name(f"{output.name}.ratings.jsonl"))
+    done = RowLog(output.with_name(f"{output.name}.ratings.jsonl"))
     with images.running():
         waiting: dict[str, Conversation] = {}
         for row in _usable_rows(files, layout, images, sees_images=checkpoint.kind == "value_head"):
@@ -131,7 +130,7 @@ def _key(conversation: Conversation, model: str) -> str:
 
 
 def _rate(
-    waiting: dict[str, Conversation], total: int, done: StageLog, options: RewardModelOptions, batch_size: int
+    waiting: dict[str, Conversation], total: int, done: RowLog, options: RewardModelOptions, batch_size: int
 ) -> None:
     if batch_size < 1:
         raise UniDPOError(f"the batch size is {batch_size}; it starts at 1")
@@ -141,12 +140,12 @@ def _rate(
         while batch := dict(itertools.islice(items, batch_size)):
             ratings = model.rate(list(batch.values()))
             rows = [{"id": key, "rating": rating} for key, rating in zip(batch, ratings, strict=True)]
-            done.append(rows, Usage(requests=len(rows)))
+            done.append(rows)
             bar.update(len(rows))
 
 
 def _write(
-    files: list[Path], layout: Layout, images: ImageChecker, done: StageLog, model: str, output: Path
+    files: list[Path], layout: Layout, images: ImageChecker, done: RowLog, model: str, output: Path
 ) -> ScoreReport:
     report = ScoreReport(output)
     agreeing, first_ratings = 0, []

@@ -1,32 +1,133 @@
 """Writing files so that a final name never holds half a file."""
 
 import os
+import re
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.locks import try_lock
+
+_TEMPORARY = re.compile(rb"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_NAME_BYTES = 200
+"""Of a file's own name in its temporary one: names end at 255 bytes."""
+_swept: set[Path] = set()
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` when the block ends without an error.
+    """Yield an empty file beside `path`; rename it to `path` when the block ends without an error.
 
-    The block must create the file. When it raises (Ctrl-C included) the temporary file is removed and
-    whatever stood under `path` is as it was.
+    The block fills the file and must not put another in its place. When the block raises (Ctrl-C included) the
+    file is removed, and whatever stood under `path` is as it was. A file that is replaced keeps its mode; behind a
+    link, the file that the link names is replaced. What killed runs left in the folder is removed.
+
+    Raises:
+        UniDPOError: `path` is a folder, a device or the like, or the system does not let us write there.
     """
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+    final = regular(path)
+    with _naming(path):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final.parent)
+        before = final.stat() if final.exists() else None
+        temporary, file = _create(final, 0o666 if before is None else 0o600)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(final)
+        with _naming(path):
+            os.fsync(file)
+            if before is not None:
+                with suppress(PermissionError):  # somebody else's file that we may replace but not give away
+                    os.chown(temporary, before.st_uid, before.st_gid)
+                temporary.chmod(stat.S_IMODE(before.st_mode))
+            temporary.replace(final)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        os.close(file)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 under `path`, all of it or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a file that `replacing` could not write, by trying it: a nameless file is made beside it and forgotten.
+
+    Raises:
+        UniDPOError: as `replacing`.
+    """
+    final = regular(path)
+    folder = next(folder for folder in final.parents if folder.exists())
+    with _naming(path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def regular(path: str | Path) -> Path:
+    """The regular file that `path` is or would become, links followed.
+
+    Raises:
+        UniDPOError: something else is there, which no file may replace.
+    """
+    path = Path(path)
+    try:
+        final = path.resolve() if path.is_symlink() else path
+        mode = final.stat().st_mode
+    except FileNotFoundError:
+        return final
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null byte
+        raise UniDPOError(f"{path}: cannot be written ({_reason(error)}); name another file") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise UniDPOError(f"{path}: is {kinds.get(stat.S_IFMT(mode), 'a device')}; name a file to write to")
+    return final
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UniDPOError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
+
+
+def _create(final: Path, mode: int) -> tuple[Path, int]:
+    """Make a temporary file beside `final` and lock it, which shows other processes that its writer is alive."""
+    name = os.fsdecode(os.fsencode(final.name)[:_NAME_BYTES])
+    while True:
+        temporary = final.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        with suppress(OSError):  # a file system without locks
+            try_lock(file)
+        if os.fstat(file).st_nlink:
+            return temporary, file
+        os.close(file)  # another process swept it away before it was locked
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of killed writers, once per folder and process."""
+    if folder.absolute() in _swept:
+        return
+    _swept.add(folder.absolute())
+    names: list[str] = []
+    with suppress(OSError), os.scandir(folder) as entries:  # a folder may be writable and not readable
+        names = [entry.name for entry in entries if _TEMPORARY.fullmatch(os.fsencode(entry.name))]
+    for name in names:
+        with suppress(OSError):  # not ours, gone already, or on a file system without locks
+            file = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if stat.S_ISREG(os.fstat(file).st_mode) and try_lock(file):
+                    (folder / name).unlink()
+            finally:
+                os.close(file)

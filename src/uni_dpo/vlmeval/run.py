@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,9 +273,8 @@ def write_predictions(job: Job, model_name: str) -> Path:
     frame["prediction"] = [answers[str(index)] for index in frame["index"]]
     frame = frame.drop(columns="image", errors="ignore")
     path = job.journal.folder / f"{model_name}_{job.loaded.benchmark.name}.{get_pred_file_format()}"
-    with replacing(path) as temporary:
-        # `dump` goes by the suffix, so the temporary file carries it too.
-        named = temporary.with_name(f"{temporary.name}.{path.suffix[1:]}")
+    with replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / path.name  # `dump` goes by the suffix, which the temporary file lacks
         dump(frame, str(named))
-        named.rename(temporary)
+        shutil.copyfile(named, temporary)
     return path

@@ -1,6 +1,8 @@
 """Rows to a table on disk: JSON, JSON lines or Parquet by the file's name; whole, or not at all."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,15 +177,13 @@ class _ParquetWriter:
         import pyarrow.parquet as pq
 
         self._writer.close()
-        narrow = self._path.with_name(self._path.name + ".narrow")
-        self._path.rename(narrow)
-        try:
+        with tempfile.TemporaryFile(dir=self._path.parent) as narrow:
+            with self._path.open("rb") as written:
+                shutil.copyfileobj(written, narrow)
             self._writer = pq.ParquetWriter(self._path, schema)
-            with pq.ParquetFile(narrow) as written:
-                for group in range(written.num_row_groups):
-                    self._writer.write_table(_as_schema(written.read_row_group(group), schema))
-        finally:
-            narrow.unlink()
+            with pq.ParquetFile(narrow) as read:
+                for group in range(read.num_row_groups):
+                    self._writer.write_table(_as_schema(read.read_row_group(group), schema))
 
 
 def _as_schema(table: Any, schema: Any) -> Any:
