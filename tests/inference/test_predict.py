@@ -11,6 +11,7 @@ import pytest
 from uni_dpo.engine import Failure, Request, Sample, Sampling, Usage, register
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.predict import PredictReport, predict_file
+from uni_dpo.storage.locks import holding
 
 ROWS = [{"id": str(at), "question": f"Digit {at}?", "answer": f"The digit is {at}."} for at in range(6)]
 
@@ -120,3 +121,58 @@ def test_a_broken_image_is_named_before_a_model_is_loaded(predict, tmp_path: Pat
     ScriptedBackend.batches = 0
     with pytest.raises(UniDPOError, match=r"question a, image 0.*broken\.png"):
         predict([{"id": "a", "question": "Digit 1?", "image": str(tmp_path / "broken.png")}])
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("out.csv", r"'\.csv' are not written; .*\.json, \.jsonl, \.parquet"),
+        ("out", "no file type"),
+        ("f.json/x.json", ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_asked(
+    predict, tmp_path: Path, output: str, words: str
+) -> None:
+    (tmp_path / "f.json").write_text(json.dumps(ROWS))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UniDPOError, match=words):
+        predict_file(tmp_path / "f.json", tmp_path / output, {"backend": "scripted", "model": "m"}, sampling=Sampling())
+    assert not ScriptedBackend.asked
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_references_that_no_grader_can_use_are_named_together_before_anything_is_asked(predict) -> None:
+    rows = [{"id": str(at), "question": f"Digit {at}?", "options": ["x", "y"], "answer": "z"} for at in (1, 2, 3)]
+    with pytest.raises(UniDPOError) as raised:
+        predict([*rows, {"id": "4", "question": "Digit 4?", "options": ["x", "y"]}], grader="multiple_choice")
+    assert [f"row {row}: the reference 'z'" in str(raised.value) for row in range(4)] == [True, True, True, False]
+    assert not ScriptedBackend.asked
+
+
+def test_a_second_run_on_the_same_output_is_refused(predict, tmp_path: Path) -> None:
+    with holding(tmp_path / "answers.json.answers.jsonl", "x"), pytest.raises(UniDPOError, match="another run"):
+        predict(ROWS)
+    assert not ScriptedBackend.asked
+
+
+def test_answers_cut_at_the_limit_are_counted(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(self: Any, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
+        return [[Sample("the digit", 4, request.prompt != "Digit 2?")] for request in requests]
+
+    monkeypatch.setattr(ScriptedBackend, "generate", generate)
+    report, _ = predict(ROWS)
+    assert report.cut == 1
+    assert any(line.startswith("answers cut at the limit of tokens: 1;") for line in report.lines())
+
+
+def test_a_changed_question_is_asked_anew(predict) -> None:
+    ScriptedBackend.batches = 2
+    with pytest.raises(KeyboardInterrupt):
+        predict(ROWS)
+    ScriptedBackend.batches = 1_000
+    ScriptedBackend.asked.clear()
+    changed = [ROWS[0] | {"question": "Digit 7?"}, *ROWS[1:]]
+    _, rows = predict(changed)
+    assert rows[0]["prediction"] == "the digit is 7"
+    assert [request.prompt for request in ScriptedBackend.asked] == ["Digit 7?", "Digit 4?", "Digit 5?"]

@@ -122,3 +122,18 @@ def test_the_input_is_never_written_over(tmp_path: Path, classifier: Path) -> No
     (tmp_path / "in.json").write_text(json.dumps(ROWS))
     with pytest.raises(UniDPOError, match="is what is read"):
         score_file(tmp_path / "in.json", tmp_path / "in.json", RewardModelOptions(classifier))
+
+
+def test_an_output_that_cannot_be_written_is_named_before_the_rating(tmp_path: Path, classifier: Path) -> None:
+    (tmp_path / "in.json").write_text(json.dumps(ROWS))
+    with pytest.raises(UniDPOError, match=r"'\.csv' are not written"):
+        score_file(tmp_path / "in.json", tmp_path / "out.csv", RewardModelOptions(classifier))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
+
+
+def test_a_model_that_rates_with_no_numbers_is_named(score, tmp_path: Path) -> None:
+    model = LengthModel()
+    model.rate = lambda conversations: [float("nan")] * len(conversations)  # type: ignore[method-assign]
+    with pytest.raises(UniDPOError, match="its ratings are"):
+        score(ROWS, model)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]

@@ -35,12 +35,14 @@ def compare(
 
     from uni_dpo.data.tables.writing import write_rows
     from uni_dpo.inference.compare import compare as answer
+    from uni_dpo.inference.compare import read_prompts
     from uni_dpo.inference.compare_models import Models
     from uni_dpo.inference.compare_page import changed, page, table
-    from uni_dpo.inference.compare_prompts import read_prompts
     from uni_dpo.models.backends import Sampling
-    from uni_dpo.storage.writing import write_text
+    from uni_dpo.storage.writing import check_writable, write_text
 
+    for name in ("comparison.json", "comparison.html"):
+        check_writable(output / name)
     asked = read_prompts(prompts, image_root=image_root)
     models = Models.find(trained, original)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p)

@@ -25,7 +25,7 @@ def run(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Keep every request and reply in WORK_DIR/debug.")] = False,
 ) -> None:
-    """Run a config: sample answers, score them, pair them. A run that was stopped goes on where it stopped."""
+    """Run a config: sample answers, score them, pair them. A stopped run resumes."""
     from uni_dpo.engine import run_engine
     from uni_dpo.engine.report import print_result
 

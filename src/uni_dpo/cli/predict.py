@@ -20,7 +20,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
 ) -> None:
-    """Write every question with its answer and label. A run that was stopped goes on where it stopped."""
+    """Write every question with its answer and label. A stopped run resumes."""
     from uni_dpo.inference.predict import predict_file
     from uni_dpo.models.backends import Sampling
 

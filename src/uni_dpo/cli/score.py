@@ -31,7 +31,7 @@ def score(
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
     ] = False,
 ) -> None:
-    """Write score_chosen and score_rejected (or score). A run that was stopped goes on where it stopped."""
+    """Write score_chosen and score_rejected (or score). A stopped run resumes."""
     from uni_dpo.inference.score import score_file
     from uni_dpo.models.rewards import RewardModelOptions
 

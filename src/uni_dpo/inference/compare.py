@@ -1,18 +1,78 @@
-"""Both models' answers to the same prompts, by id; a run that was stopped goes on where it stopped."""
+"""Both models' answers to the same prompts, by id; a run that was stopped resumes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.tables.reading import Row, iter_rows
+from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.compare_models import Models
-from uni_dpo.inference.compare_prompts import Prompt
-from uni_dpo.models.backends import Request, Sampling
+from uni_dpo.inference.loop import Ask, ask_all
+from uni_dpo.models.backends import Failure, Request, Sampling
 from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.storage.locks import holding
 from uni_dpo.storage.rowlog import RowLog
 
 ORIGINAL, TRAINED = "response_from_original_model", "response_from_trained_model"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt; `id` is the file's own, a number or a text, and `images` are paths of files that are images."""
+
+    id: int | str
+    text: str
+    images: tuple[str, ...] = ()
+
+
+def read_prompts(file: str | Path, *, image_root: str | Path | None = None) -> list[Prompt]:
+    """Read all prompts of a table, in its order.
+
+    Args:
+        file: rows with `prompt`, an `id` in every row or in none (then rows are numbered from 1), and `images`.
+        image_root: where image paths start, and which none may leave; None takes them from the file's folder.
+
+    Raises:
+        UniDPOError: a row without a text or with the id of another, or an image that is none.
+    """
+    file = Path(file)
+    rows = list(iter_rows(file))
+    numbered = all(row.get("id") is None for row in rows)
+    checker = ImageChecker(image_root or file.parent, image_root)
+    with checker.running():
+        prompts = [
+            _prompt(row if not numbered else row | {"id": number}, checker, f"{file}, row {number - 1}")
+            for number, row in enumerate(rows, start=1)
+        ]
+    if not prompts:
+        raise UniDPOError(f"{file}: holds no prompts")
+    seen: dict[str, int] = {}
+    for index, prompt in enumerate(prompts):
+        if str(prompt.id) in seen:
+            raise UniDPOError(f"{file}, row {index}, id: {prompt.id!r} is that of row {seen[str(prompt.id)]} too")
+        seen[str(prompt.id)] = index
+    return prompts
+
+
+def _prompt(row: Row, checker: ImageChecker, where: str) -> Prompt:
+    identity: Any = row.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise UniDPOError(f"{where}, id: {identity!r}; give every row a number or a text, or none")
+    text = row.get("prompt")
+    # The placeholder says where an image stands; the model's own template puts it in front.
+    text = text.replace(IMAGE_TOKEN, "").strip() if isinstance(text, str) else None
+    if not text:
+        raise UniDPOError(f"{where}, prompt: {row.get('prompt')!r}; a text belongs there")
+    images = row.get("images") or []
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise UniDPOError(f"{where}, images: {images!r}; a list of paths belongs there")
+    for image, state in zip(images, checker.states(images), strict=True):
+        if state.kind:
+            raise UniDPOError(f"{where}, images, {image}: {state.found}; {state.advice}")
+    return Prompt(identity, text, tuple(str(checker.resolve(image)) for image in images))
 
 
 def compare(
@@ -42,17 +102,17 @@ def compare(
         prompt and without special tokens), and `images` where the prompt has some.
     """
     asked = [[prompt.id, prompt.text, prompt.images] for prompt in prompts]
-    logs = [
-        RowLog(Path(folder) / f"{name}-{digest([asked, version, vars(sampling), seed, options])}.jsonl")
-        for name, version in zip(("original", "trained"), models.versions(), strict=True)
-    ]
-    if any(_missing(prompts, log) for log in logs):
-        _ask_both(prompts, models, logs, sampling, seed, batch_size, options)
+    with holding(Path(folder) / ".lock", str(folder)):
+        logs = [
+            RowLog(Path(folder) / f"{name}-{digest([asked, version, vars(sampling), seed, options])}.jsonl")
+            for name, version in zip(("original", "trained"), models.versions(), strict=True)
+        ]
+        _ask_both({str(prompt.id): prompt for prompt in prompts}, models, logs, sampling, seed, batch_size, options)
     return [_row(prompt, *(log.rows[str(prompt.id)]["response"] for log in logs)) for prompt in prompts]
 
 
 def _ask_both(
-    prompts: Sequence[Prompt],
+    prompts: Mapping[str, Prompt],
     models: Models,
     logs: Sequence[RowLog],
     sampling: Sampling,
@@ -60,33 +120,34 @@ def _ask_both(
     batch_size: int,
     options: dict[str, Any],
 ) -> None:
-    backend = models.load_original(batch_size=batch_size, **options)
-    _ask("original", backend, _missing(prompts, logs[0]), logs[0], sampling, seed, batch_size)
-    if models.adapter is not None:
-        models.add_adapter(backend)
-    else:
-        del backend  # two whole models need not fit into memory
-        backend = models.load_trained(batch_size=batch_size, **options)
-    _ask("trained", backend, _missing(prompts, logs[1]), logs[1], sampling, seed, batch_size)
+    settings = {"batch_size": batch_size, **options}
+    loaded: list[Any] = []
+
+    def original() -> Ask[Prompt]:
+        loaded.append(models.load_original(**settings))
+        return _asking(loaded[0], sampling, seed)
+
+    def trained() -> Ask[Prompt]:
+        if models.adapter is None:
+            loaded.clear()  # two whole models need not fit into memory
+            return _asking(models.load_trained(**settings), sampling, seed)
+        if not loaded:
+            original()
+        models.add_adapter(loaded[0])
+        return _asking(loaded[0], sampling, seed)
+
+    for log, load, name in zip(logs, (original, trained), ("original", "trained"), strict=True):
+        title = f"The {name} model answers"
+        ask_all(prompts, log, load, title=title, unit="prompts", batch_size=batch_size, called=lambda p: p.id)
 
 
-def _missing(prompts: Sequence[Prompt], log: RowLog) -> list[Prompt]:
-    return [prompt for prompt in prompts if str(prompt.id) not in log.rows]
+def _asking(backend: Any, sampling: Sampling, seed: int) -> Ask[Prompt]:
+    def ask(batch: Sequence[Prompt]) -> list[Row | Failure]:
+        requests = [Request(prompt.text, prompt.images, derive_seed(seed, str(prompt.id))) for prompt in batch]
+        replies = backend.generate(requests, sampling)
+        return [reply if isinstance(reply, Failure) else {"response": reply[0].text} for reply in replies]
 
-
-def _ask(
-    name: str, backend: Any, prompts: Sequence[Prompt], log: RowLog, sampling: Sampling, seed: int, batch_size: int
-) -> None:
-    with tqdm(total=len(prompts), desc=f"The {name} model answers", unit=" prompts", disable=not prompts) as progress:
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            requests = [Request(prompt.text, prompt.images, derive_seed(seed, str(prompt.id))) for prompt in batch]
-            replies = backend.generate(requests, sampling)
-            rows = [
-                {"id": str(prompt.id), "response": reply[0].text} for prompt, reply in zip(batch, replies, strict=True)
-            ]
-            log.append(rows)
-            progress.update(len(batch))
+    return ask
 
 
 def _row(prompt: Prompt, original: str, trained: str) -> dict[str, Any]:

@@ -5,21 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.questions import InputOptions, Question, read_questions
-from uni_dpo.data.tables.reading import source_files
-from uni_dpo.data.tables.writing import keep_inputs, write_rows
-from uni_dpo.engine.records import Row
-from uni_dpo.errors import UniDPOError
-from uni_dpo.graders.grading import Grader
-from uni_dpo.models.backends.base import Failure, Request, Sampling, make_backend, parse_model
+from uni_dpo.data.tables.writing import write_rows
+from uni_dpo.graders.grading import Grader, check_references, load_grader
+from uni_dpo.inference.loop import Ask, ask_all, replies_for
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling, make_backend, parse_model
 from uni_dpo.settings.options import fingerprinted
-from uni_dpo.settings.registry import find
 from uni_dpo.storage.identity import derive_seed, digest, weight_files
-from uni_dpo.storage.rowlog import RowLog
+from uni_dpo.storage.rowlog import Row
 
 
 @dataclass(frozen=True)
@@ -31,12 +26,14 @@ class PredictReport:
         rows: questions answered.
         labelled: those with a right answer in the file.
         correct: the sum of the grades of the labelled ones, each from 0 to 1.
+        cut: answers that were cut at the limit of tokens.
     """
 
     output: Path
     rows: int
     labelled: int
     correct: float
+    cut: int = 0
 
     @property
     def accuracy(self) -> float | None:
@@ -46,6 +43,7 @@ class PredictReport:
     def lines(self) -> list[str]:
         """The report, one line per fact."""
         lines = [f"questions answered: {self.rows:,}", f"output: {self.output}"]
+        lines += [f"answers cut at the limit of tokens: {self.cut:,}; raise it"] if self.cut else []
         if self.accuracy is None:
             return lines
         return [*lines, f"accuracy: {self.accuracy:.1%} ({self.correct:g} of {self.labelled:,} with a label)"]
@@ -67,7 +65,7 @@ def predict_file(
 
     A row of `output` has `id, question, images, prediction`, and where the question has a right answer, `answer`
     and `correct`. What is answered is kept beside `output` in `OUTPUT.answers.jsonl` until the file is written, so
-    a run that was stopped goes on where it stopped.
+    a run that was stopped resumes.
 
     Args:
         source: a file that `uni_dpo.data.questions` reads: a question, its images, and maybe its answer per row.
@@ -81,27 +79,45 @@ def predict_file(
         batch_size: questions per request to the backend.
 
     Raises:
-        UniDPOError: a question or image that cannot be used (no model is loaded by then), or a question that the
-            model's server did not answer.
+        UniDPOError: an output, question, image or reference that cannot be used (no model is loaded by then), or
+            a question that the model's server did not answer.
     """
     output = Path(output)
-    keep_inputs(output, source_files(source))
-    grade: Grader = find("grader", grader)
-    extracted = output.parent / f"{output.stem}_images"
-    questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
-    _check_images(questions)
-    backend, options = parse_model(model, "model")
-    asked = digest([backend, fingerprinted(options), weight_files(str(options.model)), sampling.__dict__, seed])
-    keys = {question.id: digest([question.to_row(), asked]) for question in questions}
-    done = RowLog(output.with_name(f"{output.name}.answers.jsonl"))
-    waiting = [question for question in questions if keys[question.id] not in done.rows]
-    if waiting:
-        _answer(waiting, keys, len(questions), done, model, sampling, seed, batch_size)
-    rows = [_row(question, str(done.rows[keys[question.id]]["text"]), grade) for question in questions]
-    write_rows(output, rows)
-    done.path.unlink(missing_ok=True)
+    with replies_for(source, output, "answers") as done:
+        grade = load_grader(grader)
+        extracted = output.parent / f"{output.stem}_images"
+        questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
+        check_references(grader, [question for question in questions if question.reference is not None])
+        _check_images(questions)
+        backend, options = parse_model(model, "model")
+        asked = digest([backend, fingerprinted(options), weight_files(str(options.model)), sampling.__dict__, seed])
+        keys = {question.id: digest([question.to_row(), asked]) for question in questions}
+        ask_all(
+            {keys[question.id]: question for question in questions},
+            done,
+            lambda: _asking(make_backend(model), sampling, seed),
+            title="Answering",
+            unit="questions",
+            batch_size=batch_size,
+            called=lambda question: question.id,
+        )
+        replies = [done.rows[keys[question.id]] for question in questions]
+        rows = [_row(question, reply["text"], grade) for question, reply in zip(questions, replies, strict=True)]
+        write_rows(output, rows)
     labelled = [row["correct"] for row in rows if "correct" in row]
-    return PredictReport(output, len(rows), len(labelled), sum(labelled))
+    cut = sum(not reply.get("finished", True) for reply in replies)
+    return PredictReport(output, len(rows), len(labelled), sum(labelled), cut)
+
+
+def _asking(backend: Backend, sampling: Sampling, seed: int) -> Ask[Question]:
+    def ask(batch: Sequence[Question]) -> list[Row | Failure]:
+        requests = [Request(question.text, question.images, derive_seed(seed, question.id)) for question in batch]
+        return [
+            reply if isinstance(reply, Failure) else {"text": reply[0].text, "finished": reply[0].finished}
+            for reply in backend.generate(requests, sampling)
+        ]
+
+    return ask
 
 
 def _check_images(questions: Sequence[Question]) -> None:
@@ -115,37 +131,6 @@ def _check_images(questions: Sequence[Question]) -> None:
                     faults.append(Fault(state.kind, field, state.found, state.advice))
     if faults:
         raise PreferenceDataError.of(faults)
-
-
-def _answer(
-    waiting: Sequence[Question],
-    keys: Mapping[str, str],
-    total: int,
-    done: RowLog,
-    model: Mapping[str, Any],
-    sampling: Sampling,
-    seed: int,
-    batch_size: int,
-) -> None:
-    backend = make_backend(model)
-    failures: list[str] = []
-    with tqdm(desc="Answering", unit=" questions", total=total, initial=total - len(waiting)) as bar:
-        for start in range(0, len(waiting), batch_size):
-            batch = waiting[start : start + batch_size]
-            requests = [Request(q.text, q.images, derive_seed(seed, q.id)) for q in batch]
-            rows: list[Row] = []
-            for question, reply in zip(batch, backend.generate(requests, sampling), strict=True):
-                if isinstance(reply, Failure):
-                    failures.append(f"{question.id}: {reply.reason}")
-                else:
-                    rows.append({"id": keys[question.id], "text": reply[0].text})
-            done.append(rows)
-            bar.update(len(batch))
-    if failures:
-        shown = "\n".join(f"  {failure}" for failure in failures[:20])
-        raise UniDPOError(
-            f"{len(failures):,} questions have no answer; run the same command again to ask them:\n{shown}"
-        )
 
 
 def _row(question: Question, prediction: str, grade: Grader) -> Row:

@@ -1,29 +1,40 @@
 """`uni-dpo score`: rate every answer of a file, keep what is done, write the file when all is done."""
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from uni_dpo.data.checks.rows import check_file
+from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.formats.base import images_of, text_of, with_placeholders
 from uni_dpo.data.images import ImageChecker
-from uni_dpo.data.tables.reading import source_files
-from uni_dpo.data.tables.writing import keep_inputs, row_writer
+from uni_dpo.data.pair import Image
+from uni_dpo.data.register import detect_entry
+from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, read_rows, source_files, unreadable_fault
+from uni_dpo.data.tables.writing import row_writer
 from uni_dpo.errors import UniDPOError
-from uni_dpo.inference.score_rows import Layout, PairLayout, RateableRow, layout_of
+from uni_dpo.inference.loop import Ask, ask_all, replies_for
+from uni_dpo.models.backends.base import Failure
 from uni_dpo.models.rewards.checkpoints import (
     RewardModelOptions,
     checkpoint_identity,
     find_reward_checkpoint,
     load_reward_model,
 )
-from uni_dpo.models.rewards.conversation import Conversation
+from uni_dpo.models.rewards.conversation import Conversation, both_answers
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.rowlog import RowLog
 
+QUESTION_COLUMNS = ("question", "instruction", "prompt")
+IMAGE_COLUMNS = ("images", "image", "image_path")
+ANSWER_COLUMNS = ("answers", "prediction", "response", "output", "answer")
 _KEPT_FAULTS = 1_000
 
 
@@ -68,7 +79,7 @@ def score_file(
 
     Pairs get `score_chosen` and `score_rejected` (or the columns that hold scores already), a row with one
     answer gets `score`, a row with a list of answers `scores`. What is rated is kept beside `output` in
-    `OUTPUT.ratings.jsonl` until the file is written, so a run that was stopped goes on where it stopped.
+    `OUTPUT.ratings.jsonl` until the file is written, so a run that was stopped resumes.
 
     Args:
         source: a file or folder of rows.
@@ -79,28 +90,130 @@ def score_file(
         batch_size: conversations in one forward pass.
 
     Raises:
-        UniDPOError: rows that cannot be rated, all of them named, or no reward model; nothing is loaded by then.
+        UniDPOError: an output that cannot be written, rows that cannot be rated, all of them named, or no reward
+            model; nothing is loaded by then.
     """
     output = Path(output)
     files = source_files(source)
-    keep_inputs(output, files)
     checkpoint = find_reward_checkpoint(options)
     layout = layout_of(source, answer_column)
     images = ImageChecker(media_dir or files[0].parent, media_dir)
     model_digest = digest(checkpoint_identity(options))
-    done = RowLog(output.with_name(f"{output.name}.ratings.jsonl"))
-    with images.running():
-        waiting: dict[str, Conversation] = {}
+    with replies_for(source, output, "ratings") as done, images.running():
+        rateable: dict[str, Conversation] = {}
         for row in _usable_rows(files, layout, images, sees_images=checkpoint.kind == "value_head"):
-            waiting |= {_key(conversation, model_digest): conversation for conversation in row.conversations}
-        total = len(waiting)
-        for key in waiting.keys() & done.rows.keys():
-            del waiting[key]
-        if waiting:
-            _rate(waiting, total, done, options, batch_size)
-        report = _write(files, layout, images, done, model_digest, output)
-    done.path.unlink(missing_ok=True)
-    return report
+            rateable |= {_key(conversation, model_digest): conversation for conversation in row.conversations}
+        ask_all(rateable, done, lambda: _rating(options), title="Rating", unit="answers", batch_size=batch_size)
+        return _write(files, layout, images, done, model_digest, output)
+
+
+@dataclass(slots=True)
+class RateableRow:
+    """One row of a file, and what of it is to be rated; usable when `faults` is empty."""
+
+    row: Row
+    conversations: tuple[Conversation, ...] = ()
+    faults: list[Fault] = field(default_factory=list)
+
+
+class Layout(Protocol):
+    """How the rows of a file are read, and where their ratings go."""
+
+    def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
+        """All rows of one file, in order."""
+        ...
+
+    def rated(self, row: Row, ratings: Sequence[float]) -> Row:
+        """A row with the ratings of its conversations."""
+        ...
+
+
+def layout_of(source: str | Path, answer_column: str | None = None) -> Layout:
+    """The layout of a file, by the columns of its first row.
+
+    Raises:
+        PreferenceDataError: the file cannot be read, is empty, or holds neither pairs nor answers.
+    """
+    first = next(iter_rows(source), None)
+    if first is None:
+        raise PreferenceDataError(f"{source}: holds no rows")
+    if answer_column is None and {"chosen", "rejected"} & first.keys():
+        return PairLayout(detect_entry(source))
+    column = answer_column or next((name for name in ANSWER_COLUMNS if name in first), None)
+    if column is None or column not in first:
+        raise PreferenceDataError(
+            f"{source}: its columns ({', '.join(first)}) hold no {answer_column or 'answer'}; pairs have `chosen` and "
+            f"`rejected`, answers one of {', '.join(ANSWER_COLUMNS)}, or what --answer-column names"
+        )
+    return AnswerLayout(column)
+
+
+@dataclass(frozen=True)
+class PairLayout:
+    """Pairs in any layout that LlamaFactory reads; the ratings become the score columns."""
+
+    entry: DatasetEntry
+
+    def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
+        """See `Layout.read`."""
+        for checked in check_file(file, self.entry, images=images, scores_required=False):
+            conversations: tuple[Conversation, ...] = ()
+            if checked.pair is not None and not checked.faults:
+                pair = replace(checked.pair, images=_resolved(checked.pair.images, images))
+                conversations = both_answers(pair)
+            yield RateableRow(checked.row or {}, conversations, checked.faults)
+
+    def rated(self, row: Row, ratings: Sequence[float]) -> Row:
+        """See `Layout.rated`."""
+        columns = (self.entry.columns.score_chosen, self.entry.columns.score_rejected)
+        return row | dict(zip(columns, ratings, strict=True))
+
+
+@dataclass(frozen=True)
+class AnswerLayout:
+    """A question per row with one answer, rated in `score`, or a list of answers, rated in `scores`."""
+
+    column: str
+
+    def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
+        """See `Layout.read`."""
+        for index, row in read_rows(file):
+            if isinstance(row, Unreadable):
+                yield RateableRow({}, faults=[unreadable_fault(row, index, file)])
+                continue
+            try:
+                yield RateableRow(row, self._conversations(row, images))
+            except PreferenceDataError as error:
+                yield RateableRow(row, faults=[replace(fault, row=index, file=file) for fault in error.faults])
+
+    def rated(self, row: Row, ratings: Sequence[float]) -> Row:
+        """See `Layout.rated`."""
+        if isinstance(row[self.column], list):
+            return row | {"scores": list(ratings)}
+        return row | {"score": ratings[0]}
+
+    def _conversations(self, row: Row, images: ImageChecker) -> tuple[Conversation, ...]:
+        found = images_of(row, *IMAGE_COLUMNS)
+        question = with_placeholders(text_of(row, *QUESTION_COLUMNS), found, Counter())
+        faults = [
+            Fault(state.kind, f"image {place}", state.found, state.advice)
+            for place, state in enumerate(images.states(found))
+            if state.kind
+        ]
+        answers = row.get(self.column)
+        texts: list[Any] = answers if isinstance(answers, list) else [answers]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            faults.append(
+                Fault("answer_type", self.column, repr(answers)[:60], "a text or a list of texts belongs there")
+            )
+        if faults:
+            raise PreferenceDataError.of(faults)
+        return tuple(Conversation(question, text, _resolved(found, images)) for text in texts)
+
+
+def _resolved(found: tuple[Image, ...], images: ImageChecker) -> tuple[Image, ...]:
+    """Images with their paths as the checker found them."""
+    return tuple(str(images.resolve(image)) if isinstance(image, str) else image for image in found)
 
 
 def _usable_rows(
@@ -129,19 +242,16 @@ def _key(conversation: Conversation, model: str) -> str:
     return digest(parts)
 
 
-def _rate(
-    waiting: dict[str, Conversation], total: int, done: RowLog, options: RewardModelOptions, batch_size: int
-) -> None:
-    if batch_size < 1:
-        raise UniDPOError(f"the batch size is {batch_size}; it starts at 1")
+def _rating(options: RewardModelOptions) -> Ask[Conversation]:
     model = load_reward_model(options)
-    items = iter(waiting.items())
-    with tqdm(desc="Rating", unit=" answers", total=total, initial=total - len(waiting)) as bar:
-        while batch := dict(itertools.islice(items, batch_size)):
-            ratings = model.rate(list(batch.values()))
-            rows = [{"id": key, "rating": rating} for key, rating in zip(batch, ratings, strict=True)]
-            done.append(rows)
-            bar.update(len(rows))
+
+    def ask(batch: Sequence[Conversation]) -> list[Row | Failure]:
+        ratings = model.rate(list(batch))
+        if not all(map(math.isfinite, ratings)):
+            raise UniDPOError(f"{options.model}: its ratings are {ratings}; train it anew, or name another model")
+        return [{"rating": rating} for rating in ratings]
+
+    return ask
 
 
 def _write(

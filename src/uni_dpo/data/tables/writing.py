@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from uni_dpo.data.faults import PreferenceDataError, shown
 from uni_dpo.data.tables.reading import Row
-from uni_dpo.storage.writing import replacing
+from uni_dpo.storage.writing import check_writable, replacing
 
 WRITTEN_TYPES = (".json", ".jsonl", ".parquet")
 _PARQUET_ROWS = 2_000
@@ -32,11 +32,10 @@ def row_writer(path: str | Path) -> Iterator[RowWriter]:
         PreferenceDataError: a file type that is not written, or a value that the type cannot hold.
     """
     path = Path(path)
+    _check_type(path)
     kinds: dict[str, type[_JsonLinesWriter] | type[_ParquetWriter]]
     kinds = {".json": _JsonWriter, ".jsonl": _JsonLinesWriter, ".parquet": _ParquetWriter}
-    kind = kinds.get(path.suffix.lower())
-    if kind is None:
-        raise PreferenceDataError(f"{path}: write to one of {', '.join(WRITTEN_TYPES)}")
+    kind = kinds[path.suffix.lower()]
     with replacing(path) as temporary:
         writer = kind(temporary, path)
         try:
@@ -64,6 +63,24 @@ def keep_inputs(output: str | Path, inputs: Iterable[str | Path]) -> None:
     """
     if any(Path(output).resolve() == Path(source).resolve() for source in inputs):
         raise PreferenceDataError(f"{output}: is what is read; name another file to write to")
+
+
+def check_output(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse, before any work is done, an output that could not be written in the end.
+
+    Raises:
+        PreferenceDataError: a file type that is not written, or `output` is one of `inputs`.
+        UniDPOError: the system does not let us write there.
+    """
+    _check_type(Path(output))
+    keep_inputs(output, inputs)
+    check_writable(output)
+
+
+def _check_type(path: Path) -> None:
+    if path.suffix.lower() not in WRITTEN_TYPES:
+        found = f"files of type {path.suffix!r} are not written" if path.suffix else "the name has no file type"
+        raise PreferenceDataError(f"{path}: {found}; name a file of type {', '.join(WRITTEN_TYPES)}")
 
 
 class _JsonLinesWriter:

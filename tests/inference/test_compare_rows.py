@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.inference.compare_prompts import Prompt, read_prompts
+from uni_dpo.inference.compare import Prompt, read_prompts
 
 
 def written(folder: Path, rows: list[Any]) -> Path:
