@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from uni_dpo.cli import run
 from uni_dpo.data.image_paths import rebase_images
-from uni_dpo.errors import UniDPOError
 
 
 def main() -> None:
@@ -23,12 +23,9 @@ def main() -> None:
     parser.add_argument("--output_file", help="where to write; without it the input is overwritten, a copy is kept")
     parser.add_argument("--check", action="store_true", help="count only, write nothing")
     given = parser.parse_args()
-    try:
-        result = rebase_images(given.input_file, [given.image_dir], output_file=given.output_file, check=given.check)
-    except UniDPOError as error:
-        sys.exit(f"error: {error}")
+    result = rebase_images(given.input_file, [given.image_dir], output_file=given.output_file, check=given.check)
     print("\n".join(result.lines()))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from uni_dpo.data.vqa_rad import download_file, load_and_process_vqa_dpo, save_dataset
-from uni_dpo.errors import UniDPOError
+from uni_dpo.cli import run
+from uni_dpo.data.vqa_rad import check_new_folder, download_file, load_and_process_vqa_dpo, load_splits, save_dataset
 
 __all__ = ["download_file", "load_and_process_vqa_dpo", "save_dataset"]
 
@@ -25,26 +25,21 @@ def main() -> None:
     parser.add_argument("--dataset", default="flaviagiammarino/vqa-rad", help="name on the hub, or a saved folder")
     parser.add_argument("--grey", action="store_true", help="turn images to grey-scale")
     given = parser.parse_args()
-    try:
-        process(given.csv, given.dataset, Path(given.output), grey=given.grey)
-    except UniDPOError as error:
-        sys.exit(f"error: {error}")
+    process(given.csv, given.dataset, Path(given.output), grey=given.grey)
 
 
 def process(csv: str, dataset: str, output: Path, *, grey: bool) -> None:
     """Write the pairs of `dataset` and `csv` to `output`."""
-    import datasets
-
+    check_new_folder(output)
     csv_path = Path(csv)
     if "://" in csv:
         csv_path = output.with_name(f"{output.name}.csv")
         download_file(csv, csv_path)
-    loaded = datasets.load_from_disk(dataset) if Path(dataset).is_dir() else datasets.load_dataset(dataset)
-    encoded = loaded.cast_column("image", datasets.Image(decode=False))
-    pairs = load_and_process_vqa_dpo(csv_path, encoded["train"].to_pandas(), encoded["test"].to_pandas(), grey=grey)
+    loaded = load_splits(dataset)
+    pairs = load_and_process_vqa_dpo(csv_path, loaded["train"].to_pandas(), loaded["test"].to_pandas(), grey=grey)
     save_dataset(pairs, output)
     print(f"{output}: {len(pairs['train'])} training and {len(pairs['test'])} test pairs")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,12 +1,26 @@
 """What the command line prints where a command fails."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from uni_dpo import cli
 from uni_dpo.cli import app as commands
+from uni_dpo.cli import entry
 from uni_dpo.errors import UniDPOError
+
+
+@pytest.fixture(autouse=True)
+def _not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the Ctrl-C of whoever runs these tests to pytest."""
+    monkeypatch.setattr(entry, "_watch", threading.Event)
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> object:
@@ -42,3 +56,68 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(commands, "app", fail)
     with pytest.raises(OSError, match="Bad file"):
         cli.main()
+
+
+def test_what_is_printed_is_text_whatever_is_in_it(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def say() -> None:
+        print("row \x1b[31mred\x1b]0;title\x07 \u202eback\ttab \x9b1m × é")
+        raise UniDPOError("no file \x1b[2J\r.png")
+
+    monkeypatch.setattr(commands, "app", say)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    shown = capsysbinary.readouterr().out.decode()
+    assert shown == "row \\u001b[31mred\\u001b]0;title\\u0007 \\u202eback\ttab \\u009b1m × é\n"
+    assert exit_.value.code == "error: no file \\u001b[2J\\r.png"
+
+
+def started(code: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def test_a_terminal_of_ascii_gets_escapes() -> None:
+    code = r"from uni_dpo.cli import run; run(lambda: print('3 \u00d7 4 \u2192 \U0001f600'))"
+    process = started(code, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    assert process.communicate() == ("3 \\u00d7 4 \\u2192 \\ud83d\\ude00\n", "")
+    assert process.returncode == 0
+
+
+WAITING = """
+import sys, threading, time
+from uni_dpo.cli import run
+from uni_dpo.storage.rowlog import RowLog
+
+def work():
+    RowLog(sys.argv[1]).append([{"id": "a"}, {"id": "b"}])
+    thread = threading.Thread(target=time.sleep, args=(60,))
+    thread.start()
+    print("waiting", flush=True)
+    try:
+        thread.join()
+    finally:
+        thread.join()  # as a pool of threads does, whose requests a server does not answer
+
+run(work)
+"""
+
+
+def test_ctrl_c_ends_in_two_seconds_and_says_what_is_kept(tmp_path: Path) -> None:
+    process = started(WAITING, str(tmp_path / "log.jsonl"))
+    assert process.stdout is not None
+    process.stdout.readline()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - began < 3  # two seconds, and a busy machine
+    assert process.returncode == 130
+    (line,) = said.strip().splitlines()
+    assert line.startswith(f"stopped; 2 finished rows are kept in {tmp_path}/log.jsonl. To resume: ")
+    assert line.endswith(f" {tmp_path}/log.jsonl")

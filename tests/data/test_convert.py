@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -130,3 +131,13 @@ def test_other_column_names_are_found_by_auto(folder) -> None:
     convert(folder / "in.jsonl", folder / "out.jsonl", from_format="auto")
     expected = {"instruction": "Why?", "chosen": "So.", "rejected": "No.", "score_chosen": 4.0, "score_rejected": 2.5}
     assert list(iter_rows(folder / "out.jsonl")) == [expected]
+
+
+@pytest.mark.parametrize("path", ["pipe.png", "/dev/zero"])
+def test_what_is_no_file_is_named_and_not_read(folder, good_row, path: str) -> None:
+    os.mkfifo(folder / "pipe.png")
+    (folder / "in.json").write_text(json.dumps([good_row(0, images=[path])]))
+    with pytest.raises(UniDPOError, match=r"row 0, images: .*is a (named pipe|device)|is not an image|leaves"):
+        convert(folder / "in.json", folder / "out.jsonl", image_dir=folder / "copies", image_root=folder)
+    with pytest.raises(UniDPOError, match="row 0"):
+        convert(folder / "in.json", folder / "out.jsonl", image_dir=folder / "copies")

@@ -18,32 +18,48 @@ BODY = bytes(range(256)) * 1000
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `BODY`; `/cut` breaks off half-way at the first call, `/plain` knows no ranges."""
+    """Serves `BODY`; `/cut` breaks off half-way at the first call, `/plain` knows no ranges.
+
+    `version` is that of the file, `heeds` whether If-Range is, `span` the Content-Range where it is a lie.
+    """
 
     requests: list[tuple[str, str | None]] = []  # noqa: RUF012
+    version: str | None = '"one"'
+    body = BODY
+    heeds = True
+    span: str | None = None
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.requests.append((self.path, wanted))
+        if self.heeds and self.headers.get("If-Range") != self.version:
+            wanted = None
         if self.path == "/missing":
             self.send_error(404)
             return
         start = int(wanted.split("=")[1].rstrip("-")) if wanted and self.path != "/plain" else 0
-        if start >= len(BODY):
+        if start >= len(self.body):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(BODY) - start))
+        self.send_header("Content-Length", str(len(self.body) - start))
+        if start:
+            self.send_header("Content-Range", self.span or f"bytes {start}-{len(self.body) - 1}/{len(self.body)}")
+        if self.version:
+            self.send_header("ETag", self.version)
         self.end_headers()
-        self.wfile.write(BODY[start : len(BODY) // 2] if self.path == "/cut" and not start else BODY[start:])
+        cut = self.path == "/cut" and not start and self.body == BODY
+        self.wfile.write(self.body[start : len(BODY) // 2] if cut else self.body[start:])
 
     def log_message(self, *args: object) -> None:
         pass
 
 
 @pytest.fixture
-def address():
+def address(monkeypatch):
     Server.requests.clear()
+    for name, value in (("version", '"one"'), ("body", BODY), ("heeds", True), ("span", None)):
+        monkeypatch.setattr(Server, name, value)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -61,12 +77,45 @@ def test_a_file_is_fetched_whole(address, tmp_path) -> None:
 def test_a_download_that_was_cut_off_goes_on(address, tmp_path) -> None:
     target = tmp_path / "file.csv"
     target.write_text("what was there before")
-    with pytest.raises(UniDPOError, match="call again to go on"):
+    with pytest.raises(UniDPOError, match="call again to resume"):
         download_file(f"{address}/cut", target)
     assert target.read_text() == "what was there before"
     download_file(f"{address}/cut", target)
     assert target.read_bytes() == BODY
     assert Server.requests == [("/cut", None), ("/cut", f"bytes={len(BODY) // 2}-")]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.csv"]
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+@pytest.mark.parametrize("version", ['"two"', 'W/"weak"', None])
+def test_another_version_is_fetched_whole(address, tmp_path, heeds: bool, version: str | None) -> None:
+    with pytest.raises(UniDPOError):
+        download_file(f"{address}/cut", tmp_path / "f")
+    Server.body, Server.version, Server.heeds = b"another" * 50_000, version, heeds
+    if version is None and not heeds:  # nothing tells that version from the first one
+        Server.body = BODY
+    download_file(f"{address}/cut", tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == Server.body
+
+
+def test_a_part_of_unknown_version_is_not_resumed(address, tmp_path) -> None:
+    Server.version = None
+    with pytest.raises(UniDPOError):
+        download_file(f"{address}/cut", tmp_path / "f")
+    download_file(f"{address}/file", tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == BODY
+    assert [wanted for _, wanted in Server.requests] == [None, None]
+
+
+@pytest.mark.parametrize("span", ["bytes 7-255999/256000", "bytes */256000", "nonsense"])
+def test_another_range_than_was_asked_for_is_not_taken(address, tmp_path, span: str) -> None:
+    with pytest.raises(UniDPOError):
+        download_file(f"{address}/cut", tmp_path / "f")
+    Server.span = span
+    with pytest.raises(UniDPOError):
+        download_file(f"{address}/cut", tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+    assert Server.requests[-1] == ("/cut", None)
 
 
 @pytest.mark.parametrize("kept", [1000, len(BODY) + 5])

@@ -70,7 +70,7 @@ def test_behind_a_link_its_file_is_written_and_the_link_stays(tmp_path: Path) ->
         assert (tmp_path / target).read_text() == target
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(UniDPOError, match="/a: cannot be written"):
+    with pytest.raises(UniDPOError, match="name another file"):
         write_text(tmp_path / "a", "")
 
 

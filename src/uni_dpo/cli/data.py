@@ -53,8 +53,10 @@ def check(
     from uni_dpo.data.checks.check import check_dataset
     from uni_dpo.data.checks.lengths import LengthCounter
     from uni_dpo.data.checks.report import page, tables
-    from uni_dpo.storage.writing import write_text
+    from uni_dpo.storage.writing import check_writable, write_text
 
+    if html is not None:
+        check_writable(html)
     counter = None
     if model is not None:
         counter = LengthCounter(
@@ -258,6 +260,6 @@ def _print_lines(lines: list[str]) -> None:
 def _print_tables(tables: object) -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     for table in tables:  # type: ignore[attr-defined]
         console.print(table)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 from uni_dpo.data.pair import Image
-from uni_dpo.storage.writing import replacing
+from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.writing import regular, replacing
 
 
 class ImageStore:
@@ -46,7 +47,9 @@ class ImageStore:
             if not file.is_relative_to(self._root):
                 raise _fault(f"{shown(path)} leaves {self._root}", "keep images below it")
         try:
-            return file.read_bytes()
+            return regular(file).read_bytes()
+        except UniDPOError as error:
+            raise _fault(str(error), "name an image file") from None
         except OSError as error:
             raise _fault(f"{shown(path)} cannot be read ({error.strerror})", "set --image-root") from None
 

@@ -1,89 +1,15 @@
 """VQA-RAD as preference pairs: the dataset's answers are chosen, a CSV file holds the rejected ones."""
 
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.writing import replacing
+from uni_dpo.storage.downloads import download_file as download_file
+from uni_dpo.storage.writing import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
-
-_CHUNK = 1 << 16
-_TIMEOUT_S = 60.0
-
-
-def download_file(url: str, dest_path: str | Path) -> None:
-    """Fetch `url` to `dest_path`; what is under that name is the whole file or what was there before.
-
-    A download that was cut off goes on from `<dest_path>.part` at the next call.
-
-    Args:
-        url: an http, https or file address, or a path on this machine.
-        dest_path: where the file goes.
-
-    Raises:
-        UniDPOError: the server or the file system says no; names the address and the status.
-    """
-    dest_path = Path(dest_path)
-    dest_path.parent.mkdir(parents=True, exist_ok=True)
-    scheme = urllib.parse.urlsplit(url).scheme
-    if scheme in ("", "file"):
-        _copy(Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path) if scheme else url), dest_path)
-        return
-    if scheme not in ("http", "https"):
-        raise UniDPOError(f"{url}: addresses of type {scheme!r} are not fetched; use http, https or file")
-    part = dest_path.with_name(f"{dest_path.name}.part")
-    try:
-        _fetch(url, part)
-    except urllib.error.HTTPError as error:
-        raise UniDPOError(f"{url}: the server answered {error.code} {error.reason}") from None
-    except (urllib.error.URLError, OSError) as error:
-        raise UniDPOError(f"{url}: cannot be fetched ({error}); call again to go on") from None
-    part.replace(dest_path)
-
-
-def _copy(source: Path, dest_path: Path) -> None:
-    try:
-        with replacing(dest_path) as temporary, source.open("rb") as stream, temporary.open("wb") as out:
-            while chunk := stream.read(_CHUNK):
-                out.write(chunk)
-    except OSError as error:
-        raise UniDPOError(f"{source}: cannot be read ({error.strerror})") from None
-
-
-def _fetch(url: str, part: Path) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        part.unlink()  # what is there is no beginning of what the server has now
-        _fetch(url, part)
-        return
-    with response:
-        resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        expected = None if length is None else int(length) + (have if resumed else 0)
-        start = have if resumed else 0
-        with (
-            part.open("ab" if resumed else "wb") as out,
-            tqdm(desc=part.stem, total=expected, initial=start, unit="B", unit_scale=True, delay=2.0) as progress,
-        ):
-            while chunk := response.read(_CHUNK):
-                out.write(chunk)
-                progress.update(len(chunk))
-    size = part.stat().st_size
-    if expected is not None and size != expected:
-        raise OSError(f"{size} of {expected} bytes came")
 
 
 def load_and_process_vqa_dpo(
@@ -155,6 +81,38 @@ def _as_image(image: Any, grey: bool) -> Any:
     return opened.convert("L")
 
 
+def load_splits(name: str) -> "DatasetDict":
+    """Load VQA-RAD, its images as they are encoded.
+
+    Args:
+        name: on the hub, or a folder that `datasets` wrote.
+
+    Raises:
+        UniDPOError: it cannot be loaded, or has no `train` and `test`.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UniDPOError(f"dataset {name!r}: cannot be loaded: {reason}") from error
+    if not isinstance(loaded, datasets.DatasetDict) or {"train", "test"}.difference(loaded):
+        raise UniDPOError(f"dataset {name!r}: has no splits `train` and `test`")
+    return loaded.cast_column("image", datasets.Image(decode=False))
+
+
+def check_new_folder(path: str | Path) -> None:
+    """Refuse a folder that `save_dataset` could not write.
+
+    Raises:
+        UniDPOError: there is something under that name, or the system does not let us write there.
+    """
+    if Path(path).exists():
+        raise UniDPOError(f"{path}: is there already; name a new folder")
+    check_writable(path)
+
+
 def save_dataset(dataset_dict: "DatasetDict", output_path: str | Path) -> None:
     """Save to a folder that `datasets.load_from_disk` opens; the folder gets its name when it is whole.
 
@@ -165,8 +123,7 @@ def save_dataset(dataset_dict: "DatasetDict", output_path: str | Path) -> None:
     import tempfile
 
     output_path = Path(output_path)
-    if output_path.exists():
-        raise UniDPOError(f"{output_path}: is there already; name a new folder")
+    check_new_folder(output_path)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=output_path.parent, prefix=f".{output_path.name}."))
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, plain
 
 OLDEST, NEWEST = Version("0.9.4"), Version("0.9.5")
 
@@ -112,6 +112,6 @@ def _resolve(reference: str) -> Any:
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """Show a fault of the user's input without a traceback, whichever launcher runs us."""
     if isinstance(error, UniDPOError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
     else:
         _excepthook.previous(kind, error, traceback)  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ def regular(path: str | Path) -> Path:
     """The regular file that `path` is or would become, links followed.
 
     Raises:
-        UniDPOError: something else is there, which no file may replace.
+        UniDPOError: something else is there, which no file may replace and which may have no end when it is read.
     """
     path = Path(path)
     try:
@@ -81,10 +81,10 @@ def regular(path: str | Path) -> Path:
     except FileNotFoundError:
         return final
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null byte
-        raise UniDPOError(f"{path}: cannot be written ({_reason(error)}); name another file") from error
+        raise UniDPOError(f"{path}: {_reason(error)}; name another file") from error
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        raise UniDPOError(f"{path}: is {kinds.get(stat.S_IFMT(mode), 'a device')}; name a file to write to")
+        raise UniDPOError(f"{path}: is {kinds.get(stat.S_IFMT(mode), 'a device')}; a file belongs there")
     return final
 
 

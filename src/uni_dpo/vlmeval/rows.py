@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.storage.writing import regular
 from uni_dpo.vlmeval.load import Loaded, Picture
 from uni_dpo.vlmeval.progress import progress_bar
 from uni_dpo.vlmeval.ranks import is_first_process
@@ -115,7 +116,7 @@ def _read(path: str, checked: dict[str, Picture]) -> Picture:
     if path not in checked:
         from PIL import Image
 
-        content = Path(path).read_bytes()
+        content = regular(path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             picture = Picture(hashlib.sha256(content).hexdigest(), *image.size)

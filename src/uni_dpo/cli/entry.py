@@ -1,0 +1,114 @@
+"""What every entry point shares: a user's fault is one message, Ctrl-C ends soon and says what is kept."""
+
+import errno
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from uni_dpo.cli.terminal import texts_shown_as_text
+from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.storage.rowlog import kept
+
+PATIENCE = 1.5
+"""Seconds that a stopped command has for its own ending: threads may wait for a server, or C code for a device."""
+TRAINING = ("train", "trl-dpo", "ppo", "grpo", "align", "demo")
+"""Commands whose libraries end processes of their own, in their own time."""
+STOPPED = 130
+SHOWN = 3
+"""Files that the last line names, at most."""
+_OURS = (errno.EBADF, errno.EFAULT, errno.ECHILD)
+"""Errors of the system that only a mistake in the program makes; all others are said in one line."""
+
+_said = threading.Event()
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run an entry point and end the process where it fails.
+
+    A fault of the input or an error of the system is one message and exit status 1, Ctrl-C is a message and exit
+    status 130. What else escapes is a bug and keeps its traceback.
+
+    Args:
+        command: reads `sys.argv` and does the work.
+    """
+    stopping = _watch()
+    with texts_shown_as_text():
+        try:
+            command()
+        except KeyboardInterrupt:
+            _stop()
+        except SystemExit as end:
+            if end.code == STOPPED:
+                _stop()
+            raise
+        except UniDPOError as error:
+            sys.exit(f"error: {plain(str(error))}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more, the flush at the end included
+            sys.exit(1)
+        except Exception as error:
+            if stopping.is_set():  # libraries turn Ctrl-C into errors of their own
+                _stop()
+            if not isinstance(error, OSError) or error.errno is None or error.errno in _OURS:
+                raise
+            named = "a file" if error.filename is None else plain(str(error.filename))
+            sys.exit(f"error: {named}: {os.strerror(error.errno)}")
+
+
+def _watch() -> threading.Event:
+    """End the process a while after Ctrl-C, whatever its main thread waits for.
+
+    Returns:
+        What is set once Ctrl-C was pressed.
+    """
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        return stopping
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    signal.set_wakeup_fd(send, warn_on_full_buffer=False)  # written at once, though the main thread be in C code
+
+    def wait() -> None:
+        while signal.SIGINT not in os.read(receive, 1):
+            pass
+        stopping.set()
+        if _trains():
+            return
+        time.sleep(PATIENCE)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        if not _said.is_set():
+            os.write(2, f"\n{_words()}\n".encode(errors="backslashreplace"))
+        os._exit(STOPPED)
+
+    threading.Thread(target=wait, daemon=True, name="waiting for Ctrl-C").start()
+    return stopping
+
+
+def _trains() -> bool:
+    return len(sys.argv) > 1 and sys.argv[1] in TRAINING
+
+
+def _stop() -> NoReturn:
+    _said.set()
+    print(f"\n{_words()}", file=sys.stderr, flush=True)
+    sys.exit(STOPPED)
+
+
+def _words() -> str:
+    """What a stopped command leaves, and the command that takes it up again."""
+    name = Path(sys.argv[0]).name
+    again = shlex.join([*(["python", sys.argv[0]] if name.endswith(".py") else [name]), *sys.argv[1:]])
+    if _trains():
+        return plain(f"stopped; what was saved stays. To run again: {again}")
+    if not kept:
+        return plain(f"stopped; no output was written. To begin again: {again}")
+    where = ", ".join(map(str, sorted(kept))) if len(kept) <= SHOWN else f"{len(kept)} files"
+    return plain(f"stopped; {sum(kept.values()):,} finished rows are kept in {where}. To resume: {again}")
