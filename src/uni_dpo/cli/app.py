@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import compare, data, demo, engine, eval, grpo, overlay, ppo, predict, score, train, trl
+from uni_dpo.cli import compare, compose, data, demo, engine, eval, grpo, overlay, ppo, predict, score, train, trl
 
 app = typer.Typer(
     name="uni-dpo",
@@ -39,6 +39,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)
+app.command("compose")(compose.compose)
 app.command("predict")(predict.predict)
 app.command("score")(score.score)
 app.command("ppo")(ppo.ppo)

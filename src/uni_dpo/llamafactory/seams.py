@@ -41,6 +41,11 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
     ),
     ("llamafactory.train.dpo.trainer", "CustomDPOTrainer", "uni_dpo.llamafactory.trainer:UniDPOTrainer"),
     ("llamafactory.train.dpo", "run_dpo", "uni_dpo.llamafactory.workflow:run_dpo"),
+    (
+        "llamafactory.model.patcher",
+        "prepare_valuehead_model",
+        "uni_dpo.models.rewards.value_head:prepare_valuehead_model",
+    ),
 )
 """(upstream module, name in it, what stands there once registered)."""
 

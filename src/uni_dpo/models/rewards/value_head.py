@@ -6,10 +6,23 @@ from typing import Any
 import torch
 from llamafactory.data import MultiModalDataCollatorForSeq2Seq, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_infer_args
-from llamafactory.model import load_model, load_tokenizer
+from llamafactory.model import load_model, load_tokenizer, patcher
+from llamafactory.model.model_utils import valuehead
 
 from uni_dpo.models.rewards.checkpoints import RewardCheckpoint, RewardModelOptions
 from uni_dpo.models.rewards.conversation import Conversation
+
+_upstream_prepare_valuehead_model = valuehead.prepare_valuehead_model
+
+
+def prepare_valuehead_model(model: Any) -> None:
+    """Give a reward model its output head under the name that TRL looks for; a LLaVA of today has it there already.
+
+    LlamaFactory looks for it inside the language model, where transformers kept it until 4.51.
+    """
+    if model.config.model_type == "llava" and hasattr(model, "lm_head"):
+        return
+    _upstream_prepare_valuehead_model(model)
 
 
 class ValueHeadModel:
@@ -27,6 +40,7 @@ class ValueHeadModel:
         }
         if checkpoint.adapter is not None:
             arguments["adapter_name_or_path"] = str(checkpoint.adapter)
+        patcher.prepare_valuehead_model = prepare_valuehead_model
         model_args, data_args, finetuning_args, _ = get_infer_args(arguments)
         parts = load_tokenizer(model_args)
         self.tokenizer, self.processor = parts["tokenizer"], parts["processor"]
