@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -228,3 +231,75 @@ def test_a_damaged_record_is_named(checkout):
     (checkout.root / ".uni_dpo_overlay/manifest.json").write_text("{")
     with pytest.raises(UniDPOError, match=r"manifest\.json: damaged"):
         check(checkout)
+
+
+@pytest.mark.parametrize("at", [1, 30])
+def test_what_a_killed_apply_left_is_taken_back_whole(checkout, at):
+    before = contents(checkout.root)
+    code = (
+        "import os, shutil, signal, sys\n"
+        "from uni_dpo.overlay import apply, changes, detect\n"
+        "copied = []\n"
+        "def copy(source, target):\n"
+        "    copied.append(target)\n"
+        "    target.write_bytes(b'half')\n"
+        "    len(copied) < int(sys.argv[2]) or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "changes.shutil.copy = copy\n"
+        "apply(detect(sys.argv[1]))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(checkout.root), str(at)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert any(path.suffix == ".tmp" for path in checkout.root.rglob("*"))
+    revert(checkout)
+    assert contents(checkout.root) == before
+
+
+def test_an_apply_killed_before_it_has_a_record_leaves_nothing(checkout, monkeypatch):
+    before = contents(checkout.root)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(changes.Manifest, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        apply(checkout)
+    assert (checkout.root / ".uni_dpo_overlay/originals" / OVERWRITTEN).is_file()
+    assert revert(checkout) == []
+    assert contents(checkout.root) == before
+
+
+def test_a_lost_record_is_named_and_the_original_kept(checkout):
+    apply(checkout)
+    (checkout.root / ".uni_dpo_overlay/manifest.json").unlink()
+    with pytest.raises(UniDPOError, match="record is missing"):
+        revert(checkout)
+    assert (checkout.root / ".uni_dpo_overlay/originals" / OVERWRITTEN).is_file()
+
+
+@pytest.mark.parametrize("version", ["0.9.9", "2.0"])
+def test_a_checkout_that_moved_to_another_version_keeps_its_files(checkout, version):
+    apply(checkout)
+    moved = {
+        "src/llamafactory/extras/env.py": f'VERSION = "{version}"\n',
+        OVERWRITTEN: "from .newer import run_dpo\n",
+        "data/dataset_info.json": '{"identity": {}}\n',
+    }
+    for place, text in moved.items():
+        (checkout.root / place).write_text(text)
+    revert(str(checkout.root))
+    assert {place: (checkout.root / place).read_text() for place in moved} == moved
+    assert not (checkout.root / "src/uni_dpo").exists()
+    assert not (checkout.root / ".uni_dpo_overlay").exists()
+
+
+def test_a_write_protected_checkout_is_named_before_anything_is_written(checkout, monkeypatch):
+    before = contents(checkout.root)
+
+    def refuse(path):
+        if path.parent == checkout.root / "src/uni_dpo/llamafactory":
+            raise UniDPOError(f"{path}: cannot be written")
+
+    monkeypatch.setattr(changes, "check_writable", refuse)
+    with pytest.raises(UniDPOError, match="llamafactory"):
+        apply(checkout)
+    assert contents(checkout.root) == before

@@ -10,9 +10,10 @@ from uni_dpo.overlay import Change, detect
 from uni_dpo.overlay import apply as apply_overlay
 from uni_dpo.overlay import check as check_overlay
 from uni_dpo.overlay import revert as revert_overlay
+from uni_dpo.overlay.manifest import FOLDER
 
 app = typer.Typer(
-    help="Put Uni-DPO into a checkout of LlamaFactory or VLMEvalKit, look first, or take it out.",
+    help="Put Uni-DPO into a checkout of LlamaFactory or VLMEvalKit, check first, or take it out.",
     no_args_is_help=True,
 )
 
@@ -24,7 +25,7 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files of the ove
 def check(path: Folder) -> None:
     """Show what `apply` would do; write nothing."""
     checkout = detect(path)
-    typer.echo(str(checkout))
+    print(str(checkout))
     _print(check_overlay(checkout))
 
 
@@ -32,25 +33,25 @@ def check(path: Folder) -> None:
 def apply(path: Folder, force: Force = False) -> None:
     """Add our files and our dataset entry; what they replace is kept for `revert`."""
     checkout = detect(path)
-    typer.echo(str(checkout))
+    print(str(checkout))
     changes = apply_overlay(checkout, force=force)
     _print(changes)
-    typer.echo("applied" if any(change.is_due for change in changes) else "nothing to do")
+    print("applied" if any(change.is_due for change in changes) else "nothing to do")
 
 
 @app.command()
 def revert(path: Folder, force: Force = False) -> None:
-    """Leave the checkout as it was before `apply`."""
-    checkout = detect(path)
-    typer.echo(str(checkout))
-    typer.echo(f"reverted: {len(revert_overlay(checkout, force=force))} files removed or restored")
+    """Leave the checkout as it was before `apply`, whatever its version is now."""
+    if not (path / FOLDER).is_dir():
+        detect(path)  # says where it is no checkout at all
+    print(f"reverted: {len(revert_overlay(path, force=force))} files removed or restored")
 
 
 def _print(changes: list[Change]) -> None:
     by_state = sorted(changes, key=lambda change: change.state)
     for state, group in groupby(by_state, key=lambda change: change.state):
         alike = list(group)
-        typer.echo(f"{state}: {len(alike)} files")
+        print(f"{state}: {len(alike)} files")
         for change in alike:
             if change.is_due:
-                typer.echo(f"  {change.place}")
+                print(f"  {change.place}")

@@ -11,12 +11,14 @@ from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
 from uni_dpo.overlay.checkout import SIGNS, Checkout
 from uni_dpo.overlay.dataset_entry import datasets, entry_text, with_text, without_entry
-from uni_dpo.overlay.manifest import FOLDER, Manifest, inside, original, read_manifest, sha256
+from uni_dpo.overlay.manifest import FOLDER, Manifest, discard_unused, inside, original, read_manifest, sha256
 from uni_dpo.overlay.source import overlay_files
-from uni_dpo.storage.writing import replacing
+from uni_dpo.storage.writing import check_writable, replacing, sweep, write_text
 
 DATASET = "uni_dpo_image_only_mcq_short_long_50k"
 DATASET_INFO = "data/dataset_info.json"
+MARK = b"additions for Uni-DPO"
+"""Stands in the lines around what is ours in an upstream file."""
 OUR_DATASET_INFO = PurePosixPath("data/uni_dpo/dataset_info.json")
 
 
@@ -89,37 +91,53 @@ def apply(checkout: Checkout, *, force: bool = False) -> list[Change]:
     return changes
 
 
-def revert(checkout: Checkout, *, force: bool = False) -> list[str]:
+def revert(checkout: Checkout | str | Path, *, force: bool = False) -> list[str]:
     """Take out what `apply` put in; every byte of the checkout is then as it was before.
 
-    What others put into the overlay's folders stays, and so do their datasets in `data/dataset_info.json`.
+    What others put into the overlay's folders stays, and so do their datasets in `data/dataset_info.json`. A
+    checkout that has moved to another version of upstream since keeps that version's files.
 
     Args:
+        checkout: or its top folder, whatever upstream's version in it is by now.
         force: also discard what others changed in the overlay's files since.
 
     Returns:
         the places that were removed or restored.
 
     Raises:
-        UniDPOError: no overlay was applied here; a kept original is missing; or files of the overlay were
-            changed since, and no `force`.
+        UniDPOError: no overlay was applied here; a kept original is missing; files of the overlay were changed
+            since, and no `force`; or the checkout is write-protected.
     """
-    root = checkout.root
+    root = checkout.root if isinstance(checkout, Checkout) else Path(checkout).expanduser().resolve()
     manifest = read_manifest(root)
     if manifest is None:
-        raise UniDPOError(f"{root}: nothing to revert, `uni-dpo overlay apply` left no record here")
+        if not discard_unused(root):
+            raise UniDPOError(f"{root}: nothing to revert, `uni-dpo overlay apply` left no record here")
+        return []
     _require_originals(root, manifest)
     changed = [place for place in manifest.written if not _is_known(root, place, manifest)]
     _refuse(changed, force)
     info = inside(root, DATASET_INFO)
+    paths = [inside(root, place) for place in manifest.written]
+    folders = _require_writable([root / FOLDER, *paths, *([info] if manifest.entry_text else [])])
     if manifest.entry_text and info.is_file():
         _rewrite(info, without_entry(info, info.read_bytes(), DATASET, manifest.entry_text.encode()))
     for place in manifest.written:
         _restore(root, place, manifest)
-    for place in manifest.written:
-        _remove_empty_folders(root, inside(root, place).parent)
+    for folder in folders:
+        sweep(folder)
+    for path in paths:
+        _remove_empty_folders(root, path.parent)
     shutil.rmtree(root / FOLDER)
     return [*manifest.written, *([DATASET_INFO] if manifest.entry_text else [])]
+
+
+def _require_writable(paths: Iterable[Path]) -> list[Path]:
+    """Refuse a checkout that is write-protected, before anything in it is touched; return the folders that exist."""
+    first = {path.parent: path for path in paths}
+    for path in first.values():
+        check_writable(path.parent / "file")
+    return [folder for folder in first if folder.is_dir()]
 
 
 def _state(checkout: Checkout, place: PurePosixPath, source: Path, manifest: Manifest) -> State:
@@ -131,8 +149,8 @@ def _state(checkout: Checkout, place: PurePosixPath, source: Path, manifest: Man
     if present == manifest.written.get(str(place)):
         return State.UPDATE
     is_original = present == manifest.originals.get(str(place))
-    is_upstreams = place == SIGNS[checkout.upstream].overwritten and str(place) not in manifest.written
-    return State.REPLACE if is_original or is_upstreams else State.CHANGED
+    path = inside(checkout.root, place)
+    return State.REPLACE if is_original or _is_upstreams(path, str(place)) else State.CHANGED
 
 
 def _entry_state(info: Path, entry: dict[str, Any], manifest: Manifest) -> State:
@@ -162,6 +180,9 @@ def _refuse(places: Iterable[str], force: bool) -> None:
 
 def _write(checkout: Checkout, places: Iterable[str]) -> None:
     root, files = checkout.root, overlay_files(checkout.upstream)
+    places = list(places)
+    _require_writable([root / FOLDER, *(inside(root, place) for place in places)])
+    write_text(inside(root, f"{FOLDER}/.gitignore"), "*\n")  # first: a killed run is out of sight of git too
     manifest = Manifest(__version__)
     info = inside(root, DATASET_INFO)
     for place in places:
@@ -178,15 +199,22 @@ def _write(checkout: Checkout, places: Iterable[str]) -> None:
         _rewrite(info, with_text(info.read_bytes(), manifest.entry_text.encode()))
 
 
+def _is_upstreams(path: Path, place: str) -> bool:
+    """Whether the one file that we overwrite is upstream's, of whatever version, and holds nothing of ours."""
+    overwritten = any(place == str(signs.overwritten) for signs in SIGNS.values())
+    return overwritten and MARK not in path.read_bytes()
+
+
 def _is_known(root: Path, place: str, manifest: Manifest) -> bool:
-    present = sha256(inside(root, place))
-    return present in (None, manifest.written[place], manifest.originals.get(place))
+    path = inside(root, place)
+    known = (None, manifest.written[place], manifest.originals.get(place))
+    return sha256(path) in known or _is_upstreams(path, place)
 
 
 def _require_originals(root: Path, manifest: Manifest) -> None:
     for place, wanted in manifest.originals.items():
-        kept = original(root, place)
-        if wanted not in (sha256(kept), sha256(inside(root, place))):
+        kept, path = original(root, place), inside(root, place)
+        if wanted not in (sha256(kept), sha256(path)) and not (path.is_file() and _is_upstreams(path, place)):
             raise UniDPOError(f"{kept}: missing or damaged; restore {place} from upstream's sources, then try again")
 
 
@@ -195,14 +223,13 @@ def _restore(root: Path, place: str, manifest: Manifest) -> None:
     wanted = manifest.originals.get(place)
     if wanted is None:
         path.unlink(missing_ok=True)
-    elif sha256(path) != wanted:
+    elif sha256(path) != wanted and not (path.is_file() and _is_upstreams(path, place)):
         original(root, place).replace(path)
 
 
 def _rewrite(path: Path, content: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        shutil.copymode(path, temporary)
 
 
 def _remove_empty_folders(root: Path, folder: Path) -> None:

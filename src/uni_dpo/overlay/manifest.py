@@ -38,8 +38,7 @@ class Manifest:
             self.originals[place] = digest
 
     def write(self, root: Path) -> None:
-        """Keep this record in the checkout at `root`, out of sight of its git."""
-        write_text(inside(root, f"{FOLDER}/.gitignore"), "*\n")
+        """Keep this record in the checkout at `root`."""
         write_text(inside(root, f"{FOLDER}/manifest.json"), json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -56,6 +55,27 @@ def read_manifest(root: Path) -> Manifest | None:
         return Manifest(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UniDPOError(f"{file}: damaged ({error}); take the overlay out by hand, then delete {FOLDER}") from error
+
+
+def discard_unused(root: Path) -> bool:
+    """Remove what an `apply` left that was killed before it touched anything, and so before there was a record.
+
+    Returns:
+        Whether there was something.
+
+    Raises:
+        UniDPOError: the record is missing, and an original that was kept is not what stands in the checkout.
+    """
+    folder = root / FOLDER
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    originals = folder / "originals"
+    for kept in sorted(path for path in originals.rglob("*") if path.is_file() and path.suffix != ".tmp"):
+        place = kept.relative_to(originals)
+        if sha256(kept) != sha256(inside(root, place.as_posix())):
+            raise UniDPOError(f"{folder}: its record is missing; copy {kept} to {place} by hand, then delete {FOLDER}")
+    shutil.rmtree(folder)
+    return True
 
 
 def original(root: Path, place: str) -> Path:

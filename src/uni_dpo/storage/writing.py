@@ -32,7 +32,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     final = regular(path)
     with _naming(path):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final.parent)
+        if final.parent.absolute() not in _swept:  # once per process: image stores write thousands of files
+            _swept.add(final.parent.absolute())
+            sweep(final.parent)
         before = final.stat() if final.exists() else None
         temporary, file = _create(final, 0o666 if before is None else 0o600)
     try:
@@ -115,11 +117,8 @@ def _create(final: Path, mode: int) -> tuple[Path, int]:
         os.close(file)  # another process swept it away before it was locked
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files of killed writers, once per folder and process."""
-    if folder.absolute() in _swept:
-        return
-    _swept.add(folder.absolute())
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in `folder`; those of living ones stay."""
     names: list[str] = []
     with suppress(OSError), os.scandir(folder) as entries:  # a folder may be writable and not readable
         names = [entry.name for entry in entries if _TEMPORARY.fullmatch(os.fsencode(entry.name))]
