@@ -1,3 +1,5 @@
+import base64
+import io
 import os
 import warnings
 from pathlib import Path
@@ -6,8 +8,7 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.image_store import ImageStore
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths
 
 
 def state(folder: Path, image, root=None, **options):
@@ -96,7 +97,7 @@ def test_each_path_is_opened_once(folder, monkeypatch) -> None:
 
 
 def test_a_stored_image_has_a_name_of_our_own(folder) -> None:
-    store = ImageStore(folder / "store", root=folder)
+    store = ImageFolder(folder / "store", image_paths(folder, folder))
     stored = Path(store.put("images/red.png"))
     assert stored.read_bytes() == (folder / "images/red.png").read_bytes()
     assert stored.is_relative_to(folder / "store")
@@ -105,3 +106,63 @@ def test_a_stored_image_has_a_name_of_our_own(folder) -> None:
         with pytest.raises(PreferenceDataError):
             store.put(path)
     assert len([name for _, _, names in os.walk(folder / "store") for name in names]) == 1
+
+
+def encoded(mode: str, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size).save(stream, kind)
+    return stream.getvalue()
+
+
+def test_an_image_may_be_written_as_text(folder) -> None:
+    data = encoded("RGB")
+    text = base64.b64encode(data).decode()
+    for written in (text, base64.encodebytes(data).decode(), f"data:image/png;base64,{text}"):
+        assert embedded_image(written) == data
+        assert state(folder, written) == ImageState(40, 30)
+    for other in ("images/red.png", "", "iVBORw0KGgo, no base64", "data:text/plain;base64,aGVsbG8=", "Qk", "a" * 400):
+        assert embedded_image(other) is None
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I", "TIFF"), ("F", "TIFF")])
+def test_more_than_eight_bits_are_refused(folder, mode, kind) -> None:
+    (folder / "images" / "deep.png").write_bytes(encoded(mode, kind=kind))
+    assert state(folder, "images/deep.png").kind == "image_depth"
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("P", "GIF"), ("LA", "PNG"), ("1", "PNG")])
+def test_what_becomes_rgb_without_loss_of_depth_is_taken(folder, mode, kind) -> None:
+    (folder / "images" / "other.png").write_bytes(encoded(mode, kind=kind))
+    assert state(folder, "images/other.png") == ImageState(40, 30)
+
+
+def test_only_a_side_that_vanishes_is_too_long(folder) -> None:
+    """768² / (w · 1) < 1 leaves int(√…) = 0 pixels of height from w = 589,825 on."""
+    for width, kind in ((589_824, ""), (589_825, "image_shape")):
+        (folder / "images" / "long.png").write_bytes(encoded("1", (width, 1)))
+        assert state(folder, "images/long.png").kind == kind
+
+
+def test_pipes_and_impossible_names_are_never_opened(folder) -> None:
+    os.mkfifo(folder / "images" / "pipe.png")
+    assert state(folder, "images/pipe.png").found == "images/pipe.png is a pipe or device"
+    assert state(folder, "/dev/zero").kind == "image_unreadable"
+    assert state(folder, "a" * 300 + ".png").kind == "image_missing"
+    assert state(folder, "a\udcff.png").kind == "image_path"
+
+
+def test_paths_start_in_the_folder_and_then_beside_the_data(folder) -> None:
+    (folder / "other" / "images").mkdir(parents=True)
+    (folder / "other" / "images" / "blue.png").write_bytes(encoded("RGB", (50, 60)))
+    with ImageChecker(folder, beside=folder / "other").running() as images:
+        found = images.states(["images/red.png", "images/blue.png"])
+    assert [(each.width, each.height) for each in found] == [(40, 30), (50, 60)]
+
+
+def test_a_root_holds_also_where_nothing_is_copied(folder) -> None:
+    watched = ImageFolder(None, image_paths(folder, folder))
+    assert watched.put("images/anything.png") == "images/anything.png"
+    for path in ("/etc/hostname", "../x.png"):
+        with pytest.raises(PreferenceDataError, match="leaves"):
+            watched.put(path)
+    assert ImageFolder(None, image_paths(None)).put("/etc/hostname") == "/etc/hostname"

@@ -2,13 +2,27 @@ from pathlib import Path
 
 import pytest
 
-from uni_dpo.data.checks.lengths import ImageLimits, LengthCounter, image_tokens, kept_lengths
+from uni_dpo.data.checks.lengths import LengthCounter, kept_lengths
 from uni_dpo.data.checks.rows import CheckedRow
-from uni_dpo.data.images import ImageState
+from uni_dpo.data.images import ImageLimits, ImageState
 from uni_dpo.data.pair import Pair
 from uni_dpo.errors import UniDPOError
 
-SIZES = [(28, 28), (56, 56), (1, 1), (640, 480), (481, 641), (3000, 2000), (29, 500), (42, 42), (2000, 31), (768, 768)]
+SIZES = [
+    (28, 28),
+    (56, 56),
+    (1, 1),
+    (640, 480),
+    (481, 641),
+    (3000, 2000),
+    (29, 500),
+    (42, 42),
+    (2000, 31),
+    (768, 768),
+    (20_000, 60),
+    (60, 20_000),
+    (9_000, 1),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -25,8 +39,10 @@ def test_image_tokens_are_those_of_llamafactory_and_the_processor(size) -> None:
         factor = (limits.min_pixels / (width * height)) ** 0.5
         width, height = int(width * factor), int(height * factor)
     width, height = max(width, 28), max(height, 28)
+    width = height * 180 if width / height > 200 else width
+    height = width * 180 if height / width > 200 else height
     rows, columns = smart_resize(height, width, 28, limits.processor_min, limits.processor_max)
-    assert image_tokens(*size, limits) == rows * columns // 28**2
+    assert limits.tokens(*size) == rows * columns // 28**2
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,25 @@ def test_thirty_planted_faults_are_all_found_and_none_is_invented(folder, good_r
     assert (seen.rows, seen.scored, seen.warnings) == (200, 200, [])
 
 
+@pytest.mark.parametrize("marker", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+@pytest.mark.parametrize("column", ["instruction", "chosen", "rejected", "system", "history"])
+def test_texts_that_a_model_reads_as_images_are_refused(folder, good_row, register, marker, column) -> None:
+    text = f"{'<image>' if column == 'instruction' else ''}It prints {marker}."
+    broken = good_row(1, **{column: [["a", text]] if column == "history" else text})
+    columns = {name: name for name in ("system", "history", "chosen", "rejected", "images")} | {"prompt": "instruction"}
+    with pytest.raises(PreferenceDataError) as caught:
+        preflight([register("d", [good_row(system="", history=[]), broken], columns=columns)], folder / "data", folder)
+    assert kinds(caught) == [(1, "model_marker", column)]
+
+
 def test_the_message_lists_twenty_and_counts_all_over_all_datasets(folder, good_row, register) -> None:
     names = [register(name, [good_row(i, score_chosen=None) for i in range(15)]) for name in ("one", "two")]
     with pytest.raises(PreferenceDataError) as caught:
         preflight(names, folder / "data", folder)
     lines = str(caught.value).splitlines()
     assert lines[0] == "the preference data has 30 faults:"
-    assert lines[1] == f"  {folder}/data/one.json, row 0, score_chosen: null; give a finite number, or remove the row"
+    place = f"{folder}/data/one.json, row 0 (line 1, id 'r0'), score_chosen"
+    assert lines[1] == f"  {place}: null; give a finite number, or remove the row"
     assert len(lines) == 22
     assert lines[-1] == "  … and 10 more"
 
@@ -154,7 +166,9 @@ def test_a_folder_of_files_names_the_file_that_holds_the_fault(folder, good_row,
     parts.mkdir()
     (parts / "a.jsonl").write_text(json.dumps(good_row()) + "\n")
     (parts / "b.jsonl").write_text(json.dumps(good_row()) + "\n" + json.dumps(good_row(1, chosen="")) + "\n")
-    with pytest.raises(PreferenceDataError, match=r"parts/b\.jsonl, row 1, chosen: an empty answer"):
+    with pytest.raises(
+        PreferenceDataError, match=r"parts/b\.jsonl, row 1 \(line 2, id 'r1'\), chosen: an empty answer"
+    ):
         preflight([register("d", None, file_name="parts")], folder / "data", folder)
 
 
@@ -228,7 +242,7 @@ def test_broken_messages(folder, register, kind) -> None:
     [
         (b"\xef\xbb\xbf[]", "d.json", "starts with a byte-order mark"),
         (b"[]", "d.json", "holds no rows"),
-        (b'[{"instruction": 1', "d.json", "row 0, row: not JSON from here on"),
+        (b'[{"instruction": 1', "d.json", "row 0 .*not JSON from here on"),
         (b"", "d.jsonl", "holds no rows"),
         (b"instruction", "d.txt", "files of type '.txt' are not read"),
     ],

@@ -1,4 +1,5 @@
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.json_stream import Unreadable
-from uni_dpo.data.tables.reading import iter_rows, read_rows, source_files
+from uni_dpo.data.tables.reading import iter_rows, numbered_rows, read_rows, source_files
 
 ROWS = [{"id": i, "text": f"line one\nline two {i} é 像", "images": [f"{i}.png"], "score": i / 2} for i in range(70)]
 
@@ -69,7 +70,7 @@ def test_csv_columns_of_numbers_are_numbers(tmp_path) -> None:
     assert [row for _, row in read_rows(file)] == [
         {"chosen": "a, b", "score": 4.5, "note": "7"},
         {"chosen": "c", "score": None, "note": "x"},
-        Unreadable("line 4 has 2 cells; the header has 3"),
+        Unreadable("has 2 cells; the header has 3"),
     ]
 
 
@@ -81,20 +82,20 @@ def test_a_broken_line_is_named_and_the_rest_is_read(tmp_path) -> None:
     assert rows[3] == {"a": "\udcff"}
     assert rows[5] == {"a": 2}
     assert [type(rows[i]) for i in (1, 2, 4)] == [Unreadable] * 3
-    with pytest.raises(PreferenceDataError, match=r"d\.jsonl, row 1, row: line 2 is not JSON"):
+    with pytest.raises(PreferenceDataError, match=r"d\.jsonl, row 1 \(line 2\), row: is not JSON"):
         list(iter_rows(file))
 
 
 @pytest.mark.parametrize(
     ("text", "count", "message"),
     [
-        ('[{"a": 1}, {"a": 2', 1, "row 1, row: not JSON from here on"),
-        ('[{"a": 1}, {"a" 2}]', 1, "row 1, row: not JSON from here on"),
-        ('[{"a": 1} {"a": 2}]', 1, "row 1, row: .*'{' where ',' or ']' belongs"),
+        ('[{"a": 1}, {"a": 2', 1, "row 1 \\(line 1\\), row: not JSON from here on"),
+        ('[{"a": 1}, {"a" 2}]', 1, "row 1 \\(line 1\\), row: not JSON from here on"),
+        ('[{"a": 1} {"a": 2}]', 1, "row 1 .*'{' where ',' or ']' belongs"),
         ('[{"a": 1}', 1, "the file ends here"),
-        ('[{"a": 1},]', 1, "row 1, row: not JSON"),
+        ('[{"a": 1},]', 1, "row 1 .*not JSON"),
         ('[{"a": 1}] 5', 1, "'5' follows the end of the list"),
-        ("[" * 200_000, 0, "row 0, row: not JSON from here on"),
+        ("[" * 200_000, 0, "row 0 .*not JSON from here on"),
         ('{\n "a": 1\n}', 0, "holds one object"),
     ],
 )
@@ -148,3 +149,87 @@ def test_fifty_megabytes_on_one_line_are_read_in_flat_memory(tmp_path) -> None:
     tracemalloc.stop()
     assert rows == count // 1000 * 1000
     assert peak < 12_000_000
+
+
+def test_numbers_of_a_csv_keep_their_kind(tmp_path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("id,count,share,code\n007,3,0.5,1_0\n8,,2,+1\n9,-4,1e2,1\n")
+    rows = [row for _, row in read_rows(file)]
+    assert rows == [
+        {"id": "007", "count": 3, "share": 0.5, "code": "1_0"},
+        {"id": "8", "count": None, "share": 2, "code": "+1"},
+        {"id": "9", "count": -4, "share": 100.0, "code": "1"},
+    ]
+    assert isinstance(rows[0]["count"], int)
+
+
+def test_integers_beside_a_gap_stay_integers_in_parquet(tmp_path) -> None:
+    columns = {"count": [3.0, None, 5.0], "rate": [1.0, None, 2.5], "whole": [1.0, 2.0, 3.0]}
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    rows = list(iter_rows(tmp_path / "d.parquet"))
+    assert rows == [{name: column[i] for name, column in columns.items()} for i in range(3)]
+    assert [type(rows[0][name]) for name in columns] == [int, float, float]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,b\n1,"He said\n2,fine\n3,"good"\n', 2),  # the mark of line 2 would end in line 4
+        ('a,b\n1,x\n2,"to the end\n3,y\n', 3),
+    ],
+)
+def test_a_quotation_mark_that_would_take_other_rows_is_named(tmp_path, text, line) -> None:
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(PreferenceDataError, match=f"line {line}: a quotation mark opens"):
+        list(read_rows(tmp_path / "d.csv"))
+
+
+def test_a_quoted_cell_may_hold_lines(tmp_path) -> None:
+    (tmp_path / "d.csv").write_text('a,b\n1,"one\ntwo ""2"" "\n3,x\n')
+    assert [(line, row) for _, line, row in numbered_rows(tmp_path / "d.csv")] == [
+        (2, {"a": 1, "b": 'one\ntwo "2" '}),
+        (4, {"a": 3, "b": "x"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ['\n\n[\n{"a": "x\\n"},\n\n{\n"a": 2},{"a": 3}]', '\n\n\n{"a": 1}\n\n\n{"a": 2}\n{"a": 3}']
+)
+def test_rows_know_the_line_they_start_in(tmp_path, text) -> None:
+    (tmp_path / "d.json").write_text(text)
+    found = [line for _, line, _ in numbered_rows(tmp_path / "d.json")]
+    assert found == ([4, 6, 7] if "[" in text else [4, 7, 8])
+
+
+def broken_text_column() -> pa.Array:
+    return pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff\xfe")]
+    )
+
+
+def test_broken_texts_of_a_columnar_file_are_one_line(tmp_path) -> None:
+    table = pa.table({"text": broken_text_column()})
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("d.parquet", "d.arrow"):
+        with pytest.raises(PreferenceDataError, match=f"{name}, column 'text': holds broken values"):
+            list(read_rows(tmp_path / name))
+
+
+def test_offsets_beyond_the_texts_do_not_end_the_process(tmp_path) -> None:
+    table = pa.table({"text": ["a", "bc"]})
+    with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    written = (tmp_path / "d.arrow").read_bytes()
+    assert written.count(struct.pack("<3i", 0, 1, 3)) == 1
+    (tmp_path / "d.arrow").write_bytes(written.replace(struct.pack("<3i", 0, 1, 3), struct.pack("<3i", 0, 1, 2**30)))
+    with pytest.raises(PreferenceDataError, match="broken values"):
+        list(read_rows(tmp_path / "d.arrow"))
+
+
+def test_a_column_name_that_is_not_utf8_is_a_fault_of_its_row(tmp_path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n{"a\xff": 2}\n{"a": 3}\n')
+    rows = [row for _, row in read_rows(tmp_path / "d.jsonl")]
+    assert [type(row) for row in rows] == [dict, Unreadable, dict]
+    assert "is not UTF-8" in rows[1].reason

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -46,10 +47,18 @@ def test_values_that_do_not_fit_are_named(tmp_path) -> None:
         write_rows(tmp_path / "d.parquet", [{"a": 1}] * 2000 + [{"a": "x"}])
     with pytest.raises(PreferenceDataError, match="there is no row to write"):
         write_rows(tmp_path / "d.parquet", [])
-    with pytest.raises(PreferenceDataError, match="row 1: cannot be written as JSON"):
+    with pytest.raises(PreferenceDataError, match="row 1, a: cannot be written as JSON"):
         write_rows(tmp_path / "d.json", [{"a": 1}, {"a": "\udcff"}])
-    with pytest.raises(PreferenceDataError, match=r"write to one of \.json"):
+    with pytest.raises(PreferenceDataError, match=r"name a file of type \.json"):
         write_rows(tmp_path / "d.txt", [])
     assert list(tmp_path.iterdir()) == []
     write_rows(tmp_path / "none.json", [])
     assert (tmp_path / "none.json").read_text() == "[\n]\n"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"deep": [-math.inf]}])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl"])
+def test_what_is_no_number_of_json_is_not_written(tmp_path, name, value) -> None:
+    with pytest.raises(PreferenceDataError, match=f"{name}, row 1, b: cannot be written as JSON"):
+        write_rows(tmp_path / name, [{"a": 1}, {"a": 2, "b": value}])
+    assert not (tmp_path / name).exists()

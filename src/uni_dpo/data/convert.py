@@ -11,7 +11,7 @@ from tqdm import tqdm
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, llamafactory
 from uni_dpo.data.formats.base import Format, Losses, Pairing
-from uni_dpo.data.image_store import ImageStore
+from uni_dpo.data.images import ImageFolder, image_paths
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files, unreadable_fault
 from uni_dpo.data.tables.writing import WRITTEN_TYPES, keep_inputs, write_rows
@@ -68,7 +68,7 @@ def convert(
         pairing: which pairs a ranked list gives.
         split: which split of a saved `DatasetDict` to read; all when None.
         image_dir: copy the images there and name the copies; None names them as `source` does.
-        image_root: where relative paths in `source` start, and which no path may leave.
+        image_root: where relative paths in `source` start, and which no path may leave, copied or not.
         skip_broken: leave out rows that are not in the format.
 
     Raises:
@@ -80,7 +80,7 @@ def convert(
         raise UniDPOError(f"{output}: is there already; name a new folder, or a {', '.join(WRITTEN_TYPES)} file")
     files = source_files(source, split)
     keep_inputs(output, files)
-    store = ImageStore(image_dir, image_root) if image_dir is not None else None
+    store = ImageFolder(image_dir, image_paths(image_root, image_root))
     change = _row_changer(_source_format(from_format, source), format_named(to_format), pairing, result.losses, store)
     rows = _changed_rows(files, change, result, skip_broken)
     if output.suffix:
@@ -101,7 +101,7 @@ def _source_format(name: str, source: str | Path) -> Format:
 
 
 def _row_changer(
-    source: Format, target: Format, pairing: Pairing, losses: Losses, store: ImageStore | None
+    source: Format, target: Format, pairing: Pairing, losses: Losses, store: ImageFolder
 ) -> Callable[[Row], Iterator[Row]]:
     """A function from a row of one format to rows of the other."""
     if source.remap or target.remap:
@@ -119,16 +119,13 @@ def _row_changer(
 
     def change(row: Row) -> Iterator[Row]:
         for pair in read(row, losses, pairing):
-            moved = pair if store is None else replace(pair, images=tuple(map(store.put, pair.images)))
-            yield write(moved, losses)
+            yield write(replace(pair, images=tuple(map(store.put, pair.images))), losses)
 
     return change
 
 
-def _with_stored_images(row: Row, store: ImageStore | None) -> Row:
-    if store is None or not row.get("images"):
-        return row
-    return row | {"images": [store.put(image) for image in row["images"]]}
+def _with_stored_images(row: Row, store: ImageFolder) -> Row:
+    return row | {"images": [store.put(image) for image in row["images"]]} if row.get("images") else row
 
 
 def _changed_rows(

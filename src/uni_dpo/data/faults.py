@@ -1,4 +1,4 @@
-"""What is wrong with a preference file, said so that its owner can mend it."""
+"""What is wrong with a preference file, said so that its owner can correct it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Fault:
         advice: what to do.
         row: 0-based position in `file`; None where the fault is the whole file's.
         file: the file that was read.
+        line: the line of `file` in which the row starts, from 1; None where the file has no lines.
+        id: what the row calls itself.
     """
 
     kind: str
@@ -28,10 +30,19 @@ class Fault:
     advice: str
     row: int | None = None
     file: Path | None = None
+    line: int | None = None
+    id: str | int | None = None
+
+    @property
+    def place(self) -> str:
+        """The row's number, line and id, as a message names them."""
+        more = [f"line {self.line}"] if self.line is not None else []
+        more += [f"id {shown(self.id)}"] if self.id is not None else []
+        row = [f"row {self.row}"] if self.row is not None else []
+        return " ".join([*row, *([f"({', '.join(more)})"] if more else [])])
 
     def __str__(self) -> str:
-        row = "" if self.row is None else f"row {self.row}"
-        place = ", ".join(filter(None, (str(self.file or ""), row, self.field)))
+        place = ", ".join(filter(None, (str(self.file or ""), self.place, self.field)))
         text = f"{place}: {self.found}" if place else self.found
         return f"{text}; {self.advice}" if self.advice else text
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.tables.reading import Row, iter_rows
+from uni_dpo.data.tables.reading import Row, is_file, iter_rows
 from uni_dpo.data.tables.writing import row_writer
 
 IMAGE_COLUMNS = ("images", "image")
@@ -162,7 +162,7 @@ class _Rebaser:
         if len(self._exists) > 200_000:
             self._exists.clear()
         if path not in self._exists:
-            self._exists[path] = path.is_file()
+            self._exists[path] = is_file(path)
         return self._exists[path]
 
     def _example(self, what: str, path: str) -> None:

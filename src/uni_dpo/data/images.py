@@ -1,7 +1,11 @@
-"""Whether an image that a row names is there, is an image, and can be decoded; each path is looked at once."""
+"""The one rule for images: where a path leads, whether an image is there, and whether a model takes it."""
 
+import base64
+import hashlib
 import io
+import math
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +16,158 @@ from typing import BinaryIO
 
 from PIL import Image as PILImage
 
-from uni_dpo.data.faults import shown
+from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 from uni_dpo.data.pair import Image
+from uni_dpo.data.tables.reading import is_file
+from uni_dpo.storage.writing import replacing
 
 MAX_PIXELS = 100_000_000
 """Images of more pixels are taken for decompression bombs."""
 _REMEMBERED = 200_000
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be used: `kind` as in `Fault`, what was `found`, and `advice`."""
+
+    def __init__(self, kind: str, found: str, advice: str) -> None:
+        super().__init__(f"{found}; {advice}")
+        self.kind, self.found, self.advice = f"image_{kind}", found, advice
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePaths:
+    """Where the image paths of a dataset lead.
+
+    Attributes:
+        folders: paths are tried below each of them in turn, then as they are.
+        root: the folder that no path may leave, by its letters: links that its owner made may lead out of it.
+    """
+
+    folders: tuple[Path, ...] = ()
+    root: Path | None = None
+
+    def find(self, path: str) -> Path:
+        """Find the regular file that `path` names.
+
+        Raises:
+            BrokenImageError: it is an address, leaves the root, is not there, or is a folder or a device.
+        """
+        if path.startswith(("http://", "https://")):
+            raise BrokenImageError("url", f"the address {shown(path)}", "download it first")
+        if not path or "\0" in path or not _encodable(path):
+            raise BrokenImageError("path", f"{shown(path)} is no path", "write the path of an image file")
+        tried = self.places(path)
+        for file in tried:
+            if is_file(file):
+                return file
+        raise _why_no_file(path, tried)
+
+    def places(self, path: str) -> list[Path]:
+        """Where the file of `path` may be, whether it is there or not.
+
+        Raises:
+            BrokenImageError: none of the places is in the root.
+        """
+        tried = [*(folder / path for folder in self.folders), Path(path)]
+        if self.root is not None:
+            root = _absolute(self.root)
+            tried = [file for file in tried if _absolute(file).is_relative_to(root)]
+            if not tried:
+                raise BrokenImageError("outside", f"{shown(path)} leaves {root}", "keep images below it")
+        return tried
+
+
+def _why_no_file(path: str, tried: Sequence[Path]) -> BrokenImageError:
+    for file in tried:
+        try:
+            mode = file.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return BrokenImageError("missing", f"no file {_named(path)} ({error.strerror})", "correct the path")
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        return BrokenImageError("unreadable", f"{_named(path)} is {what}", "name an image file")
+    return BrokenImageError("missing", f"no file {_named(path)}", "correct the path, or name the folder it starts in")
+
+
+def embedded_image(text: str) -> bytes | None:
+    """Decode an image that is written as text: a data URL or base64, line breaks allowed; None for any other text."""
+    head, mark, encoded = text.partition(";base64,")
+    encoded = "".join((encoded if mark and head.startswith("data:") else text).split())
+    try:
+        if not base64.b64decode(encoded[:16], validate=True).startswith(_SIGNATURES):
+            return None
+        return base64.b64decode(encoded, validate=True)
+    except ValueError:
+        return None
+
+
+def image_source(image: Image, paths: ImagePaths) -> Path | bytes:
+    """The file that an image of a row is in, or its bytes where they are in the row.
+
+    Raises:
+        BrokenImageError: there is no such file, or no bytes.
+    """
+    if isinstance(image, dict):
+        image = image["bytes"] if image.get("bytes") is not None else image["path"]
+    if isinstance(image, str):
+        return embedded_image(image) or paths.find(image)
+    if not isinstance(image, bytes) or not image:
+        raise BrokenImageError("zero", "an encoded image of zero bytes", "fetch it again")
+    return image
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How LlamaFactory and a Qwen2-VL processor size images, in pixels.
+
+    Attributes:
+        max_pixels: LlamaFactory's `image_max_pixels`.
+        min_pixels: LlamaFactory's `image_min_pixels`.
+        side: pixels along each side of what becomes one token: patch size × merge size.
+        processor_max: the processor's own upper limit.
+        processor_min: the processor's own lower limit.
+    """
+
+    max_pixels: int = 768 * 768
+    min_pixels: int = 32 * 32
+    side: int = 28
+    processor_max: int = 28 * 28 * 1280
+    processor_min: int = 56 * 56
+
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """The size that LlamaFactory gives an image before the processor sees it; a side of 0 stops it."""
+        if width * height > self.max_pixels:
+            width, height = _scaled(width, height, self.max_pixels)
+        if 0 < width * height < self.min_pixels:
+            width, height = _scaled(width, height, self.min_pixels)
+        if not width * height:
+            return width, height
+        width, height = max(width, 28), max(height, 28)
+        if width > 200 * height:
+            width = 180 * height
+        if height > 200 * width:
+            height = 180 * width
+        return width, height
+
+    def tokens(self, width: int, height: int) -> int:
+        """How many tokens Qwen2-VL makes of an image of `width` × `height` pixels."""
+        width, height = self.fitted(width, height)
+        side = self.side
+        rows, columns = round(height / side), round(width / side)
+        if rows * columns * side * side > self.processor_max:
+            shrink = math.sqrt(width * height / self.processor_max)
+            rows, columns = (max(1, math.floor(length / shrink / side)) for length in (height, width))
+        elif rows * columns * side * side < self.processor_min:
+            grow = math.sqrt(self.processor_min / (width * height))
+            rows, columns = (math.ceil(length * grow / side) for length in (height, width))
+        return rows * columns
+
+
+def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
+    factor = math.sqrt(pixels / (width * height))
+    return int(width * factor), int(height * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +182,28 @@ class ImageState:
 
 
 class ImageChecker:
-    """Checks images in threads and remembers what it found.
+    """Checks images in threads, each path once, and remembers what it found.
 
     Args:
         folder: paths are tried below it first, then as they are, as LlamaFactory does.
         root: the folder that no path may leave; None where there is no such rule.
+        beside: the folder of the data file, tried after `folder`; None leaves it out.
         decode: whether to decode the pixels (finds truncated files) or to read the headers only.
+        limits: how the training sizes images.
     """
 
-    def __init__(self, folder: str | Path, root: str | Path | None = None, *, decode: bool = True) -> None:
-        self._folder = Path(folder)
-        self._root = None if root is None else _absolute(Path(root))
+    def __init__(
+        self,
+        folder: str | Path,
+        root: str | Path | None = None,
+        *,
+        beside: str | Path | None = None,
+        decode: bool = True,
+        limits: ImageLimits | None = None,
+    ) -> None:
+        self.paths = image_paths(folder, root, beside)
         self._decode = decode
+        self._limits = limits or ImageLimits()
         self._known: dict[str, ImageState] = {}
         self._threads = ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1))
 
@@ -64,76 +224,163 @@ class ImageChecker:
             self._known.clear()
         paths = [_path_of(image) for image in images]
         new = [path for path in dict.fromkeys(paths) if path is not None and path not in self._known]
-        self._known.update(zip(new, self._threads.map(self._check_path, new), strict=True))
-        encoded = self._threads.map(
-            _check_encoded, [image for image, path in zip(images, paths, strict=True) if path is None]
-        )
+        self._known.update(zip(new, self._threads.map(self._state, new), strict=True))
+        others = [image for image, path in zip(images, paths, strict=True) if path is None]
+        encoded = self._threads.map(self._state, others)
         return [next(encoded) if path is None else self._known[path] for path in paths]
 
     def resolve(self, path: str) -> Path:
-        """The file that LlamaFactory would open for `path`."""
-        below = self._folder / path
-        return below if below.is_file() else Path(path)
-
-    def _check_path(self, path: str) -> ImageState:
-        if path.startswith(("http://", "https://")):
-            return _wrong("url", f"the address {shown(path)}", "download it first")
-        if not path or "\0" in path:
-            return _wrong("path", f"{shown(path)} is no path", "write the path of an image file")
-        file = self.resolve(path)
-        if self._root is not None and not _absolute(file).is_relative_to(self._root):
-            file = self._folder / path
-            if not _absolute(file).is_relative_to(self._root):
-                return _wrong("outside", f"{shown(path)} leaves {self._root}", "keep images below it")
+        """The file that is opened for `path`; the path itself where there is none."""
         try:
-            if file.stat().st_size == 0:
-                return _wrong("zero", f"{path} has zero bytes", "fetch it again")
-            with file.open("rb") as stream:
-                return _check_stream(stream, path, self._decode)
-        except (FileNotFoundError, NotADirectoryError):
-            return _wrong("missing", f"no file {path}", "mend the path, or set media_dir to the folder of the images")
-        except OSError as error:
-            return _wrong("unreadable", f"{path} cannot be opened ({error.strerror})", "mend the file")
+            return self.paths.find(path)
+        except BrokenImageError:
+            return Path(path)
+
+    def _state(self, image: Image) -> ImageState:
+        try:
+            return self._check(image)
+        except BrokenImageError as broken:
+            return ImageState(kind=broken.kind, found=broken.found, advice=broken.advice)
+
+    def _check(self, image: Image) -> ImageState:
+        source = image_source(image, self.paths)
+        if isinstance(source, bytes):
+            width, height = image_size(io.BytesIO(source), "the encoded image")
+        else:
+            name = _named(_path_of(image) or "")
+            try:
+                if source.stat().st_size == 0:
+                    raise BrokenImageError("zero", f"{name} has zero bytes", "fetch it again")
+                with source.open("rb") as stream:
+                    width, height = image_size(stream, name, decode=self._decode)
+            except OSError as error:
+                found = f"{name} cannot be opened ({error.strerror})"
+                raise BrokenImageError("unreadable", found, "check its permissions") from None
+        if 0 in self._limits.fitted(width, height):
+            found = f"{width} × {height} pixels leave nothing of one side at image_max_pixels {self._limits.max_pixels}"
+            raise BrokenImageError("shape", found, "crop it")
+        return ImageState(width, height)
 
 
-def _check_encoded(image: Image) -> ImageState:
-    encoded = image["bytes"] if isinstance(image, dict) else image
-    if not isinstance(encoded, bytes) or not encoded:
-        return _wrong("zero", "an encoded image of zero bytes", "fetch it again")
-    return _check_stream(io.BytesIO(encoded), "the encoded image", decode=True)
+def image_paths(
+    folder: str | Path | None, root: str | Path | None = None, beside: str | Path | None = None
+) -> ImagePaths:
+    """Where paths lead that start in `folder`, or beside the data, and may not leave `root`."""
+    folders = dict.fromkeys(Path(start) for start in (folder, beside) if start is not None)
+    return ImagePaths(tuple(folders), None if root is None else Path(root))
 
 
-def _check_stream(stream: BinaryIO, name: str, decode: bool) -> ImageState:
+def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int, int]:
+    """Width and height of an image that training can use.
+
+    Args:
+        stream: the encoded image.
+        name: what it is called in a message.
+        decode: whether to decode the pixels too.
+
+    Raises:
+        BrokenImageError: it is no image, is too large, cannot be decoded, or has more than 8 bits per channel.
+    """
     try:
         image = PILImage.open(stream)
         width, height = image.size
         if width * height >= MAX_PIXELS:
-            return _wrong("bomb", f"{name} has {width} × {height} pixels", "shrink it below 100 megapixels")
+            raise BrokenImageError("bomb", f"{name} has {width} × {height} pixels", "shrink it below 100 megapixels")
+        if image.mode[0] in "IF":
+            found = f"{name} has more than 8 bits per channel (mode {image.mode}), of which training would see white"
+            raise BrokenImageError("depth", found, "save it with 8 bits per channel")
         if decode:
             image.draft("RGB", (1, 1))  # lets the JPEG decoder skip most of its work, not its errors
             image.load()
-        return ImageState(width, height)
+        return width, height
+    except BrokenImageError:
+        raise
     except PILImage.DecompressionBombError:
-        return _wrong("bomb", f"{name} has more pixels than Pillow opens", "shrink it below 100 megapixels")
+        found = f"{name} has more pixels than Pillow opens"
+        raise BrokenImageError("bomb", found, "shrink it below 100 megapixels") from None
     except PILImage.UnidentifiedImageError:
         stream.seek(0)
         found = f"{name} is not an image that Pillow reads (it starts with {stream.read(24)!r})"
-        return _wrong("not_an_image", found, "convert it to PNG or JPEG")
+        raise BrokenImageError("not_an_image", found, "convert it to PNG or JPEG") from None
     except Exception as error:  # a decoder's own error on a broken file may be of any class
-        return _wrong("unreadable", f"{name} cannot be decoded ({error})", "fetch or convert it again")
+        found = f"{name} cannot be decoded ({error})"
+        raise BrokenImageError("unreadable", found, "fetch or convert it again") from None
 
 
-def _wrong(kind: str, found: str, advice: str) -> ImageState:
-    return ImageState(kind=f"image_{kind}", found=found, advice=advice)
+class ImageFolder:
+    """Copies images into one folder, named by their content, so that no row can choose a path.
+
+    Args:
+        folder: gets a file per distinct image; None copies nothing, and only the root is watched.
+        paths: where the rows' paths lead.
+    """
+
+    def __init__(self, folder: str | Path | None, paths: ImagePaths) -> None:
+        self._folder = None if folder is None else Path(folder).absolute()
+        self._paths = paths
+        self._copied: dict[Path, str] = {}
+
+    def put(self, image: Image) -> Image:
+        """Copy an image; return the path of the copy, or the image as it is where nothing is copied.
+
+        Raises:
+            PreferenceDataError: it is not there, is not an image, or lies outside the root.
+        """
+        try:
+            if self._folder is None:
+                path = _path_of(image)
+                if path is not None and embedded_image(path) is None:
+                    self._paths.places(path)
+                return image
+            source = image_source(image, self._paths)
+            if isinstance(source, bytes):
+                return self._write(self._folder, source, "the encoded image")
+            if source not in self._copied:
+                if len(self._copied) > _REMEMBERED:
+                    self._copied.clear()
+                self._copied[source] = self._write(self._folder, source.read_bytes(), str(source))
+            return self._copied[source]
+        except BrokenImageError as broken:
+            raise PreferenceDataError.of([Fault("image", "images", broken.found, broken.advice)]) from None
+        except OSError as error:
+            found = f"{shown(image)} cannot be read ({error.strerror})"
+            raise PreferenceDataError.of([Fault("image", "images", found, "set --image-root")]) from None
+
+    @staticmethod
+    def _write(folder: Path, encoded: bytes, name: str) -> str:
+        try:
+            with PILImage.open(io.BytesIO(encoded)) as opened:
+                suffix = "jpg" if opened.format == "JPEG" else str(opened.format).lower()
+        except Exception:  # a decoder's own error on a broken file may be of any class
+            found = f"{_named(name)} is not an image that Pillow reads"
+            raise BrokenImageError("not_an_image", found, "remove the row") from None
+        digest = hashlib.sha256(encoded).hexdigest()[:32]
+        path = folder / digest[:2] / f"{digest}.{suffix}"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_bytes(encoded)
+        return str(path)
 
 
 def _path_of(image: Image) -> str | None:
     """The path to open; None for an image whose bytes are in the row."""
     if isinstance(image, dict):
         return None if image.get("bytes") is not None else image["path"]
-    return image if isinstance(image, str) else None
+    return image if isinstance(image, str) and len(image) < 4096 else None
+
+
+def _named(path: str) -> str:
+    return path if path.isprintable() and len(path) <= 200 else shown(path)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _absolute(path: Path) -> Path:
-    """Without `..`, by the letters of the path: links that the owner of the folder made may lead out of it."""
     return Path(os.path.normpath(path.absolute()))

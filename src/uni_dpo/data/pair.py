@@ -9,6 +9,8 @@ from typing import Any
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, shown
 
+MAX_SCORE = 3.4e38
+"""Scores travel as float32, which has no larger numbers."""
 Image = str | bytes | dict[str, Any]
 """A path, an encoded image, or the `{"bytes": …, "path": …}` that `datasets` stores."""
 
@@ -75,9 +77,11 @@ def read_score(row: dict[str, Any], column: str, faults: list[Fault], *, require
     value = row.get(column)
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
         score = _as_float(value)
-        if math.isfinite(score):
+        if abs(score) <= MAX_SCORE:
             return score
-        kind, found = ("score_nan", "NaN") if math.isnan(score) else ("score_infinite", "an infinite score")
+        kind, found = (
+            ("score_nan", "NaN") if math.isnan(score) else ("score_infinite", f"{score:g}, too large for float32")
+        )
     elif value is None:
         kind, found = (
             ("score_null", "null") if column in row else ("score_missing", f"no such column (it has {_names(row)})")

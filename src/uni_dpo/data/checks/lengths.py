@@ -5,7 +5,6 @@ limits) and of long pairs: the longer of prompt and answer gives way.
 """
 
 import json
-import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
+from uni_dpo.data.images import ImageLimits
 from uni_dpo.data.pair import Pair
 from uni_dpo.errors import UniDPOError
 
@@ -23,37 +23,18 @@ _DEFAULT_SYSTEM = "You are a helpful assistant."
 _IMAGE_PLACE = "<|vision_start|><|vision_end|>"
 
 
-@dataclass(frozen=True)
-class ImageLimits:
-    """How a Qwen2-VL processor and LlamaFactory size images, in pixels.
-
-    Attributes:
-        max_pixels: LlamaFactory's `image_max_pixels`.
-        min_pixels: LlamaFactory's `image_min_pixels`.
-        side: pixels along each side of what becomes one token: patch size × merge size.
-        processor_max: the processor's own upper limit.
-        processor_min: the processor's own lower limit.
-    """
-
-    max_pixels: int = 768 * 768
-    min_pixels: int = 32 * 32
-    side: int = 28
-    processor_max: int = 28 * 28 * 1280
-    processor_min: int = 56 * 56
-
-    @classmethod
-    def of_model(cls, folder: str | Path, max_pixels: int, min_pixels: int) -> "ImageLimits":
-        """With what a checkpoint's processor files say, where it has them (transformers 4 and 5 name them so)."""
-        config = _json(Path(folder) / "preprocessor_config.json")
-        config = config or _json(Path(folder) / "processor_config.json").get("image_processor", {})
-        size = config.get("size") or {}
-        return cls(
-            max_pixels,
-            min_pixels,
-            int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
-            int(config.get("max_pixels") or size.get("longest_edge") or cls.processor_max),
-            int(config.get("min_pixels") or size.get("shortest_edge") or cls.processor_min),
-        )
+def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageLimits:
+    """How images are sized for a checkpoint, by its processor files (transformers 4 and 5 name them so)."""
+    config = _json(Path(folder) / "preprocessor_config.json")
+    config = config or _json(Path(folder) / "processor_config.json").get("image_processor", {})
+    size = config.get("size") or {}
+    return ImageLimits(
+        max_pixels,
+        min_pixels,
+        int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
+        int(config.get("max_pixels") or size.get("longest_edge") or ImageLimits.processor_max),
+        int(config.get("min_pixels") or size.get("shortest_edge") or ImageLimits.processor_min),
+    )
 
 
 def chat_text(pair: Pair) -> str:
@@ -67,29 +48,6 @@ def chat_text(pair: Pair) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def image_tokens(width: int, height: int, limits: ImageLimits) -> int:
-    """How many tokens Qwen2-VL makes of an image of `width` × `height` pixels."""
-    if width * height > limits.max_pixels:
-        width, height = _scaled(width, height, limits.max_pixels)
-    if width * height < limits.min_pixels:
-        width, height = _scaled(width, height, limits.min_pixels)
-    width, height = max(width, 28), max(height, 28)
-    side = limits.side
-    rows, columns = max(1, round(height / side)), max(1, round(width / side))
-    if rows * columns * side * side > limits.processor_max:
-        shrink = math.sqrt(width * height / limits.processor_max)
-        rows, columns = (max(1, math.floor(length / shrink / side)) for length in (height, width))
-    elif rows * columns * side * side < limits.processor_min:
-        grow = math.sqrt(limits.processor_min / (width * height))
-        rows, columns = (math.ceil(length * grow / side) for length in (height, width))
-    return rows * columns
-
-
-def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
-    factor = math.sqrt(pixels / (width * height))
-    return int(width * factor), int(height * factor)
 
 
 def kept_lengths(prompt: int, answer: int, cutoff_len: int) -> tuple[int, int]:
@@ -137,7 +95,7 @@ class LengthCounter:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise UniDPOError(f"{model}: its tokenizer cannot be loaded ({error})") from None
-        self._limits = ImageLimits.of_model(model, image_max_pixels, image_min_pixels)
+        self._limits = model_limits(model, image_max_pixels, image_min_pixels)
         self._cutoff_len = cutoff_len
         self._waiting: list[CheckedRow] = []
         self._prompt, self._image, self._answer = array("l"), array("l"), array("l")
@@ -172,7 +130,7 @@ class LengthCounter:
         counts = self._token_counts(texts)
         for index, row in enumerate(self._waiting):
             to_images_end, after_images, chosen, rejected = counts[4 * index : 4 * index + 4]
-            images = sum(image_tokens(state.width, state.height, self._limits) for state in row.image_states)
+            images = sum(self._limits.tokens(state.width, state.height) for state in row.image_states)
             # the template ends an answer with <|im_end|> and a line break
             self._add(to_images_end + images, after_images, images, max(chosen, rejected) + 2)
         self._waiting.clear()

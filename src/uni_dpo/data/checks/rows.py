@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker, ImageState
 from uni_dpo.data.pair import Pair, is_image, listed_images, read_pair
-from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, unreadable_fault
+from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, unreadable_fault
 
 IMAGE_TOKEN = os.environ.get("IMAGE_PLACEHOLDER", "<image>")
 """What stands for an image in a text; LlamaFactory lets the same variable change it."""
@@ -19,6 +19,8 @@ MEDIA_TOKENS = {
     "videos": os.environ.get("VIDEO_PLACEHOLDER", "<video>"),
     "audios": os.environ.get("AUDIO_PLACEHOLDER", "<audio>"),
 }
+MODEL_MARKERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""Texts that a Qwen-VL tokenizer reads as the places of an image, and training then counts as such."""
 _ROWS_AT_ONCE = 256
 
 
@@ -31,6 +33,7 @@ class CheckedRow:
         row: what the file holds there; None where it could not be read.
         pair: what the row says; None where no pair can be made of it.
         image_states: one per image, in the row's order; empty where images are left alone.
+        line: the line of `file` that it starts in, from 1; None where the file has no lines.
     """
 
     file: Path
@@ -39,6 +42,14 @@ class CheckedRow:
     pair: Pair | None = None
     faults: list[Fault] = field(default_factory=list)
     image_states: list[ImageState] = field(default_factory=list)
+    line: int | None = None
+
+    def placed(self, fault: Fault) -> Fault:
+        """A fault of this row, with the row's place."""
+        name = (self.row or {}).get("id")
+        return replace(
+            fault, row=self.index, file=self.file, line=self.line, id=name if isinstance(name, str | int) else None
+        )
 
 
 def check_file(
@@ -61,22 +72,28 @@ def check_file(
     Raises:
         PreferenceDataError: the file, or the rest of it, cannot be read.
     """
-    checked = (_check_row(file, index, row, entry, scores_required) for index, row in islice(read_rows(file), limit))
+    checked = (
+        _check_row(file, index, line, row, entry, scores_required)
+        for index, line, row in islice(numbered_rows(file), limit)
+    )
     for batch in _batches(checked, _ROWS_AT_ONCE):
         if images is not None and entry.columns.images is not None:
             _check_images(batch, images, entry.columns.images)
         yield from batch
 
 
-def _check_row(file: Path, index: int, row: Row | Unreadable, entry: DatasetEntry, scores_required: bool) -> CheckedRow:
+def _check_row(
+    file: Path, index: int, line: int | None, row: Row | Unreadable, entry: DatasetEntry, scores_required: bool
+) -> CheckedRow:
     if isinstance(row, Unreadable):
-        return CheckedRow(file, index, None, faults=[unreadable_fault(row, index, file)])
-    faults: list[Fault] = []
-    pair = read_pair(row, entry, faults, scores_required=scores_required)
-    if pair is not None:
-        faults += _placeholder_faults(row, pair, entry)
-    placed = [Fault(f.kind, f.field, f.found, f.advice, index, file) for f in faults]
-    return CheckedRow(file, index, row, pair, placed)
+        return CheckedRow(file, index, None, faults=[unreadable_fault(row, index, file, line)], line=line)
+    checked = CheckedRow(file, index, row, line=line)
+    checked.pair = read_pair(row, entry, checked.faults, scores_required=scores_required)
+    if checked.pair is not None:
+        checked.faults += _placeholder_faults(row, checked.pair, entry)
+        checked.faults += _marker_faults(checked.pair, entry)
+    checked.faults = [checked.placed(fault) for fault in checked.faults]
+    return checked
 
 
 def _placeholder_faults(row: Row, pair: Pair, entry: DatasetEntry) -> Iterator[Fault]:
@@ -95,6 +112,25 @@ def _placeholder_faults(row: Row, pair: Pair, entry: DatasetEntry) -> Iterator[F
                 break
 
 
+def _marker_faults(pair: Pair, entry: DatasetEntry) -> Iterator[Fault]:
+    """Texts in which a model would see images that are not there."""
+    columns = entry.columns
+    question = columns.prompt if entry.formatting == "alpaca" else columns.messages
+    texts = (
+        (columns.system or question, pair.system),
+        (columns.history or question, "\n".join(text for turn in pair.history for text in turn)),
+        (question, pair.instruction),
+        (columns.chosen, pair.chosen),
+        (columns.rejected, pair.rejected),
+    )
+    for column, text in texts:
+        for marker in MODEL_MARKERS:
+            if "<|" in text and marker in text:
+                found = f"the text {marker}, which the model reads as part of an image"
+                yield Fault("model_marker", str(column), found, "write it in another way, or remove the row")
+                break
+
+
 def _check_images(batch: list[CheckedRow], images: ImageChecker, column: str) -> None:
     """Look at the images of all rows, also of those that make no pair."""
     named = [[(i, v) for i, v in enumerate(listed_images(row.row or {}, column)) if is_image(v)] for row in batch]
@@ -105,7 +141,7 @@ def _check_images(batch: list[CheckedRow], images: ImageChecker, column: str) ->
             row.image_states.append(state)
             if state.kind:
                 where = f"{column}[{place}]"
-                row.faults.append(Fault(state.kind, where, state.found, state.advice, row.index, row.file))
+                row.faults.append(row.placed(Fault(state.kind, where, state.found, state.advice)))
 
 
 def _batches(rows: Iterable[CheckedRow], size: int) -> Iterator[list[CheckedRow]]:

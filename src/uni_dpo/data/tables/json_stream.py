@@ -18,17 +18,29 @@ class Unreadable:
     reason: str
 
 
-def json_values(path: Path) -> Iterator[object]:
-    """The elements of a JSON array, or the values of JSON lines; the first character tells which.
+def refuse_utf16(path: Path) -> None:
+    """Stop at a text file of another encoding than UTF-8.
+
+    Raises:
+        PreferenceDataError: it starts with the mark of UTF-16.
+    """
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise PreferenceDataError(f"{path}: is UTF-16; save it as UTF-8")
+
+
+def json_values(path: Path) -> Iterator[tuple[int, object]]:
+    """The elements of a JSON array, or the values of JSON lines, each with the line it starts in, from 1.
+
+    The first character tells which of the two it is. A number that is no number of JSON (NaN) or is beyond every
+    float (1e400) arrives as NaN or infinity: what reads it decides.
 
     Bytes that are not UTF-8 arrive as lone surrogates, so that the row they stand in can be named.
 
     Raises:
         PreferenceDataError: the rest of the file cannot be read.
     """
-    with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise PreferenceDataError(f"{path}: is UTF-16; save it as UTF-8")
+    refuse_utf16(path)
     with _open(path) as text:
         first = _first_character(text)
     if first:
@@ -45,7 +57,7 @@ def _first_character(text: TextIO) -> str:
     return character
 
 
-def _line_values(path: Path) -> Iterator[object]:
+def _line_values(path: Path) -> Iterator[tuple[int, object]]:
     with _open(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
@@ -55,12 +67,16 @@ def _line_values(path: Path) -> Iterator[object]:
                     f"{path}: holds one object; a list of rows, or one row per line, belongs here"
                 )
             try:
-                yield json.loads(line)
+                yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield Unreadable(f"line {number} is not JSON ({error})")
+                yield number, Unreadable(f"is not JSON ({_reason(error)})")
 
 
-def _array_elements(path: Path) -> Iterator[object]:
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "msg", error))
+
+
+def _array_elements(path: Path) -> Iterator[tuple[int, object]]:
     with _open(path) as text:
         window = _Window(text)
         window.take()
@@ -70,14 +86,16 @@ def _array_elements(path: Path) -> Iterator[object]:
             count = 0
             while True:
                 try:
-                    yield window.value()
+                    window.peek()
+                    line = window.line
+                    yield line, window.value()
                     count += 1
                     mark = window.take()
                     if mark not in (",", "]"):
                         raise ValueError(f"{mark!r} where ',' or ']' belongs" if mark else "the file ends here")
                 except (ValueError, RecursionError) as error:
-                    reason = f"not JSON from here on ({getattr(error, 'msg', error)})"
-                    fault = Fault("json_broken", "row", reason, "mend the file at this row", count, path)
+                    reason = f"not JSON from here on ({_reason(error)})"
+                    fault = Fault("json_broken", "row", reason, "correct the file there", count, path, window.line)
                     raise PreferenceDataError.of([fault]) from None
                 if mark == "]":
                     break
@@ -89,6 +107,7 @@ class _Window:
     """The part of a JSON text that is in memory: grows to hold one value, forgets what has been taken."""
 
     def __init__(self, text: TextIO) -> None:
+        self.line = 1
         self._text = text
         self._buffer = ""
         self._position = 0
@@ -99,6 +118,7 @@ class _Window:
         """The next character that is not white space; empty at the end of the text."""
         while True:
             while self._buffer[self._position : self._position + 1].isspace():
+                self.line += self._buffer[self._position] == "\n"
                 self._position += 1
             if self._position < len(self._buffer) or self._at_end:
                 return self._buffer[self._position : self._position + 1]
@@ -125,6 +145,7 @@ class _Window:
                     raise
             else:
                 if end < len(self._buffer) or self._at_end:
+                    self.line += self._buffer.count("\n", self._position, end)
                     self._position = end
                     return value
             self._refill()

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
-from uni_dpo.data.tables.json_stream import Unreadable, json_values
+from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
 
 Row = dict[str, Any]
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".arrow", ".csv")
@@ -26,7 +28,7 @@ def source_files(path: str | Path, split: str | None = None) -> list[Path]:
         PreferenceDataError: nothing there, or nothing that can be read.
     """
     path = Path(path)
-    if path.is_file():
+    if is_file(path):
         _check_type(path)
         return [path]
     if not path.is_dir():
@@ -44,10 +46,19 @@ def source_files(path: str | Path, split: str | None = None) -> list[Path]:
     return files
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, Row | Unreadable]]:
-    """Every row of one file with its 0-based position; memory use does not grow with the file.
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there, also for names that no file system takes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
-    A row that cannot be read comes as `Unreadable` and the reading goes on where the format allows it.
+
+def numbered_rows(path: str | Path) -> Iterator[tuple[int, int | None, Row | Unreadable]]:
+    """Every row of one file with its 0-based position and the line it starts in; memory does not grow with the file.
+
+    A row that cannot be read comes as `Unreadable`, and the reading continues where the format allows it. Files
+    without lines (Parquet, Arrow) have None for the line.
 
     Raises:
         PreferenceDataError: the file as a whole, or the rest of it, cannot be read.
@@ -55,12 +66,21 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row | Unreadable]]:
     path = Path(path)
     _check_type(path)
     readers = {".parquet": _parquet_rows, ".arrow": _arrow_rows, ".csv": _csv_rows}
-    values = readers.get(path.suffix.lower(), json_values)(path)
-    for index, value in enumerate(values):
-        if isinstance(value, dict | Unreadable):
-            yield index, value
-        else:
-            yield index, Unreadable(f"is {shown(value)}, not an object with named fields")
+    try:
+        for index, (line, value) in enumerate(readers.get(path.suffix.lower(), json_values)(path)):
+            if isinstance(value, dict) and (broken := [name for name in value if not _encodable(name)]):
+                value = Unreadable(f"the column name {shown(broken[0])} is not UTF-8")
+            elif not isinstance(value, dict | Unreadable):
+                value = Unreadable(f"is {shown(value)}, not an object with named fields")
+            yield index, line, value
+    except OSError as error:
+        raise PreferenceDataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, Row | Unreadable]]:
+    """Like `numbered_rows`, without the lines."""
+    for index, _, row in numbered_rows(path):
+        yield index, row
 
 
 def iter_rows(path: str | Path, split: str | None = None) -> Iterator[Row]:
@@ -70,15 +90,15 @@ def iter_rows(path: str | Path, split: str | None = None) -> Iterator[Row]:
         PreferenceDataError: at the first row that cannot be read, naming it.
     """
     for file in source_files(path, split):
-        for index, row in read_rows(file):
+        for index, line, row in numbered_rows(file):
             if isinstance(row, Unreadable):
-                raise PreferenceDataError.of([unreadable_fault(row, index, file)])
+                raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
             yield row
 
 
-def unreadable_fault(row: Unreadable, index: int, file: Path) -> Fault:
+def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None = None) -> Fault:
     """The fault that an unreadable row is."""
-    return Fault("row_unreadable", "row", row.reason, "mend or remove this row", index, file)
+    return Fault("row_unreadable", "row", row.reason, "correct or remove this row", index, file, line)
 
 
 def _check_type(path: Path) -> None:
@@ -101,72 +121,120 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[tuple[None, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
+            integers = _integer_columns(file)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE * 8):
-                yield from _batch_rows(batch)
+                for row in _batch_rows(batch, path):
+                    yield None, row | {name: int(row[name]) for name in integers if row[name] is not None}
     except (pa.ArrowException, OSError) as error:
         raise PreferenceDataError(f"{path}: cannot be read as Parquet ({error})") from None
 
 
-def _arrow_rows(path: Path) -> Iterator[Row]:
+def _integer_columns(file: Any) -> list[str]:
+    """Columns of floats with gaps and nothing but whole numbers: integers, as pandas stores them beside a gap."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = [field.name for field in file.schema_arrow if pa.types.is_float64(field.type)]
+    gaps: set[str] = set()
+    for batch in file.iter_batches(columns=names) if names else ():
+        for name in list(names):
+            column = batch.column(name)
+            if column.null_count:
+                gaps.add(name)
+            whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
+            if not pc.all(whole, min_count=0).as_py():
+                names.remove(name)
+    return [name for name in names if name in gaps]
+
+
+def _arrow_rows(path: Path) -> Iterator[tuple[None, Row]]:
     import pyarrow as pa
 
     try:
         with pa.memory_map(str(path)) as source:
             if source.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(source)
-                for index in range(file.num_record_batches):
-                    yield from _batch_rows(file.get_batch(index))
+                batches = (file.get_batch(index) for index in range(file.num_record_batches))
             else:
                 source.seek(0)
-                for batch in pa.ipc.open_stream(source):
-                    yield from _batch_rows(batch)
+                batches = iter(pa.ipc.open_stream(source))
+            for batch in batches:
+                for row in _batch_rows(batch, path):
+                    yield None, row
     except (pa.ArrowException, OSError) as error:
         raise PreferenceDataError(f"{path}: cannot be read as Arrow ({error})") from None
 
 
-def _batch_rows(batch: Any) -> Iterator[Row]:
+def _batch_rows(batch: Any, path: Path) -> Iterator[Row]:
+    """The rows of a batch, once its offsets, lengths and texts are known to be sound: unsound ones end the process."""
+    import pyarrow as pa
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            raise PreferenceDataError(f"{path}, column {shown(name)}: holds broken values ({error})") from None
     for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
         yield from batch.slice(start, _ROWS_AT_ONCE).to_pylist()
 
 
-def _csv_rows(path: Path) -> Iterator[Row | Unreadable]:
-    """Rows of a CSV file; a column whose every filled cell is a number is numbers, as in `datasets`."""
+_NUMBER = re.compile(
+    r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|-?\.[0-9]+|[+-]?(nan|inf|infinity)", re.IGNORECASE
+)
+"""A number as CSV writes it; 007, +1 and 1_000 are texts."""
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
+    """Rows of a CSV file; in a column whose every filled cell is a number they are numbers, and integers stay such."""
     csv.field_size_limit(1 << 30)
+    refuse_utf16(path)
     numeric: set[str] | None = None
-    for row in _csv_records(path):
+    for _, row in _csv_records(path):
         if isinstance(row, dict):
             numeric = set(row) if numeric is None else numeric
-            numeric -= {name for name in numeric if row[name] is not None and not _is_number(row[name])}
-    for row in _csv_records(path):
+            numeric -= {name for name in numeric if row[name] is not None and not _NUMBER.fullmatch(row[name])}
+    for line, row in _csv_records(path):
         if isinstance(row, dict):
             for name in numeric or ():
-                row[name] = None if row[name] is None else float(row[name])
-        yield row
+                row[name] = None if row[name] is None else _as_number(row[name])
+        yield line, row
 
 
-def _csv_records(path: Path) -> Iterator[Row | Unreadable]:
+def _csv_records(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text)
+        reader = csv.reader(text, strict=True)
+        start = 1
         try:
             header = next(reader, [])
-            for cells in reader:
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                raise PreferenceDataError(f"{path}: two columns are called {twice[0]!r}; rename one")
+            while True:
+                start = reader.line_num + 1
+                cells = next(reader, None)
+                if cells is None:
+                    return
                 if len(cells) == len(header):
-                    yield dict(zip(header, (cell or None for cell in cells), strict=True))
+                    yield start, dict(zip(header, (cell or None for cell in cells), strict=True))
                 elif cells:
-                    yield Unreadable(f"line {reader.line_num} has {len(cells)} cells; the header has {len(header)}")
+                    yield start, Unreadable(f"has {len(cells)} cells; the header has {len(header)}")
         except csv.Error as error:
-            raise PreferenceDataError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+            fault = f"{path}, line {start}: a quotation mark opens here and does not end before a comma ({error})"
+            raise PreferenceDataError(f"{fault}; double each quotation mark inside a cell") from None
 
 
-def _is_number(cell: str) -> bool:
+def _as_number(cell: str) -> int | float:
+    return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
+
+
+def _encodable(name: object) -> bool:
     try:
-        float(cell)
-    except ValueError:
+        str(name).encode()
+    except UnicodeEncodeError:
         return False
     return True

@@ -95,12 +95,14 @@ class _JsonLinesWriter:
 
     def write(self, row: Row) -> None:
         try:
-            encoded = json.dumps(row, ensure_ascii=False).encode()
+            encoded = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             if any(_encoded_images(row)):
                 advice = "holds encoded images; write Parquet, or copy the images to a folder (--image-dir)"
                 raise PreferenceDataError(f"{self._name}, row {self._rows}: {advice}") from None
-            raise PreferenceDataError(f"{self._name}, row {self._rows}: cannot be written as JSON ({error})") from None
+            name = next((name for name, value in row.items() if not _writable(value)), "row")
+            place = f"{self._name}, row {self._rows}, {name}"
+            raise PreferenceDataError(f"{place}: cannot be written as JSON ({error})") from None
         if self._rows:
             self._file.write(self._between)
         self._file.write(encoded)
@@ -210,6 +212,14 @@ def _as_schema(table: Any, schema: Any) -> Any:
         if field.name not in table.column_names:
             table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
     return table.select(schema.names).cast(schema)
+
+
+def _writable(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _encoded_images(value: object) -> Iterator[bytes]:
