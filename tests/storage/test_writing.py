@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.identity import folder_of
+from uni_dpo.storage.identity import digest, file_digest, file_stamps, folder_of
 from uni_dpo.storage.writing import check_writable, replacing, write_text
 
 
@@ -132,3 +132,20 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".notes.tmp", alive, "other.json"])
     living.kill()
     living.wait()
+
+
+def test_files_are_known_by_name_size_and_time_or_by_content(tmp_path: Path) -> None:
+    (tmp_path / "b.bin").write_bytes(b"abc")
+    (tmp_path / "a.json").write_bytes(b"")
+    (tmp_path / "folder.bin").mkdir()
+    os.utime(tmp_path / "b.bin", ns=(0, 1_500_000_001))
+    os.utime(tmp_path / "a.json", ns=(0, 2))
+    assert file_stamps(tmp_path) == [["a.json", 0, 2], ["b.bin", 3, 1_500_000_001]]
+    assert file_stamps(str(tmp_path), (".bin",)) == [["b.bin", 3, 1_500_000_001]]
+    assert file_stamps("") == file_stamps("a/name-on-the-hub") == []
+    assert file_digest(tmp_path / "b.bin") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_fingerprints_of_existing_work_dirs_hold() -> None:
+    """Worked out with `printf … | sha256sum`: sorted keys, text as it is, sixteen digits."""
+    assert digest({"b": 1, "a": "é"}) == "799d49d45db67c58"

@@ -9,9 +9,9 @@ from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
 
 def test_answers_are_read_back_by_any_process(tmp_path: Path) -> None:
     Journal(tmp_path, {"a": 1}, rank=0).append("1", "one\n\u2028two")
-    Journal(tmp_path, {"a": 1}, rank=0).append("2", "")
+    Journal(tmp_path, {"a": 1}, rank=0).append("2", "\ud800")
     Journal(tmp_path, {"a": 1}, rank=1).append("3", "three")
-    assert Journal(tmp_path, {"a": 1}).read() == {"1": "one\n\u2028two", "2": "", "3": "three"}
+    assert Journal(tmp_path, {"a": 1}).read() == {"1": "one\n\u2028two", "2": "\ud800", "3": "three"}
     assert Journal(tmp_path, {"a": 2}).read() == {}
     assert json.loads((Journal(tmp_path, {"a": 1}).folder / "fingerprint.json").read_text()) == {"a": 1}
 
@@ -42,3 +42,11 @@ def test_a_checkpoint_is_told_by_content(tmp_path: Path) -> None:
     with_adapter = checkpoint_identity(Checkpoint(folders[0], folders[2], "qwen2_vl"))
     assert with_adapter["base"] == one["base"]
     assert with_adapter != one
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """They began a new line after one that a kill had cut off, and wrote every character that is not ASCII escaped."""
+    journal = Journal(tmp_path, {})
+    path = journal.folder / "answers-0.jsonl"
+    path.write_text('{"index": "1", "answer": "\\u00e9"}\n{"index": "2", "ans\n{"index": "3", "answer": "x"}\n')
+    assert Journal(tmp_path, {}).read() == {"1": "é", "3": "x"}

@@ -12,6 +12,7 @@ import pytest
 from uni_dpo.demo.benchmarks import write_mcq, write_vqa
 from uni_dpo.demo.digits import Digit
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.locks import holding
 from uni_dpo.vlmeval.backends import Request
 from uni_dpo.vlmeval.config import Config, parse_benchmark
 from uni_dpo.vlmeval.run import Options, evaluate, evaluate_tables
@@ -110,6 +111,13 @@ def test_scores_are_vlmevalkits_and_known(
     assert line.score.judge == "exact_matching"
     assert line.score.outcomes is not None
     assert line.score.outcomes.score() == pytest.approx(expected[name])
+
+
+def test_a_second_run_in_the_same_work_dir_is_refused(tiny_qwen2_vl: Path, tables: dict, tmp_path: Path) -> None:
+    work_dir = tmp_path / "work"
+    with holding(work_dir / ".lock", "the first"), pytest.raises(UniDPOError, match="work: another run is at work"):
+        evaluate_tables({"tiny": tiny_qwen2_vl}, tables, work_dir)
+    assert not work_dir.exists()
 
 
 class Killed(BaseException):

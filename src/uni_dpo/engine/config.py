@@ -11,7 +11,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import parse_model
 from uni_dpo.settings.options import fingerprinted, parse, read_mapping
 from uni_dpo.settings.registry import find, load_plugins
-from uni_dpo.storage.identity import weight_files
+from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 STAGES = ("sample", "reward", "pair")
 
@@ -140,6 +140,6 @@ class EngineConfig:
         for role in self.roles(stage):
             backend, options = self.models[role]
             described[f"models.{role}"] = {"backend": backend, **fingerprinted(options)}
-            if weights := weight_files(getattr(options, "model", "")):
+            if weights := file_stamps(getattr(options, "model", ""), WEIGHTS):
                 described[f"models.{role}"]["weights"] = weights
         return described

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.identity import file_stamps
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -100,5 +101,4 @@ def _load(name: str, options: dict[str, Any]) -> Any:
 
 
 def _version(name: str) -> Any:
-    files = sorted(Path(name).glob("*.safetensors")) + sorted(Path(name).glob("*.json"))
-    return name, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return name, [*file_stamps(name, (".safetensors",)), *file_stamps(name, (".json",))]

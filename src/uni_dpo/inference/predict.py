@@ -13,7 +13,7 @@ from uni_dpo.graders.grading import Grader, check_references, load_grader
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling, make_backend, parse_model
 from uni_dpo.settings.options import fingerprinted
-from uni_dpo.storage.identity import derive_seed, digest, weight_files
+from uni_dpo.storage.identity import WEIGHTS, derive_seed, digest, file_stamps
 from uni_dpo.storage.rowlog import Row
 
 
@@ -90,7 +90,9 @@ def predict_file(
         check_references(grader, [question for question in questions if question.reference is not None])
         _check_images(questions)
         backend, options = parse_model(model, "model")
-        asked = digest([backend, fingerprinted(options), weight_files(str(options.model)), sampling.__dict__, seed])
+        asked = digest(
+            [backend, fingerprinted(options), file_stamps(str(options.model), WEIGHTS), sampling.__dict__, seed]
+        )
         keys = {question.id: digest([question.to_row(), asked]) for question in questions}
         ask_all(
             {keys[question.id]: question for question in questions},

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.reference_records import appending, read_records
-from uni_dpo.storage.identity import folder_of
+from uni_dpo.storage.identity import file_stamps, folder_of
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
@@ -272,8 +272,7 @@ def _files(name: str, config: str, model_args: Any) -> Any:
         revision, cache = model_args.model_revision, model_args.cache_dir
         found = transformers.utils.cached_file(name, config, cache_dir=cache, revision=revision)
         return Path(found).parent.name
-    files = sorted(path for path in Path(name).iterdir() if path.is_file())
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return file_stamps(name)
 
 
 def _quiet() -> bool:

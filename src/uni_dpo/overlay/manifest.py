@@ -1,12 +1,12 @@
 """What an overlay did to a checkout, kept inside it so that it can be undone."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.identity import file_digest
 from uni_dpo.storage.writing import replacing, write_text
 
 FOLDER = ".uni_dpo_overlay"
@@ -101,7 +101,4 @@ def inside(root: Path, place: str | PurePosixPath) -> Path:
 
 def sha256(path: Path) -> str | None:
     """The file's SHA-256 in hexadecimal, or None where there is no file."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path) if path.is_file() else None

@@ -14,12 +14,26 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def weight_files(model: str | Path) -> list[list[Any]]:
-    """Name, size and time of a local checkpoint's weight files, by which a retrained one is noticed."""
-    folder = Path(model)
-    here = folder.iterdir() if str(model) and folder.is_dir() else ()
-    files = sorted(file for file in here if file.suffix in (".safetensors", ".bin"))
+WEIGHTS = (".safetensors", ".bin")
+"""How the names of a checkpoint's weight files end."""
+
+
+def file_stamps(folder: str | Path, suffixes: tuple[str, ...] = ()) -> list[list[Any]]:
+    """Name, size and time (nanoseconds) of the files in a folder: what a retrained checkpoint is noticed by.
+
+    Args:
+        folder: nothing is stamped where there is none, such as for a name on the hub.
+        suffixes: of the files that count; all of them where there are none.
+    """
+    here = Path(folder).iterdir() if str(folder) and Path(folder).is_dir() else ()
+    files = sorted(file for file in here if file.is_file() and (not suffixes or file.suffix in suffixes))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.models.checkpoint import Checkpoint
+from uni_dpo.storage.identity import file_digest
+from uni_dpo.storage.rowlog import RowLog, log_lines
 from uni_dpo.storage.writing import write_text
 
 _READ_WHOLE = 32 * 2**20
@@ -27,29 +29,19 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0 and not (self.folder / "fingerprint.json").is_file():
             write_text(self.folder / "fingerprint.json", text + "\n")
-        self._own = self.folder / f"answers-{rank}.jsonl"
-        if self._own.is_file() and not self._own.read_bytes().endswith(b"\n"):
-            self._append("\n")  # a kill cut the last line off; the next one starts afresh
+        self._own = RowLog(self.folder / f"answers-{rank}.jsonl", key="index")
 
     def read(self) -> dict[str, str]:
-        """All finished answers, of this and of earlier runs, by index; a line cut off by a kill is passed over."""
+        """All finished answers, of this and of earlier runs and of the other processes, by index."""
         answers: dict[str, str] = {}
         for path in sorted(self.folder.glob("answers-*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    answers[entry["index"]] = entry["answer"]
-                except (ValueError, KeyError, TypeError):
-                    continue
+            rows = self._own.rows.values() if path == self._own.path else (row for row, _ in log_lines(path))
+            answers |= {row["index"]: row["answer"] for row in rows if row and row.keys() >= {"index", "answer"}}
         return answers
 
     def append(self, index: str, answer: str) -> None:
         """Add a finished answer."""
-        self._append(json.dumps({"index": index, "answer": answer}) + "\n")
-
-    def _append(self, text: str) -> None:
-        with self._own.open("a", encoding="utf-8") as file:
-            file.write(text)
+        self._own.append([{"index": index, "answer": answer}])
 
 
 def checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -65,4 +57,4 @@ def _identity(path: Path) -> str:
     told = path.stat()
     if told.st_size > _READ_WHOLE:
         return f"{told.st_size} bytes, modified {told.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return file_digest(path)[:16]

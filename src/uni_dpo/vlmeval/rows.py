@@ -126,7 +126,7 @@ def _read(path: str, checked: dict[str, Picture]) -> Picture:
     return checked[path]
 
 
-def digest(questions: Iterable[Question]) -> str:
+def questions_digest(questions: Iterable[Question]) -> str:
     """Of everything a model is shown: indices, words and pixels."""
     total = hashlib.sha256()
     for question in questions:

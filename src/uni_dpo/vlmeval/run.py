@@ -5,21 +5,23 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.storage.locks import holding
 from uni_dpo.storage.writing import replacing
 from uni_dpo.vlmeval.config import Benchmark, Config, describe, parse_benchmark
 from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
 from uni_dpo.vlmeval.kit import import_kit
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
 from uni_dpo.vlmeval.progress import progress_bar
-from uni_dpo.vlmeval.ranks import Ranks
+from uni_dpo.vlmeval.ranks import Ranks, is_first_process
 from uni_dpo.vlmeval.results import Line, Results, write_results
-from uni_dpo.vlmeval.rows import Question, build_questions, digest, keep_whole_units
+from uni_dpo.vlmeval.rows import Question, build_questions, keep_whole_units, questions_digest
 from uni_dpo.vlmeval.score import EXACT, check_judge, score
 from uni_dpo.vlmeval.settings import ModelSettings
 
@@ -68,7 +70,7 @@ def evaluate(config: Config, work_dir: str | Path, options: Options | None = Non
         process has it complete.
 
     Raises:
-        UniDPOError: an input is at fault; found before any weights are loaded.
+        UniDPOError: an input is at fault, or another run is at work in `work_dir`; found before any weights are loaded.
     """
     options = options or Options()
     if (options.limit is not None and options.limit < 1) or (options.batch_size is not None and options.batch_size < 1):
@@ -76,8 +78,14 @@ def evaluate(config: Config, work_dir: str | Path, options: Options | None = Non
     for settings in config.models.values():
         if settings.backend != "openai":
             find_checkpoint(settings.model_path, settings.adapter)
-    version = import_kit(options.checkout)
     work_dir = Path(work_dir)
+    alone = holding(work_dir / ".lock", str(work_dir)) if is_first_process() else nullcontext()
+    with alone:  # a second run would mix its answers with ours
+        return _evaluate(config, work_dir, options)
+
+
+def _evaluate(config: Config, work_dir: Path, options: Options) -> Results:
+    version = import_kit(options.checkout)
     ranks = Ranks()
     check_judge(options.judge)
     loaded = _load_all(config.benchmarks.values(), work_dir, options)
@@ -204,7 +212,7 @@ def _fingerprint(model: "Qwen2VLChat", loaded: Loaded, asked: Sequence[Question]
         "checkpoint": checkpoint,
         "settings": model.settings.identity() | {"prompt_style": str(model.style)},
         "benchmark": describe(loaded.benchmark) | {"file": loaded.digest, "rows": len(asked)},
-        "questions": digest(asked),
+        "questions": questions_digest(asked),
         "vlmevalkit": version,
     }
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.rewards.conversation import Conversation
+from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "llava": "llava"}
@@ -112,8 +113,7 @@ def load_reward_model(options: RewardModelOptions) -> RewardModel:
 
 def checkpoint_identity(options: RewardModelOptions) -> list[Any]:
     """What tells one reward model from another without reading its weights: names, sizes and times of its files."""
-    files = sorted(file for file in options.model.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
-    told = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    told = file_stamps(options.model, (*WEIGHTS, ".json"))
     return [*told, options.template, options.image_max_pixels, options.image_min_pixels, options.dtype]
 
 
