@@ -1,13 +1,16 @@
 import base64
+import io
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from uni_dpo.data.questions import InputOptions, read_questions
+from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import load_grader
 
 
 @pytest.fixture
@@ -102,13 +105,16 @@ def test_the_limit_takes_the_first_by_id(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": " "}, "row 1, field 'question': a text is expected"),
-        ({"text": "x"}, "row 1, field 'question': a text is expected, not None"),
-        ({"question": "x", "image_path": "gone.png"}, "row 1, field 'image_path': there is no image file 'gone.png'"),
-        ({"question": "x", "image": "aGVsbG8="}, "row 1, field 'image': these 5 bytes are no image"),
-        ({"question": "x", "image": 7}, "row 1, field 'image': a path, base64 text"),
-        ({"question": "x", "options": 7}, "row 1, field 'options'"),
-        ({"question": "x", "id": "first"}, "row 1: the id 'first' is that of row 0 too"),
+        ({"question": " "}, "row 1 (line 2), field 'question': a text is expected"),
+        ({"text": "x"}, "row 1 (line 2), field 'question': a text is expected, not None"),
+        ({"question": "x", "image_path": "gone.png"}, "row 1 (line 2), field 'image_path': no file gone.png"),
+        ({"question": "x", "image": "aGVsbG8="}, "row 1 (line 2), field 'image': no file aGVsbG8="),
+        ({"question": "x", "image": 7}, "row 1 (line 2), field 'image': 7; a path, base64 text"),
+        ({"question": "x", "options": 7}, "row 1 (line 2), field 'options'"),
+        ({"question": "x", "answers": [["x"]]}, "row 1 (line 2), field 'answers': ['x']; a text"),
+        ({"question": "x", "id": ["x"]}, "row 1 (line 2), field 'id': ['x']; a number or a text"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "field 'question': a conversation in which the user"),
+        ({"question": "x", "id": "first"}, "row 1 (line 2): the id 'first' is also that of row 0 (line 1)"),
     ],
 )
 def test_faults_name_row_and_field(tmp_path, row, message):
@@ -124,7 +130,7 @@ def test_no_image_outside_the_root(tmp_path, image):
     (tmp_path / "secret.png").write_bytes(image.read_bytes())
     for escape in ("../secret.png", str(tmp_path / "secret.png")):
         path = write_jsonl(tmp_path / "a.jsonl", {"question": "x", "image_path": escape})
-        with pytest.raises(UniDPOError, match="leads out of the image root"):
+        with pytest.raises(UniDPOError, match=r"leaves .*keep images below it"):
             read(path, tmp_path, image_root=str(root))
 
 
@@ -137,3 +143,68 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_an_empty_file_is_refused(tmp_path):
     with pytest.raises(UniDPOError, match="holds no questions"):
         read(write_jsonl(tmp_path / "a.jsonl"), tmp_path)
+
+
+def test_all_images_of_a_row_are_kept_in_order(tmp_path, digits):
+    one, other = (digits["train"][index].image for index in (0, 1))
+    part = {"type": "image_url", "image_url": {"url": other.name}}
+    for name in ("image", "images"):
+        path = write_jsonl(tmp_path / "q.jsonl", {"question": "Which?", name: [str(one), str(other)]})
+        assert read(path, tmp_path)[0].images == (str(one), str(other))
+    content = [{"type": "image"}, part, "Which", {"type": "text", "text": " is it?"}]
+    path = write_jsonl(one.parent / "q.jsonl", {"messages": [{"role": "user", "content": content}], "image": one.name})
+    (question,) = read(path, tmp_path)
+    assert (question.text, question.images) == ("Which is it?", (str(one), str(other)))
+    path.unlink()
+
+
+def test_a_small_image_in_base64_is_an_image(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (9, 7), (1, 2, 3)).save(picture, "PNG")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    wrapped = "\n".join(encoded[at : at + 76] for at in range(0, len(encoded), 76))
+    path = write_jsonl(
+        tmp_path / "q.jsonl", *({"id": i, "question": "?", "image": t} for i, t in enumerate((encoded, wrapped)))
+    )
+    first, second = read(path, tmp_path)
+    assert Path(first.images[0]).read_bytes() == picture.getvalue()
+    assert first.images == second.images
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("", None), ("  ", None), (None, None), (float("nan"), None), ("nan", None), ([], None), (3, "3"), (3.0, "3"),
+     (2.5, "2.5"), (0, "0"), ("no", "no"), ({"text": "cat"}, "cat")],
+)  # fmt: skip
+def test_what_is_a_label(tmp_path, answer, reference):
+    (question,) = read(write_jsonl(tmp_path / "q.jsonl", {"id": 1, "question": "?", "answer": answer}), tmp_path)
+    assert question.reference == reference
+
+
+def test_integers_stay_integers_in_csv_and_parquet_with_a_gap(tmp_path):
+    (tmp_path / "q.csv").write_text("id,question,answer\n007,how many?,3\n8,how many more?,\n", encoding="utf-8")
+    assert [(q.id, q.reference) for q in read(tmp_path / "q.csv", tmp_path)] == [("007", "3"), ("8", None)]
+    pq.write_table(pa.table({"id": [1, 2], "question": ["x", "y"], "answer": [3.0, None]}), tmp_path / "q.parquet")
+    assert [(q.id, q.reference) for q in read(tmp_path / "q.parquet", tmp_path)] == [("1", "3"), ("2", None)]
+
+
+def test_any_of_several_references_is_right_and_the_most_frequent_stands_for_them(tmp_path):
+    people = ["nokia"] * 3 + ["toshiba"] + ["nokia"] * 6
+    objects = [{"answer": word, "answer_confidence": "yes", "answer_id": n} for n, word in enumerate(people)]
+    rows = [{"id": 1, "answers": people}, {"id": 2, "answers": objects}, {"id": 3, "answer": ["a", "b", "b"]}]
+    path = write_jsonl(tmp_path / "q.jsonl", *({"question": "?"} | row for row in rows))
+    first, second, third = read(path, tmp_path)
+    assert (first.reference, second.reference, third.reference) == ("nokia", "nokia", "b")
+    assert first.references == second.references == tuple(people)
+    assert first.answers == second.answers == ()
+    grade = load_grader("exact")
+    assert [grade(answer, first) for answer in ("Nokia", "toshiba", "sony")] == [1, 1, 0]
+    assert Question.from_row(first.to_row()) == first
+    (rated, *_) = read(path, tmp_path, answers="given", limit=1)
+    assert (rated.reference, rated.answers) == (None, tuple(people))
+
+
+def test_answers_given_as_objects_are_their_texts(tmp_path):
+    row = {"question": "?", "answers": [{"text": "a", "model": "m"}, {"response": "b"}, "c"], "system": "Be brief."}
+    (question,) = read(write_jsonl(tmp_path / "q.jsonl", row), tmp_path)
+    assert (question.answers, question.system) == (("a", "b", "c"), "Be brief.")

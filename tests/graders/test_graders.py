@@ -100,10 +100,12 @@ def test_all_rows_that_cannot_be_graded_are_named_by_file_and_row(tmp_path: Path
         check_references("numeric", read_questions(InputOptions(str(path)), tmp_path))
     head, *faults, rest = str(caught.value).splitlines()
     assert head == "8 questions cannot be graded:"
-    assert [fault.partition(":")[0] for fault in faults] == [f"  {path}, row {row}" for row in range(1, 6)]
+    assert [fault.partition(":")[0] for fault in faults] == [
+        f"  {path}, row {row} (line {row + 1})" for row in range(1, 6)
+    ]
     assert all("`solution`" in fault for fault in faults)
     assert rest == "  … and 3 more"
-    with pytest.raises(UniDPOError, match="row 8: the reference 'two' holds no number"):
+    with pytest.raises(UniDPOError, match="the reference 'two' holds no number"):
         check_references("numeric", read_questions(InputOptions(str(path)), tmp_path)[8:])
 
 

@@ -146,7 +146,8 @@ def test_references_that_no_grader_can_use_are_named_together_before_anything_is
     rows = [{"id": str(at), "question": f"Digit {at}?", "options": ["x", "y"], "answer": "z"} for at in (1, 2, 3)]
     with pytest.raises(UniDPOError) as raised:
         predict([*rows, {"id": "4", "question": "Digit 4?", "options": ["x", "y"]}], grader="multiple_choice")
-    assert [f"row {row}: the reference 'z'" in str(raised.value) for row in range(4)] == [True, True, True, False]
+    found = str(raised.value)
+    assert [f"row {row} (line 1): the reference 'z'" in found for row in range(4)] == [True, True, True, False]
     assert not ScriptedBackend.asked
 
 

@@ -1,26 +1,34 @@
-"""Reading questions from any table that `preferences.sources` reads, images embedded or by path."""
+"""Reading questions from any table, and the names that their columns have wherever rows are read."""
 
-import base64
-import binascii
-import hashlib
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.faults import Fault, PreferenceDataError, shown
+from uni_dpo.data.images import BrokenImageError, ImageFolder, ImagePaths, image_paths, image_source
+from uni_dpo.data.messages import Turn, placed_images, turns_of
+from uni_dpo.data.pair import Image, is_image
+from uni_dpo.data.tables.reading import Unreadable, numbered_rows, source_files, unreadable_fault
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.identity import digest
-from uni_dpo.storage.writing import replacing
 
 Row = dict[str, Any]
 """One question as JSON values."""
 ID_COLUMNS = ("question_id", "id", "idx")
 TEXT_COLUMNS = ("question", "instruction", "prompt", "problem")
 CONVERSATION_COLUMNS = ("messages", "conversations")
+PROMPT_COLUMNS = (*TEXT_COLUMNS, *CONVERSATION_COLUMNS)
 REFERENCE_COLUMNS = ("answer", "reference", "label", "solution")
-IMAGE_COLUMNS = ("images", "image_path", "image")
+IMAGE_COLUMNS = ("images", "image", "image_path", "img_path")
+ANSWER_COLUMNS = ("answers", "prediction", "response", "output", "answer")
+"""Columns of answers to rate, for files that hold no pairs."""
+_ANSWER_KEYS = ("answer", "text", "response", "content", "value", "raw_answer")
+_PEOPLE = 10
+"""VQAv2 and TextVQA have the answers of ten people to every question."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,17 @@ class InputOptions:
     """Where the questions are.
 
     Attributes:
-        path: JSONL, JSON or Parquet file. Empty where the caller hands questions over in Python.
+        path: JSONL, JSON, Parquet, Arrow or CSV file. Empty where the caller hands questions over in Python.
         image_root: folder that relative image paths start from; with it, no image may lie outside.
         limit: use only this many questions (the first by id).
+        answers: what a column `answers` holds: `given` answers to rate, or `references`. `auto` takes ten short texts,
+            or objects with an `answer_id`, for the references of TextVQA and VQAv2 where the row has no other.
     """
 
     path: str = ""
     image_root: str | None = None
     limit: int | None = None
+    answers: Literal["auto", "given", "references"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -46,9 +57,11 @@ class Question:
         id: unique in its data set; every later record of this question carries it.
         text: what is asked, without image placeholders.
         images: paths of the image files, in the order in which the question means them.
-        reference: the right answer, where the data has one.
+        reference: the right answer, where the data has one; of several the most frequent.
         options: letter → text of a multiple-choice question.
         answers: answers that came with the data, for the `given` sampler.
+        references: all right answers where the data has several, with repeats; any of them is right.
+        system: the system prompt.
         place: file and row that it was read from, for messages.
     """
 
@@ -58,6 +71,8 @@ class Question:
     reference: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    system: str = ""
     place: str = field(default="", compare=False)
 
     @property
@@ -65,9 +80,14 @@ class Question:
         """How a message names it."""
         return self.place or f"question {self.id}"
 
+    def each_reference(self) -> list["Question"]:
+        """The question once per different right answer; once where there is one or none."""
+        several = dict.fromkeys(self.references)
+        return [replace(self, reference=reference) for reference in several] or [self]
+
     def to_row(self) -> Row:
-        """The question as JSON values; its place is no part of it."""
-        return {
+        """The question as JSON values; its place is no part of it, and what it lacks of the last two is left out."""
+        row: Row = {
             "id": self.id,
             "text": self.text,
             "images": list(self.images),
@@ -75,11 +95,14 @@ class Question:
             "options": dict(self.options),
             "answers": list(self.answers),
         }
+        several: Row = {"references": list(self.references)} if self.references else {}
+        return row | several | ({"system": self.system} if self.system else {})
 
     @classmethod
     def from_row(cls, row: Row) -> "Question":
         """The inverse of `to_row`."""
-        return cls(**{**row, "images": tuple(row["images"]), "answers": tuple(row["answers"])})
+        tuples = {name: tuple(row.get(name, ())) for name in ("images", "answers", "references")}
+        return cls(**{**row, **tuples})
 
 
 def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
@@ -91,20 +114,38 @@ def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
     Raises:
         UniDPOError: a row without text, an image that is missing or outside `image_root`, an id given twice.
     """
+    questions: dict[str, Question] = {}
+    for question, named in questions_in_order(options, extracted):
+        if other := questions.get(question.id):
+            if question == other and not named:
+                continue  # the same question twice, and no id that claims otherwise
+            place = other.place.removeprefix(f"{options.path}, ")
+            raise UniDPOError(f"{question.place}: the id {question.id!r} is also that of {place}; make ids unique")
+        questions[question.id] = question
+    return sort_questions(questions.values(), options.limit)
+
+
+def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple[Question, bool]]:
+    """Every question of a file in its order, and whether the row has an id of its own (else the content is the id).
+
+    Raises:
+        UniDPOError: see `read_questions`; ids may repeat.
+    """
     if not options.path:
         raise UniDPOError("input.path: this setting is required")
-    path = Path(options.path)
-    questions: dict[str, Question] = {}
-    places: dict[str, int] = {}
-    for number, row in enumerate(iter_rows(path)):
-        where = f"{path}, row {number}"
-        question = _question(row, options, extracted, where)
-        if question.id in questions:
-            if question == questions[question.id] and not any(column in row for column in ID_COLUMNS):
-                continue  # the same question twice, and no id that claims otherwise
-            raise UniDPOError(f"{where}: the id {question.id!r} is that of row {places[question.id]} too")
-        questions[question.id], places[question.id] = question, number
-    return sort_questions(questions.values(), options.limit)
+    for file in source_files(options.path):
+        paths = image_paths(options.image_root, options.image_root, None if options.image_root else file.parent)
+        reader = _RowReader(options, paths, ImageFolder(extracted, paths))
+        for index, line, row in numbered_rows(file):
+            if isinstance(row, Unreadable):
+                raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
+            place = f"{file}, {Fault('', '', '', '', index, line=line).place}"
+            try:
+                yield replace(reader.question(row), place=place), first_filled(row, ID_COLUMNS) is not None
+            except PreferenceDataError as error:
+                fault = error.faults[0] if error.faults else Fault("question", "row", str(error), "")
+                advice = f"; {fault.advice}" if fault.advice else ""
+                raise UniDPOError(f"{place}, field {fault.field!r}: {fault.found}{advice}") from None
 
 
 def sort_questions(questions: Iterable[Question], limit: int | None = None) -> list[Question]:
@@ -115,94 +156,148 @@ def sort_questions(questions: Iterable[Question], limit: int | None = None) -> l
     return ordered
 
 
-def _question(row: Mapping[str, Any], options: InputOptions, extracted: Path, where: str) -> Question:
-    text = _first(row, TEXT_COLUMNS) or _first_user_turn(row)
-    if not isinstance(text, str) or not text.replace("<image>", "").strip():
-        raise UniDPOError(f"{where}, field 'question': a text is expected, not {text!r}")
-    text = text.replace("<image>", "").strip()
-    choices = _choices(row.get("options"), where)
-    if choices:
-        text += "".join(f"\n{letter}. {choice}" for letter, choice in choices.items())
-    images = tuple(
-        _image(value, options.image_root, extracted, f"{where}, field {column!r}")
-        for column in IMAGE_COLUMNS[: 1 if row.get("images") else None]
-        for value in _as_list(row.get(column))
-    )[: None if row.get("images") else 1]
-    reference = _first(row, REFERENCE_COLUMNS)
-    reference = None if reference is None else str(reference)
-    identity = _first(row, ID_COLUMNS)
-    if identity is None:
-        identity = digest([text, images, reference])
-    answers = tuple(str(answer) for answer in _as_list(row.get("answers")))
-    return Question(str(identity), text, images, reference, choices, answers, place=where)
+def first_filled(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
+    """What stands under the first of `columns` that holds something: NaN, empty texts and empty lists are nothing."""
+    return next((row[column] for column in columns if not is_empty(row.get(column))), None)
 
 
-def _first(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
-    return next((row[column] for column in columns if row.get(column) is not None), None)
+def is_empty(value: object) -> bool:
+    """Whether a cell holds nothing: null, NaN (a gap of pandas), an empty text or list, or an image without either."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return all(is_empty(part) for part in value.values())
+    return value is None or (isinstance(value, list | tuple | dict | bytes) and not value)
 
 
-def _first_user_turn(row: Mapping[str, Any]) -> Any:
-    """What the user says first in a sharegpt or openai conversation."""
-    for turn in _as_list(_first(row, CONVERSATION_COLUMNS)):
-        if isinstance(turn, Mapping) and _first(turn, ("role", "from")) in ("user", "human"):
-            return _first(turn, ("content", "value"))
-    return None
+def plain_text(value: object) -> str | None:
+    """A cell as text, None where it holds nothing or cannot be one: 3.0, which a gap makes of an integer, is `3`."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, Mapping):
+        value = first_filled(value, _ANSWER_KEYS)
+        return None if isinstance(value, Mapping) else plain_text(value)
+    if is_empty(value) or isinstance(value, list | tuple | bytes):
+        return None
+    text = str(value)
+    return None if text.strip().casefold() == "nan" else text
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None or value == "":
+def _as_list(value: object) -> list[Any]:
+    if is_empty(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _choices(value: Any, where: str) -> dict[str, str]:
-    if not value:
+def _fault(field: str, found: str, advice: str = "") -> PreferenceDataError:
+    return PreferenceDataError.of([Fault("question", field, found, advice)])
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    options: InputOptions
+    paths: ImagePaths
+    folder: ImageFolder
+
+    def question(self, row: Row) -> Question:
+        """The question that a row holds; the caller adds its place.
+
+        Raises:
+            PreferenceDataError: there is none.
+        """
+        system, asked = _asked(row)
+        column = next((name for name in IMAGE_COLUMNS if not is_empty(row.get(name))), "images")
+        turns, images = placed_images([asked], _images(row, column))
+        text = turns[0].text.replace(IMAGE_TOKEN, "").strip()
+        choices = _choices(row.get("options"))
+        text += "".join(f"\n{letter}. {choice}" for letter, choice in choices.items())
+        paths = tuple(self._file(image, column) for image in images)
+        references, answers = self._answers(row)
+        reference = Counter(references).most_common(1)[0][0] if references else None
+        identity = plain_text(first_filled(row, ID_COLUMNS))
+        if identity is None and first_filled(row, ID_COLUMNS) is not None:
+            raise _fault("id", shown(first_filled(row, ID_COLUMNS)), "a number or a text belongs there")
+        return Question(
+            digest([text, paths, reference]) if identity is None else identity,
+            text,
+            paths,
+            reference,
+            choices,
+            tuple(answers),
+            tuple(references) if len(references) > 1 else (),
+            system,
+        )
+
+    def _file(self, image: Image, field: str) -> str:
+        """The path of an image given as path, as base64 text, or as {bytes, path}."""
+        try:
+            source = image_source(image, self.paths)
+        except BrokenImageError as broken:
+            raise _fault(field, broken.found, broken.advice) from None
+        return str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
+
+    def _answers(self, row: Row) -> tuple[list[str], list[str]]:
+        """The right answers of a row, and the answers to rate."""
+        references = _texts(row, REFERENCE_COLUMNS)
+        given = _texts(row, ("answers",))
+        kind = self.options.answers
+        if kind == "references" or (kind == "auto" and not references and _are_people_s(row.get("answers"), given)):
+            return references or given, []
+        return references, given
+
+
+def _images(row: Row, column: str) -> list[Image]:
+    images = [image for image in _as_list(row.get(column)) if not is_empty(image)]
+    for image in images:
+        if not is_image(image):
+            raise _fault(column, shown(image), "a path, base64 text or {bytes, path} belongs there")
+    return images
+
+
+def _texts(row: Row, columns: Sequence[str]) -> list[str]:
+    column = next((name for name in columns if not is_empty(row.get(name))), None)
+    values = [] if column is None else [value for value in _as_list(row[column]) if not is_empty(value)]
+    texts = [plain_text(value) for value in values]
+    for value, text in zip(values, texts, strict=True):
+        if text is None and not isinstance(value, str):
+            raise _fault(str(column), shown(value), "a text, a number, or an object with a `text` belongs there")
+    return [text for text in texts if text is not None]
+
+
+def _are_people_s(value: object, texts: Sequence[str]) -> bool:
+    if any(isinstance(answer, Mapping) and "answer_id" in answer for answer in _as_list(value)):
+        return True
+    return len(texts) == _PEOPLE and all(len(text) <= 80 and "\n" not in text for text in texts)
+
+
+def _asked(row: Row) -> tuple[str, Turn]:
+    """The system prompt of a row, and what the user says first."""
+    value = first_filled(row, TEXT_COLUMNS)
+    if value is None:
+        value = first_filled(row, CONVERSATION_COLUMNS)
+    if value is None or (isinstance(value, str) and not value.replace(IMAGE_TOKEN, "").strip()):
+        names = " or ".join(f"`{name}`" for name in TEXT_COLUMNS)
+        found = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), None)
+        raise _fault("question", f"a text is expected, not {shown(found)}", f"name its column {names}")
+    turns = turns_of(value, "question", "user")
+    asked = next((turn for turn in turns if turn.role == "user" and turn.text.replace(IMAGE_TOKEN, "").strip()), None)
+    if asked is None:
+        raise _fault("question", "a conversation in which the user says nothing", "write the question")
+    system = row.get("system")
+    if not is_empty(system) and not isinstance(system, str):
+        raise _fault("system", shown(system), "a text belongs there")
+    said = [turn.text for turn in turns if turn.role == "system"]
+    return (system if isinstance(system, str) and system.strip() else "\n".join(said)), asked
+
+
+def _choices(value: Any) -> dict[str, str]:
+    if is_empty(value):
         return {}
     if isinstance(value, list):
         value = {chr(ord("A") + index): choice for index, choice in enumerate(value)}
     if not isinstance(value, Mapping):
-        raise UniDPOError(f"{where}, field 'options': a list of texts or a mapping letter → text is expected")
-    return {str(letter).upper(): str(choice) for letter, choice in value.items() if choice is not None}
-
-
-def _image(value: Any, root: str | None, extracted: Path, where: str) -> str:
-    """The path of an image given as path, as base64 text, or as {bytes, path}."""
-    if isinstance(value, Mapping):
-        if value.get("bytes"):
-            return _write_image(value["bytes"], extracted, where)
-        value = value.get("path")
-    if not isinstance(value, str):
-        raise UniDPOError(f"{where}: a path, base64 text or {{bytes, path}} is expected, not {value!r}")
-    if len(value) < 1024 and (found := _inside(value, root, where)) is not None:
-        return found
-    try:
-        data = base64.b64decode(value.partition(";base64,")[2] or value, validate=True)
-    except (binascii.Error, ValueError):
-        raise UniDPOError(f"{where}: there is no image file {value[:200]!r}") from None
-    return _write_image(data, extracted, where)
-
-
-def _inside(value: str, root: str | None, where: str) -> str | None:
-    path = Path(root, value) if root else Path(value)
-    if not path.is_file():
-        return None
-    resolved = path.resolve()
-    if root and not resolved.is_relative_to(Path(root).resolve()):
-        raise UniDPOError(f"{where}: {value!r} leads out of the image root {root}")
-    return str(resolved)
-
-
-def _write_image(data: bytes, folder: Path, where: str) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-            suffix = (image.format or "png").lower().replace("jpeg", "jpg")
-    except Exception as error:
-        raise UniDPOError(f"{where}: these {len(data)} bytes are no image: {error}") from error
-    path = folder / f"{hashlib.sha256(data).hexdigest()[:24]}.{suffix}"
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
-    return str(path.resolve())
+        raise _fault("options", shown(value), "a list of texts or a mapping letter → text is expected")
+    choices = {str(letter).upper(): plain_text(choice) for letter, choice in value.items() if not is_empty(choice)}
+    return {letter: choice for letter, choice in choices.items() if choice is not None}

@@ -21,14 +21,15 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[e
 
 
 def load_grader(name: str) -> Grader:
-    """The grader of that name, held to its range."""
+    """The grader of that name, held to its range; of several references the one that the answer meets best counts."""
     grader: Grader = find("grader", name)
 
     def grade(answer: str, question: Question) -> float | None:
-        found = grader(answer, question)
-        if found is not None and not 0 <= found <= 1:
-            raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
-        return found
+        grades = [grader(answer, one) for one in question.each_reference()]
+        for found in grades:
+            if found is not None and not 0 <= found <= 1:
+                raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
+        return max((found for found in grades if found is not None), default=None)
 
     return grade
 
@@ -46,7 +47,8 @@ def check_references(name: str, questions: Iterable[Question]) -> None:
             if name == "math":
                 reference_of(question)
             elif grader in (exact, numeric, multiple_choice):
-                grader("", question)
+                for one in question.each_reference():
+                    grader("", one)
         except UniDPOError as error:
             faults.append(str(error))
     if len(faults) == 1:

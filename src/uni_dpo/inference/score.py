@@ -16,6 +16,7 @@ from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats.base import images_of, text_of, with_placeholders
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
+from uni_dpo.data.questions import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, read_rows, source_files, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
@@ -32,9 +33,6 @@ from uni_dpo.models.rewards.conversation import Conversation, both_answers
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.rowlog import RowLog
 
-QUESTION_COLUMNS = ("question", "instruction", "prompt")
-IMAGE_COLUMNS = ("images", "image", "image_path")
-ANSWER_COLUMNS = ("answers", "prediction", "response", "output", "answer")
 _KEPT_FAULTS = 1_000
 
 
@@ -194,7 +192,7 @@ class AnswerLayout:
 
     def _conversations(self, row: Row, images: ImageChecker) -> tuple[Conversation, ...]:
         found = images_of(row, *IMAGE_COLUMNS)
-        question = with_placeholders(text_of(row, *QUESTION_COLUMNS), found, Counter())
+        question = with_placeholders(text_of(row, *TEXT_COLUMNS), found, Counter())
         faults = [
             Fault(state.kind, f"image {place}", state.found, state.advice)
             for place, state in enumerate(images.states(found))

@@ -15,12 +15,10 @@ from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.questions import IMAGE_COLUMNS, PROMPT_COLUMNS, first_filled
 from uni_dpo.data.tables.reading import Row, iter_rows, source_files
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
-
-IMAGE_COLUMNS = ("images", "image", "image_path", "img_path")
-PROMPT_COLUMNS = ("instruction", "prompt", "question", "conversations", "messages")
 
 
 def group_keys(row: Row, by: str) -> list[Hashable]:
@@ -31,11 +29,11 @@ def group_keys(row: Row, by: str) -> list[Hashable]:
         by: `image` (each of its images), `prompt`, or a column; a row without it stands alone.
     """
     if by == "image":
-        value = next((row[name] for name in IMAGE_COLUMNS if row.get(name)), None)
+        value = first_filled(row, IMAGE_COLUMNS)
         items = value if isinstance(value, list) else [] if value is None else [value]
         return [_image_key(item) for item in items]
     if by == "prompt":
-        value = next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None)
+        value = first_filled(row, PROMPT_COLUMNS)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
         return [] if value is None else [_digest(text.replace(IMAGE_TOKEN, "").strip().encode(errors="surrogatepass"))]
     if by not in row:
