@@ -1,7 +1,11 @@
-"""What every trainer here adds to transformers' own: resuming by published names, ending together."""
+"""What every trainer here adds to transformers' own: loading by published names, ending together."""
 
+import functools
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
 
 
@@ -26,18 +30,54 @@ class EndsTogether(Trainer):
         return metrics
 
 
-class ResumesByPublishedNames(Trainer):
-    """A trainer whose fully tuned vision-language models can go on from their checkpoints."""
+class LoadsByPublishedNames(Trainer):
+    """A trainer that resumes fully tuned vision-language models from their checkpoints, and ends with the best one.
+
+    Transformers 5 saves a vision-language model under its published names, but loads checkpoints by the names of its
+    modules and skips those it does not know: a resumed run would start again from the base, and the best model at the
+    end would be a mixture of the best checkpoint and the last step.
+    """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Resume a fully tuned model by the names under which its checkpoint was saved.
-
-        Transformers 5 saves a vision-language model under its published names, but resumes by the names of its
-        modules and skips those it does not know: the run would start again from the base.
-        """
-        whole = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(whole, PreTrainedModel):
+        whole = self._whole_model(model)
+        if whole is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(whole).from_pretrained(resume_from_checkpoint, config=whole.config, dtype=whole.dtype)
-        whole.load_state_dict(saved.state_dict())
+        else:
+            load_by_published_names(whole, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        whole, best = self._whole_model(), self.state.best_model_checkpoint
+        if whole is None or best is None:
+            super()._load_best_model()
+        else:
+            load_by_published_names(whole, best)
+
+    def _whole_model(self, model: Any = None) -> PreTrainedModel | None:
+        """The fully tuned model behind its wrappers; None for adapters and for weights that lie in shards."""
+        whole = self.accelerator.unwrap_model(model if model is not None else self.model)
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return whole if isinstance(whole, PreTrainedModel) and not sharded else None
+
+
+def load_by_published_names(model: PreTrainedModel, checkpoint: str) -> None:
+    """Load a checkpoint's weights into `model`, by the names under which `save_pretrained` wrote them.
+
+    Args:
+        model: any model of transformers; its weights keep their precision and device.
+        checkpoint: the folder that holds the weights.
+    """
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    widest = functools.reduce(torch.promote_types, dtypes)  # frozen parts may be in bf16 beside a trained float32
+    saved = type(model).from_pretrained(checkpoint, config=model.config, dtype=widest)
+    model.load_state_dict(saved.state_dict())
+
+
+def names_not_loaded(model: PreTrainedModel, checkpoint: str) -> tuple[int, int]:
+    """Count what transformers' own trainer leaves out when it loads a checkpoint into `model`.
+
+    Returns:
+        How many of the checkpoint's tensors have no parameter of their name in `model`, and how many it has.
+    """
+    files = Path(checkpoint).glob("model*.safetensors")
+    names = {name for file in files for name in sorted(safe_open(file, "pt").keys())}
+    return len(names - model.state_dict().keys()), len(names)

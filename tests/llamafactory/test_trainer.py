@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import load_from_disk
+from safetensors.torch import load_file
 
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
 
@@ -129,6 +131,49 @@ def test_resuming_continues_the_trajectory(train: Any, tmp_path: Path) -> None:
     assert len(steps(whole, "loss")[0]) == 8
     for name in ("loss", "grad_norm", "uni_dpo/w_perf"):
         assert steps(resumed, name)[0] == pytest.approx(steps(whole, name)[0], rel=1e-4, abs=1e-7), name
+
+
+BEST = {
+    "val_size": 0.25,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_rewards/chosen",
+    "greater_is_better": False,
+    "max_steps": 3,
+    "learning_rate": 0.05,
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+@pytest.mark.parametrize("tuned", [{}, {"finetuning_type": "lora", "lora_rank": 4}], ids=["full", "lora"])
+def test_the_best_checkpoint_is_what_is_saved_at_the_end(train: Any, tmp_path: Path, tuned: dict[str, Any]) -> None:
+    """The metric's direction is turned where the last step happens to be the best one, so that another is asked for."""
+    out = tmp_path / "best"
+    for greater in (False, True):
+        train(output_dir=str(out), **(BEST | tuned | {"greater_is_better": greater}))
+        state = json.loads((out / "trainer_state.json").read_text())
+        best, last = Path(state["best_model_checkpoint"]), out / "checkpoint-3"
+        if best != last:
+            break
+    final, wanted, latest = weights(out), weights(best), weights(last)
+    assert final.keys() == wanted.keys()
+    assert [name for name in final if not torch.equal(final[name], wanted[name])] == []
+    assert any(not torch.equal(final[name], latest[name]) for name in final)
+
+
+def test_a_stock_loss_says_which_tensors_it_leaves_out(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from uni_dpo.llamafactory import trainer
+
+    said: list[str] = []
+    monkeypatch.setattr(trainer.logger, "warning_rank0", said.append)
+    train(**BEST, pref_loss="sigmoid")
+    assert sum("tensors of" in line and "mixture" in line for line in said) == (transformers.__version__ >= "5")
 
 
 def test_metrics_weigh_every_pair_alike(train: Any, pair_data: Any) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from uni_dpo.online.policy import media_tokens, plain_sampling
-from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
+from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames
 from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
 
 VISION_INPUTS = ("pixel_values", "image_grid_thw")
 
 
-class VisionGRPOTrainer(EndsTogether, ResumesByPublishedNames, GRPOTrainer):
+class VisionGRPOTrainer(EndsTogether, LoadsByPublishedNames, GRPOTrainer):
     """Samples, normalises and learns as TRL's trainer does; only what goes into the model is mended.
 
     Args:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
@@ -13,12 +14,14 @@ from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.objective import PairLogps, uni_dpo_loss
-from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
+from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames, names_not_loaded
+
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 
 
-class UniDPOTrainer(EndsTogether, ResumesByPublishedNames, CustomDPOTrainer):
+class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, CustomDPOTrainer):
     """Trains with `pref_loss: uni_dpo`; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.
@@ -111,8 +114,29 @@ class UniDPOTrainer(EndsTogether, ResumesByPublishedNames, CustomDPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Other losses resume as they do in LlamaFactory."""
-        trainer = CustomDPOTrainer if self.objective is None else ResumesByPublishedNames
-        trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+        if self.objective is None:
+            self._say_what_is_not_loaded(resume_from_checkpoint)
+            CustomDPOTrainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Other losses end as they do in LlamaFactory."""
+        if self.objective is None:
+            self._say_what_is_not_loaded(self.state.best_model_checkpoint)
+            CustomDPOTrainer._load_best_model(self)
+        else:
+            super()._load_best_model()
+
+    def _say_what_is_not_loaded(self, checkpoint: str | None) -> None:
+        whole = self._whole_model()
+        missing, known = names_not_loaded(whole, checkpoint) if whole is not None and checkpoint else (0, 0)
+        if missing:
+            logger.warning_rank0(
+                f"pref_loss: {self.loss_type}: transformers loads {known - missing} of {known} tensors of "
+                f"{checkpoint}, because it saved the others under other names; the model is a mixture. "
+                "Use that folder as it is."
+            )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the objective's terms beside LlamaFactory's own metrics."""

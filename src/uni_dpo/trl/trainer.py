@@ -11,7 +11,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
-from uni_dpo.trainer_mixins import EndsTogether, ResumesByPublishedNames
+from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames
 from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
 from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
 from uni_dpo.trl.data import SCORES, ScoredPairCollator, ScoredVisionPairCollator, check_scores, tokenize_answers
@@ -20,7 +20,7 @@ GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL does not know of."""
 
 
-class UniDPOTrainer(EndsTogether, ResumesByPublishedNames, DPOTrainer):
+class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, DPOTrainer):
     """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
 
     Vision data go through the model's own processor when a batch is made, so that every family whose processor
