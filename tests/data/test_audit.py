@@ -56,7 +56,7 @@ def test_the_same_texts_under_another_system_prompt_are_no_duplicate() -> None:
 
 def test_identical_answers_are_counted_and_contradict_nothing() -> None:
     found = audit([Pair("q", "a", "a"), Pair("q", "a", "a"), Pair("q", "a", "b")])
-    assert (found.identical, found.duplicates.count, found.contradictions.count) == (2, 1, 0)
+    assert (found.identical.count, found.duplicates.count, found.contradictions.count) == (2, 1, 0)
 
 
 def test_nothing_at_all_is_no_error() -> None:

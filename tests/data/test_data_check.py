@@ -106,7 +106,8 @@ def test_the_report_as_tables_page_and_json(mixed, folder) -> None:
     assert "images/none.png" in html
     as_json = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert as_json["faults"][0] == {
-        "kind": "score_nan", "file": str(mixed), "row": 2, "field": "score_chosen", "found": "NaN",
+        "kind": "score_nan", "file": str(mixed), "row": 2, "line": 1, "id": "r2",
+        "field": "score_chosen", "found": "NaN",
         "advice": "give a finite number, or remove the row",
     }  # fmt: skip
     assert as_json["audit"]["duplicates"] == {"count": 1, "examples": [[3, 4]]}
@@ -143,3 +144,48 @@ def test_a_hundred_thousand_rows_are_checked_in_flat_memory(folder, good_row) ->
     )
     done = subprocess.run([sys.executable, "-c", program, path, folder], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 200_000  # KiB
+
+
+def test_a_check_judges_as_the_training_does(folder, good_row, register) -> None:
+    name = register("d", [good_row(images=["../images/red.png"])], ranking=False)
+    assert check_dataset(name, dataset_dir=folder / "data").fault_counts == {"not_ranking": 1}
+    (folder / "empty.json").write_text("[]")
+    register("empty", [])
+    assert check_dataset("empty", dataset_dir=folder / "data").fault_counts == {"no_rows": 1}
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"a": (5, 1), "b": (5, 2)}, ""),
+        ({"a": (0.9, 0.2), "b": (90, 20)}, "judge 'a' between 0.2 and 0.9 and 'b' between 20 and 90"),
+        ({"": (5, 1)}, ""),
+    ],
+)
+def test_the_judge_whose_scale_differs_is_named(folder, good_row, scores, expected) -> None:
+    rows = [
+        good_row(i, judge=name or ..., score_chosen=high, score_rejected=low)
+        for name, (high, low) in scores.items()
+        for i in range(12)
+    ]
+    (folder / "d.json").write_text(json.dumps(rows))
+    found = [line for line in check_dataset(str(folder / "d.json")).warnings if "two scales" in line]
+    assert len(found) == bool(expected)
+    assert expected in "".join(found)
+
+
+def test_two_scales_are_seen_without_a_judge(folder, good_row) -> None:
+    rows = [good_row(i, score_chosen=0.25 + 0.5 * (i % 2), score_rejected=0.1) for i in range(10)]
+    rows += [good_row(i, score_chosen=9, score_rejected=4) for i in range(10)]
+    (folder / "d.json").write_text(json.dumps(rows))
+    assert any("50% of the pairs have fractions" in line for line in check_dataset(str(folder / "d.json")).warnings)
+
+
+@pytest.mark.parametrize(("margin", "warned"), [(40, "w_qual is 1 "), (2, ""), (0.01, "w_qual is 0.5 ")])
+def test_weights_that_are_all_alike_are_a_warning(folder, good_row, margin, warned) -> None:
+    """σ(0.7 · 40) = 1 − 7e-13, σ(1.4) = 0.80, σ(0.007) = 0.502."""
+    rows = [good_row(i, score_chosen=3 + margin, score_rejected=3) for i in range(20)]
+    (folder / "d.json").write_text(json.dumps(rows))
+    found = "".join(line for line in check_dataset(str(folder / "d.json")).warnings if "w_qual" in line)
+    assert found.startswith(warned)
+    assert bool(found) == bool(warned)

@@ -145,7 +145,7 @@ def test_only_a_side_that_vanishes_is_too_long(folder) -> None:
 
 def test_pipes_and_impossible_names_are_never_opened(folder) -> None:
     os.mkfifo(folder / "images" / "pipe.png")
-    assert state(folder, "images/pipe.png").found == "images/pipe.png is a pipe or device"
+    assert state(folder, "images/pipe.png").found == "images/pipe.png is a named pipe"
     assert state(folder, "/dev/zero").kind == "image_unreadable"
     assert state(folder, "a" * 300 + ".png").kind == "image_missing"
     assert state(folder, "a\udcff.png").kind == "image_path"

@@ -240,14 +240,14 @@ def test_broken_messages(folder, register, kind) -> None:
 @pytest.mark.parametrize(
     ("content", "file_name", "message"),
     [
-        (b"\xef\xbb\xbf[]", "d.json", "starts with a byte-order mark"),
+        (b"\xef\xbb\xbf[]", "d.json", "holds no rows"),
         (b"[]", "d.json", "holds no rows"),
         (b'[{"instruction": 1', "d.json", "row 0 .*not JSON from here on"),
         (b"", "d.jsonl", "holds no rows"),
         (b"instruction", "d.txt", "files of type '.txt' are not read"),
     ],
 )
-def test_files_that_llamafactory_would_stop_on(folder, register, content, file_name, message) -> None:
+def test_files_without_rows_or_with_a_broken_end(folder, register, content, file_name, message) -> None:
     (folder / "data" / file_name).write_bytes(content)
     with pytest.raises(PreferenceDataError, match=message):
         preflight([register("d", None, file_name=file_name)], folder / "data", folder)

@@ -1,6 +1,8 @@
 """Scores from the file to the batch, in every format, and rows that must not train."""
 
+import base64
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,7 @@ def test_a_bad_score_stops_before_the_model(
     train: Any, pair_data: Any, rows: list[dict[str, Any]], value: object
 ) -> None:
     pair_data.add("bad", [rows[0], rows[1] | {"score_chosen": value}])
-    with pytest.raises(UniDPOError, match=r"bad\.json, row 1, score_chosen"):
+    with pytest.raises(UniDPOError, match=r"bad\.json, row 1 \(line 1\), score_chosen"):
         train(dataset="bad", model_name_or_path="no-such-model")
 
 
@@ -181,3 +183,30 @@ def test_the_converter_names_scores_that_the_preflight_cannot_see(digits: dict[s
     assert (kept["_score_chosen"], kept["_score_rejected"]) == (3.0, 1.5)
     with pytest.raises(UniDPOError, match=r"user/pairs, row 7, rating: expected a finite number, found inf"):
         converter({"rating": float("inf"), "score_rejected": 1.5, "_row": 7})
+
+
+def test_columns_of_several_types_and_late_images_train(train: Any, pair_data: Any, rows: list[dict[str, Any]]) -> None:
+    """Readers of JSON guess one type per column; a thousand rows without an image used to make images impossible."""
+    text = {name: value for name, value in rows[1].items() if name != "images"}
+    assert not rows[1]["images"]
+    assert len(rows[0]["images"]) == 1
+    image = Path(rows[0]["images"][0])
+    encoded = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+    mixed = [text | {"id": "a"}, text | {"id": 3, "note": {"x": 1}}] * 501
+    mixed += [rows[0] | {"images": images} for images in (str(image), [str(image)], [encoded])]
+    pair_data.add("several", mixed)
+    seen = batches(train, dataset="several", max_samples=len(mixed), per_device_train_batch_size=501)
+    assert sum(len(batch["input_ids"]) for batch in seen) == 2 * len(mixed)
+    tokens = [batch["image_grid_thw"] for batch in seen if "image_grid_thw" in batch]
+    assert sum(len(grid) for grid in tokens) >= 3
+
+
+def test_images_beside_the_file_are_found_from_another_folder(
+    train: Any, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from uni_dpo.data.register import register_file
+
+    shutil.copy(rows[0]["images"][0], tmp_path / "here.png")
+    (tmp_path / "pairs.json").write_text(json.dumps([rows[0] | {"images": ["here.png"]}] * 4))
+    register_file("near", tmp_path / "pairs.json", tmp_path / "elsewhere")
+    assert len(batches(train, dataset="near", dataset_dir=str(tmp_path / "elsewhere"))) == 1

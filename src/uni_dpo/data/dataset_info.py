@@ -82,6 +82,11 @@ class DatasetEntry:
     tags: Tags = Tags()
     num_samples: int | None = None
 
+    @property
+    def beside(self) -> Path | None:
+        """The folder of the data, where image paths may start."""
+        return None if self.path is None else self.path if self.path.is_dir() else self.path.parent
+
 
 def pair_entry(path: str | Path) -> DatasetEntry:
     """The entry of a file that holds pair records under their own column names."""

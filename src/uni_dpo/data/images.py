@@ -86,7 +86,7 @@ def _why_no_file(path: str, tried: Sequence[Path]) -> BrokenImageError:
             continue
         except OSError as error:
             return BrokenImageError("missing", f"no file {_named(path)} ({error.strerror})", "correct the path")
-        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        what = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"
         return BrokenImageError("unreadable", f"{_named(path)} is {what}", "name an image file")
     return BrokenImageError("missing", f"no file {_named(path)}", "correct the path, or name the folder it starts in")
 
@@ -185,7 +185,7 @@ class ImageChecker:
     """Checks images in threads, each path once, and remembers what it found.
 
     Args:
-        folder: paths are tried below it first, then as they are, as LlamaFactory does.
+        folder: paths are tried below it first, then as they are, as LlamaFactory does; None leaves it out.
         root: the folder that no path may leave; None where there is no such rule.
         beside: the folder of the data file, tried after `folder`; None leaves it out.
         decode: whether to decode the pixels (finds truncated files) or to read the headers only.
@@ -194,7 +194,7 @@ class ImageChecker:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         root: str | Path | None = None,
         *,
         beside: str | Path | None = None,

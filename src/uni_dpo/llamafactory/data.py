@@ -7,10 +7,13 @@ Every step passes stock runs through unchanged; it acts only where `data_args.pa
 import copy
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Features, Sequence, Value
+from datasets.config import HF_DATASETS_CACHE
 from llamafactory.data import converter, loader
 from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq, PairwiseDataCollatorWithPadding
 from llamafactory.data.converter import DatasetConverter
@@ -18,9 +21,14 @@ from llamafactory.data.parser import DatasetAttr
 from llamafactory.data.processor import PairwiseDatasetProcessor
 from torch import Tensor
 
+from uni_dpo.data.checks.table import training_table
+from uni_dpo.data.dataset_info import Columns, DatasetEntry, Tags
+from uni_dpo.data.images import image_paths
 from uni_dpo.errors import UniDPOError
 
 SCORES = ("score_chosen", "score_rejected")
+MEDIA = ("images", "videos", "audios")
+_upstream_load_single_dataset = loader._load_single_dataset
 _upstream_align_dataset = loader.align_dataset
 _upstream_get_dataset_converter = converter.get_dataset_converter
 
@@ -31,6 +39,11 @@ class ScoredDatasetAttr(DatasetAttr):
 
     score_chosen: str = "score_chosen"
     score_rejected: str = "score_rejected"
+    source: str = ""
+    """What the dataset is called where `dataset_name` is the table that stands for it."""
+
+    def __repr__(self) -> str:
+        return self.source or self.dataset_name
 
     def join(self, attr: dict[str, Any]) -> None:
         """Take over an entry of `dataset_info.json`."""
@@ -52,9 +65,10 @@ class ScoredConverter:
             UniDPOError: a score is missing or is no finite number.
         """
         attr = self.converter.dataset_attr
-        source = f"{attr.dataset_name}, row {example['_row']}"
+        source = f"{attr}, row {example['_row']}"
         scores = {f"_{score}": _finite(example, getattr(attr, score), source) for score in SCORES}
-        return {**self.converter(example), **scores, "_source": source}
+        typed = {name: None for name in MEDIA if f"_{name}" in example}
+        return {**self.converter(example), **scores, **typed, "_source": source}
 
 
 def _finite(example: dict[str, Any], column: str, source: str) -> float:
@@ -74,15 +88,47 @@ def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) 
     return ScoredConverter(found) if getattr(data_args, "pair_scores", False) else found
 
 
+def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: Any, training_args: Any) -> Any:
+    """LlamaFactory's loading; where the loss needs scores, local pairs come as a table of checked rows."""
+    pairs = getattr(data_args, "pair_scores", False) and dataset_attr.load_from == "file" and dataset_attr.ranking
+    if pairs and not dataset_attr.videos and not dataset_attr.audios:
+        entry = entry_of(dataset_attr, data_args.dataset_dir)
+        folder = Path(model_args.cache_dir or HF_DATASETS_CACHE) / "uni_dpo"
+        limit = data_args.max_samples if dataset_attr.num_samples is None else None
+        table = training_table(entry, folder, image_paths(*media_places(data_args), entry.beside), limit)
+        dataset_attr = replace(dataset_attr, dataset_name=str(table.absolute()), source=dataset_attr.dataset_name)
+    return _upstream_load_single_dataset(dataset_attr, model_args, data_args, training_args)
+
+
+def entry_of(attr: DatasetAttr, folder: str) -> DatasetEntry:
+    """LlamaFactory's description of a local dataset as ours."""
+    columns = {field.name: getattr(attr, field.name) for field in fields(Columns)}
+    tags = {field.name: getattr(attr, field.name) for field in fields(Tags)}
+    path = Path(folder) / attr.dataset_name
+    return DatasetEntry(attr.dataset_name, path, None, attr.formatting, attr.ranking, Columns(**columns), Tags(**tags))
+
+
+def media_places(data_args: Any) -> tuple[str, str | None]:
+    """Where image paths start, and the folder that they must stay in, if any.
+
+    LlamaFactory fills `media_dir` with `dataset_dir`; only one that the user gave is a root to stay in.
+    """
+    media = data_args.media_dir or data_args.dataset_dir
+    return media, media if media != data_args.dataset_dir else None
+
+
 def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, training_args: Any) -> Any:
     """LlamaFactory's alignment; where the loss needs scores, rows are numbered first, so that faults can name them."""
     if getattr(data_args, "pair_scores", False):
-        dataset = dataset.map(_number, with_indices=True)
+        names = [name for medium in MEDIA for name in (medium, f"_{medium}") if name not in dataset.column_names]
+        features = None
+        if getattr(dataset_attr, "source", ""):
+            # A map guesses types from its first thousand rows, of which none may have an image.
+            texts = dict.fromkeys(names, Sequence(Value("string")))
+            features = Features({**dataset.features, **texts, "_row": Value("int64")})
+        empty = dict.fromkeys(names if features else ())
+        dataset = dataset.map(lambda _, row: {**empty, "_row": row}, with_indices=True, features=features)
     return _upstream_align_dataset(dataset, dataset_attr, data_args, training_args)
-
-
-def _number(_: dict[str, Any], row: int) -> dict[str, int]:
-    return {"_row": row}
 
 
 class ScoredPairwiseProcessor(PairwiseDatasetProcessor):

@@ -22,6 +22,7 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
         "get_dataset_converter",
         "uni_dpo.llamafactory.data:get_dataset_converter",
     ),
+    ("llamafactory.data.loader", "_load_single_dataset", "uni_dpo.llamafactory.data:load_single_dataset"),
     ("llamafactory.data.loader", "align_dataset", "uni_dpo.llamafactory.data:align_dataset"),
     (
         "llamafactory.data.loader",

@@ -13,7 +13,7 @@ from llamafactory.train.trainer_utils import create_ref_model as _upstream_creat
 
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.data import check_tokenized
+from uni_dpo.llamafactory.data import check_tokenized, media_places
 from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity, vision_identity
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
@@ -103,8 +103,7 @@ def _check_files(data_args: Any, finetuning_args: Any) -> None:
     report = preflight(
         [*(data_args.dataset or []), *(data_args.eval_dataset or [])],
         folder,
-        # LlamaFactory fills media_dir with dataset_dir; only one that the user gave is a root to stay in.
-        data_args.media_dir if data_args.media_dir != folder else None,
+        media_places(data_args)[1],
         tau_good=finetuning_args.uni_dpo_tau_good if finetuning_args.uni_dpo_nll_lambda > 0 else None,
         max_samples=data_args.max_samples,
     )

@@ -11,8 +11,12 @@ import numpy as np
 
 from uni_dpo.data.checks.rows import CheckedRow
 from uni_dpo.data.pair import Pair
+from uni_dpo.data.tables.reading import Row
 
 _EXAMPLES = 5
+JUDGE_COLUMNS = ("judge", "rater", "scorer", "annotator", "score_source", "source")
+"""Columns that may say who gave a row's scores."""
+_JUDGES = 50
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -47,6 +51,25 @@ class Repeats:
             self.examples.append((earlier, row))
 
 
+@dataclass
+class RowList:
+    """Rows that share something: how many, and the first few."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < _EXAMPLES:
+            self.first.append(row)
+
+    def __str__(self) -> str:
+        """Name them as a message does."""
+        more = ", …" if self.count > len(self.first) else ""
+        return f"row{'s' if self.count > 1 else ''} {', '.join(map(str, self.first))}{more}"
+
+
 @dataclass(frozen=True)
 class Audit:
     """What `data check` and `data stats` report of the usable rows.
@@ -58,6 +81,7 @@ class Audit:
         duplicates: the same question, images and answers as an earlier row.
         contradictions: the same with the answers swapped.
         identical: pairs whose two answers are the same.
+        inverted: scored pairs whose chosen score is lower.
         chosen_characters: length of the chosen answer.
         rejected_characters: likewise.
         length_bias: mean of chosen − rejected length, in characters.
@@ -67,6 +91,9 @@ class Audit:
         margins: chosen − rejected score.
         tied_scores: share of the scored pairs with equal scores.
         inverted_scores: share of the scored pairs whose chosen score is lower.
+        judges: lowest score, highest score and rows of everyone who is named in `judge_column`.
+        judge_column: the column that names who gave the scores; empty where there is none.
+        two_scales: share of the pairs whose scores are fractions up to 1 where others are far above; 0 if none are.
         above_tau_good: share of the scored pairs with chosen score ≥ τ_good.
         quality_weights: σ(η · margin), the w_qual that training will use.
         qual_eta: the η that was asked for.
@@ -80,7 +107,8 @@ class Audit:
     distinct_images: int
     duplicates: Repeats
     contradictions: Repeats
-    identical: int
+    identical: RowList
+    inverted: RowList
     chosen_characters: Spread
     rejected_characters: Spread
     length_bias: float
@@ -90,6 +118,9 @@ class Audit:
     margins: Spread
     tied_scores: float
     inverted_scores: float
+    judges: dict[str, tuple[float, float, int]]
+    judge_column: str
+    two_scales: float
     above_tau_good: float
     quality_weights: Spread
     qual_eta: float
@@ -116,7 +147,9 @@ class Auditor:
         self._scores = array("d"), array("d")
         self._duplicates = Repeats()
         self._contradictions = Repeats()
-        self._identical = 0
+        self._identical, self._inverted = RowList(), RowList()
+        self._judges: dict[str, tuple[float, float, int]] = {}
+        self._judge_column = ""
 
     def add(self, row: CheckedRow) -> None:
         """Take in a row; rows with faults are left out."""
@@ -124,6 +157,7 @@ class Auditor:
         self._rows += 1
         if row.pair is not None and not row.faults:
             self.add_pair(row.pair, position)
+            self._add_judge(row.row or {}, row.pair)
 
     def add_pair(self, pair: Pair, position: int) -> None:
         """Take in a pair that stands at `position`."""
@@ -133,7 +167,8 @@ class Auditor:
         elif swapped in self._seen and swapped != key:
             self._contradictions.add(self._seen[swapped], position)
         self._seen.setdefault(key, position)
-        self._identical += swapped == key
+        if pair.chosen == pair.rejected:
+            self._identical.add(position)
         self._images += len(pair.images)
         self._paths.update(hash(image) for image in pair.images if isinstance(image, str))
         self._lengths[0].append(len(pair.chosen))
@@ -141,6 +176,19 @@ class Auditor:
         if pair.score_chosen is not None and pair.score_rejected is not None:
             self._scores[0].append(pair.score_chosen)
             self._scores[1].append(pair.score_rejected)
+            if pair.score_chosen < pair.score_rejected:
+                self._inverted.add(position)
+
+    def _add_judge(self, row: Row, pair: Pair) -> None:
+        column = self._judge_column or next((name for name in JUDGE_COLUMNS if isinstance(row.get(name), str)), "")
+        name = row.get(column)
+        if not isinstance(name, str) or pair.score_chosen is None or pair.score_rejected is None:
+            return
+        self._judge_column = column
+        if name in self._judges or len(self._judges) < _JUDGES:
+            low, high, count = self._judges.get(name, (math.inf, -math.inf, 0))
+            scores = pair.score_chosen, pair.score_rejected
+            self._judges[name] = min(low, *scores), max(high, *scores), count + 1
 
     def result(self) -> Audit:
         """The audit of what was added."""
@@ -156,6 +204,7 @@ class Auditor:
             duplicates=self._duplicates,
             contradictions=self._contradictions,
             identical=self._identical,
+            inverted=self._inverted,
             chosen_characters=Spread.of(self._lengths[0]),
             rejected_characters=Spread.of(self._lengths[1]),
             length_bias=_mean(longer),
@@ -165,6 +214,9 @@ class Auditor:
             margins=Spread.of(margins),
             tied_scores=_mean(margins == 0),
             inverted_scores=_mean(margins < 0),
+            judges=self._judges,
+            judge_column=self._judge_column,
+            two_scales=_two_scales(chosen, rejected),
             above_tau_good=_mean(chosen >= self._tau_good),
             quality_weights=Spread.of(quality_weights(margins, self._qual_eta)),
             qual_eta=self._qual_eta,
@@ -180,6 +232,17 @@ class Auditor:
 def quality_weights(margins: np.ndarray, qual_eta: float) -> np.ndarray:
     """w_qual = σ(η (S_w − S_l)) in float64, without overflow."""
     return np.exp(-np.logaddexp(0.0, -qual_eta * margins))
+
+
+def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> float:
+    """The share of pairs on a scale of 0 to 1 in a file whose other pairs are above 2, with nothing in between."""
+    if not chosen.size:
+        return 0.0
+    high, low = np.maximum(chosen, rejected), np.minimum(chosen, rejected)
+    fractions = (low >= 0) & (high <= 1) & ((high % 1 != 0) | (low % 1 != 0))
+    between = _mean((high > 1) & (high <= 2))
+    share = _mean(fractions)
+    return share if share >= 0.05 and _mean(high > 2) >= 0.05 and between < 0.02 else 0.0
 
 
 def _keys(pair: Pair) -> tuple[int, int]:

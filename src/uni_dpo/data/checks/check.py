@@ -5,20 +5,21 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from uni_dpo.data.checks.audit import Audit, Auditor
-from uni_dpo.data.checks.datasets import refused_by_llamafactory, swapped_scores, unseen_columns
+from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, swapped_scores, unseen_columns
 from uni_dpo.data.checks.lengths import LengthCounter, Lengths
 from uni_dpo.data.checks.rows import CheckedRow, check_file
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import source_files
+from uni_dpo.data.tables.reading import is_file, source_files
 from uni_dpo.data.tables.writing import RowWriter, keep_inputs, row_writer
 from uni_dpo.storage.writing import replacing
 
@@ -34,8 +35,10 @@ class CheckReport:
         entry: how its rows were read.
         rows: rows read.
         usable: rows without a fault.
-        faults: the first 1,000 faults.
+        faults: the first 1,000 faults of rows.
         fault_counts: kind → how many.
+        whole: the faults of files and of the dataset as a whole, which no row shows.
+        columns: every column that a row has.
         warnings: what its owner should know, one line each.
         stopped: why the reading ended before the end of the data; empty where it did not.
         audit: what the usable rows are like.
@@ -49,6 +52,8 @@ class CheckReport:
     usable: int = 0
     faults: list[Fault] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
+    whole: list[Fault] = field(default_factory=list)
+    columns: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     stopped: str = ""
     audit: Audit | None = None
@@ -58,7 +63,7 @@ class CheckReport:
     @property
     def faultless(self) -> bool:
         """Whether every row can be trained on."""
-        return not self.fault_counts and not self.stopped and self.rows > 0
+        return not self.fault_counts
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -74,11 +79,13 @@ class CheckReport:
                     "kind": f.kind,
                     "file": str(f.file),
                     "row": f.row,
+                    "line": f.line,
+                    "id": f.id,
                     "field": f.field,
                     "found": f.found,
                     "advice": f.advice,
                 }
-                for f in self.faults
+                for f in self.whole + self.faults
             ],
             "warnings": self.warnings,
             "stopped": self.stopped,
@@ -133,32 +140,81 @@ def check_dataset(
         PreferenceDataError: nothing can be read, or `fix` is what is read.
     """
     entry = find_dataset(dataset, dataset_dir)
+    start = media_dir or (None if is_file(Path(dataset)) or Path(dataset).is_dir() else dataset_dir)
+    report = check_entry(
+        entry,
+        start=start,
+        root=media_dir,
+        scores_required=scores_required,
+        check_images=check_images,
+        qual_eta=qual_eta,
+        tau_good=tau_good,
+        lengths=lengths,
+        fix=fix,
+    )
+    report.dataset = dataset
+    audit = report.audit
+    if audit is not None and audit.margins.count and audit.above_tau_good == 0:
+        top = audit.score_chosen.quantiles[-1]
+        report.warnings.append(f"no chosen score reaches tau_good = {audit.tau_good:g} (the highest is {top:g})")
+    return report
+
+
+def check_entry(
+    entry: DatasetEntry,
+    *,
+    start: str | Path | None,
+    root: str | Path | None,
+    scores_required: bool = True,
+    check_images: bool = True,
+    qual_eta: float = 0.7,
+    tau_good: float = 2.5,
+    lengths: LengthCounter | None = None,
+    fix: str | Path | None = None,
+    limit: int | None = None,
+) -> CheckReport:
+    """Judge the rows of a dataset: what `data check` and the training ask alike.
+
+    Args:
+        entry: what to read, and how.
+        start: where image paths start; then they are tried beside the data, then as they are.
+        root: the folder that no image path may leave; None where there is no such rule.
+        scores_required: as in `check_dataset`, like all that follow.
+        check_images: whether to open the images.
+        qual_eta: the η for which w_qual is reported.
+        tau_good: the τ_good for which the share of pairs above it is reported.
+        lengths: counts tokens.
+        fix: where to write the rows without fault.
+        limit: how many rows to read, as LlamaFactory's `max_samples`; None for all.
+
+    Raises:
+        PreferenceDataError: nothing can be read, or `fix` is what is read.
+    """
     if entry.path is None:
-        raise PreferenceDataError(f"{dataset}: is at {entry.elsewhere}, not on this machine; download it first")
-    report = CheckReport(dataset, entry)
+        raise PreferenceDataError(f"{entry.name}: is at {entry.elsewhere}, not on this machine; download it first")
+    report = CheckReport(entry.name, entry)
     files = source_files(entry.path)
-    columns: set[str] = set()
-    beside = entry.path if entry.path.is_dir() else entry.path.parent
-    start = media_dir or (beside if Path(dataset).exists() else dataset_dir) or beside
     auditor = Auditor(qual_eta=qual_eta, tau_good=tau_good)
+    left = limit if entry.num_samples is None else None
     with ExitStack() as stack:
-        images = stack.enter_context(ImageChecker(start, media_dir).running()) if check_images else None
+        images = None
+        if check_images:
+            images = stack.enter_context(ImageChecker(start, root, beside=entry.beside).running())
         sorter = None
         if fix is not None:
             keep_inputs(fix, files)
             sorter = stack.enter_context(_sorting(Path(fix)))
             report.fixed = Path(fix), rejects_path(Path(fix))
-        rows = _checked_rows(files, entry, images, scores_required, report)
-        for row in tqdm(rows, desc=f"Checking {dataset}", unit=" rows", mininterval=1.0, delay=2.0):
+        rows = islice(_checked_rows(files, entry, images, scores_required, report), left)
+        for row in tqdm(rows, desc=f"Checking {entry.name}", unit=" rows", mininterval=1.0, delay=2.0):
             _note(report, row)
-            columns.update(row.row or ())
             auditor.add(row)
             if lengths is not None:
                 lengths.add(row)
             if sorter is not None:
                 sorter.add(row)
     report.audit = auditor.result()
-    _judge_whole(report, entry.path, files, columns)
+    _judge_whole(report, files)
     report.lengths = lengths.result() if lengths is not None else None
     return report
 
@@ -170,30 +226,41 @@ def _checked_rows(
         try:
             yield from check_file(file, entry, images=images, scores_required=scores_required)
         except PreferenceDataError as error:
-            report.stopped = str(error.faults[0] if error.faults else error)
+            fault = error.faults[0] if error.faults else Fault("file_unreadable", "", str(error), "")
+            report.stopped = str(fault)
+            report.whole.append(fault)
 
 
 def _note(report: CheckReport, row: CheckedRow) -> None:
     report.rows += 1
     report.usable += not row.faults
+    report.columns.update(row.row or ())
     report.fault_counts.update(fault.kind for fault in row.faults)
     report.faults += row.faults[: max(0, _KEPT_FAULTS - len(report.faults))]
 
 
-def _judge_whole(report: CheckReport, path: Path, files: list[Path], columns: set[str]) -> None:
+def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     """Faults and warnings that only the whole dataset shows."""
-    audit = report.audit
+    audit, entry = report.audit, report.entry
     assert audit is not None
-    scored = audit.margins.count
-    inverted = round(audit.inverted_scores * scored) if scored else 0
-    faults = unseen_columns(report.entry, columns) + swapped_scores(report.dataset, inverted, scored)
-    report.fault_counts.update(fault.kind for fault in faults)
-    report.faults = faults + report.faults
-    if reason := refused_by_llamafactory(path, files):
+    assert entry.path is not None
+    if not report.rows and not report.whole:
+        report.whole.append(Fault("no_rows", "", "holds no rows", "", file=entry.path))
+    report.whole += unseen_columns(entry, report.columns)
+    report.whole += swapped_scores(report.dataset, audit.inverted.count, audit.margins.count)
+    if not entry.ranking:
+        found = f"dataset {entry.name!r} is not marked as pairs"
+        report.whole.append(Fault("not_ranking", "", found, 'add "ranking": true to its entry'))
+    report.fault_counts.update(fault.kind for fault in report.whole)
+    for what, rows in (
+        ("the chosen score is below the rejected one", audit.inverted),
+        ("the two answers are identical", audit.identical),
+    ):
+        if rows.count:
+            report.warnings.append(f"{what} in {rows.count:,} of {report.rows:,} rows ({rows})")
+    report.warnings += scale_warnings(audit)
+    if reason := refused_by_llamafactory(entry.path, files):
         report.warnings.append(reason)
-    if scored and audit.above_tau_good == 0:
-        top = audit.score_chosen.quantiles[-1]
-        report.warnings.append(f"no chosen score reaches tau_good = {audit.tau_good:g} (the highest is {top:g})")
 
 
 def rejects_path(fix: Path) -> Path:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from uni_dpo.data.checks.audit import Audit
 from uni_dpo.data.dataset_info import DatasetEntry
-from uni_dpo.data.faults import Fault
+from uni_dpo.data.faults import Fault, shown
 
 
 def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
@@ -19,7 +20,7 @@ def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
     have = ", ".join(sorted(map(str, seen)))
     return [
         Fault("column_unseen", f"columns.{name}", f"no row has {column!r} (they have {have})",
-              "mend the entry's columns in dataset_info.json", file=entry.path)
+              "correct the entry's columns in dataset_info.json", file=entry.path)
         for name, column in wanted.items()
         if column is not None and column not in seen
     ]  # fmt: skip
@@ -33,8 +34,40 @@ def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
     return [Fault("scores_swapped", "score_chosen", found, "the two columns are probably swapped")]
 
 
+def scale_warnings(audit: Audit) -> list[str]:
+    """What the scores as a whole make of the weights: several scales in one file, weights that are all alike."""
+    found = []
+    tops = {name: max(abs(low), abs(high)) for name, (low, high, count) in audit.judges.items() if count >= 10}
+    if tops and max(tops.values()) >= 1.9 * min(tops.values()):
+        extremes = min(tops, key=lambda name: tops[name]), max(tops, key=lambda name: tops[name])
+        ranges = (f"{shown(name)} between {audit.judges[name][0]:g} and {audit.judges[name][1]:g}" for name in extremes)
+        found.append(
+            f"two scales in one file: {audit.judge_column} {' and '.join(ranges)}; "
+            f"bring them onto one with `uni-dpo data calibrate --by {audit.judge_column}`"
+        )
+    elif audit.two_scales:
+        found.append(
+            f"two scales in one file: {audit.two_scales:.0%} of the pairs have fractions up to 1, others exceed 2; "
+            "add a column that names the rater, and run `uni-dpo data calibrate --by` it"
+        )
+    if audit.margins.count >= 10:
+        low, high = audit.quality_weights.quantiles[1], audit.quality_weights.quantiles[-2]
+        middle = abs(audit.margins.quantiles[3]) or 1.0
+        if low > 0.99:
+            found.append(
+                f"w_qual is 1 for nearly all pairs at qual_eta = {audit.qual_eta:g}: the margins are large; "
+                f"set uni_dpo_qual_eta to about {2 / middle:.2g}, or run `uni-dpo data calibrate`"
+            )
+        elif high < 0.51 and audit.margins.quantiles[-2] > 0:
+            found.append(
+                f"w_qual is 0.5 for nearly all pairs at qual_eta = {audit.qual_eta:g}: the margins are small; "
+                f"set uni_dpo_qual_eta to about {2 / middle:.2g}, or run `uni-dpo data calibrate`"
+            )
+    return found
+
+
 def refused_by_llamafactory(path: Path, files: Sequence[Path]) -> str:
-    """Why LlamaFactory's own loader would not read a layout that we do; empty where it would."""
+    """Why LlamaFactory's own loader, which serves its own losses, would not read a layout; empty where it would."""
     if path.is_dir() and {f.name for f in path.iterdir()} != {f.name for f in files}:
         return (
             f"{path}: LlamaFactory wants a folder of data files of one type and nothing else; "

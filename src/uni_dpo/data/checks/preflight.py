@@ -1,21 +1,13 @@
 """The look at the training data before a model is loaded: all faults of all datasets, in one run."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
-from uni_dpo.data.checks.datasets import refused_by_llamafactory, swapped_scores, unseen_columns
-from uni_dpo.data.checks.rows import CheckedRow, check_file
-from uni_dpo.data.dataset_info import DatasetEntry, read_entry
+from uni_dpo.data.checks.audit import Spread
+from uni_dpo.data.checks.check import CheckReport, check_entry
+from uni_dpo.data.dataset_info import read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.images import ImageChecker
-from uni_dpo.data.tables.reading import source_files
-
-_KEPT_FAULTS = 1_000
-"""Faults of one dataset that are remembered; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ def preflight(
         dataset_names: names in `dataset_dir`'s `dataset_info.json`.
         dataset_dir: the folder with `dataset_info.json`, or "ONLINE" or "REMOTE:…" as LlamaFactory has it.
         media_dir: where image paths start, and then none may leave it. Without it, or where it is `dataset_dir`
-            (LlamaFactory's default), they start there and may also be absolute.
+            (LlamaFactory's default), they start there, or beside the data, and may also be absolute.
         scores_required: whether the loss needs scores.
         tau_good: the score from which the NLL term is active; None where the loss has none.
         max_samples: LlamaFactory's own limit of rows per dataset.
@@ -70,125 +62,61 @@ def preflight(
     """
     if str(dataset_dir) == "ONLINE" or str(dataset_dir).startswith("REMOTE:"):
         return _summary([], list(dataset_names), tau_good)
-    unchecked, tallies = [], []
     root = None if media_dir is None or Path(media_dir) == Path(dataset_dir) else media_dir
-    with ImageChecker(media_dir or dataset_dir, root).running() as images:
-        for name in dataset_names:
-            tally = _Tally(name)
-            tallies.append(tally)
-            try:
-                entry = read_entry(name, dataset_dir)
-                if entry.path is None:
-                    unchecked.append(name)
-                    continue
-                rows = _rows_of(entry, images if check_images else None, scores_required, max_samples)
-                for row in tqdm(rows, desc=f"Checking {name}", unit=" rows", mininterval=1.0, delay=2.0):
-                    tally.add(row)
-                if not tally.rows:
-                    raise PreferenceDataError(f"{entry.path}: holds no rows")
-                tally.faults += unseen_columns(entry, tally.columns)
-            except PreferenceDataError as error:
-                tally.faults += error.faults or [Fault("dataset", "", str(error), "")]
-    for tally in tallies:
-        tally.faults += swapped_scores(tally.name, len(tally.inverted), tally.scored)
-    faults = [fault for tally in tallies for fault in tally.faults]
+    unchecked: list[str] = []
+    reports: list[CheckReport] = []
+    faults: list[Fault] = []
+    total = 0
+    for name in dataset_names:
+        try:
+            entry = read_entry(name, dataset_dir)
+            if entry.path is None:
+                unchecked.append(name)
+                continue
+            report = check_entry(
+                entry,
+                start=media_dir or dataset_dir,
+                root=root,
+                scores_required=scores_required,
+                check_images=check_images,
+                limit=max_samples,
+            )
+        except PreferenceDataError as error:
+            faults += error.faults or [Fault("dataset", "", str(error), "")]
+            total += max(1, len(error.faults))
+        else:
+            reports.append(report)
+            faults += report.faults + report.whole
+            total += report.fault_counts.total()
     if faults:
-        raise PreferenceDataError.of(faults, total=len(faults) + sum(tally.dropped for tally in tallies))
-    return _summary(tallies, unchecked, tau_good)
+        raise PreferenceDataError.of(faults, total=total)
+    return _summary(reports, unchecked, tau_good)
 
 
-def _rows_of(
-    entry: DatasetEntry, images: ImageChecker | None, scores_required: bool, max_samples: int | None
-) -> Iterator[CheckedRow]:
-    assert entry.path is not None
-    if not entry.ranking:
-        raise PreferenceDataError(f'dataset {entry.name!r}: is not marked as pairs; add "ranking": true to its entry')
-    files = source_files(entry.path)
-    if reason := refused_by_llamafactory(entry.path, files):
-        raise PreferenceDataError(reason)
-    left = max_samples if entry.num_samples is None else None
-    for file in files:
-        checked = 0
-        for row in check_file(file, entry, images=images, scores_required=scores_required, limit=left):
-            yield row
-            checked += 1
-        left = None if left is None else left - checked
-
-
-class _Tally:
-    """What one dataset adds up to, row by row."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.rows = 0
-        self.faults: list[Fault] = []
-        self.dropped = 0
-        self.columns: set[str] = set()
-        self.scored = 0
-        self.chosen = (math.inf, -math.inf)
-        self.rejected = (math.inf, -math.inf)
-        self.inverted: list[int] = []
-        self.identical: list[int] = []
-
-    def add(self, row: CheckedRow) -> None:
-        self.rows += 1
-        self.columns.update(row.row or ())
-        kept = row.faults[: max(0, _KEPT_FAULTS - len(self.faults))]
-        self.faults += kept
-        self.dropped += len(row.faults) - len(kept)
-        pair = row.pair
-        if pair is None:
-            return
-        if pair.chosen == pair.rejected:
-            self.identical.append(row.index)
-        if pair.score_chosen is not None and pair.score_rejected is not None:
-            self.scored += 1
-            self.chosen = _widened(self.chosen, pair.score_chosen)
-            self.rejected = _widened(self.rejected, pair.score_rejected)
-            if pair.score_chosen < pair.score_rejected:
-                self.inverted.append(row.index)
-
-    def warnings(self) -> list[str]:
-        """One line for each thing that is odd and can be trained on."""
-        return [
-            f"{self.name}: {what} in {len(rows):,} of {self.rows:,} rows ({_examples(rows)})"
-            for what, rows in (
-                ("the chosen score is below the rejected one", self.inverted),
-                ("the two answers are identical", self.identical),
-            )
-            if rows
-        ]
-
-
-def _widened(known: tuple[float, float], value: float) -> tuple[float, float]:
-    return min(known[0], value), max(known[1], value)
-
-
-def _examples(rows: Sequence[int]) -> str:
-    named = ", ".join(str(row) for row in rows[:5])
-    return f"row{'s' if len(rows) > 1 else ''} {named}{', …' if len(rows) > 5 else ''}"
-
-
-def _summary(tallies: Sequence[_Tally], unchecked: list[str], tau_good: float | None) -> Preflight:
-    scored = [tally for tally in tallies if tally.scored]
-    warnings = [line for tally in tallies for line in tally.warnings()]
+def _summary(reports: Sequence[CheckReport], unchecked: list[str], tau_good: float | None) -> Preflight:
+    audits = [report.audit for report in reports if report.audit is not None]
+    scored = [audit for audit in audits if audit.margins.count]
+    warnings = [f"{report.dataset}: {line}" for report in reports for line in report.warnings]
     warnings += [f"{name}: is not a local file and was not checked" for name in unchecked]
-    chosen = rejected = None
-    if scored:
-        chosen = min(t.chosen[0] for t in scored), max(t.chosen[1] for t in scored)
-        rejected = min(t.rejected[0] for t in scored), max(t.rejected[1] for t in scored)
-        if tau_good is not None and chosen[1] < tau_good:
-            warnings.append(
-                f"no chosen score reaches tau_good = {tau_good:g} (they lie in {chosen[0]:g} … {chosen[1]:g}): "
-                "the NLL term can never be active"
-            )
+    chosen = _range([audit.score_chosen for audit in scored])
+    if chosen is not None and tau_good is not None and chosen[1] < tau_good:
+        warnings.append(
+            f"no chosen score reaches tau_good = {tau_good:g} (they lie in {chosen[0]:g} … {chosen[1]:g}): "
+            "the NLL term can never be active"
+        )
     return Preflight(
-        rows=sum(t.rows for t in tallies),
-        scored=sum(t.scored for t in tallies),
+        rows=sum(report.rows for report in reports),
+        scored=sum(audit.margins.count for audit in scored),
         chosen_range=chosen,
-        rejected_range=rejected,
-        inverted=sum(len(t.inverted) for t in tallies),
-        identical=sum(len(t.identical) for t in tallies),
+        rejected_range=_range([audit.score_rejected for audit in scored]),
+        inverted=sum(audit.inverted.count for audit in audits),
+        identical=sum(audit.identical.count for audit in audits),
         warnings=warnings,
         unchecked=unchecked,
     )
+
+
+def _range(spreads: Sequence[Spread]) -> tuple[float, float] | None:
+    if not spreads:
+        return None
+    return min(spread.quantiles[0] for spread in spreads), max(spread.quantiles[-1] for spread in spreads)

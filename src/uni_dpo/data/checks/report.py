@@ -65,7 +65,7 @@ def _audit_sections(audit: Audit) -> Iterator[tuple[str, Cells, list[Cells]]]:
             ("images", f"{audit.images:,} ({audit.distinct_images:,} distinct paths)"),
             ("duplicates", _repeats(audit.duplicates)),
             ("contradictions (answers swapped)", _repeats(audit.contradictions)),
-            ("identical answers", f"{audit.identical:,}"),
+            ("identical answers", f"{audit.identical.count:,}"),
             ("chosen − rejected, mean length", f"{audit.length_bias:+.1f} characters"),
             ("the longer answer is the chosen one", f"{audit.longer_is_chosen:.1%} (50 % is no bias)"),
         ],
