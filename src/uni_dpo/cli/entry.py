@@ -16,7 +16,7 @@ from uni_dpo.cli.terminal import texts_shown_as_text
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.storage.rowlog import kept
 
-PATIENCE = 1.5
+PATIENCE = 1.0
 """Seconds that a stopped command has for its own ending: threads may wait for a server, or C code for a device."""
 TRAINING = ("train", "trl-dpo", "ppo", "grpo", "align", "demo")
 """Commands whose libraries end processes of their own, in their own time."""
@@ -74,6 +74,8 @@ def _watch() -> threading.Event:
     receive, send = os.pipe()
     os.set_blocking(send, False)
     signal.set_wakeup_fd(send, warn_on_full_buffer=False)  # written at once, though the main thread be in C code
+    if not _trains() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
     def wait() -> None:
         while signal.SIGINT not in os.read(receive, 1):
@@ -90,6 +92,12 @@ def _watch() -> threading.Event:
 
     threading.Thread(target=wait, daemon=True, name="waiting for Ctrl-C").start()
     return stopping
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Raise KeyboardInterrupt once: a second Ctrl-C would break into the cleaning up after the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _trains() -> bool:
