@@ -64,7 +64,7 @@ test-quick: setup
 
 test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
-	$(VLLM)/bin/python -m pytest tests/vlmeval/backends/test_vllm.py tests/models/backends/test_vllm.py
+	$(VLLM)/bin/python -m pytest tests/vlmeval/test_vllm.py tests/models/backends/test_vllm.py
 
 check: setup
 	$(BIN)/ruff check .

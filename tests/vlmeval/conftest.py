@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from uni_dpo.demo.digits import QUESTION, WORDS, Digit
-from uni_dpo.vlmeval.backends import Request
+from uni_dpo.models.backends import Request, Sample, Sampling
 
 ROWS = 8
 
@@ -119,11 +119,11 @@ class Scripted:
     comfortable_batch: int = 3
     asked: list[Request] = field(default_factory=list)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample]]]:
         for position, request in enumerate(requests):
             answer = self.answer(request)
             self.asked.append(request)
-            yield position, answer
+            yield position, [Sample(answer, 0, finished=True)]
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from uni_dpo.demo.benchmarks import write_mcq, write_vqa
 from uni_dpo.demo.digits import Digit
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import Request
 from uni_dpo.storage.locks import holding
-from uni_dpo.vlmeval.backends import Request
 from uni_dpo.vlmeval.config import Config, parse_benchmark
 from uni_dpo.vlmeval.run import Options, evaluate, evaluate_tables
 from uni_dpo.vlmeval.settings import ModelSettings
@@ -190,8 +190,9 @@ def test_an_answer_is_reused_only_for_the_very_same_question(
 def test_several_models_stand_side_by_side(
     tiny_qwen2_vl: Path, base_checkpoint: Path, tables: dict, tmp_path: Path, digits: dict, scripted: Callable
 ) -> None:
-    scripted(lambda request: "two" if "<|im_start|>" in str(request.prompt) else "")
-    results = evaluate_tables({"first": tiny_qwen2_vl, "second": base_checkpoint}, tables, tmp_path)
+    scripted(lambda request: "two" if request.system else "")
+    first = {"model_path": str(tiny_qwen2_vl), "system_prompt": "Say two."}
+    results = evaluate_tables({"first": first, "second": base_checkpoint}, tables, tmp_path)
     twos = sum(digit.label == 2 for digit in digits["held_out"][:7])
     assert results.models == ["first", "second"]
     assert results.value("first", "answers") == pytest.approx(100 * twos / 7)

@@ -37,7 +37,8 @@ class Worker:
                 self.backends[key] = find("backend", backend)(options)
             models[role] = self.backends[key]
             if debug is not None:
-                models[role] = Recorded(models[role], debug / f"{stage}-{role}-{os.getpid()}.jsonl")
+                recorded: Any = Recorded(models[role], debug / f"{stage}-{role}-{os.getpid()}.jsonl")
+                models[role] = recorded
         if stage == "sample":
             self.sampler = config.sampler_class(config.sample, models, config.settings.seed)
         else:

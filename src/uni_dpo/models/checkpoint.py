@@ -1,41 +1,70 @@
-"""What a model path is, read from its own `config.json`: family, base weights, LoRA adapter."""
+"""What a model path is, read from its own files: family, base weights, LoRA adapter. Nothing heavy is imported."""
 
 import json
 import re
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-"""`model_type` of the checkpoints that the adapter loads."""
+QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+"""`model_type` of the checkpoints that VLMEvalKit's adapter loads."""
 
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_ADAPTER_CONFIG = "adapter_config.json"
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+"""Of a checkpoint on the hub; weights in other formats are not fetched."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: full weights, and a LoRA adapter that lies on them or none."""
+    """A checkpoint on disk: full weights, and a LoRA adapter that lies on them or none.
+
+    Attributes:
+        family: the `model_type` of its `config.json`.
+    """
 
     base: Path
     adapter: Path | None
     family: str
 
+    def __str__(self) -> str:
+        return str(self.adapter or self.base)
+
     @property
     def processor(self) -> Path:
         """The folder whose tokenizer, template and image settings count: the adapter's where it has its own."""
-        own = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
-        has_images = own and any(
-            (self.adapter / name).is_file()  # type: ignore[operator]  # `own` implies an adapter
-            for name in ("preprocessor_config.json", "processor_config.json")
+        adapter = self.adapter
+        if adapter is None or not (adapter / "tokenizer_config.json").is_file():
+            return self.base
+        of_images = ("preprocessor_config.json", "processor_config.json")
+        if any((self.base / name).is_file() for name in of_images):
+            return adapter if any((adapter / name).is_file() for name in of_images) else self.base
+        return adapter
+
+    def of(self, families: Sequence[str]) -> "Checkpoint":
+        """Return this checkpoint where it is of one of `families`.
+
+        Raises:
+            UniDPOError: it is of another.
+        """
+        if self.family in families:
+            return self
+        config = self.base / "config.json"
+        read = read_json(config)
+        architecture = ", ".join(read.get("architectures") or []) or "no architecture named"
+        text_only = "" if "vision_config" in read else ", without a vision part"
+        raise UniDPOError(
+            f"{config} is of model_type {self.family!r} ({architecture}{text_only}); "
+            f"this adapter loads vision-language models of {', '.join(families)}"
         )
-        return self.adapter if has_images and self.adapter else self.base
 
 
-def find_checkpoint(model_path: str, adapter: str | None = None) -> Checkpoint:
-    """Find the weights behind a model path before anything heavy is loaded.
+def find_checkpoint(model_path: str | Path, adapter: str | Path | None = None) -> Checkpoint:
+    """Find the weights behind a model path before anything heavy is loaded, and see that they are whole.
 
     Args:
         model_path: a folder with a checkpoint, a folder with a LoRA adapter (its `adapter_config.json` names
@@ -43,21 +72,88 @@ def find_checkpoint(model_path: str, adapter: str | None = None) -> Checkpoint:
         adapter: a LoRA adapter to lay on `model_path`.
 
     Raises:
-        UniDPOError: nothing is there, or it is not a vision-language model of a known family.
+        UniDPOError: nothing is there, or a file of it is missing or damaged; the message names the file.
     """
-    base = _folder(model_path)
+    base = _folder(str(model_path))
     if adapter is not None:
-        lora = _folder(adapter)
-        if not (lora / _ADAPTER_CONFIG).is_file():
-            raise UniDPOError(f"{lora} is not a LoRA adapter: it has no {_ADAPTER_CONFIG}")
-        return Checkpoint(base, lora, _family(base))
-    if (base / _ADAPTER_CONFIG).is_file() and not (base / "config.json").is_file():
-        named = _read(base / _ADAPTER_CONFIG).get("base_model_name_or_path")
-        if not named:
-            raise UniDPOError(f"{base / _ADAPTER_CONFIG} names no base_model_name_or_path")
-        under = _folder(named, said_by=base / _ADAPTER_CONFIG)
-        return Checkpoint(under, base, _family(under))
-    return Checkpoint(base, None, _family(base))
+        lora: Path | None = _folder(str(adapter))
+        if not (Path(str(lora)) / ADAPTER_CONFIG).is_file():
+            raise UniDPOError(f"{lora} is not a LoRA adapter: it has no {ADAPTER_CONFIG}")
+        if is_adapter(base):
+            raise UniDPOError(f"{base} is a LoRA adapter itself; name the checkpoint that {lora} lies on")
+    elif is_adapter(base):
+        lora, base = base, adapter_base(base)
+    else:
+        lora = None
+    family = read_json(base / "config.json").get("model_type")
+    if not (base / "config.json").is_file():
+        raise UniDPOError(f"{base} is not a checkpoint: it has no config.json")
+    if not isinstance(family, str):
+        raise UniDPOError(f"{base / 'config.json'} names no model_type; is it a model's configuration?")
+    check_weights(base)
+    if lora is not None:
+        check_weights(lora, "adapter_model")
+    return Checkpoint(base, lora, family)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Tell a LoRA adapter from a whole checkpoint."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def adapter_base(folder: Path) -> Path:
+    """Find the checkpoint that an adapter lies on.
+
+    Raises:
+        UniDPOError: it names none, or none that is there.
+    """
+    file = folder / ADAPTER_CONFIG
+    named = read_json(file).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UniDPOError(f"{file} names no base_model_name_or_path; name the base beside the adapter")
+    return _folder(named, said_by=file)
+
+
+def check_weights(folder: Path, stem: str = "model") -> None:
+    """See that a folder's safetensors are there and as long as they say.
+
+    Args:
+        folder: of the checkpoint.
+        stem: how the files are called: `model`, `adapter_model` or `value_head`.
+
+    Raises:
+        UniDPOError: a file is missing or cut; the message names it.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UniDPOError(f"{index} has no weight_map")
+        files = [folder / str(name) for name in sorted(set(shards.values()))]
+    else:
+        files = [folder / f"{stem}.safetensors"]
+    for file in files:
+        if not file.is_file():
+            pickled = sorted(folder.glob("*.bin")) if not index.is_file() else []
+            instead = f"; {pickled[0].name} is a pickle and is not read: convert it" if pickled else ""
+            raise UniDPOError(f"{file}: the weights are missing{instead}")
+        _check_whole(file)
+
+
+def _check_whole(file: Path) -> None:
+    """A safetensors file is 8 bytes of length, a JSON header of that length, and as many bytes as the header says."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > size - 8:
+                raise ValueError("its header is cut")
+            header = json.loads(opened.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise UniDPOError(f"{file}: is damaged, no whole safetensors file ({error}); copy it again") from error
+    if (expected := 8 + length + max(ends, default=0)) != size:
+        raise UniDPOError(f"{file}: is damaged, {size:,} bytes where {expected:,} belong; copy it again")
 
 
 def _folder(path: str, said_by: Path | None = None) -> Path:
@@ -67,11 +163,11 @@ def _folder(path: str, said_by: Path | None = None) -> Path:
     if Path(path).exists():
         raise UniDPOError(f"model path {path}{source} is a file; give the folder that holds config.json")
     if not _HUB_NAME.fullmatch(path):
-        raise UniDPOError(f"model path {path}{source} does not exist")
+        raise UniDPOError(f"model {path!r}{source} cannot be loaded; there is no such folder here")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path))
+        return Path(snapshot_download(path, allow_patterns=_WANTED))
     except Exception as error:  # offline, no such repository, no permission: each library version has its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UniDPOError(
@@ -79,23 +175,14 @@ def _folder(path: str, said_by: Path | None = None) -> Path:
         ) from error
 
 
-def _family(folder: Path) -> str:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UniDPOError(f"{folder} is not a checkpoint: it has no config.json")
-    read = _read(config)
-    family = read.get("model_type")
-    if family in FAMILIES:
-        return str(family)
-    architecture = ", ".join(read.get("architectures") or []) or "no architecture named"
-    text_only = "" if "vision_config" in read else ", without a vision part"
-    raise UniDPOError(
-        f"{config} is of model_type {family!r} ({architecture}{text_only}); "
-        f"this adapter loads vision-language models of {', '.join(FAMILIES)}"
-    )
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; empty where there is no file.
 
-
-def _read(path: Path) -> dict[str, Any]:
+    Raises:
+        UniDPOError: it is not JSON, or no object.
+    """
+    if not path.is_file():
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

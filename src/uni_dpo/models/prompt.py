@@ -1,4 +1,4 @@
-"""From VLMEvalKit's message to the prompt a checkpoint was trained on.
+"""From content items to the prompt a checkpoint was trained on.
 
 Instruct checkpoints want role messages. The template of the Qwen2-VL base checkpoint loops over bare
 content items instead and renders role messages to an empty prompt. Which of the two a checkpoint wants is
@@ -32,7 +32,7 @@ _PROBE: Content = (
 
 
 def parse_style(style: str) -> PromptStyle | None:
-    """The style a user named; `None` for `auto`."""
+    """Return the style a user named; `None` for `auto`."""
     if style == "auto":
         return None
     try:
@@ -41,56 +41,88 @@ def parse_style(style: str) -> PromptStyle | None:
         raise UniDPOError(f"prompt_style is {style!r}; it can be auto, {', '.join(map(str, PromptStyle))}") from None
 
 
-def detect_style(processor: Any) -> PromptStyle:
+def sees_images(processor: Any) -> bool:
+    """Tell a vision-language model's processor from a text model's tokenizer."""
+    return hasattr(processor, "image_processor")
+
+
+def detect_style(processor: Any, name: str = "the checkpoint") -> PromptStyle:
     """Find the style in which `processor`'s chat template keeps question and images.
+
+    Args:
+        processor: of a vision-language model, or the tokenizer of a text model.
+        name: of the checkpoint, for the message.
 
     Raises:
         UniDPOError: neither style does.
     """
+    probe = _PROBE if sees_images(processor) else _PROBE[-1:]
     lost = {}
     for style in PromptStyle:
         try:
-            prompt = render(processor, _PROBE, style)
+            prompt = render(processor, probe, style)
         except Exception as error:  # a template may raise anything, in words of its own
             lost[style] = f"the template fails: {error}"
             continue
-        reason = what_is_lost(processor, _PROBE, prompt)
+        reason = what_is_lost(processor, probe, prompt)
         if reason is None:
             return style
         lost[style] = reason
     tried = "; ".join(f"{style}: {reason}" for style, reason in lost.items())
-    raise UniDPOError(f"the checkpoint's chat template loses the question or the images ({tried})")
+    raise UniDPOError(f"{name}: its chat template loses the question or the images ({tried})")
 
 
 def render(processor: Any, content: Content, style: PromptStyle, system: str | None = None) -> str:
     """Render `content` to the text a checkpoint is prompted with, up to where its answer starts.
 
     Args:
-        processor: the checkpoint's processor, with its chat template.
+        processor: the checkpoint's processor, with its chat template; the tokenizer of a text model.
         content: the items of one user turn.
         style: what the template takes.
         system: a system prompt, or `None` for what the template does by itself.
     """
     items = [dict(item) for item in content]
+    template = _template(processor)
+    conversation: list[dict[str, Any]]
     if style is PromptStyle.BASE:
         conversation = ([{"type": "text", "text": system}] if system is not None else []) + items
-        if _template(processor) is None:
+        if template is None:
             return "".join(_spelt(processor, item) for item in conversation)
     else:
-        turns = [{"role": "system", "content": system}] if system is not None else []
-        conversation = [*turns, {"role": "user", "content": items}]
+        said: Any = items if sees_images(processor) else "".join(item["text"] for item in items)
+        conversation = [{"role": "system", "content": system}] if system is not None else []
+        conversation.append({"role": "user", "content": said})
     return str(
-        processor.tokenizer.apply_chat_template(
-            conversation, chat_template=_template(processor), tokenize=False, add_generation_prompt=True
+        _tokenizer(processor).apply_chat_template(
+            conversation, chat_template=template, tokenize=False, add_generation_prompt=True
         )
     )
 
 
+def prompt_of(processor: Any, content: Content, style: PromptStyle, system: str | None = None) -> str:
+    """Render `content`; see `render`.
+
+    Raises:
+        UniDPOError: the rendered prompt does not hold the texts and a placeholder per image and video.
+    """
+    prompt = render(processor, content, style, system)
+    reason = what_is_lost(processor, content, prompt)
+    if reason is None and system is not None and system.strip() not in prompt:
+        reason = "the system prompt is not in the prompt"
+    if reason is not None:
+        raise UniDPOError(f"prompt style {style} does not suit this checkpoint: {reason}")
+    return prompt
+
+
 def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
     """Why `prompt` is not a faithful rendering of `content`; `None` when it is."""
-    for kind, token in (("image", processor.image_token), ("video", processor.video_token)):
+    for kind in ("image", "video"):
         given = sum(item["type"] == kind for item in content)
-        if (found := prompt.count(token)) != given:
+        token = getattr(processor, f"{kind}_token", None)
+        if token is None and given:
+            return f"the model takes no {kind}s"
+        found = prompt.count(token) if token is not None else 0
+        if found != given:
             return f"{found} {kind} placeholders for {given} {kind}s"
     for item in content:
         if item["type"] == "text" and item["text"].strip() not in prompt:
@@ -98,8 +130,12 @@ def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
     return None
 
 
+def _tokenizer(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", processor)
+
+
 def _template(processor: Any) -> str | None:
-    return getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    return getattr(processor, "chat_template", None) or _tokenizer(processor).chat_template
 
 
 def _spelt(processor: Any, item: Mapping[str, Any]) -> str:

@@ -21,6 +21,11 @@ def runtime(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"runtime": True})
 
 
+def added(default: Any) -> Any:
+    """A dataclass field that came later: at its default it stays out of a fingerprint, so old work stays good."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 def parse(cls: type[T], raw: object, where: str) -> T:
     """Build the dataclass `cls` from a mapping.
 
@@ -105,6 +110,7 @@ def fingerprinted(options: Any) -> dict[str, Any]:
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
         if not field.metadata.get("runtime")
+        and not (field.metadata.get("added") and getattr(options, field.name) == field.default)
     }
 
 

@@ -5,6 +5,7 @@ messages. This one keeps its per-benchmark questions, its pixel limits and its h
 replaces how the model is loaded, prompted and run.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ from vlmeval.vlm.qwen2_vl.model import Qwen2VLChat as _UpstreamChat
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
-from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, render, what_is_lost
-from uni_dpo.vlmeval.backends import Backend, Request
+from uni_dpo.models.backends.base import Backend, Failure, Request
+from uni_dpo.models.checkpoint import QWEN_FAMILIES, Checkpoint, find_checkpoint
+from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, prompt_of
+from uni_dpo.storage.identity import derive_seed
 from uni_dpo.vlmeval.settings import ModelSettings
 
 Message = Sequence[Mapping[str, str]]
 """VLMEvalKit's message: items with `type` (text, image or video) and `value`."""
+MOST_IMAGES = 24
+"""Images that VLMEvalKit lets one vLLM prompt hold."""
 
 
 class Qwen2VLChat(_UpstreamChat):
@@ -45,8 +49,10 @@ class Qwen2VLChat(_UpstreamChat):
         self.processor: Any = None
         self.style: PromptStyle | None = None
         if settings.backend != "openai":
-            self.checkpoint = find_checkpoint(settings.model_path, settings.adapter)
-            self.processor = _load_processor(self.checkpoint, settings.trust_remote_code)
+            from uni_dpo.models.loading import load_processor
+
+            self.checkpoint = find_checkpoint(settings.model_path, settings.adapter).of(QWEN_FAMILIES)
+            self.processor = load_processor(self.checkpoint, trust_remote_code=settings.trust_remote_code)
             self.style = parse_style(settings.prompt_style) or detect_style(self.processor)
         self._backend: Backend | None = None
         if not lazy:
@@ -81,16 +87,22 @@ class Qwen2VLChat(_UpstreamChat):
         for item in content:  # OCRBench's floor may lie above the user's ceiling
             if "min_pixels" in item and item.get("max_pixels") is not None:
                 item["min_pixels"] = min(item["min_pixels"], item["max_pixels"])
-        if self.style is None:
-            return Request(content, None, self.system_prompt)
-        prompt = render(self.processor, content, self.style, self.system_prompt)
-        if reason := what_is_lost(self.processor, content, prompt):
-            raise UniDPOError(f"prompt style {self.style} does not suit this checkpoint: {reason}")
-        return Request(content, prompt, self.system_prompt)
+        if self.style is not None:
+            prompt_of(self.processor, content, self.style, self.system_prompt)  # raises where it loses something
+        seed = derive_seed(self.settings.seed, *map(str, content))
+        return Request(seed=seed, system=self.system_prompt, content=tuple(content))
 
     def answers(self, messages: Sequence[Message], dataset: str | None = None) -> Iterator[tuple[int, str]]:
-        """Yield `(position in messages, answer)` as answers come."""
-        for position, answer in self.backend.generate([self.request(m, dataset) for m in messages]):
+        """Yield `(position in messages, answer)` as answers come.
+
+        Raises:
+            UniDPOError: a message got no answer.
+        """
+        requests = [self.request(message, dataset) for message in messages]
+        for position, reply in self.backend.stream(requests, self.settings.sampling()):
+            if isinstance(reply, Failure):
+                raise UniDPOError(f"{self.model_path} gave no answer: {reply.reason}")
+            answer = reply[0].text
             yield position, last_boxed(answer) if self.post_process else answer
 
     def generate_inner(self, message: Message, dataset: str | None = None) -> str:
@@ -114,24 +126,38 @@ def last_boxed(answer: str) -> str:
     return rest
 
 
-def _load_processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UniDPOError(f"cannot load tokenizer and processor from {checkpoint.processor}: {error}") from error
-
-
 def _make_backend(model: Qwen2VLChat) -> Backend:
+    settings = model.settings
     if model.checkpoint is None:
-        from uni_dpo.vlmeval.backends.openai import OpenAIBackend
+        from uni_dpo.vlmeval.openai import OpenAIBackend
 
-        return OpenAIBackend(model.settings)
-    if model.settings.backend == "vllm":
-        from uni_dpo.vlmeval.backends.vllm import VLLMBackend
+        answering: Any = OpenAIBackend(settings)
+        return answering
+    shared: dict[str, Any] = {
+        "model": settings.model_path,
+        "adapter": settings.adapter,
+        "prompt_style": str(model.style),
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.backend == "vllm":
+        from uni_dpo.models.backends.vllm import VLLMBackend, VLLMOptions
 
-        return VLLMBackend(model.checkpoint, model.settings, model.processor)
-    from uni_dpo.vlmeval.backends.transformers import TransformersBackend
+        memory = {} if settings.gpu_utils is None else {"gpu_memory_utilization": settings.gpu_utils}
+        more = {**memory, **settings.vllm}
+        shared |= {"dtype": settings.dtype or "auto", "max_images": MOST_IMAGES}
+        return VLLMBackend(VLLMOptions(more=more, **shared))
+    from uni_dpo.models.backends.transformers import TransformersBackend, TransformersOptions
+    from uni_dpo.models.loading import best_attention, best_device, find_dtype
 
-    return TransformersBackend(model.checkpoint, model.settings, model.processor)
+    device = settings.device or best_device()
+    attention = settings.attn_implementation or best_attention(device, str(find_dtype(settings.dtype, device)))
+    shared |= {"dtype": settings.dtype}
+    return TransformersBackend(
+        TransformersOptions(
+            device=device,
+            device_map=settings.device_map,
+            attn_implementation=attention,
+            batch_size=sys.maxsize,  # the runner says how many go together
+            **shared,
+        )
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.models.checkpoint import QWEN_FAMILIES, find_checkpoint
 from uni_dpo.storage.locks import holding
 from uni_dpo.storage.writing import replacing
 from uni_dpo.vlmeval.config import Benchmark, Config, describe, parse_benchmark
@@ -77,7 +77,7 @@ def evaluate(config: Config, work_dir: str | Path, options: Options | None = Non
         raise UniDPOError("limit and batch size must be at least 1")
     for settings in config.models.values():
         if settings.backend != "openai":
-            find_checkpoint(settings.model_path, settings.adapter)
+            find_checkpoint(settings.model_path, settings.adapter).of(QWEN_FAMILIES)
     work_dir = Path(work_dir)
     alone = holding(work_dir / ".lock", str(work_dir)) if is_first_process() else nullcontext()
     with alone:  # a second run would mix its answers with ours

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.models.backends.base import Sampling
+from uni_dpo.models.loading import check_dtype
 from uni_dpo.models.prompt import parse_style
 
 BACKENDS = ("transformers", "vllm", "openai")
@@ -56,6 +58,8 @@ class ModelSettings:
     """Requests at once to that server."""
     timeout: float = 600
     """Seconds that one such request may take."""
+    gpu_utils: float | None = None
+    """VLMEvalKit's name for the share of a GPU's memory that vLLM may take."""
     vllm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """More arguments for `vllm.LLM`."""
 
@@ -87,6 +91,7 @@ class ModelSettings:
 
     def _check(self, where: str) -> None:
         parse_style(self.prompt_style)
+        check_dtype(self.dtype, f"{where}: ")
         if self.backend not in BACKENDS:
             raise UniDPOError(f"{where}: backend is {self.backend!r}; it can be {', '.join(BACKENDS)}")
         if self.backend == "openai" and not self.base_url:
@@ -96,15 +101,16 @@ class ModelSettings:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise UniDPOError(f"{where}: min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
 
-    def sampling(self) -> dict[str, Any]:
-        """Temperature and its kin when answers are drawn; nothing when decoding is greedy."""
+    def sampling(self) -> Sampling:
+        """Give the settings of the draws; greedy unless `do_sample` is set."""
+        shared: dict[str, Any] = {"max_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
         if not self.do_sample:
-            return {}
-        return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+            return Sampling(temperature=0.0, **shared)
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, **shared)
 
     def identity(self) -> dict[str, Any]:
         """The settings on which an answer can depend: the others (speed, verbosity) leave it as it is."""
-        speed_only = {"verbose", "concurrency", "timeout", "model_path", "adapter"}
+        speed_only = {"verbose", "concurrency", "timeout", "model_path", "adapter", "gpu_utils"}
         return {
             name: dict(value) if isinstance(value, Mapping) else value
             for name, value in vars(self).items()

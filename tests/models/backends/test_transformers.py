@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
+from uni_dpo.demo.tiny_model import write_tiny_qwen2_vl
 from uni_dpo.engine.checkers import YES_NO, word_forms
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import Request, Sampling, make_backend
@@ -140,9 +140,17 @@ def test_usage_is_counted(tiny_qwen2_vl, requests):
 def test_faults_of_the_checkpoint_are_named(tmp_path, requests):
     with pytest.raises(UniDPOError, match=r"gone' cannot be loaded; there is no such folder here"):
         make_backend({"model": str(tmp_path / "gone")})
-    base = write_tiny_qwen2_vl(tmp_path / "base", template=BASE_TEMPLATE)
-    with pytest.raises(UniDPOError, match="its chat template drops the question"):
-        make_backend({"model": str(base)}).generate(requests[:1], Sampling(max_tokens=1))
+    deaf = write_tiny_qwen2_vl(tmp_path / "deaf", template="{{ 'Hello' }}")
+    with pytest.raises(UniDPOError, match="deaf: its chat template loses the question or the images"):
+        make_backend({"model": str(deaf)})
+
+
+def test_a_base_template_is_asked_like_an_instruct_template(base_checkpoint, requests):
+    backend = make_backend({"model": str(base_checkpoint)})
+    assert backend.tokenizer.decode(backend._encode(requests[:1])["input_ids"][0]).endswith("Which digit?")
+    replies = backend.generate(requests, Sampling(temperature=0.0, max_tokens=4))
+    assert len(replies) == len(requests)
+    assert all(reply[0].tokens for reply in replies)
 
 
 def test_an_unreadable_image_is_named(backend, tmp_path):

@@ -1,7 +1,7 @@
 """The protocol that every backend keeps, and the records it speaks."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -13,34 +13,52 @@ from uni_dpo.settings.registry import find
 
 @dataclass(frozen=True)
 class Request:
-    """One user turn.
+    """One user turn: a text after its images, or items in the order of the asker.
 
     Attributes:
         prompt: the text of the turn, without image placeholders.
         images: paths of the images, which stand before the text.
         seed: decides everything drawn for this request, whatever else is in its batch.
+        system: the system prompt; None for what the chat template does by itself.
+        content: items `{"type": "image" | "video", ...}` and `{"type": "text", "text": ...}`, in place of `prompt` and
+            `images`; images and videos carry their own `min_pixels` and `max_pixels`, as `qwen_vl_utils` reads them.
     """
 
-    prompt: str
+    prompt: str = ""
     images: tuple[str, ...] = ()
     seed: int = 0
+    system: str | None = None
+    content: tuple[Mapping[str, Any], ...] = ()
+
+    def items(self) -> list[dict[str, Any]]:
+        """The turn as content items, in order."""
+        if self.content:
+            return [dict(item) for item in self.content]
+        images = [{"type": "image", "image": path} for path in self.images]
+        return [*images, {"type": "text", "text": self.prompt}]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. `temperature` 0 takes the likeliest token each time; `top_k` 0 means all."""
+    """How answers are drawn.
+
+    `temperature` 0 takes the likeliest token each time; `top_k` 0 means all; `repetition_penalty` 1 changes nothing.
+    """
 
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 256
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
             raise UniDPOError(f"sampling: n and max_tokens start at 1, temperature and top_k at 0; got {self}")
         if not 0 < self.top_p <= 1:
             raise UniDPOError(f"sampling: top_p lies above 0 and at most at 1; got {self.top_p}")
+        if self.repetition_penalty <= 0:
+            raise UniDPOError(f"sampling: repetition_penalty lies above 0; got {self.repetition_penalty}")
         if self.n > 1 and self.temperature == 0:
             raise UniDPOError(f"sampling: temperature 0 gives the same answer {self.n} times; raise it")
 
@@ -95,13 +113,23 @@ class Usage:
 
 
 class Backend(Protocol):
-    """A model that can be asked. Replies come in the order of the requests, one per request."""
+    """A model that can be asked. Replies come in the order of the requests, one per request.
+
+    Attributes:
+        usage: what has been asked so far.
+        comfortable_batch: requests to hand over at once where the user has not said how many.
+    """
 
     usage: Usage
+    comfortable_batch: int = 64
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         """`sampling.n` answers to each request."""
         ...
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample] | Failure]]:
+        """Yield the place of a request and its answers as they are finished, in any order."""
+        yield from enumerate(self.generate(requests, sampling))
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]

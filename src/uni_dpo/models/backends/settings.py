@@ -1,12 +1,13 @@
 """Settings of the built-in backends, apart from their code: a config is checked without importing any of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.rewards.checkpoints import RewardModelOptions, find_reward_checkpoint
 from uni_dpo.models.rewards.process_checkpoints import ProcessModelOptions, find_process_loader
-from uni_dpo.settings.options import runtime
+from uni_dpo.settings.options import added, runtime
 
 
 @dataclass(frozen=True)
@@ -14,22 +15,31 @@ class TransformersOptions:
     """Settings of a `transformers` model.
 
     Attributes:
-        model: folder of a checkpoint, or a name that transformers knows.
-        dtype: `auto` is the checkpoint's own.
+        model: folder or hub name of a checkpoint, or the folder of a LoRA adapter, which names its base.
+        adapter: a LoRA adapter that lies on `model`.
+        prompt_style: `instruct` for templates that take turns, `base` for those that take bare content items; `auto`
+            finds out.
+        dtype: `auto` is the checkpoint's own; None is what suits the device.
+        quantization: `4bit` or `8bit` by bitsandbytes.
         min_pixels, max_pixels: limits of the image processor, where it has such.
-        batch_size: sequences (answers, not questions) in one forward pass.
-        device: `auto` takes the GPU if there is one.
+        batch_size: sequences (answers, not questions) in one forward pass; halved where they do not fit into memory.
+        device: `auto` takes the accelerator if there is one.
+        device_map: spreads one model over several devices (`auto`) instead of placing it on one.
         trust_remote_code: run Python code that comes with the checkpoint.
     """
 
     model: str
-    dtype: str = "auto"
+    adapter: str | None = added(None)
+    prompt_style: Literal["auto", "instruct", "base"] = added("auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = "auto"
+    quantization: Literal["4bit", "8bit"] | None = added(None)
     min_pixels: int | None = None
     max_pixels: int | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     batch_size: int = runtime(64)
     device: str = runtime("auto")
+    device_map: str | None = runtime(None)
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,16 @@ class VLLMOptions:
 
     Attributes:
         model: folder of a checkpoint, or a name on the hub.
+        prompt_style: as for `transformers`.
         max_images: images in one request, at most.
         min_pixels, max_pixels: limits of Qwen2-VL's image processor.
+        more: further arguments of `vllm.LLM`.
     """
 
     model: str
-    dtype: str = "auto"
+    adapter: str | None = added(None)
+    prompt_style: Literal["auto", "instruct", "base"] = added("auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_images: int = 1
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -82,6 +96,7 @@ class VLLMOptions:
     tensor_parallel_size: int = runtime(1)
     gpu_memory_utilization: float = runtime(0.9)
     enforce_eager: bool = runtime(False)
+    more: Mapping[str, Any] | None = added(None)
 
 
 @dataclass(frozen=True)

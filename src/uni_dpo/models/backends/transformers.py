@@ -5,57 +5,58 @@ other requests share its batch.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from uni_dpo.errors import UniDPOError, naming_the_model
-from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage, first_tokens
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage, first_tokens
 from uni_dpo.models.backends.settings import TransformersOptions
+from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.models.loading import load_model, load_processor
+from uni_dpo.models.prompt import detect_style, parse_style, prompt_of, sees_images
+from uni_dpo.models.vision import load_pixels
 
 
-class TransformersBackend:
+class TransformersBackend(Backend):
     """See `Backend`."""
 
     Options = TransformersOptions
 
     def __init__(self, options: TransformersOptions) -> None:
+        """Load weights and processor.
+
+        Raises:
+            UniDPOError: they cannot be loaded, or the chat template takes neither turns nor content items.
+        """
         self.options = options
         self.usage = Usage()
-        self.device = torch.device(_resolve_device(options.device))
-        trust = {"trust_remote_code": options.trust_remote_code}
-        with naming_the_model(options.model):
-            config = AutoConfig.from_pretrained(options.model, **trust)
-            self.sees_images = type(config) in AutoModelForImageTextToText._model_mapping
-            loader = AutoModelForImageTextToText if self.sees_images else AutoModelForCausalLM
-            self.model = loader.from_pretrained(
-                options.model,
-                dtype=options.dtype if options.dtype == "auto" else getattr(torch, options.dtype),
-                attn_implementation=options.attn_implementation,
-                **trust,
-            )
-            if self.sees_images:
-                self.processor = AutoProcessor.from_pretrained(options.model, **self._pixel_limits(), **trust)
-                self.tokenizer = self.processor.tokenizer
-            else:
-                self.processor = self.tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
-        self.model.to(self.device).eval()
+        checkpoint = find_checkpoint(options.model, options.adapter)
+        trust = options.trust_remote_code
+        self.processor = load_processor(
+            checkpoint, min_pixels=options.min_pixels, max_pixels=options.max_pixels, trust_remote_code=trust
+        )
+        self.style = parse_style(options.prompt_style) or detect_style(self.processor, options.model)
+        self.model = load_model(
+            checkpoint,
+            dtype=options.dtype,
+            device=options.device,
+            attention=options.attn_implementation,
+            quantization=options.quantization,
+            device_map=options.device_map,
+            trust_remote_code=trust,
+        )
+        self.device = self.model.device
+        self.comfortable_batch = 16 if self.device.type == "cpu" else 64
+        self._fits = sys.maxsize
+        """The most requests that are not known to be too many for one pass."""
+        self.sees_images = sees_images(self.processor)
+        self.tokenizer = self.processor.tokenizer if self.sees_images else self.processor
         self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         own = self.model.generation_config
         # The checkpoint's sampling habits (Qwen's repetition penalty, top_k 1) would distort what was asked.
         self.model.generation_config = GenerationConfig(
@@ -66,32 +67,53 @@ class TransformersBackend:
         ends = self.model.generation_config.eos_token_id
         self.end_tokens = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
 
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         """See `Backend.generate`."""
-        replies: list[list[Sample] | Failure] = []
-        for batch in _batched(requests, max(1, self.options.batch_size // sampling.n)):
-            inputs = self._encode(batch)
-            draw: dict[str, Any] = {"do_sample": False}
-            if sampling.temperature > 0:
-                # The processor leaves one token per row, so "sampling" takes that one; it is only asked
-                # for because greedy search refuses num_return_sequences.
-                draw = {
-                    "do_sample": True,
-                    "temperature": 1.0,
-                    "top_k": 0,
-                    "top_p": 1.0,
-                    "num_return_sequences": sampling.n,
-                    "logits_processor": LogitsProcessorList(
-                        [_OwnStreams([request.seed for request in batch], inputs["input_ids"].shape[1], sampling)]
-                    ),
-                }
-            output = self.model.generate(**inputs, max_new_tokens=sampling.max_tokens, **draw)
-            new = output[:, inputs["input_ids"].shape[1] :].tolist()
-            samples = [self._sample(tokens) for tokens in new]
-            replies += [samples[start : start + sampling.n] for start in range(0, len(samples), sampling.n)]
-            self._count(len(batch), int(inputs["attention_mask"].sum()), sum(s.tokens for s in samples))
-        return replies
+        return [samples for _, samples in self.stream(requests, sampling)]
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample] | Failure]]:
+        """See `Backend.stream`; in order, a batch at a time, smaller where one does not fit into memory."""
+        start = 0
+        while start < len(requests):
+            size = min(self._fits, max(1, self.options.batch_size // sampling.n))
+            batch = requests[start : start + size]
+            try:
+                replies = self._batch(batch, sampling)
+            except torch.cuda.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise UniDPOError(
+                        "one request alone does not fit into memory; lower max_pixels or max_tokens"
+                    ) from error
+                torch.cuda.empty_cache()
+                self._fits = len(batch) // 2
+                continue
+            yield from enumerate(replies, start)
+            start += len(batch)
+
+    @torch.inference_mode()
+    def _batch(self, batch: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
+        inputs = self._encode(batch)
+        draw: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            # The processor leaves one token per row, so "sampling" takes that one; it is only asked
+            # for because greedy search refuses num_return_sequences.
+            draw = {
+                "do_sample": True,
+                "temperature": 1.0,
+                "top_k": 0,
+                "top_p": 1.0,
+                "num_return_sequences": sampling.n,
+                "logits_processor": LogitsProcessorList(
+                    [_OwnStreams([request.seed for request in batch], inputs["input_ids"].shape[1], sampling)]
+                ),
+            }
+        if sampling.repetition_penalty != 1:
+            draw["repetition_penalty"] = sampling.repetition_penalty
+        output = self.model.generate(**inputs, max_new_tokens=sampling.max_tokens, **draw)
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        samples = [self._sample(tokens) for tokens in new]
+        self._count(len(batch), int(inputs["attention_mask"].sum()), sum(s.tokens for s in samples))
+        return [samples[start : start + sampling.n] for start in range(0, len(samples), sampling.n)]
 
     @torch.inference_mode()
     def choice_logprobs(
@@ -138,40 +160,31 @@ class TransformersBackend:
         return replies
 
     def _encode(self, requests: Sequence[Request]) -> dict[str, Any]:
-        texts = [self._render(request) for request in requests]
-        images = [_open_image(path) for request in requests for path in request.images]
+        patch = self.processor.image_processor.patch_size if self.sees_images else 0
+        images: list[Any] = []
+        videos: list[Any] = []
+        told: dict[str, Any] = {}
+        for request in requests:
+            more_images, more_videos, more_told = load_pixels(request, patch)
+            images += more_images
+            videos += more_videos
+            for key, value in more_told.items():
+                told[key] = told.get(key, []) + value if isinstance(value, list) else value
         if images and not self.sees_images:
             raise UniDPOError(f"{self.options.model} cannot see images, but its requests carry some")
-        extra = {"images": images} if images else {}
-        inputs = self.processor(text=texts, padding=True, return_tensors="pt", **extra)
+        shown = {name: pixels for name, pixels in (("images", images), ("videos", videos)) if pixels}
+        texts = [prompt_of(self.processor, request.items(), self.style, request.system) for request in requests]
+        inputs = self.processor(text=texts, padding=True, return_tensors="pt", **shown, **told)
         return dict(inputs.to(self.device))
-
-    def _render(self, request: Request) -> str:
-        content: Any = request.prompt
-        if self.sees_images:
-            content = [{"type": "image"} for _ in request.images] + [{"type": "text", "text": request.prompt}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        if request.prompt.strip() not in text:
-            raise UniDPOError(
-                f"{self.options.model}: its chat template drops the question. Base checkpoints of Qwen2-VL do that; "
-                "take the instruct checkpoint or give the folder an instruct chat_template"
-            )
-        return text
 
     def _sample(self, tokens: list[int]) -> Sample:
         end = next((index for index, token in enumerate(tokens) if token in self.end_tokens), None)
         kept = tokens[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
         return Sample(text, len(kept), finished=end is not None)
 
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _pixel_limits(self) -> dict[str, int]:
-        limits = {"min_pixels": self.options.min_pixels, "max_pixels": self.options.max_pixels}
-        return {name: value for name, value in limits.items() if value is not None}
 
     def _count(self, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
         self.usage.add(Usage(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
@@ -224,17 +237,3 @@ def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad: int) 
 def _batched(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     for start in range(0, len(requests), size):
         yield requests[start : start + size]
-
-
-def _open_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UniDPOError(f"image {path} cannot be read: {error}") from error
-
-
-def _resolve_device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,14 +1,13 @@
-"""Answers from vLLM in this process."""
+"""Answers from vLLM in this process: it is handed many requests at once and batches them itself."""
 
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm import LLM, SamplingParams
-
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import (
     AnswerLogprob,
+    Backend,
     Failure,
     Request,
     Sample,
@@ -17,63 +16,77 @@ from uni_dpo.models.backends.base import (
     first_tokens,
     logsumexp,
 )
-from uni_dpo.models.backends.images import data_url
 from uni_dpo.models.backends.settings import VLLMOptions
+from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.models.loading import load_processor, one_line
+from uni_dpo.models.prompt import detect_style, parse_style, prompt_of, sees_images
+from uni_dpo.models.vision import QWEN2_PATCH, load_pixels
 
 REPORTED_TOKENS = 20
 """The most alternatives per token that older versions of vLLM report unless told otherwise."""
 
 
-class VLLMBackend:
+class VLLMBackend(Backend):
     """See `Backend`."""
 
     Options = VLLMOptions
+    comfortable_batch = 128
+    """vLLM schedules them itself; this many are what a kill can cost."""
 
     def __init__(self, options: VLLMOptions) -> None:
+        """Start the engine.
+
+        Raises:
+            UniDPOError: vLLM is not installed or cannot load the model, or the model is a LoRA adapter.
+        """
+        checkpoint = find_checkpoint(options.model, options.adapter)
+        if checkpoint.adapter is not None:
+            raise UniDPOError(
+                f"backend vllm takes merged weights; {checkpoint.adapter} is a LoRA adapter: merge it with "
+                "`llamafactory-cli export`, or use backend transformers"
+            )
+        try:
+            import vllm
+        except ImportError as error:
+            raise UniDPOError(f"backend vllm: {error}; install vllm, or use backend transformers") from error
         self.options = options
         self.usage = Usage()
+        self._vllm = vllm
+        self.processor = load_processor(checkpoint, trust_remote_code=options.trust_remote_code)
+        self.style = parse_style(options.prompt_style) or detect_style(self.processor, options.model)
+        self.patch = self.processor.image_processor.patch_size if sees_images(self.processor) else QWEN2_PATCH
         pixels = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-        try:
-            self.llm = LLM(
-                model=options.model,
-                dtype=options.dtype,
-                max_model_len=options.max_model_len,
-                limit_mm_per_prompt={"image": options.max_images},
-                mm_processor_kwargs={name: value for name, value in pixels.items() if value is not None},
-                trust_remote_code=options.trust_remote_code,
-                tensor_parallel_size=options.tensor_parallel_size,
-                gpu_memory_utilization=options.gpu_memory_utilization,
-                enforce_eager=options.enforce_eager,
-            )
-        except (OSError, ValueError) as error:
-            raise UniDPOError(f"vLLM cannot load {options.model!r}: {error}") from error
+        settings: dict[str, Any] = {
+            "model": str(checkpoint.base),
+            "dtype": options.dtype,
+            "max_model_len": options.max_model_len,
+            "limit_mm_per_prompt": {"image": options.max_images},
+            "mm_processor_kwargs": {name: value for name, value in pixels.items() if value is not None},
+            "trust_remote_code": options.trust_remote_code,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "gpu_memory_utilization": options.gpu_memory_utilization,
+            "enforce_eager": options.enforce_eager,
+        }
+        with one_line(options.model, "vLLM: "):
+            self.llm = vllm.LLM(**{**settings, **(options.more or {})})
         self.tokenizer = self.llm.get_tokenizer()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         """See `Backend.generate`."""
         params = [
-            SamplingParams(
+            self._vllm.SamplingParams(
                 n=sampling.n,
                 seed=request.seed % 2**31,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 max_tokens=sampling.max_tokens,
+                repetition_penalty=sampling.repetition_penalty,
+                detokenize=False,
             )
             for request in requests
         ]
-        outputs = self._chat([_messages(request) for request in requests], params)
-        return [
-            [
-                Sample(
-                    answer.text.strip(),
-                    len(answer.token_ids) - (answer.finish_reason == "stop"),
-                    finished=answer.finish_reason == "stop",
-                )
-                for answer in output.outputs
-            ]
-            for output in outputs
-        ]
+        return [[self._sample(answer) for answer in output.outputs] for output in self._ask(requests, params)]
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]
@@ -81,11 +94,11 @@ class VLLMBackend:
         """See `Backend.choice_logprobs`; exact where vLLM reports tokens by id, else among the 20 likeliest."""
         tokens = first_tokens(self._token_ids, choices, self.options.model)
         wanted = [token for own in tokens.values() for token in own]
-        by_id = "logprob_token_ids" in inspect.signature(SamplingParams).parameters
+        by_id = "logprob_token_ids" in inspect.signature(self._vllm.SamplingParams).parameters
         reported_tokens = {"logprob_token_ids": wanted} if by_id else {"logprobs": REPORTED_TOKENS}
-        params = SamplingParams(temperature=0.0, max_tokens=1, **reported_tokens)
+        params = self._vllm.SamplingParams(temperature=0.0, max_tokens=1, **reported_tokens)
         replies: list[dict[str, float] | Failure] = []
-        for output in self._chat([_messages(request) for request in requests], params):
+        for output in self._ask(requests, params):
             reported = output.outputs[0].logprobs[0]
             replies.append(
                 {
@@ -97,33 +110,36 @@ class VLLMBackend:
 
     def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
         """See `Backend.answer_logprobs`."""
-        conversations = [
-            [*_messages(request), {"role": "assistant", "content": answer}]
-            for request, answer in zip(requests, answers, strict=True)
-        ]
-        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-        outputs = self._chat(conversations, params, add_generation_prompt=False, continue_final_message=True)
+        params = self._vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         replies: list[AnswerLogprob | Failure] = []
-        for output, answer in zip(outputs, answers, strict=True):
+        for output, answer in zip(self._ask(requests, params, answers), answers, strict=True):
             # Image tokens are expanded in the prompt, so the answer is found from the end.
             count = len(self._token_ids(answer))
             pairs = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-count:] if count else []
             replies.append(AnswerLogprob(sum(reported[token].logprob for token, reported in pairs), count))
         return replies
 
-    def _chat(self, conversations: list[Any], params: Any, **settings: Any) -> list[Any]:
-        outputs = list(self.llm.chat(conversations, params, use_tqdm=False, **settings))
+    def _ask(self, requests: Sequence[Request], params: Any, answers: Sequence[str] | None = None) -> list[Any]:
+        """Put rendered prompts to vLLM, each followed by the beginning of its answer where there are `answers`."""
+        begun = answers or [""] * len(requests)
+        prompts = [self._prompt(request, answer) for request, answer in zip(requests, begun, strict=True)]
+        outputs = list(self.llm.generate(prompts, params, use_tqdm=False))
         for output in outputs:
             made = sum(len(answer.token_ids) for answer in output.outputs)
             self.usage.add(Usage(requests=1, prompt_tokens=len(output.prompt_token_ids), completion_tokens=made))
         return outputs
 
+    def _prompt(self, request: Request, answer: str) -> dict[str, Any]:
+        images, videos, _ = load_pixels(request, self.patch)
+        shown = {name: pixels for name, pixels in (("image", images), ("video", videos)) if pixels}
+        text = prompt_of(self.processor, request.items(), self.style, request.system) + answer
+        return {"prompt": text, **({"multi_modal_data": shown} if shown else {})}
+
+    def _sample(self, answer: Any) -> Sample:
+        # vLLM's running text holds back a character that the last token cuts in two; the tokens do not.
+        text = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        finished = answer.finish_reason == "stop"
+        return Sample(text.strip(), len(answer.token_ids) - finished, finished=finished)
+
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _messages(request: Request) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images
-    ]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": request.prompt}]}]

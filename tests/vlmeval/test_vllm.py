@@ -17,18 +17,19 @@ import pytest
 
 from uni_dpo.demo.benchmarks import write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.checkpoint import Checkpoint
-from uni_dpo.vlmeval.backends.vllm import VLLMBackend
-from uni_dpo.vlmeval.settings import ModelSettings
+from uni_dpo.models.backends import make_backend
 
 
-def test_an_adapter_and_a_missing_vllm_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ModelSettings.parse({"model_path": "tiny", "backend": "vllm"})
+def test_an_adapter_and_a_missing_vllm_are_named(
+    tiny_qwen2_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_qwen2_vl)}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
     with pytest.raises(UniDPOError, match="is a LoRA adapter: merge it with `llamafactory-cli export`"):
-        VLLMBackend(Checkpoint(tmp_path, tmp_path / "lora", "qwen2_vl"), settings, None)
+        make_backend({"backend": "vllm", "model": str(tmp_path)})
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UniDPOError, match=r"backend vllm: .*; install vllm, or use backend transformers"):
-        VLLMBackend(Checkpoint(tmp_path, None, "qwen2_vl"), settings, None)
+        make_backend({"backend": "vllm", "model": str(tiny_qwen2_vl)})
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,14 @@ import pytest
 
 from uni_dpo.demo.benchmarks import write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
-from uni_dpo.vlmeval.backends import Request, openai
-from uni_dpo.vlmeval.backends.openai import OpenAIBackend
+from uni_dpo.models.backends import Request, Sample, Sampling
+from uni_dpo.vlmeval import openai
+from uni_dpo.vlmeval.openai import OpenAIBackend
 from uni_dpo.vlmeval.settings import ModelSettings
 
-REQUEST = Request([{"type": "text", "text": "Who?"}], None, "Be brief.")
+REQUEST = Request(seed=4, system="Be brief.", content=({"type": "text", "text": "Who?"},))
+GREEDY = Sampling(temperature=0.0)
+SOMEONE = [(0, [Sample("someone", 0, finished=True)])]
 
 
 class Server(ThreadingHTTPServer):
@@ -135,7 +138,7 @@ def test_a_server_answers_what_transformers_answers(
 def test_what_is_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     server = serve()
-    assert list(backend(server, max_new_tokens=7).generate([REQUEST])) == [(0, "someone")]
+    assert list(backend(server).stream([REQUEST], Sampling(temperature=0.0, max_tokens=7))) == SOMEONE
     assert server.bodies == [
         {
             "model": "tiny",
@@ -148,7 +151,7 @@ def test_what_is_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         }
     ]
     assert server.keys == {"Bearer secret"}
-    list(backend(server, do_sample=True, temperature=0.5, top_p=0.9, seed=4).generate([REQUEST]))
+    list(backend(server).stream([REQUEST], Sampling(temperature=0.5, top_p=0.9)))
     assert {key: server.bodies[1][key] for key in ("temperature", "top_p", "seed")} == {
         "temperature": 0.5, "top_p": 0.9, "seed": 4,
     }  # fmt: skip
@@ -159,7 +162,7 @@ def test_a_busy_server_is_asked_again(serve: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(openai.time, "sleep", pauses.append)
     server = serve()
     server.failures = [503, 429]
-    assert list(backend(server).generate([REQUEST])) == [(0, "someone")]
+    assert list(backend(server).stream([REQUEST], GREEDY)) == SOMEONE
     assert pauses == [1, 2]
 
 
@@ -168,11 +171,11 @@ def test_a_refusal_is_named(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None
     server = serve()
     server.failures = [400]
     with pytest.raises(UniDPOError, match=r"gave no answer: HTTP 400: .*busy"):
-        list(backend(server).generate([REQUEST]))
+        list(backend(server).stream([REQUEST], GREEDY))
     assert len(server.bodies) == 1, "the same bad request is not sent again"
     server.failures = [500] * openai.ATTEMPTS
     with pytest.raises(UniDPOError, match="HTTP 500"):
-        list(backend(server).generate([REQUEST]))
+        list(backend(server).stream([REQUEST], GREEDY))
 
 
 def test_an_unreachable_server_is_named_at_once(serve: Any) -> None:

@@ -6,7 +6,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from uni_dpo.vlmeval.backends import transformers as backend
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models import loading as backend
 
 
 def test_without_an_accelerator_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,8 +15,8 @@ def test_without_an_accelerator_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert backend.best_device() == "cpu"
     assert backend.best_attention("cpu", "torch.float32") == "sdpa"
-    assert backend._dtype(None, "cpu") is torch.float32
-    assert backend._dtype("float16", "cpu") is torch.float16
+    assert backend.find_dtype(None, "cpu") is torch.float32
+    assert backend.find_dtype("float16", "cpu") is torch.float16
 
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,4 +41,9 @@ def test_flash_attention_only_where_it_imports_and_can_run(monkeypatch: pytest.M
 def test_half_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
-        assert backend._dtype(None, "cuda:0") is dtype
+        assert backend.find_dtype(None, "cuda:0") is dtype
+
+
+def test_an_unknown_dtype_is_named() -> None:
+    with pytest.raises(UniDPOError, match=r"dtype is 'bfloat15'; it can be auto, .*; did you mean 'bfloat16'\?"):
+        backend.find_dtype("bfloat15", "cpu")

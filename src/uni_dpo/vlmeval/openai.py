@@ -1,8 +1,6 @@
 """Any server that speaks OpenAI's chat completions: `vllm serve`, `llamafactory-cli api`, hosted models."""
 
-import base64
 import http.client
-import io
 import json
 import os
 import time
@@ -13,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.vision import load_vision
-from uni_dpo.vlmeval.backends import Request
+from uni_dpo.models.backends.base import Failure, Request, Sample, Sampling, Usage
+from uni_dpo.models.vision import load_vision, png_url
 from uni_dpo.vlmeval.settings import ModelSettings
 
 ATTEMPTS = 4
@@ -39,6 +37,7 @@ class OpenAIBackend:
             UniDPOError: no server answers there.
         """
         self.settings = settings
+        self.usage = Usage()
         self.url = str(settings.base_url).rstrip("/")
         try:
             self._call("/models", None, timeout=min(settings.timeout, 20))
@@ -49,18 +48,18 @@ class OpenAIBackend:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UniDPOError(f"no OpenAI-compatible server answers at {self.url}: {_reason(error)}") from error
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample] | Failure]]:
         """Yield answers as the server finishes them."""
         pool = ThreadPoolExecutor(self.settings.concurrency)
         try:
-            waiting = {pool.submit(self._answer, request): i for i, request in enumerate(requests)}
+            waiting = {pool.submit(self._answer, request, sampling): i for i, request in enumerate(requests)}
             for finished in as_completed(waiting):
-                yield waiting[finished], finished.result()
+                yield waiting[finished], [Sample(finished.result().strip(), 0, finished=True)]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _answer(self, request: Request) -> str:
-        body = self._body(request)
+    def _answer(self, request: Request, sampling: Sampling) -> str:
+        body = self._body(request, sampling)
         for attempt in range(ATTEMPTS):
             try:
                 reply = self._call("/chat/completions", body, self.settings.timeout)
@@ -75,26 +74,24 @@ class OpenAIBackend:
                 time.sleep(2**attempt)
         raise UniDPOError(f"{self.url} gave no answer: {reason}")
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        settings = self.settings
+    def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         images, videos, _ = load_vision(request.content)
         if videos:
             raise UniDPOError("backend openai sends images only; evaluate videos with backend transformers")
         pictures = iter(images)
         content = [
-            {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}}
+            {"type": "image_url", "image_url": {"url": png_url(next(pictures))}}
             if item["type"] == "image"
             else {"type": "text", "text": item["text"]}
             for item in request.content
         ]
         turns = [{"role": "system", "content": request.system}] if request.system is not None else []
-        drawn = settings.sampling()
-        drawn.pop("top_k", None)  # not part of this protocol
+        drawn = {"seed": request.seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
         return {
-            "model": settings.model_path,
+            "model": self.settings.model_path,
             "messages": [*turns, {"role": "user", "content": content}],
-            "max_tokens": settings.max_new_tokens,
-            **({"seed": settings.seed, **drawn} if drawn else {"temperature": 0}),
+            "max_tokens": sampling.max_tokens,
+            **(drawn if sampling.temperature else {"temperature": 0}),
         }
 
     def _call(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
@@ -108,12 +105,6 @@ class OpenAIBackend:
         )
         with urllib.request.urlopen(call, timeout=timeout) as reply:
             return json.load(reply)
-
-
-def _data_url(image: Any) -> str:
-    packed = io.BytesIO()
-    image.save(packed, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
 def _reason(error: Exception) -> str:

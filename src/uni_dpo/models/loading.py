@@ -1,0 +1,210 @@
+"""The one place where a language or vision-language model is loaded: full weights, an adapter, quantized or not."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.models.checkpoint import Checkpoint
+
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("4bit", "8bit")
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: Any = "auto",
+    device: str | None = "auto",
+    attention: str | None = None,
+    quantization: str | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+    merge: bool = True,
+    **more: Any,
+) -> Any:
+    """Load a model with its adapter, ready to be asked.
+
+    Args:
+        checkpoint: what `find_checkpoint` found.
+        dtype: of the weights: `auto` is the checkpoint's own, None what suits the device; a name or a torch dtype.
+        device: where to put it; `auto` takes the accelerator if there is one, None leaves it where it was loaded.
+        attention: transformers' name of an implementation.
+        quantization: `4bit` or `8bit` by bitsandbytes.
+        device_map: spreads one model over several devices, in place of `device`.
+        merge: put the adapter's weights into the base's; otherwise it stays an adapter of PEFT. Quantized weights are
+            not merged.
+        more: further arguments of `from_pretrained`.
+
+    Raises:
+        UniDPOError: it cannot be loaded, or device, dtype or quantization is not to be had here.
+    """
+    import transformers
+    from packaging.version import Version
+
+    where = best_device() if device in ("auto", None) else str(device)
+    named = {
+        "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype": find_dtype(dtype, where)
+    }
+    trust = {"trust_remote_code": trust_remote_code}
+    if quantization is not None:
+        more["quantization_config"] = _quantization(quantization, named)
+        device_map = device_map or {"": where}
+    with one_line(checkpoint):
+        config = transformers.AutoConfig.from_pretrained(checkpoint.base, **trust)
+        quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
+        seeing = transformers.AutoModelForImageTextToText
+        sees = type(config) in seeing._model_mapping or "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
+        model = (seeing if sees else transformers.AutoModelForCausalLM).from_pretrained(
+            checkpoint.base,
+            **({"attn_implementation": attention} if attention else {}),
+            **({"device_map": device_map} if device_map else {}),
+            **named,
+            **trust,
+            **more,
+        )
+        if checkpoint.adapter is not None:
+            model = add_adapter(model, checkpoint)
+            model = model.merge_and_unload() if merge and not quantized else model
+        if device is None or device_map or quantized:
+            return model.eval()
+        return model.to(where).eval()
+
+
+def add_adapter(model: Any, checkpoint: Checkpoint, **more: Any) -> Any:
+    """Lay the checkpoint's adapter on its base, as an adapter of PEFT.
+
+    Args:
+        more: further arguments of `PeftModel.from_pretrained`, such as `is_trainable`.
+
+    Raises:
+        UniDPOError: it does not fit that model.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # PEFT only warns where an adapter's weights find no place, and leaves the model as it was.
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, str(checkpoint.adapter), **more)
+        except (OSError, ValueError, RuntimeError, UserWarning) as error:
+            reason = str(error).splitlines()[0][:300]
+            raise UniDPOError(f"the adapter {checkpoint.adapter} does not fit {checkpoint.base}: {reason}") from error
+
+
+def load_processor(
+    checkpoint: Checkpoint,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load the processor of a vision-language model, or the tokenizer of a text model; it has a padding token.
+
+    Raises:
+        UniDPOError: it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    given = {name: value for name, value in limits.items() if value is not None}
+    with one_line(checkpoint.processor, "tokenizer and processor of "):
+        processor = AutoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code, **given)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+@contextmanager
+def one_line(checkpoint: Any, what: str = "") -> Iterator[None]:
+    """Turn what loading raises in this block into one line that names the checkpoint.
+
+    Raises:
+        UniDPOError: because of the first line of what was raised.
+    """
+    try:
+        yield
+    except UniDPOError:
+        raise
+    except Exception as error:  # safetensors, tokenizers, torch and PEFT have exceptions of their own
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise UniDPOError(f"{checkpoint} does not fit into memory: {error}") from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UniDPOError(f"{what}{checkpoint} cannot be loaded: {reason}") from error
+
+
+def find_dtype(name: Any, device: str) -> Any:
+    """Turn a name into torch's dtype; `auto` stays, None is what suits `device`.
+
+    Raises:
+        UniDPOError: no such dtype.
+    """
+    import torch
+
+    if name == "auto" or isinstance(name, torch.dtype):
+        return name
+    if name is not None:
+        check_dtype(name)
+        return getattr(torch, name)
+    if device == "cpu":
+        return torch.float32
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def check_dtype(name: str | None, where: str = "") -> None:
+    """Raise a UniDPOError where no weights can have this dtype."""
+    if name is not None and name not in ("auto", *DTYPES):
+        hint = did_you_mean(name, DTYPES)
+        raise UniDPOError(f"{where}dtype is {name!r}; it can be auto, float32, bfloat16 or float16{hint}")
+
+
+def best_device() -> str:
+    """Name the accelerator of this process, or the CPU.
+
+    Under torchrun each process takes the device of its own number; where the launcher has shown it a single
+    device, that one.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        return f"cuda:{local_rank if local_rank < torch.cuda.device_count() else 0}"
+    accelerator = getattr(torch, "accelerator", None)
+    if accelerator is not None and accelerator.is_available():
+        return str(accelerator.current_accelerator())
+    return "cpu"
+
+
+def best_attention(device: str, dtype: str) -> str:
+    """Name FlashAttention where it imports and can run, PyTorch's own fused attention elsewhere."""
+    if device.startswith("cuda") and "16" in dtype:
+        try:
+            import flash_attn  # noqa: F401
+        except ImportError:
+            return "sdpa"
+        return "flash_attention_2"
+    return "sdpa"
+
+
+def _quantization(wanted: str, named: dict[str, Any]) -> Any:
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise UniDPOError(f"quantization {wanted} needs bitsandbytes, which is not installed")
+    compute = next(iter(named.values()))
+    if wanted == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute if isinstance(compute, torch.dtype) else torch.bfloat16,
+    )
