@@ -1,12 +1,19 @@
 """The grader `math`: is an answer's final result equal to the reference as mathematics?
 
 Equality is that of math-verify (the extra `math`): fractions, roots, units, tuples, intervals, sets and expressions
-that are the same after simplification.
+that are the same after simplification. It runs in a process of its own, this module started as a script: one JSON line
+in, `[wanted, given, whole text]`, one JSON line out, true, false, or null where nothing was found. A model can write
+what takes for ever to compute or fills the memory, and often inside C code that no Python signal handler stops. So the
+alarm there keeps its default action, which ends the process, and memory is limited; whoever asked starts another one.
 """
 
 import atexit
 import json
+import logging
+import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -14,14 +21,17 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
-from uni_dpo.graders.math_equality import READY
 
 SECONDS = 10
 """For one comparison; an expression that takes longer counts as not to be graded."""
+MEMORY = 4 * 1024**3
+"""Bytes of address space of the process that compares."""
+READY = "ready"
 READ_FROM_END = 1_000
 """Characters of an answer without a box in which its last expression is looked for."""
 
@@ -122,11 +132,14 @@ class _Comparer:
             return equal
 
     def _start(self) -> "subprocess.Popen[str]":
-        script = Path(__file__).with_name("math_equality.py")
         pipe = subprocess.PIPE
-        # -P: the script's folder has modules whose names must not stand before those of others.
-        command = [sys.executable, "-P", str(script), str(SECONDS)]
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        # -P: a module of the folder it is started in must not stand before one that it imports.
+        command = [sys.executable, "-P", "-m", __name__, str(SECONDS)]
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
         assert process.stdout is not None
         if process.stdout.readline().strip() != READY:
             raise UniDPOError(f"math-verify does not start; `{' '.join(command)}` says why")
@@ -140,3 +153,31 @@ class _Comparer:
 
 
 _comparer = _Comparer()
+
+
+def _serve(seconds: int) -> None:
+    """Say that this process is ready; then compare until there is no more input."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def expression(text: str) -> list[Any]:
+        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+
+    logging.disable()
+    print(READY, flush=True)
+    for line in sys.stdin:
+        wanted, given, whole_text = json.loads(line)
+        signal.alarm(seconds)
+        try:
+            found = parse(given, parsing_timeout=None) if whole_text else expression(given)
+            equal = verify(expression(wanted), found, timeout_seconds=None) if found else None
+        except Exception:  # of a library that is handed anything: what it cannot read, it cannot compare
+            equal = None
+        signal.alarm(0)
+        print(json.dumps(equal), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -26,9 +26,10 @@ _known: dict[Kind, dict[str, Any]] = {
     "checker": {"first_token": f"{_ENGINE}.checkers:FirstTokenChecker"},
     "grader": {
         "exact": f"{_GRADERS}.grading:exact",
-        "numeric": f"{_GRADERS}.grading:numeric",
-        "multiple_choice": f"{_GRADERS}.grading:multiple_choice",
+        "numeric": f"{_GRADERS}.numeric:numeric",
+        "multiple_choice": f"{_GRADERS}.multiple_choice:multiple_choice",
         "math": f"{_GRADERS}.mathematics:grade",
+        "vqa": f"{_GRADERS}.vqa:vqa",
     },
     "pipeline": {
         name: f"{_ENGINE}.pipelines.{name}:PIPELINE"

@@ -16,7 +16,7 @@ class VerifiableOptions:
     """Settings under `reward:`.
 
     Attributes:
-        grader: `exact`, `numeric`, `multiple_choice`, `math`, or `package.module:function` (see `graders`).
+        grader: `exact`, `numeric`, `multiple_choice`, `math`, `vqa`, or `package.module:function` (see `graders`).
         low, high: the scores of the grades 0 and 1.
         keep_ungradable: an answer in which the grader finds nothing gets the lowest score; otherwise it is
             put aside. It is counted either way.

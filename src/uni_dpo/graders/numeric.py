@@ -1,0 +1,146 @@
+"""The grader `numeric`: is the number that an answer states the reference's?"""
+
+import math
+import re
+import unicodedata
+from typing import NamedTuple
+
+from uni_dpo.data.questions import Question
+from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import reference_of
+
+
+class Stated(NamedTuple):
+    """A number as an answer states it: low and high end (the same but for a range), and what to multiply it by."""
+
+    low: float
+    high: float
+    scale: float = 1.0
+
+
+_SCALES = {
+    "%": 0.01, "percent": 0.01, "per cent": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12,
+    "千": 1e3, "万": 1e4, "亿": 1e8,
+}  # fmt: skip
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u202f]\d{3})+(?![\d.]*\d)|\d+)(?:\.\d+)?|\.\d+"
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\]%])[-+](?=[.\d$€£¥\\])|\b(?:minus|negative)\s+|负\s*)?[$€£¥]?\s?(?:"
+    rf"\\[dt]?frac\s*\{{(?P<top>-?(?:{_PLAIN}))\}}\s*\{{(?P<bottom>{_PLAIN})\}}"
+    r"|(?<![\w.])(?:(?P<whole>\d{1,3})[ -])?(?P<part>\d[\d,]*(?:\.\d+)?)\s?/\s?(?P<of>\d+(?:\.\d+)?)"
+    r"|(?<![\w.])10\s*\^\s*\{?(?P<bare_power>[-+]?\d+)\}?"
+    rf"|(?<![A-Za-z_.\d])(?P<number>{_PLAIN})(?!D\b)"
+    r"(?:[eE](?P<e>[-+]?\d+)|\s*(?:[x×*·]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?(?P<power>[-+]?\d+)\}?)?"
+    rf")(?!\d)(?:\s?\\?(?P<scale>{'|'.join(_SCALES)}))?",
+    re.IGNORECASE,
+)
+_RANGE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:-|~|\bto\b|至|到|\band\b)\s*$")
+_UNIT_DIGIT = re.compile(r"(?<=[A-Za-zΩ])\s?\^\s?\{?-?\d+\}?|(?<=m)[23]\b")
+_ENTRY = re.compile(r"(?m)^\s*(?:\(\d{1,2}\)|\d{1,2}[.)、])\s+(?=\S)")
+_LABEL = re.compile(r"(?i)\b(?:step|figure|fig\.?|image|table|equation|option|question)\s+\d+\b|第\s*\d+\s*[步张题]")
+_BULLET = re.compile(r"(?m)^\s*[-+]\s+")
+_SAID = re.compile(
+    r"(?i)\b(?:answer|result|total|sum)\b[^.\d\n=]{0,20}?(?:\bis\b|\bwas\b|\bbe\b|\bequals\b|:|=|≈|->|→)"
+    r"|(?:答案|结果)\s*(?:应该|应)?\s*(?:是|为|:)|<answer>|\\boxed\s*(?=\{)|^####",
+    re.MULTILINE,
+)
+_END = re.compile(r"[.!?](?=\s|$)|[。;\n]|</answer>")
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True))
+_DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
+
+
+def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute: float = 1e-9) -> float | None:
+    """1 where the number that the answer states equals the reference within tolerance; None where it states none.
+
+    45 % is right for 45 %, for 45 and for 0.45, and 5 million for 5 million, 5 and 5,000,000. A range is no number,
+    unless the reference is a range too: then both ends count.
+    """
+    wanted = stated(reference_of(question))
+    if wanted is None:
+        raise UniDPOError(f"{question.called}: the reference {question.reference!r} holds no number")
+    given = stated(answer)
+    if given is None or (given.low == given.high) != (wanted.low == wanted.high):
+        return None
+
+    def close(scale: float, other: float) -> bool:
+        pairs = ((given.low * scale, wanted.low * other), (given.high * scale, wanted.high * other))
+        return all(math.isclose(one, two, rel_tol=relative, abs_tol=absolute) for one, two in pairs)
+
+    one_has_a_scale = (given.scale == 1) != (wanted.scale == 1)
+    return float(close(given.scale, wanted.scale) or (one_has_a_scale and close(1, 1)))
+
+
+def last_number(text: str) -> float | None:
+    """The number that a text states, as `stated` finds it, its scale left out: 12 % counts as 12; None for a range."""
+    found = stated(text)
+    return found.low if found is not None and found.low == found.high else None
+
+
+def stated(text: str) -> Stated | None:
+    """The number behind the last `answer is` or in the last box, else the last number; None where there is none.
+
+    1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read. Digits of units (m²) and names
+    (CO2), and the numbers of list entries, steps and figures do not count.
+    """
+    text = _normal(text)
+    cues = list(_SAID.finditer(text))
+    if cues:
+        rest = text[cues[-1].end() :].lstrip()
+        said = rest[: end.start()] if (end := _END.search(rest)) else rest
+        if found := _numbers(re.split(r"[=≈]", said)[-1]):
+            return found[0]
+    without = _LABEL.sub(" ", _ENTRY.sub(" ", text))
+    found = _numbers(without)
+    if not found and len(_ENTRY.findall(text)) == 1:
+        found = _numbers(text)
+    return found[-1] if found else None
+
+
+def _normal(text: str) -> str:
+    text = re.sub(r"10([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "10^" + "".join(_SUPERSCRIPTS[c] for c in m[1]), text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉⁻⁺]+", " ", text)
+    text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
+    text = unicodedata.normalize("NFKC", text).translate(_DASHES)
+    text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ").replace("**", "")
+    return _BULLET.sub(" ", _UNIT_DIGIT.sub(" ", text))
+
+
+def _numbers(text: str) -> list[Stated]:
+    """The numbers of a text in order; two that are the ends of a range as one."""
+    found: list[Stated] = []
+    end = 0
+    for match in _NUMBER.finditer(text):
+        number = _value(match)
+        if number is None:
+            continue
+        last = found[-1] if found else None
+        gap = text[end : match.start()]
+        if last and last.low == last.high < number.low and _RANGE.match(gap) and not match["sign"]:
+            between = "and" not in gap or "between" in text[: match.start()].casefold()
+            if between:
+                found[-1] = Stated(last.low, number.low, number.scale)
+                end = match.end()
+                continue
+        found.append(number)
+        end = match.end()
+    return found
+
+
+def _value(match: "re.Match[str]") -> Stated | None:
+    def number(group: str) -> float:
+        return float(re.sub(r"[,\s]", "", match[group] or "0"))
+
+    try:
+        if match["top"]:
+            value = number("top") / number("bottom")
+        elif match["of"]:
+            value = number("whole") + number("part") / number("of")
+        elif match["bare_power"]:
+            value = 10.0 ** int(match["bare_power"])
+        else:
+            value = float(f"{re.sub(r'[, ]', '', match['number'])}e{match['e'] or match['power'] or 0}")
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return None
+    if not math.isfinite(value):
+        return None
+    sign = -1.0 if (match["sign"] or "").strip().casefold() in ("-", "minus", "negative", "负") else 1.0
+    return Stated(sign * value, sign * value, _SCALES[(match["scale"] or "").casefold()] if match["scale"] else 1.0)

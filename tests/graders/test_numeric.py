@@ -1,0 +1,107 @@
+"""Numbers as models write them, and what they are equal to."""
+
+import pytest
+
+from uni_dpo.engine import Question
+from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.numeric import last_number, numeric
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("there are 3 of 12", 12.0),
+        ("1,234.5 metres", 1234.5),
+        ("12cm", 12.0),
+        ("-4", -4.0),
+        ("5-3", 3.0),
+        ("about 3/4", 0.75),
+        ("2e-3", 0.002),
+        ("45%", 45.0),
+        ("The answer is 7.", 7.0),
+        (".5", 0.5),
+        ("1/0", None),
+        ("none", None),
+        ("It is \u22122 degrees.", -2.0),
+        ("\u20132", -2.0),
+        ("－２", -2.0),
+        ("minus 2", -2.0),
+        ("负2", -2.0),
+        ("-$5", -5.0),
+        ("x=-5", -5.0),
+        ("- 5 apples", 5.0),
+        ("１２３", 123.0),
+        ("1,234,567", 1234567.0),
+        ("1 234 567 m", 1234567.0),
+        ("1{,}234", 1234.0),
+        ("$1,250.", 1250.0),
+        ("1,2,3", 3.0),
+        ("3.2×10⁸ m/s", 3.2e8),
+        ("3 x 10^{-5}", 3e-5),
+        (r"3 \times 10^4", 3e4),
+        ("10^6", 1e6),
+        ("1.5E+03", 1500.0),
+        ("½", 0.5),
+        ("2½ cups", 2.5),
+        ("1 1/2", 1.5),
+        (r"\frac{3}{4}", 0.75),
+        ("5 m2", 5.0),
+        ("5 m²", 5.0),
+        ("5 m^2", 5.0),
+        ("12 km/h", 12.0),
+        ("90°", 90.0),
+        ("CO2", None),
+        ("H2O and 3D", None),
+        ("1. cat\n2. dog", None),
+        ("1) 5 apples", 5.0),
+        ("7. There are seven", 7.0),
+        ("Figure 2 shows 12 apples", 12.0),
+        ("Step 1: add. Step 2: 3 + 4 = 7", 7.0),
+        ("The answer is 7. I counted 12 earlier.", 7.0),
+        ("The answer is 3 + 4 = 7.", 7.0),
+        ("答案是 42。共有 3 步", 42.0),
+        (r"\boxed{8} of 10", 8.0),
+        ("#### 18", 18.0),
+        ("between 3 and 5", None),
+        ("3 and 5", 5.0),
+        ("3-5", None),
+        ("3 to 5 metres", None),
+        ("3~5个", None),
+    ],
+)
+def test_the_number_that_a_text_states(text: str, number: float | None) -> None:
+    assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "grade"),
+    [
+        ("3.1416", "3.14159", 1.0),
+        ("3.2", "3.14159", 0.0),
+        ("three", "3", None),
+        ("45%", "0.45", 1.0),
+        ("45%", "45", 1.0),
+        ("45 percent", "45%", 1.0),
+        ("0.45", "45%", 1.0),
+        ("4.5", "45%", 0.0),
+        ("45%", "4.5%", 0.0),
+        ("5 million", "5,000,000", 1.0),
+        ("5 million", "5", 1.0),
+        ("3万", "30000", 1.0),
+        ("3-5", "3 to 5", 1.0),
+        ("3-6", "3 to 5", 0.0),
+        ("3-5", "4", None),
+        ("4", "3-5", None),
+        ("\u22122", "-2", 1.0),
+        ("\u22122", "2", 0.0),
+    ],
+)
+def test_numeric_has_a_tolerance_and_tells_wrong_from_ungradable(
+    answer: str, reference: str, grade: float | None
+) -> None:
+    assert numeric(answer, Question("q", "?", reference=reference)) == grade
+
+
+def test_a_reference_without_a_number_is_refused() -> None:
+    with pytest.raises(UniDPOError, match="question q: the reference 'x' holds no number"):
+        numeric("3", Question("q", "?", reference="x"))
