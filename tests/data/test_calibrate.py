@@ -71,7 +71,26 @@ def test_rows_without_scores_are_all_named_and_nothing_is_written(tmp_path) -> N
         run(tmp_path, [*ROWS, {"judge": "mild", "score_chosen": None, "score_rejected": "2"}], by="judge")
     assert [(fault.row, fault.field) for fault in caught.value.faults] == [(4, "score_chosen"), (4, "score_rejected")]
     assert not (tmp_path / "out.json").exists()
-    with pytest.raises(UniDPOError, match="the lower end belongs first"):
+    with pytest.raises(UniDPOError, match="the lower one first"):
         run(tmp_path, low=3, high=3)
     with pytest.raises(PreferenceDataError, match="row 0, nobody: no rater"):
         run(tmp_path, by="nobody")
+
+
+@pytest.mark.parametrize("method", ["linear", "rank", "zscore"])
+def test_huge_scores_give_finite_ones_in_their_order(tmp_path, method) -> None:
+    """The largest goes to the top and the smallest to the bottom; the two between them are at the middle."""
+    rows = [
+        {"id": 1, "score_chosen": 3e38, "score_rejected": -3e38},
+        {"id": 1, "score_chosen": 1, "score_rejected": 0},
+    ]
+    result, (first, second) = run(tmp_path, [row | {"judge": "all"} for row in rows], method=method, by="judge")
+    new = [first["score_rejected"], second["score_rejected"], second["score_chosen"], first["score_chosen"]]
+    expected = {"linear": [0, 2.5, 2.5, 5], "rank": [0.625, 1.875, 3.125, 4.375]}
+    spread = 2.5 / 3 * math.sqrt(2)  # the deviation of 1, -1, 0, 0 is 1/√2
+    assert new == pytest.approx(expected.get(method, [2.5 - spread, 2.5, 2.5, 2.5 + spread]))
+    assert all(map(math.isfinite, result.agreement))
+    with pytest.raises(UniDPOError, match="two finite numbers"):
+        run(tmp_path, low=-1e308, high=1e308)
+    with pytest.raises(PreferenceDataError, match="too large"):
+        run(tmp_path, [{"score_chosen": 1e308, "score_rejected": -1e308}])

@@ -6,7 +6,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from uni_dpo.data.convert import convert
+from uni_dpo.data.calibrate import calibrate
+from uni_dpo.data.convert import convert, parse_columns
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.errors import UniDPOError
@@ -64,7 +65,7 @@ def test_no_row_reads_or_writes_outside_its_folders(folder, good_row, path) -> N
     Image.new("RGB", (4, 4)).save(secret)
     source = folder / "in.json"
     source.write_text(json.dumps([good_row(images=[path])]))
-    with pytest.raises(PreferenceDataError, match=r"in\.json, row 0, images: .* leaves "):
+    with pytest.raises(PreferenceDataError, match=r"in\.json, row 0 \(line 1\), images: .* leaves "):
         convert(source, folder / "out.json", image_dir=folder / "copies", image_root=folder)
     assert not (folder / "out.json").exists()
     encoded = {"bytes": secret.read_bytes(), "path": f"../../{path}"}
@@ -137,7 +138,90 @@ def test_other_column_names_are_found_by_auto(folder) -> None:
 def test_what_is_no_file_is_named_and_not_read(folder, good_row, path: str) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "in.json").write_text(json.dumps([good_row(0, images=[path])]))
-    with pytest.raises(UniDPOError, match=r"row 0, images: .*is a (named pipe|device)|is not an image|leaves"):
+    with pytest.raises(UniDPOError, match=r"row 0 .*images: .*is a (pipe or device)|leaves"):
         convert(folder / "in.json", folder / "out.jsonl", image_dir=folder / "copies", image_root=folder)
     with pytest.raises(UniDPOError, match="row 0"):
         convert(folder / "in.json", folder / "out.jsonl", image_dir=folder / "copies")
+
+
+def saved_splits(folder: Path) -> Path:
+    def table(kind: str, count: int) -> datasets.Dataset:
+        rows = [{"question": f"{kind} {n}?", "chosen": "a", "rejected": "b", "ds_name": "x"} for n in range(count)]
+        return datasets.Dataset.from_list([row | {"image": "images/red.png"} for row in rows])
+
+    datasets.DatasetDict(train=table("train", 3), test=table("test", 2)).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def test_splits_stay_apart(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    source = saved_splits(folder)
+    result = convert(source, folder / "out", from_format="vqa-rad", to_format="trl")
+    written = datasets.load_from_disk(folder / "out")
+    assert {name: len(rows) for name, rows in written.items()} == {"train": 3, "test": 2}
+    assert written["test"][1]["prompt"][0]["content"][-1]["text"] == "test 1?"
+    assert written["test"][1]["images"][0].size == Image.open(folder / "images/red.png").size
+    assert "lost: column ds_name: 5" in result.lines()
+    with pytest.raises(PreferenceDataError, match=r"several splits \(train, test\)"):
+        convert(source, folder / "out.jsonl", from_format="vqa-rad")
+    assert convert(source, folder / "out.jsonl", from_format="vqa-rad", split="test").written == 2
+    with pytest.raises(PreferenceDataError, match="no split 'dev'; it has train, test"):
+        convert(source, folder / "dev.jsonl", from_format="vqa-rad", split="dev")
+
+
+def test_files_named_after_splits_are_splits(folder, good_row) -> None:
+    (folder / "parts").mkdir()
+    for name, count in (("train-00000-of-00002", 2), ("train-00001-of-00002", 1), ("test-00000-of-00001", 2)):
+        (folder / "parts" / f"{name}.jsonl").write_text("\n".join(json.dumps(good_row(n)) for n in range(count)))
+    with pytest.raises(PreferenceDataError, match=r"several splits \(test, train\)"):
+        convert(folder / "parts", folder / "out.jsonl")
+    assert convert(folder / "parts", folder / "out.jsonl", split="train").written == 3
+    with pytest.raises(PreferenceDataError, match="several splits"):
+        calibrate(folder / "parts", folder / "calibrated.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("http://127.0.0.1:9/x.png", "the address"),
+        ("secret.txt", "not an image"),
+        ("../secret.txt", "no file|not an image"),
+    ],
+)
+def test_a_saved_folder_holds_images_and_nothing_else(folder, good_row, image, words) -> None:
+    for place in (folder, folder.parent):
+        (place / "secret.txt").write_text("secret")
+    (folder / "in.json").write_text(json.dumps([good_row(0, images=[image])]))
+    with pytest.raises(PreferenceDataError, match=words):
+        convert(folder / "in.json", folder / "out", to_format="trl")
+    assert not (folder / "out").exists()
+
+
+def test_images_of_a_saved_folder_start_beside_the_input(folder, good_row) -> None:
+    (folder / "in.json").write_text(json.dumps([good_row(0, images=["images/red.png"])]))
+    convert(folder / "in.json", folder / "out", to_format="trl")
+    (row,) = datasets.load_from_disk(folder / "out")["train"].cast_column("images", [datasets.Image(decode=False)])
+    assert row["images"][0]["bytes"] == (folder / "images/red.png").read_bytes()
+
+
+def test_columns_of_other_names_are_mapped(folder) -> None:
+    row = {"q": "Why?", "good": "So.", "bad": "No.", "note": "kept apart"}
+    (folder / "in.jsonl").write_text(json.dumps(row))
+    columns = {"instruction": "q", "chosen": "good", "rejected": "bad"}
+    result = convert(folder / "in.jsonl", folder / "out.jsonl", columns=columns)
+    assert list(iter_rows(folder / "out.jsonl")) == [{"instruction": "Why?", "chosen": "So.", "rejected": "No."}]
+    assert "lost: column note: 1" in result.lines()
+    with pytest.raises(PreferenceDataError, match="no column 'score' \\(it has q, good, bad, note\\); check --map"):
+        convert(folder / "in.jsonl", folder / "again.jsonl", columns=columns | {"score_chosen": "score"})
+    assert not (folder / "again.jsonl").exists()
+    with pytest.raises(UniDPOError, match="write FIELD=COLUMN"):
+        parse_columns(["chosen"])
+
+
+@pytest.mark.parametrize("name", ["rlaif-v-text", "vlfeedback", "mm-rlhf", "llava", "math", "ultrafeedback", "rlaif-v"])
+def test_auto_finds_the_format_by_the_columns(folder, name) -> None:
+    source = Path(__file__).parent / "formats" / "fixtures" / f"{name}.json"
+    found = convert(source, folder / "auto.jsonl", from_format="auto")
+    convert(source, folder / "named.jsonl", from_format=name)
+    assert (folder / "auto.jsonl").read_bytes() == (folder / "named.jsonl").read_bytes()
+    assert found.detected

@@ -107,13 +107,16 @@ def convert(
     from_format: Annotated[str, typer.Option("--format", help="The layout of SOURCE, or auto.")] = "llamafactory",
     to_format: Annotated[str, typer.Option("--to", help="The layout of OUTPUT.")] = "llamafactory",
     pairing: Annotated[Pairing, typer.Option(help="Which pairs a ranked list gives.")] = Pairing.ALL,
-    split: Annotated[str | None, typer.Option(help="Which split of a saved DatasetDict.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of SOURCE.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--map", help="FIELD=COLUMN, such as chosen=good; may be repeated.")
+    ] = None,
     image_dir: Annotated[Path | None, typer.Option(help="Copy the images there.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Where paths in SOURCE start; none may leave it.")] = None,
     skip_broken: Annotated[bool, typer.Option(help="Leave out rows that are not in the format.")] = False,
 ) -> None:
     """Rewrite pairs from one format to another; what the new one cannot hold is counted and named."""
-    from uni_dpo.data.convert import convert
+    from uni_dpo.data.convert import convert, parse_columns
 
     result = convert(
         source,
@@ -122,6 +125,7 @@ def convert(
         to_format=to_format,
         pairing=pairing.value,
         split=split,
+        columns=parse_columns(column or []),
         image_dir=image_dir,
         image_root=image_root,
         skip_broken=skip_broken,

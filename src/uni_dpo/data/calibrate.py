@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.pair import read_score
-from uni_dpo.data.tables.reading import Row, iter_rows, source_files
+from uni_dpo.data.tables.reading import Row, iter_rows, one_split
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
 
@@ -90,9 +90,9 @@ def calibrate(
     Raises:
         PreferenceDataError: rows without finite scores, or without the column `by`.
     """
-    if not low < high:
-        raise UniDPOError(f"range {low:g} … {high:g}: the lower end belongs first")
-    keep_inputs(output, source_files(source))
+    if not (low < high and math.isfinite(high - low)):
+        raise UniDPOError(f"range {low:g} … {high:g}: two finite numbers belong there, the lower one first")
+    keep_inputs(output, one_split(source))
     columns = score_chosen, score_rejected
     scores = _collect(source, columns, by)
     mappings = {rater: _mapping(method, values, low, high) for rater, values in scores.items()}

@@ -1,21 +1,35 @@
 """From one layout of pairs to another, row by row."""
 
+import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, llamafactory
 from uni_dpo.data.formats.base import Format, Losses, Pairing
-from uni_dpo.data.images import ImageFolder, image_paths
+from uni_dpo.data.images import BrokenImageError, ImageFolder, ImagePaths, image_paths, image_size, image_source
+from uni_dpo.data.pair import Image
+from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled, is_empty
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files, unreadable_fault
-from uni_dpo.data.tables.writing import WRITTEN_TYPES, keep_inputs, write_rows
+from uni_dpo.data.tables.reading import (
+    Row,
+    Unreadable,
+    numbered_rows,
+    one_split,
+    read_rows,
+    splits_of,
+    unreadable_fault,
+)
+from uni_dpo.data.tables.writing import WRITTEN_TYPES, check_output, write_rows
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.writing import check_writable
 
 _KEPT_FAULTS = 1_000
 
@@ -30,9 +44,15 @@ class Conversion:
         losses: what the new format could not hold: its name → how often.
         skipped: rows that are not in the format, where they may be skipped.
         output: what was written.
+        detected: the format of what was read, where it was found by the columns.
+        mapped: what a column of the format is called in what was read.
+        columns: the columns of what was read, where some are mapped.
     """
 
     output: Path
+    detected: str = ""
+    mapped: Mapping[str, str] = field(default_factory=dict)
+    columns: dict[str, None] = field(default_factory=dict)
     read: int = 0
     written: int = 0
     losses: Losses = field(default_factory=Counter)
@@ -41,7 +61,8 @@ class Conversion:
     def lines(self) -> list[str]:
         """The report, one line per fact."""
         lines = [f"rows read: {self.read:,}", f"rows written: {self.written:,}", f"output: {self.output}"]
-        lines += [f"lost: {name}: {count:,}" for name, count in self.losses.most_common()]
+        lines += [f"read as: {self.detected}"] if self.detected else []
+        lines += [f"lost: {name}: {count:,}" for name, count in self.losses.most_common() if count]
         lines += [f"skipped: {fault}" for fault in self.skipped[:20]]
         return lines + ([f"skipped in all: {len(self.skipped):,}"] if self.skipped else [])
 
@@ -54,6 +75,7 @@ def convert(
     to_format: str = "llamafactory",
     pairing: Pairing = "all",
     split: str | None = None,
+    columns: Mapping[str, str] | None = None,
     image_dir: str | Path | None = None,
     image_root: str | Path | None = None,
     skip_broken: bool = False,
@@ -62,70 +84,178 @@ def convert(
 
     Args:
         source: a file, a folder of files, or a folder written by `save_to_disk`.
-        output: a .json, .jsonl or .parquet file, or (no suffix) a folder that `datasets.load_from_disk` opens.
-        from_format: the layout of `source`; `auto` for pairs in LlamaFactory's layouts under other column names.
+        output: a .json, .jsonl or .parquet file, or (no suffix) a folder that `datasets.load_from_disk` opens, with
+            the images in it.
+        from_format: the layout of `source`; `auto` finds it by the columns.
         to_format: the layout of `output`.
         pairing: which pairs a ranked list gives.
-        split: which split of a saved `DatasetDict` to read; all when None.
+        split: which split of `source` to read; None reads the only one, and for a folder all, kept apart.
+        columns: what a column of the format is called in `source`.
         image_dir: copy the images there and name the copies; None names them as `source` does.
-        image_root: where relative paths in `source` start, and which no path may leave, copied or not.
+        image_root: where relative paths in `source` start, and which no path may leave, copied or not; None starts
+            them beside `source`, then in the working folder.
         skip_broken: leave out rows that are not in the format.
 
     Raises:
-        PreferenceDataError: rows that are not in the format, all of them named.
+        PreferenceDataError: rows that are not in the format, all of them named, or several splits for one file.
     """
     output = Path(output)
-    result = Conversion(output)
     if output.suffix == "" and output.exists():
         raise UniDPOError(f"{output}: is there already; name a new folder, or a {', '.join(WRITTEN_TYPES)} file")
-    files = source_files(source, split)
-    keep_inputs(output, files)
-    store = ImageFolder(image_dir, image_paths(image_root, image_root))
-    change = _row_changer(_source_format(from_format, source), format_named(to_format), pairing, result.losses, store)
-    rows = _changed_rows(files, change, result, skip_broken)
+    apart = output.suffix == "" and split is None
+    splits = splits_of(source) if apart else {split or "train": one_split(source, split)}
+    files = [file for files in splits.values() for file in files]
     if output.suffix:
-        result.written = write_rows(output, rows)
-        return result
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        table = Path(folder) / "rows.parquet"
-        result.written = write_rows(table, rows)
-        _save_dataset_dict(table, Path(folder) / "saved", split or "train").rename(output)
+        check_output(output, files)
+    origin = _source_format(from_format, files, columns or {})
+    result = Conversion(output, detected=origin.name if from_format == "auto" else "", mapped=columns or {})
+    beside = None if image_root is not None else files[0].parent
+    paths = image_paths(image_root, image_root, beside)
+    read_from = (paths if image_dir is None else ImagePaths()) if output.suffix == "" else None
+    images = _Images(ImageFolder(image_dir, paths), read_from)
+    change = _renamed(_row_changer(origin, format_named(to_format), pairing, result.losses, images), result)
+    if output.suffix:
+        result.written = write_rows(output, _changed_rows(files, change, result, skip_broken))
+    else:
+        _write_folder(
+            output, {name: _changed_rows(splits[name], change, result, skip_broken) for name in splits}, result
+        )
     return result
 
 
-def _source_format(name: str, source: str | Path) -> Format:
+def parse_columns(parts: Sequence[str]) -> dict[str, str]:
+    """`FIELD=COLUMN` texts as field → column.
+
+    Raises:
+        UniDPOError: one has no `=`, or nothing on one side of it.
+    """
+    columns = {}
+    for part in parts:
+        name, _, column = part.partition("=")
+        if not name or not column:
+            raise UniDPOError(f"{part!r}: write FIELD=COLUMN, such as chosen=good")
+        columns[name] = column
+    return columns
+
+
+def _source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) -> Format:
     if name != "auto":
         return format_named(name)
-    return Format("llamafactory (detected)", "", read=llamafactory.reader(detect_entry(source)))
+    if columns:
+        raise UniDPOError("--map names the columns of a format; name it with --format, not auto")
+    rows = (row for file in files for _, row in read_rows(file) if isinstance(row, dict))
+    row = next(rows, {})
+    if found := _detected(row):
+        return format_named(found)
+    return Format("llamafactory", "", read=llamafactory.reader(detect_entry(files[0])))
+
+
+def _detected(row: Row) -> str | None:
+    """The format that a row's columns are of; None where LlamaFactory's layouts are looked for."""
+    text, turns, question = row.get("text"), row.get("conversations"), row.get("question")
+    if isinstance(text, str) and text.lstrip().startswith("{") and "chosen" not in row:
+        return "rlaif-v-text"
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and isinstance(turns[-1].get("value"), list):
+        return "llava"
+    if isinstance(row.get("prompt"), str) and row["prompt"].startswith("<|im_start|>"):
+        return "math"
+    if isinstance(question, str) and IMAGE_TOKEN not in question and first_filled(row, IMAGE_COLUMNS) is not None:
+        return "rlaif-v" if "chosen" in row else None
+    if isinstance(row.get("chosen"), list):
+        return "trl"
+    known = {"completions": "vlfeedback", "responses": "mm-rlhf"}
+    return next((name for column, name in known.items() if column in row), None)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What happens to the images of a pair: they are checked, copied, or read into the output."""
+
+    folder: ImageFolder
+    read_from: ImagePaths | None
+
+    def __call__(self, images: Sequence[Image]) -> tuple[Image, ...]:
+        moved = tuple(map(self.folder.put, images))
+        return moved if self.read_from is None else tuple(self._embedded(image, self.read_from) for image in moved)
+
+    @staticmethod
+    def _embedded(image: Image, paths: ImagePaths) -> Image:
+        try:
+            source = image_source(image, paths)
+            encoded = source if isinstance(source, bytes) else source.read_bytes()
+            image_size(io.BytesIO(encoded), "the image" if isinstance(source, bytes) else str(source), decode=False)
+        except BrokenImageError as broken:
+            raise PreferenceDataError.of([Fault(broken.kind, "images", broken.found, broken.advice)]) from None
+        except OSError as error:
+            raise PreferenceDataError.of([Fault("image", "images", f"cannot be read ({error.strerror})", "")]) from None
+        return {"bytes": encoded, "path": None if isinstance(source, bytes) else source.name}
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its columns were looked at."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Like a dict's."""
+        self.seen.add(name)
+        return super().get(name, default)
 
 
 def _row_changer(
-    source: Format, target: Format, pairing: Pairing, losses: Losses, store: ImageFolder
+    source: Format, target: Format, pairing: Pairing, losses: Losses, images: _Images
 ) -> Callable[[Row], Iterator[Row]]:
     """A function from a row of one format to rows of the other."""
     if source.remap or target.remap:
+        remap = None
         if source.remap and target.name.startswith("llamafactory"):
             remap = source.remap[0]
         elif target.remap and source.name.startswith("llamafactory"):
             remap = target.remap[1]
-        else:
+        if remap is None:
             raise UniDPOError(f"{source.name} → {target.name}: fine-tuning data goes to and from llamafactory only")
-        return lambda row: iter([_with_stored_images(remap(row, losses), store)])
+        change_row = remap
+        return lambda row: iter([_with_images(change_row(row, losses), images)])
     if source.read is None or target.write is None:
         which = f"{source.name} is not read" if source.read is None else f"{target.name} is not written"
         raise UniDPOError(f"{source.name} → {target.name}: {which}")
     read, write = source.read, target.write
 
     def change(row: Row) -> Iterator[Row]:
-        for pair in read(row, losses, pairing):
-            yield write(replace(pair, images=tuple(map(store.put, pair.images))), losses)
+        watched = _Watched(row)
+        pairs = list(read(watched, losses, pairing))
+        for name in row.keys() - watched.seen:
+            losses[f"column {name}"] += not is_empty(row[name])
+        for pair in pairs:
+            yield write(replace(pair, images=images(pair.images)), losses)
 
     return change
 
 
-def _with_stored_images(row: Row, store: ImageFolder) -> Row:
-    return row | {"images": [store.put(image) for image in row["images"]]} if row.get("images") else row
+def _renamed(change: Callable[[Row], Iterator[Row]], result: Conversion) -> Callable[[Row], Iterator[Row]]:
+    """`change` for rows in which the columns of the format have other names."""
+
+    def renamed(row: Row) -> Iterator[Row]:
+        result.columns |= dict.fromkeys(row)
+        present = {name: row[column] for name, column in result.mapped.items() if column in row}
+        for name in present.keys() & row.keys():
+            result.losses[f"column {name}, replaced by --map"] += result.mapped[name] != name
+        kept = {name: value for name, value in row.items() if name not in result.mapped.values()}
+        return change(kept | present)
+
+    return renamed if result.mapped else change
+
+
+def _with_images(row: Row, images: _Images) -> Row:
+    if not row.get("images"):
+        return row
+    return row | {"images": list(images(row["images"]))}
 
 
 def _changed_rows(
@@ -133,27 +263,46 @@ def _changed_rows(
 ) -> Iterator[Row]:
     faults = 0
     for file in files:
-        rows = tqdm(read_rows(file), desc=f"Converting {file.name}", unit=" rows", mininterval=1.0, delay=2.0)
-        for index, row in rows:
+        rows = tqdm(numbered_rows(file), desc=f"Converting {file.name}", unit=" rows", mininterval=1.0, delay=2.0)
+        for index, line, row in rows:
             result.read += 1
             try:
                 if isinstance(row, Unreadable):
-                    raise PreferenceDataError.of([unreadable_fault(row, index, file)])
+                    raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
                 yield from change(row)
             except PreferenceDataError as error:
                 faults += len(error.faults)
                 room = max(0, _KEPT_FAULTS - len(result.skipped))
-                result.skipped += [replace(fault, row=index, file=file) for fault in error.faults[:room]]
+                found = [replace(fault, row=index, file=file, line=line) for fault in error.faults[:room]]
+                result.skipped += found
+    if absent := [column for column in result.mapped.values() if column not in result.columns]:
+        has = ", ".join(result.columns)
+        raise PreferenceDataError(f"{files[0]}: no column {absent[0]!r} (it has {has}); check --map")
     if faults and not skip_broken:
         raise PreferenceDataError.of(result.skipped, total=faults)
 
 
-def _save_dataset_dict(table: Path, folder: Path, split: str) -> Path:
-    """`table` as a `DatasetDict` whose images are images."""
+def _write_folder(output: Path, splits: Mapping[str, Iterator[Row]], result: Conversion) -> None:
+    """Save a `DatasetDict` whose images are images; the folder gets its name when it is whole."""
     import datasets
 
-    rows = datasets.Dataset.from_parquet(str(table), cache_dir=str(table.parent / "cache"))
-    if "images" in rows.column_names:
-        rows = rows.cast_column("images", datasets.Sequence(datasets.Image()))
-    datasets.DatasetDict({split: rows}).save_to_disk(folder)
-    return folder
+    check_writable(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        saved = {}
+        for number, (name, rows) in enumerate(splits.items()):
+            table = Path(folder) / f"{number}.parquet"
+            result.written += write_rows(table, rows)
+            split = datasets.Dataset.from_parquet(str(table), cache_dir=str(Path(folder) / "cache"))
+            for column, kind in (("images", datasets.Sequence(datasets.Image())), ("image", datasets.Image())):
+                if column in split.column_names and _holds_images(split.features[column]):
+                    split = split.cast_column(column, kind)
+            saved[name] = split
+        datasets.DatasetDict(saved).save_to_disk(Path(folder) / "saved")
+        (Path(folder) / "saved").rename(output)
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column of a saved table is `{"bytes", "path"}`, or a list of them."""
+    feature = getattr(feature, "feature", feature)
+    return isinstance(feature, dict) and feature.keys() == {"bytes", "path"}

@@ -240,8 +240,8 @@ class _RowReader:
 
     def _answers(self, row: Row) -> tuple[list[str], list[str]]:
         """The right answers of a row, and the answers to rate."""
-        references = _texts(row, REFERENCE_COLUMNS)
-        given = _texts(row, ("answers",))
+        references = texts_of(row, REFERENCE_COLUMNS)
+        given = texts_of(row, ("answers",))
         kind = self.options.answers
         if kind == "references" or (kind == "auto" and not references and _are_people_s(row.get("answers"), given)):
             return references or given, []
@@ -256,7 +256,12 @@ def _images(row: Row, column: str) -> list[Image]:
     return images
 
 
-def _texts(row: Row, columns: Sequence[str]) -> list[str]:
+def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
+    """What stands under the first of `columns` that holds something, as texts.
+
+    Raises:
+        PreferenceDataError: an item that has no text.
+    """
     column = next((name for name in columns if not is_empty(row.get(name))), None)
     values = [] if column is None else [value for value in _as_list(row[column]) if not is_empty(value)]
     texts = [plain_text(value) for value in values]

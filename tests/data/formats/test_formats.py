@@ -56,8 +56,8 @@ EXPECTED: dict[str, list[Pair]] = {
     "math": [Pair("What is 2 + 3?", "2 + 3 = \\boxed{5}", "\\boxed{6}", 1.0, -0.5, system=BOXED)],
 }
 READ_LOSSES = {
-    "mm-rlhf": {"pairs of equal answers or scores, left out": 1},
-    "vlfeedback": {"answers without a rating, left out": 1},
+    "mm-rlhf": {"pairs of equal answers, scores or ranks, left out": 1},
+    "vlfeedback": {"answers without a rating, left out": 1, "ratings that are no number, left out": 4},
 }
 
 
@@ -162,6 +162,115 @@ def test_llava_fine_tuning_rows_go_to_sharegpt_and_back() -> None:
     assert losses == {"<image> added beside the first one": 1}
     again = back(row, losses)
     assert again == fixture("llava-sft")[0] | {"conversations": row["conversations"]}
+
+
+def test_people_s_answers_become_fine_tuning_data_with_the_most_frequent_one() -> None:
+    losses: Counter[str] = Counter()
+    to_llamafactory, back = FORMATS["textvqa"].remap
+    assert to_llamafactory(fixture("textvqa")[0], losses) == {
+        "id": 34602,
+        "conversations": [
+            {"from": "human", "value": "<image>What is the brand of this camera?"},
+            {"from": "gpt", "value": "nokia"},
+        ],
+        "images": ["harbour/1.png"],
+    }
+    assert losses == {"answers of people beside the most frequent": 2}
+    assert back is None
+
+
+def said(*texts: object) -> list[dict]:
+    return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "path": "a.png", "text": None},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image_url", "image_url": "a.png"},
+        {"type": "input_image", "image_url": "a.png"},
+        {"type": "image"},
+    ],
+)
+def test_images_inside_messages_are_kept(part) -> None:
+    prompt = said(
+        [part, {"type": "text", "text": "What?"}], "This.", ["And ", {"type": "image", "image": "b.png"}, "?"]
+    )
+    row = {"prompt": prompt, "chosen": said("", "a")[1:], "rejected": "b"}
+    if part == {"type": "image"}:
+        row["images"] = ["a.png"]
+    expected = Pair("And <image>?", "a", "b", images=("a.png", "b.png"), history=(("<image>What?", "This."),))
+    assert pairs_of("trl", [row], Counter()) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": said([{"type": "video", "video": "v.mp4"}])}, "part of type 'video'"),
+        ({"prompt": said([7])}, "a text, or a part"),
+        ({"prompt": said([{"type": "image"}])}, "1 × <image>, 0 images"),
+        ({"prompt": said("q"), "chosen": said("", [{"type": "image", "image": "a.png"}])[1:]}, "image in an answer"),
+        ({"chosen": said("q", "a", "go on", "b"), "rejected": said("q", "x", "go on", "c")}, "not those of `chosen`"),
+        ({"prompt": "q", "chosen": said("", "a", "q2", "a2")[1:]}, "not those of `chosen`"),
+        ({"prompt": "q", "chosen": said("another question", "a")}, "not those of `chosen`"),
+        ({"prompt": "q", "chosen": said("q")}, "ends with role 'user'"),
+        ({"prompt": "q", "score_chosen": float("nan")}, "a finite number"),
+    ],
+)
+@pytest.mark.parametrize("name", ["trl", "ultrafeedback"])
+def test_what_a_pair_cannot_hold_is_refused(row, words, name) -> None:
+    with pytest.raises(PreferenceDataError, match=words):
+        pairs_of(name, [{"chosen": "a", "rejected": "b"} | row], Counter())
+
+
+def test_equal_ranks_and_single_answers_make_no_pair() -> None:
+    losses: Counter[str] = Counter()
+    answers = [{"response": text, "rank": rank} for text, rank in (("x", 1), ("y", 1), ("z", 2))]
+    rows = [{"prompt": "q", "responses": answers}, {"prompt": "q", "responses": answers[:1]}]
+    assert [(p.chosen, p.rejected) for p in pairs_of("mm-rlhf", rows, losses)] == [("x", "z"), ("y", "z")]
+    assert losses == {
+        "pairs of equal answers, scores or ranks, left out": 1,
+        "rows with fewer than two answers, left out": 1,
+    }
+
+
+def test_ratings_that_are_no_number_do_not_count() -> None:
+    ratings = {"x": ("5", "nan"), "y": ("3", "N/A"), "z": ("inf", True)}
+    completions = [
+        {"response": text, "annotations": {str(index): {"Rating": rating} for index, rating in enumerate(both)}}
+        for text, both in ratings.items()
+    ]
+    losses: Counter[str] = Counter()
+    (pair,) = pairs_of("vlfeedback", [{"prompt": "q", "completions": completions}], losses)
+    assert (pair.chosen, pair.rejected, pair.score_chosen, pair.score_rejected) == ("x", "y", 5.0, 3.0)
+    assert losses == {"ratings that are no number, left out": 4, "answers without a rating, left out": 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("a.jpg,b.png", ("a.jpg", "b.png")),
+        ("Paris, France.png", ("Paris, France.png",)),
+        ("data:image/png;base64,AAAA", ("data:image/png;base64,AAAA",)),
+        (["a.png", "b, c.png"], ("a.png", "b, c.png")),
+        (["a,b.png"], ("a,b.png",)),
+    ],
+)
+def test_commas_in_llava_s_images(image, expected) -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": ["good", {"text": "bad"}]}]
+    (pair,) = pairs_of("llava", [{"image": image, "conversations": turns}], Counter())
+    assert (pair.images, pair.instruction) == (expected, "<image>" * len(expected) + "What?")
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+    assert pairs_of("llava", [FORMATS["llava"].write(pair, Counter())], Counter()) == [pair]
+
+
+@pytest.mark.parametrize("name", ["trl-text", "ultrafeedback", "math"])
+def test_no_placeholder_stays_where_the_image_is_lost(name) -> None:
+    losses: Counter[str] = Counter()
+    assert "<image>" not in json.dumps(FORMATS[name].write(FULL, losses))
+    assert losses["images"] == 1
 
 
 def test_a_saved_parquet_form_of_messages_is_read() -> None:

@@ -1,12 +1,12 @@
 """The layouts that pair files come in, one module per family; `FORMATS` holds them by name."""
 
-from uni_dpo.data.formats import chat_texts, llamafactory, llava, ranked, rlaif_v, stance, trl
+from uni_dpo.data.formats import chatml, llamafactory, llava, ranked, rlaif_v, stance, trl
 from uni_dpo.data.formats.base import Format
 from uni_dpo.errors import UniDPOError
 
 FORMATS: dict[str, Format] = {
     format.name: format
-    for module in (llamafactory, trl, rlaif_v, ranked, llava, chat_texts, stance)
+    for module in (llamafactory, trl, rlaif_v, ranked, llava, chatml, stance)
     for format in module.FORMATS
 }
 
@@ -26,6 +26,7 @@ def format_table() -> str:
     """The formats as a Markdown table: name, columns, and whether they are read and written."""
     lines = ["| format | read | written | columns |", "| --- | --- | --- | --- |"]
     for format in FORMATS.values():
-        marks = ["yes" if way or format.remap else "–" for way in (format.read, format.write)]
+        ways = format.remap or (format.read, format.write)
+        marks = ["yes" if way else "–" for way in ways]
         lines.append(f"| `{format.name}` | {marks[0]} | {marks[1]} | {format.shape} |")
     return "\n".join(lines)

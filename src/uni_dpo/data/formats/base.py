@@ -4,12 +4,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.faults import Fault, PreferenceDataError, shown
-from uni_dpo.data.pair import Image, Pair
+from uni_dpo.data.messages import refuse as refuse
+from uni_dpo.data.pair import Image, Pair, is_image
+from uni_dpo.data.questions import first_filled, is_empty
 from uni_dpo.data.tables.reading import Row
 
 Losses = Counter[str]
@@ -27,20 +28,14 @@ class Format:
         shape: its columns in a few words, for the table in the docs.
         read: the pairs in a row; None where it is only written.
         write: a pair as a row; None where it is only read.
-        remap: for formats without pairs: its row as LlamaFactory's, and the other way round.
+        remap: for formats without pairs: its row as LlamaFactory's, and (None where there is none) the way back.
     """
 
     name: str
     shape: str
     read: Callable[[Row, Losses, Pairing], Iterator[Pair]] | None = None
     write: Callable[[Pair, Losses], Row] | None = None
-    remap: tuple[Callable[[Row, Losses], Row], Callable[[Row, Losses], Row]] | None = None
-
-
-def refuse(field: str, found: object, advice: str) -> NoReturn:
-    """Stop at a row that is not in the format; the caller adds file and row."""
-    text = found if isinstance(found, str) else shown(found)
-    raise PreferenceDataError.of([Fault("format", field, text, advice)])
+    remap: tuple[Callable[[Row, Losses], Row], Callable[[Row, Losses], Row] | None] | None = None
 
 
 def text_of(row: Row, *names: str) -> str:
@@ -49,7 +44,7 @@ def text_of(row: Row, *names: str) -> str:
         if row.get(name) is not None:
             value = row[name]
             return value if isinstance(value, str) else refuse(name, value, "text belongs there")
-    refuse(names[0], f"no such column (it has {', '.join(map(str, row))})", "check --format")
+    return refuse(names[0], f"no such column (it has {', '.join(map(str, row))})", "check --format")
 
 
 def score_of(row: Row, *names: str) -> float | None:
@@ -71,15 +66,24 @@ def as_number(value: object, field: str) -> float:
 
 
 def images_of(row: Row, *names: str) -> tuple[Image, ...]:
-    """The image or images under the first of `names` that the row has."""
-    value = next((row[name] for name in names if row.get(name) is not None), None)
-    if value is None:
-        return ()
-    items = value if isinstance(value, list) else [value]
+    """The image or images under the first of `names` that holds some."""
+    value = first_filled(row, names)
+    items = value if isinstance(value, list) else [] if value is None else [value]
     for index, item in enumerate(items):
-        if not isinstance(item, str | bytes | dict):
+        if not is_image(item):
             refuse(f"{names[0]}[{index}]", item, "the path or the bytes of an image belong there")
-    return tuple(items)
+    return tuple(item for item in items if not is_empty(item))
+
+
+def id_of(row: Row, losses: Losses, *names: str) -> str | int | None:
+    """What the row calls itself under the first of `names`: a text or an integer; anything else is counted as lost."""
+    value = first_filled(row, names)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+        return value
+    losses["ids that are neither texts nor integers"] += 1
+    return None
 
 
 def with_placeholders(text: str, images: Sequence[Image], losses: Losses) -> str:
@@ -100,12 +104,21 @@ def without_placeholders(text: str, losses: Losses) -> str:
     return text.replace(IMAGE_TOKEN, "")
 
 
+def text_only(pair: Pair) -> Pair:
+    """`pair` for a format without images: no image, and no `<image>` that would wait for one."""
+    if not pair.images:
+        return pair
+    history = tuple((question.replace(IMAGE_TOKEN, ""), answer) for question, answer in pair.history)
+    return replace(pair, instruction=pair.instruction.replace(IMAGE_TOKEN, ""), images=(), history=history)
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One answer of several, with its score where the format has scores."""
+    """One answer of several, with its score or its rank (1 is best) where the format has them."""
 
     text: str
     score: float | None = None
+    rank: float | None = None
 
 
 def ranked_pairs(
@@ -116,8 +129,10 @@ def ranked_pairs(
     losses: Losses,
     **rest: Any,
 ) -> Iterator[Pair]:
-    """The pairs of a list of answers, best first; two answers of the same score or text make none."""
+    """The pairs of a list of answers, best first; two answers of the same score, rank or text make none."""
     chosen: Iterator[tuple[Ranked, Ranked]]
+    if len(answers) < 2:
+        losses["rows with fewer than two answers, left out"] += 1
     if pairing == "all":
         chosen = itertools.combinations(answers, 2)
     elif pairing == "neighbours":
@@ -125,8 +140,9 @@ def ranked_pairs(
     else:
         chosen = iter([(answers[0], answers[-1])] if len(answers) > 1 else [])
     for better, worse in chosen:
-        if better.text == worse.text or (better.score is not None and better.score == worse.score):
-            losses["pairs of equal answers or scores, left out"] += 1
+        ordered = (better.score, better.rank) != (None, None)
+        if better.text == worse.text or (ordered and (better.score, better.rank) == (worse.score, worse.rank)):
+            losses["pairs of equal answers, scores or ranks, left out"] += 1
         else:
             yield Pair(instruction, better.text, worse.text, better.score, worse.score, images, **rest)
 

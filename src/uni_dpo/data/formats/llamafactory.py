@@ -6,7 +6,7 @@ from pathlib import Path
 
 from uni_dpo.data.dataset_info import PAIR_COLUMNS, Columns, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.formats.base import Format, Losses, Pairing, optional
+from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, optional
 from uni_dpo.data.pair import Pair, read_pair
 from uni_dpo.data.tables.reading import Row
 
@@ -25,7 +25,7 @@ def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pai
         pair = read_pair(row, entry, faults, scores_required=_has_scores(row, entry.columns))
         if faults or pair is None:
             raise PreferenceDataError.of(faults)
-        yield pair
+        yield replace(pair, id=id_of(row, losses, "id"))
 
     return read
 

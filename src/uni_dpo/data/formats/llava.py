@@ -1,5 +1,6 @@
 """LLaVA's `conversations`: fine-tuning data, and the ranked form whose last answer is a list, best first."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,19 @@ from uni_dpo.data.formats.base import (
     Pairing,
     Ranked,
     count_losses,
+    id_of,
     images_of,
     ranked_pairs,
     refuse,
+    score_of,
+    text_of,
     with_placeholders,
 )
 from uni_dpo.data.pair import Image, Pair
+from uni_dpo.data.questions import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, TEXT_COLUMNS, texts_of
 from uni_dpo.data.tables.reading import Row
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def _conversation(row: Row) -> list[dict[str, Any]]:
@@ -33,26 +40,42 @@ def _conversation(row: Row) -> list[dict[str, Any]]:
 
 
 def _images(row: Row) -> tuple[Image, ...]:
-    """The images; LLaVA's loaders take several paths in one text, with commas between them."""
-    return tuple(
-        path
-        for image in images_of(row, "image", "images")
-        for path in (image.split(",") if isinstance(image, str) else [image])
-    )
+    """The images; LLaVA's loaders take several paths in one text, with commas between them.
+
+    A comma is part of a name where not every piece ends like an image file.
+    """
+    images = images_of(row, "image", "images")
+    if len(images) != 1 or isinstance(row.get("image"), list) or not isinstance(images[0], str):
+        return images
+    pieces = images[0].split(",")
+    several = all(piece.lower().endswith(_SUFFIXES) for piece in pieces) and not images[0].startswith("data:")
+    return tuple(pieces) if several else images
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
     """The pairs of the list of answers at the end of the conversation."""
     turns, images = _conversation(row), _images(row)
     answers = turns[-1].get("value")
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+    if not isinstance(answers, list):
         refuse("conversations[-1].value", answers, "a list of answers, best first; one answer only is `llava-sft`")
     texts = [turn["value"] for turn in turns[:-1]]
     first = with_placeholders(texts[0], images[: len(images) - sum(t.count(IMAGE_TOKEN) for t in texts[1:])], losses)
     texts[0] = first
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
-    ranked = [Ranked(answer) for answer in answers]
-    yield from ranked_pairs(ranked, texts[-1], images, pairing, losses, id=row.get("id"), history=history)
+    ranked = [Ranked(*_answer(answer, index)) for index, answer in enumerate(answers)]
+    if all(answer.score is not None for answer in ranked):
+        ranked.sort(key=lambda answer: -(answer.score or 0.0))
+    identity = id_of(row, losses, "id")
+    yield from ranked_pairs(ranked, texts[-1], images, pairing, losses, id=identity, history=history)
+
+
+def _answer(answer: object, index: int) -> tuple[str, float | None]:
+    """An answer's text, and its score where it is given as an object that has one."""
+    if isinstance(answer, dict):
+        return text_of(answer, "value", "text", "answer", "response"), score_of(answer, "score")
+    if not isinstance(answer, str):
+        refuse(f"conversations[-1].value[{index}]", answer, "a text belongs there")
+    return answer, None
 
 
 def write(pair: Pair, losses: Losses) -> Row:
@@ -70,9 +93,9 @@ def write(pair: Pair, losses: Losses) -> Row:
 def _image_cell(images: tuple[Image, ...]) -> Row:
     if not images:
         return {}
-    if len(images) > 1 and all(isinstance(image, str) for image in images):
+    if len(images) > 1 and all(isinstance(image, str) and "," not in image for image in images):
         return {"image": ",".join(map(str, images))}
-    return {"image": images[0] if len(images) == 1 else list(images)}
+    return {"image": images[0] if len(images) == 1 and "," not in str(images[0]) else list(images)}
 
 
 def sft_to_llamafactory(row: Row, losses: Losses) -> Row:
@@ -94,11 +117,31 @@ def llamafactory_to_sft(row: Row, losses: Losses) -> Row:
     return {name: value for name, value in row.items() if name != "images"} | cell
 
 
+def textvqa_to_llamafactory(row: Row, losses: Losses) -> Row:
+    """A question with its people's answers as a fine-tuning row whose answer is the most frequent one."""
+    answers = texts_of(row, ("answers", *REFERENCE_COLUMNS))
+    if not answers:
+        refuse("answers", row.get("answers"), "the answers of people belong there")
+    images = images_of(row, *IMAGE_COLUMNS)
+    question = with_placeholders(text_of(row, *TEXT_COLUMNS), images, losses)
+    losses["answers of people beside the most frequent"] += len(set(answers)) - 1
+    answer = Counter(answers).most_common(1)[0][0]
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    identity = id_of(row, losses, *ID_COLUMNS)
+    made: Row = {"id": identity} if identity is not None else {}
+    return made | {"conversations": turns} | ({"images": list(images)} if images else {})
+
+
 FORMATS = (
     Format("llava", "`image, conversations`; the last `gpt` value is a list of answers, best first", read, write),
     Format(
         "llava-sft",
         "`image, conversations` for fine-tuning; to and from LlamaFactory's sharegpt",
         remap=(sft_to_llamafactory, llamafactory_to_sft),
+    ),
+    Format(
+        "textvqa",
+        "`question_id, image, question, answers` of ten people; becomes fine-tuning data",
+        remap=(textvqa_to_llamafactory, None),
     ),
 )

@@ -1,6 +1,7 @@
 """Several rated answers per question: MM-RLHF's ranked answers and VLFeedback's completions."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -10,6 +11,7 @@ from uni_dpo.data.formats.base import (
     Pairing,
     Ranked,
     as_number,
+    id_of,
     images_of,
     ranked_pairs,
     refuse,
@@ -32,12 +34,12 @@ def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
         ranked.sort(key=lambda answer: -(answer.score or 0.0))
     elif all(answer.get("rank") is not None for answer in answers):
         order = sorted(answers, key=lambda answer: as_number(answer["rank"], "rank"))
-        ranked = [Ranked(text_of(answer, "response", "answer", "text")) for answer in order]
+        ranked = [Ranked(text_of(a, "response", "answer", "text"), rank=as_number(a["rank"], "rank")) for a in order]
     else:
         refuse("responses", "answers without score or rank", "give every answer one of the two")
     images = images_of(row, "image", "images", "image_paths")
     question = with_placeholders(text_of(row, "prompt", "question"), images, losses)
-    yield from ranked_pairs(ranked, question, images, pairing, losses, id=row.get("id"))
+    yield from ranked_pairs(ranked, question, images, pairing, losses, id=id_of(row, losses, "id"))
 
 
 def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
@@ -49,7 +51,10 @@ def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair
         refuse("completions", completions, "a list of completions belongs there")
     ranked = []
     for completion in completions:
-        ratings = list(_ratings(completion.get("annotations") or {}))
+        annotations = completion.get("annotations") if isinstance(completion, dict) else None
+        if not isinstance(annotations, dict):
+            refuse("completions", completion, "every completion needs `response` and `annotations`")
+        ratings = list(_ratings(annotations, losses))
         if ratings:
             ranked.append(Ranked(text_of(completion, "response"), fmean(ratings)))
         else:
@@ -57,29 +62,38 @@ def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair
     ranked.sort(key=lambda answer: -(answer.score or 0.0))
     images = images_of(row, "image", "img_path")
     question = with_placeholders(text_of(row, "prompt"), images, losses)
-    yield from ranked_pairs(ranked, question, images, pairing, losses, id=row.get("id"))
+    yield from ranked_pairs(ranked, question, images, pairing, losses, id=id_of(row, losses, "id"))
 
 
 def _records(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the dict of lists that `datasets` makes of a sequence of objects, also inside objects."""
-    count = len(columns.get("response") or [])
-    for index in range(count):
+    responses = columns.get("response")
+    if not isinstance(responses, list):
+        refuse("completions", columns, "a list of completions belongs there")
+    for index in range(len(responses)):
         yield {name: _at(column, index) for name, column in columns.items()}
 
 
 def _at(column: Any, index: int) -> Any:
     if isinstance(column, dict):
         return {name: _at(inner, index) for name, inner in column.items()}
+    if not isinstance(column, list) or index >= len(column):
+        refuse("completions", column, "its lists need one item per response")
     return column[index]
 
 
-def _ratings(annotations: dict[str, Any]) -> Iterable[float]:
+def _ratings(annotations: dict[str, Any], losses: Losses) -> Iterator[float]:
+    """The finite ratings; a judge writes "N/A" for an aspect that does not apply."""
     for aspect in annotations.values():
         rating = aspect.get("Rating") if isinstance(aspect, dict) else aspect
         try:
-            yield float(rating)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            continue  # the judge wrote "N/A" for an aspect that does not apply
+            number = math.nan if isinstance(rating, bool) else float(rating)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            yield number
+        else:
+            losses["ratings that are no number, left out"] += 1
 
 
 FORMATS = (

@@ -11,8 +11,10 @@ from uni_dpo.data.formats.base import (
     Losses,
     Pairing,
     count_losses,
+    id_of,
     images_of,
     refuse,
+    score_of,
     text_of,
     with_placeholders,
     without_placeholders,
@@ -23,16 +25,21 @@ from uni_dpo.data.tables.reading import Row
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
     """The pair in a row of either form."""
-    texts = row
-    if "question" not in row:
-        try:
-            texts = json.loads(text_of(row, "text"))
-        except ValueError as error:
-            refuse("text", f"not JSON ({error})", "an object with question, chosen and rejected belongs there")
+    texts = row if row.get("question") is not None else _texts(row)
     images = images_of(row, "image", "image_path")
     question = with_placeholders(text_of(texts, "question"), images, losses)
-    identity = row.get("idx") if row.get("idx") is not None else row.get("id")
-    yield Pair(question, text_of(texts, "chosen"), text_of(texts, "rejected"), images=images, id=identity)
+    scores = score_of(row, "score_chosen", "chosen_score"), score_of(row, "score_rejected", "rejected_score")
+    answers = text_of(texts, "chosen"), text_of(texts, "rejected")
+    yield Pair(question, *answers, *scores, images, id_of(row, losses, "idx", "id"))
+
+
+def _texts(row: Row) -> Row:
+    """The three texts that are an object of JSON under `text`."""
+    try:
+        texts = json.loads(text_of(row, "text"))
+    except (ValueError, RecursionError) as error:
+        refuse("text", f"not JSON ({error})", "an object with question, chosen and rejected belongs there")
+    return texts if isinstance(texts, dict) else refuse("text", texts, "an object with the three texts belongs there")
 
 
 def _parts(pair: Pair, losses: Losses) -> tuple[Row, Row, Row]:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from uni_dpo.data.formats.base import Format, Losses, Pairing, text_of
+from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, text_of
 from uni_dpo.data.pair import Pair
-from uni_dpo.data.tables.reading import Row, iter_rows, source_files
+from uni_dpo.data.tables.reading import Row, iter_rows, one_split
 from uni_dpo.data.tables.writing import keep_inputs, write_rows
 from uni_dpo.errors import UniDPOError
 
@@ -49,7 +49,7 @@ def make_stance_pairs(
     Raises:
         PreferenceDataError: a row without the three texts.
     """
-    keep_inputs(output, source_files(source))
+    keep_inputs(output, one_split(source))
     table = stance_pairs(list(islice(iter_rows(source), count)), support_ratio)
     write_rows(output, table)
     return {stance: sum(row["position"] == stance for row in table) for stance in ("support", "oppose")}
@@ -57,8 +57,8 @@ def make_stance_pairs(
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
     """A row of the exercise's table as a pair."""
-    losses["position"] += 1
-    yield Pair(text_of(row, "prompt"), text_of(row, "chosen"), text_of(row, "rejected"), id=row.get("id"))
+    prompt, chosen, rejected = (text_of(row, name) for name in ("prompt", "chosen", "rejected"))
+    yield Pair(prompt, chosen, rejected, id=id_of(row, losses, "id"))
 
 
 FORMATS = (Format("stance", "`prompt, position, chosen, rejected` (from `id, prompt, support, oppose`)", read),)

@@ -1,7 +1,6 @@
-"""TRL's preference layouts: `prompt, chosen, rejected, images`, as messages or as plain texts."""
+"""TRL's preference layouts and UltraFeedback's: `prompt, chosen, rejected, images`, as messages or as plain texts."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.formats.base import (
@@ -9,69 +8,62 @@ from uni_dpo.data.formats.base import (
     Losses,
     Pairing,
     count_losses,
+    id_of,
     images_of,
     optional,
     refuse,
     score_of,
-    text_of,
-    with_placeholders,
+    text_only,
 )
 from uni_dpo.data.formats.llamafactory import OPENAI_TAGS, message_list
+from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Pair
+from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled
 from uni_dpo.data.tables.reading import Row
-
-Message = dict[str, Any]
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
-    """The pair in a row of either layout, with the prompt in its own column or at the start of both answers."""
-    images = images_of(row, "images", "image")
-    scores = score_of(row, "score_chosen"), score_of(row, "score_rejected")
-    if isinstance(row.get("prompt"), str):
-        prompt = with_placeholders(text_of(row, "prompt"), images, losses)
-        chosen, rejected = (_answer_text(row, name) for name in ("chosen", "rejected"))
-        yield Pair(prompt, chosen, rejected, *scores, images, row.get("id"))
-        return
-    chosen_messages, rejected_messages = _messages(row, "chosen"), _messages(row, "rejected")
-    prompt_messages = row.get("prompt") or chosen_messages[:-1]
-    turns = [(str(m.get("role")), _flat(m.get("content"))) for m in prompt_messages]
-    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
-    expected = ["user", "assistant"] * (len(turns) // 2) + ["user"]
-    if [role for role, _ in turns] != expected:
-        refuse("prompt", f"roles {[role for role, _ in turns]}", "user and assistant alternate and the user comes last")
-    texts = [text for _, text in turns]
-    missing = len(images) - sum(text.count(IMAGE_TOKEN) for text in texts)
-    if missing > 0:
-        texts[0] = IMAGE_TOKEN * missing + texts[0]
+    """The pair in a row of any of the layouts: texts or messages, the prompt apart or at the start of both answers."""
+    prompt = first_filled(row, ("prompt", "instruction", "question"))
+    asked = [] if prompt is None else turns_of(prompt, "prompt", "user")
+    (*before, better), (*others, worse) = (_conversation(asked, row, name) for name in ("chosen", "rejected"))
+    if before != others:
+        found = "its turns before the last are not those of `chosen`"
+        refuse("rejected", found, "give both answers the same conversation, or leave the row out with --skip-broken")
+    system = [turn for turn in before if turn.role == "system"]
+    turns = [turn for turn in before if turn.role != "system"]
+    _check_turns(turns, system, better, worse)
+    turns, images = placed_images(turns, images_of(row, *IMAGE_COLUMNS))
+    texts = [turn.text for turn in turns]
     yield Pair(
         texts[-1],
-        _flat(chosen_messages[-1].get("content")),
-        _flat(rejected_messages[-1].get("content")),
-        *scores,
+        better.text,
+        worse.text,
+        score_of(row, "score_chosen", "chosen_rating", "chosen-rating", "chosen_score"),
+        score_of(row, "score_rejected", "rejected_rating", "rejected-rating", "rejected_score"),
         images,
-        row.get("id"),
-        system,
+        id_of(row, losses, "prompt_id", "id"),
+        "\n".join(turn.text for turn in system),
         tuple(zip(texts[:-1:2], texts[1::2], strict=True)),
     )
 
 
-def _messages(row: Row, column: str) -> list[Message]:
-    value = row.get(column)
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        refuse(column, value, "a list of messages belongs there")
-    return value
+def _conversation(asked: list[Turn], row: Row, column: str) -> list[Turn]:
+    """The whole conversation that ends with the answer under `column`; some layouts repeat the prompt there."""
+    said = turns_of(row.get(column), column, "assistant")
+    if said[-1].role != "assistant":
+        refuse(column, f"ends with role {said[-1].role!r}", "the answer comes last")
+    known = {(turn.role, turn.text.strip()) for turn in said}
+    repeats = len(said) > 1 and all((turn.role, turn.text.strip()) in known for turn in asked)
+    return said if repeats else [*asked, *said]
 
 
-def _answer_text(row: Row, column: str) -> str:
-    return _flat(row[column][-1].get("content")) if isinstance(row.get(column), list) else text_of(row, column)
-
-
-def _flat(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        refuse("content", content, "text, or a list of parts, belongs there")
-    return "".join(IMAGE_TOKEN if part.get("type") == "image" else part.get("text") or "" for part in content)
+def _check_turns(turns: list[Turn], system: list[Turn], better: Turn, worse: Turn) -> None:
+    roles = [turn.role for turn in turns]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        refuse("prompt", f"roles {roles}", "user and assistant alternate and the user comes last")
+    if any(image is not None for turn in (better, worse, *system) for image in turn.images):
+        refuse("chosen / rejected", "an image in an answer or in the system prompt", "images belong to the question")
 
 
 def write(pair: Pair, losses: Losses) -> Row:
@@ -83,7 +75,18 @@ def write(pair: Pair, losses: Losses) -> Row:
 def write_text(pair: Pair, losses: Losses) -> Row:
     """Messages whose contents are texts, as TRL's text models want them."""
     count_losses(pair, losses, "scores", "system", "history", "id")
-    return _as_messages(pair, str) | optional(pair)
+    return _as_messages(text_only(pair), str) | optional(pair)
+
+
+def write_ultrafeedback(pair: Pair, losses: Losses) -> Row:
+    """Two whole conversations and their ratings."""
+    count_losses(pair, losses, "scores", "system", "history", "id")
+    pair = text_only(pair)
+    before = message_list(pair, OPENAI_TAGS)
+    row: Row = {"prompt": pair.instruction}
+    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        row[name] = [*before, {"role": "assistant", "content": answer}]
+    return row | optional(pair, id="prompt_id", score=("chosen_rating", "rejected_rating"))
 
 
 def _as_messages(pair: Pair, content: Callable[[str], object]) -> Row:
@@ -115,4 +118,10 @@ FORMATS = (
     ),
     Format("trl-text", "`prompt, chosen, rejected` as messages of texts", read, write_text),
     Format("trl-plain", "`prompt, chosen, rejected` as texts, `images`", read, write_plain),
+    Format(
+        "ultrafeedback",
+        "`prompt`; `chosen`, `rejected` as message lists; `chosen_rating, rejected_rating`",
+        read,
+        write_ultrafeedback,
+    ),
 )

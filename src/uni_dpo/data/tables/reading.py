@@ -13,6 +13,7 @@ from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf1
 
 Row = dict[str, Any]
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".arrow", ".csv")
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 _ROWS_AT_ONCE = 32
 """Rows of a columnar file that are Python objects at the same time: rows may hold whole images."""
 
@@ -44,6 +45,40 @@ def source_files(path: str | Path, split: str | None = None) -> list[Path]:
     if not files:
         raise PreferenceDataError(f"{path}: holds no {', '.join(FILE_TYPES)} file")
     return files
+
+
+def splits_of(path: str | Path) -> dict[str, list[Path]]:
+    """The files of each split: of a saved `DatasetDict`, or of a folder whose files are named after splits.
+
+    Files that name no split belong to `train`.
+
+    Raises:
+        PreferenceDataError: nothing there, or nothing that can be read.
+    """
+    path = Path(path)
+    if (path / "dataset_dict.json").is_file():
+        names = map(str, _listed(path / "dataset_dict.json", "splits"))
+        return {name: source_files(_inside(path, name)) for name in names}
+    splits: dict[str, list[Path]] = {}
+    for file in source_files(path):
+        named = None if (path / "state.json").is_file() or path.is_file() else _SPLIT.match(file.name)
+        splits.setdefault(named.group().lower() if named else "train", []).append(file)
+    return splits
+
+
+def one_split(path: str | Path, split: str | None = None) -> list[Path]:
+    """The files of the one split that is there, or of the one named, so that no test rows get among the others.
+
+    Raises:
+        PreferenceDataError: several are there and none is named, or none of that name.
+    """
+    splits = splits_of(path)
+    names = ", ".join(splits)
+    if split is not None and split not in splits:
+        raise PreferenceDataError(f"{path}: no split {split!r}; it has {names}")
+    if split is None and len(splits) > 1:
+        raise PreferenceDataError(f"{path}: holds several splits ({names}); name the folder or file of one, or --split")
+    return splits[split] if split is not None else next(iter(splits.values()))
 
 
 def is_file(path: Path) -> bool:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.questions import IMAGE_COLUMNS, PROMPT_COLUMNS, first_filled
-from uni_dpo.data.tables.reading import Row, iter_rows, source_files
+from uni_dpo.data.tables.reading import Row, iter_rows, one_split
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
 
@@ -93,7 +93,7 @@ def split(
         raise UniDPOError("split: name two or more files, each with a share above 0")
     files = [Path(file) for file in shares]
     for file in files:
-        keep_inputs(file, source_files(source))
+        keep_inputs(file, one_split(source))
     groups = row_groups(_rows(source, "Reading"), by)
     members: dict[int, int] = defaultdict(int)
     for group in groups:
@@ -126,7 +126,7 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
     """
     if count < 1:
         raise UniDPOError(f"sample: {count} rows; ask for one or more")
-    keep_inputs(output, source_files(source))
+    keep_inputs(output, one_split(source))
     groups = row_groups(_rows(source, "Reading"), by)
     sizes: dict[int, int] = defaultdict(int)
     for group in groups:
@@ -161,7 +161,7 @@ def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: s
         PreferenceDataError: a source whose columns are not those of the first.
     """
     for source in sources:
-        keep_inputs(output, source_files(source))
+        keep_inputs(output, one_split(source))
     counts: dict[str, int] = {}
     layout: set[str] = set()
     with row_writer(output) as writer:
