@@ -95,8 +95,11 @@ def test_the_report_counts_agreement(tmp_path: Path, score, monkeypatch, classif
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"instruction": "A?", "chosen": None, "rejected": "no"}, "row 1, chosen: null"),
-        ({"instruction": "<image>A?", "chosen": "a", "rejected": "b", "images": ["gone.png"]}, "row 1, images.*gone"),
+        ({"instruction": "A?", "chosen": None, "rejected": "no"}, r"row 1\b.*chosen: null"),
+        (
+            {"instruction": "<image>A?", "chosen": "a", "rejected": "b", "images": ["gone.png"]},
+            r"row 1\b.*gone",
+        ),
     ],
 )
 def test_bad_rows_are_named_before_a_model_is_loaded(score, monkeypatch, row: dict[str, Any], words: str) -> None:
@@ -106,7 +109,7 @@ def test_bad_rows_are_named_before_a_model_is_loaded(score, monkeypatch, row: di
 
 
 def test_bad_answers_are_named(score) -> None:
-    with pytest.raises(UniDPOError, match="row 1, answer: None"):
+    with pytest.raises(UniDPOError, match=r"row 1\b.*answer: None"):
         score([{"question": "A?", "answer": "a"}, {"question": "B?", "answer": None}], LengthModel(batches=0))
     with pytest.raises(UniDPOError, match="hold no answer"):
         score([{"question": "A?"}], LengthModel(batches=0))
@@ -114,7 +117,7 @@ def test_bad_answers_are_named(score) -> None:
 
 def test_images_for_a_classifier_are_refused_by_row(score, digits) -> None:
     row = {"question": "<image>A?", "answer": "a", "image": str(digits["train"][0].image)}
-    with pytest.raises(UniDPOError, match="row 1, images: a classifier sees no images"):
+    with pytest.raises(UniDPOError, match=r"row 1\b.*images: a classifier sees no images"):
         score([{"question": "A?", "answer": "a"}, row], LengthModel(batches=0))
 
 
