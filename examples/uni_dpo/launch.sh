@@ -17,7 +17,7 @@
 : "${SAVE_STEPS:=1000}"
 : "${SEED:=42}"
 : "${REPORT_TO:=none}"
-: "${OVERWRITE_OUTPUT_DIR:=false}" # false: go on from the last checkpoint in OUTPUT_DIR, if there is one
+: "${OVERWRITE_OUTPUT_DIR:=false}" # false: resume from the last checkpoint in OUTPUT_DIR, if there is one
 
 : "${NNODES:=1}"
 : "${NODE_RANK:=0}"

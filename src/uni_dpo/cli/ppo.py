@@ -13,7 +13,7 @@ def ppo(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
     ] = None,
 ) -> None:
-    """Train a vision-language model with PPO. A run that was stopped goes on where its state was written."""
+    """Train a vision-language model with PPO. A stopped run resumes from its last saved state."""
     from uni_dpo.ppo.config import PPOConfig
 
     settings = PPOConfig.load(config, overrides or ())

@@ -1,4 +1,4 @@
-"""The demo from the first line to the table; a run that was stopped goes on where it was."""
+"""The demo from the first line to the table; a stopped run resumes."""
 
 import json
 from collections.abc import Callable

@@ -191,7 +191,7 @@ class _Run:
             commonest = max(sorted(set(reasons)), key=reasons.count)
             raise UniDPOError(
                 f"{counted}, more than max_failed_share {limit:g} allows. Most often: {commonest}. "
-                "What is done is kept: run again once the cause is mended"
+                "What is done is kept: run again when the cause is removed"
             )
         if final and reasons:
             self.warnings.append(counted)

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers.trainer_utils import get_last_checkpoint
 
-import uni_dpo.trl  # noqa: F401  # mends TRL before it is imported
+import uni_dpo.trl  # noqa: F401  # makes TRL importable
 from uni_dpo.data.questions import Question, read_questions
 from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo.arguments import trl_arguments

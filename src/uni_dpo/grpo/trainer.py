@@ -12,7 +12,7 @@ VISION_INPUTS = ("pixel_values", "image_grid_thw")
 
 
 class VisionGRPOTrainer(EndsTogether, LoadsByPublishedNames, GRPOTrainer):
-    """Samples, normalises and learns as TRL's trainer does; only what goes into the model is mended.
+    """Sample, normalise and learn as TRL's trainer does; only what goes into the model differs.
 
     Args:
         model: the policy, loaded.

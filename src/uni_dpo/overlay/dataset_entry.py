@@ -17,7 +17,7 @@ def datasets(file: Path, content: bytes) -> dict[str, Any]:
     try:
         described = json.loads(content)
     except ValueError as error:
-        raise UniDPOError(f"{file}: not valid JSON ({error}); mend it first") from error
+        raise UniDPOError(f"{file}: not valid JSON ({error}); fix it first") from error
     if not isinstance(described, dict):
         raise UniDPOError(f"{file}: expected a JSON object of datasets, found {type(described).__name__}")
     return described

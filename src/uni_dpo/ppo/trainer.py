@@ -1,4 +1,4 @@
-"""The loop: sample, rate, and learn in several passes; a run that was stopped goes on where its state was written."""
+"""The loop: sample, rate, and learn in several passes; a stopped run resumes from its last saved state."""
 
 import json
 import random

@@ -148,7 +148,7 @@ def _scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str] | No
     for name, column in zip(SCORES, columns, strict=True):
         values = [example[column] for example in examples]
         if not all(map(_is_score, values)):  # rows of a stream come unchecked
-            raise UniDPOError(f"{column}: {values} are not all finite numbers; mend or remove these rows")
+            raise UniDPOError(f"{column}: {values} are not all finite numbers; fix or remove these rows")
         scores[name] = torch.tensor(values, dtype=torch.float32)
     return scores
 

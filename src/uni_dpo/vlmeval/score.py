@@ -31,7 +31,7 @@ class Score:
 
 
 def check_judge(judge: str) -> None:
-    """Ask a judge model for a sign of life: VLMEvalKit falls back to exact matching without saying so.
+    """Check that a judge model answers: VLMEvalKit falls back to exact matching without saying so.
 
     Raises:
         UniDPOError: it does not answer.
