@@ -1,6 +1,9 @@
-"""What every trainer here adds to transformers' own: loading by published names, ending together."""
+"""What every trainer here adds to transformers': loading by published names, a reference adapter, ending together."""
 
+import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,55 @@ class LoadsByPublishedNames(Trainer):
         whole = self.accelerator.unwrap_model(model if model is not None else self.model)
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         return whole if isinstance(whole, PreTrainedModel) and not sharded else None
+
+
+REFERENCE_ADAPTER = "reference"
+"""The name of the frozen copy of the adapter that a training starts from."""
+
+
+class KeepsAdapterAsReference(Trainer):
+    """A trainer whose PEFT model may hold a frozen copy of its adapter, which is never saved."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        adapters = getattr(self.accelerator.unwrap_model(self.model), "peft_config", {})
+        reference = adapters.pop(REFERENCE_ADAPTER, None)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if reference is not None:
+                adapters[REFERENCE_ADAPTER] = reference
+
+
+def add_reference_adapter(model: Any) -> None:
+    """Copy the active adapter of a PEFT model to `REFERENCE_ADAPTER`, frozen; the first one stays active.
+
+    The reference of a preference loss is the model before this training. Where that starts from an adapter, the model
+    without its adapters is another one.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # what it starts from is overwritten, and some ways change the base too
+    model.add_adapter(REFERENCE_ADAPTER, config)
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        parts = name.split(".")
+        if REFERENCE_ADAPTER in parts:
+            source = ".".join(model.active_adapter if part == REFERENCE_ADAPTER else part for part in parts)
+            parameter.data = parameters[source].detach().clone()
+        parameter.requires_grad_(name in trained)
+
+
+@contextmanager
+def reference_adapter(model: Any) -> Iterator[None]:
+    """Let a PEFT model answer with `REFERENCE_ADAPTER` in this block, without gradients."""
+    active = model.active_adapter
+    model.set_adapter(REFERENCE_ADAPTER)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.set_adapter(active)
 
 
 def load_by_published_names(model: PreTrainedModel, checkpoint: str) -> None:

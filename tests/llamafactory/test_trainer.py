@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from datasets import load_from_disk
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
@@ -174,6 +175,64 @@ def test_a_stock_loss_says_which_tensors_it_leaves_out(train: Any, monkeypatch: 
     monkeypatch.setattr(trainer.logger, "warning_rank0", said.append)
     train(**BEST, pref_loss="sigmoid")
     assert sum("tensors of" in line and "mixture" in line for line in said) == (transformers.__version__ >= "5")
+
+
+@pytest.fixture
+def sft_adapter(train: Any, tmp_path: Path) -> Path:
+    """An adapter that is far from the identity."""
+    train(finetuning_type="lora", lora_rank=4, learning_rate=0.05, output_dir=str(tmp_path / "sft"))
+    return tmp_path / "sft"
+
+
+@pytest.mark.parametrize("pair_forward", ["shared_prefix", "ordinary"])
+@pytest.mark.parametrize("precompute", [False, True], ids=["", "precomputed"])
+def test_the_reference_is_the_model_before_this_training(
+    train: Any, sft_adapter: Path, tiny_qwen2_vl: Path, tmp_path: Path, pair_forward: str, precompute: bool
+) -> None:
+    """Policy and reference are equal at the first step; with a step that goes far, only the policy moves."""
+    log = train(
+        finetuning_type="lora",
+        adapter_name_or_path=str(sft_adapter),
+        pair_forward=pair_forward,
+        precompute_ref_log_probs=precompute,
+        ref_cache_dir=str(tmp_path / "cache"),
+        disable_shuffling=True,
+        tokenized_path=str(tmp_path / "tokens"),
+        learning_rate=0.05,
+    )
+    chosen, margins, logps = steps(log, "rewards/chosen", "rewards/margins", "logps/chosen")
+    tolerance = 1e-5 if precompute else 0.0  # whatever pairs meet in a batch when they are computed beforehand
+    assert margins[0] == pytest.approx(0.0, abs=tolerance)
+    assert abs(margins[-1]) > 0.01
+    naive = NaiveRun(tiny_qwen2_vl, tmp_path / "tokens", average=True, lr=0.0)
+    start = PeftModel.from_pretrained(naive.reference, sft_adapter)
+    rows = [row for at, row in enumerate(naive.rows) if at < 4 or at >= len(naive.rows) - 4]
+    with torch.no_grad():
+        expected = [naive.answer_logp(start, row, "chosen").item() for row in rows]
+    for at, part in ((0, expected[:4]), (-1, expected[4:])):
+        reference = logps[at] - chosen[at] / 2.0  # rewards are β times the log-ratio
+        assert reference == pytest.approx(sum(part) / 4, abs=1e-4)
+    saved = weights(tmp_path / "out")
+    assert not any("reference" in name for name in saved)
+    assert not (tmp_path / "out" / "reference").exists()
+    assert saved.keys() == weights(sft_adapter).keys()
+
+
+def test_a_new_adapter_starts_from_the_merged_one(train: Any, sft_adapter: Path) -> None:
+    adapted = {"finetuning_type": "lora", "lora_rank": 4, "adapter_name_or_path": str(sft_adapter)}
+    (margins,) = steps(train(**adapted, create_new_adapter=True), "rewards/margins")
+    assert margins[0] == 0.0
+
+
+def test_a_stock_loss_says_that_its_reference_is_another_model(
+    train: Any, sft_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from uni_dpo.llamafactory import workflow
+
+    said: list[str] = []
+    monkeypatch.setattr(workflow.logger, "warning_rank0", said.append)
+    train(finetuning_type="lora", adapter_name_or_path=str(sft_adapter), pref_loss="sigmoid", max_steps=1)
+    assert any("create_new_adapter: true" in line for line in said)
 
 
 def test_metrics_weigh_every_pair_alike(train: Any, pair_data: Any) -> None:

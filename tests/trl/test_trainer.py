@@ -203,3 +203,45 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(Path(config.output_dir) / "checkpoint-2"))
     assert [line["loss"] for line in resumed.state.log_history if "loss" in line] == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_run_that_starts_from_an_adapter_compares_with_it(
+    trained: tuple[Path, Rows], settings: Settings, tmp_path: Path
+) -> None:
+    """The reference is the model before this training, its adapter included; what is saved is the trained one."""
+    from peft import LoraConfig, PeftModel
+
+    model, rows = trained
+    data = Dataset.from_list(rows)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    first = UniDPOTrainer(str(model), args=settings(learning_rate=0.05), train_dataset=data, peft_config=lora)
+    losses(first)
+    first.save_model(str(tmp_path / "sft"))
+    base = type(first.model.get_base_model()).from_pretrained(model)
+    start = PeftModel.from_pretrained(base, tmp_path / "sft", is_trainable=True)
+    second = UniDPOTrainer(start, args=settings(learning_rate=0.05), train_dataset=data)
+    second.train()
+    margins = [line["rewards/margins"] for line in second.state.log_history if "loss" in line]
+    assert margins[0] == 0.0
+    assert margins[-1] != 0.0
+    second.save_model(str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "reference").exists()
+
+
+def test_the_best_checkpoint_is_what_is_saved_at_the_end(trained: tuple[Path, Rows], settings: Settings) -> None:
+    from safetensors.torch import load_file
+
+    model, rows = trained
+    data = Dataset.from_list(rows)
+    best = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best |= {"load_best_model_at_end": True, "max_steps": 3, "learning_rate": 0.02}
+    for greater in (False, True):
+        config = settings(**best, metric_for_best_model="eval_rewards/chosen", greater_is_better=greater)
+        trainer = UniDPOTrainer(str(model), args=config, train_dataset=data, eval_dataset=data)
+        trainer.train()
+        if not trainer.state.best_model_checkpoint.endswith("-3"):
+            break
+    trainer.save_model(config.output_dir)
+    final = load_file(Path(config.output_dir) / "model.safetensors")
+    wanted = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
+    assert [name for name in final if not torch.equal(final[name], wanted[name])] == []

@@ -1,7 +1,6 @@
 """How scores travel: from a file's columns, through LlamaFactory's pipeline, into the batch.
 
-Every step passes stock runs through unchanged; it acts only where `data_args.pair_scores` is set, which
-`workflow.run_dpo` does when the loss needs scores.
+Every step passes stock runs through unchanged; it acts only where the run needs scores (`RunContext`).
 """
 
 import copy
@@ -25,6 +24,7 @@ from uni_dpo.data.checks.table import training_table
 from uni_dpo.data.dataset_info import Columns, DatasetEntry, Tags
 from uni_dpo.data.images import image_paths
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory.run_context import current_run
 
 SCORES = ("score_chosen", "score_rejected")
 MEDIA = ("images", "videos", "audios")
@@ -85,12 +85,12 @@ def _finite(example: dict[str, Any], column: str, source: str) -> float:
 def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) -> Any:
     """LlamaFactory's converter of that name, wrapped where the loss needs scores."""
     found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
-    return ScoredConverter(found) if getattr(data_args, "pair_scores", False) else found
+    return ScoredConverter(found) if current_run().needs_scores else found
 
 
 def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: Any, training_args: Any) -> Any:
     """LlamaFactory's loading; where the loss needs scores, local pairs come as a table of checked rows."""
-    pairs = getattr(data_args, "pair_scores", False) and dataset_attr.load_from == "file" and dataset_attr.ranking
+    pairs = current_run().needs_scores and dataset_attr.load_from == "file" and dataset_attr.ranking
     if pairs and not dataset_attr.videos and not dataset_attr.audios:
         entry = entry_of(dataset_attr, data_args.dataset_dir)
         folder = Path(model_args.cache_dir or HF_DATASETS_CACHE) / "uni_dpo"
@@ -119,7 +119,7 @@ def media_places(data_args: Any) -> tuple[str, str | None]:
 
 def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, training_args: Any) -> Any:
     """LlamaFactory's alignment; where the loss needs scores, rows are numbered first, so that faults can name them."""
-    if getattr(data_args, "pair_scores", False):
+    if current_run().needs_scores:
         names = [name for medium in MEDIA for name in (medium, f"_{medium}") if name not in dataset.column_names]
         features = None
         if getattr(dataset_attr, "source", ""):

@@ -230,8 +230,12 @@ def reference_identity(model_args: Any, data_args: Any, training_args: Any, fine
     """
     model = finetuning_args.ref_model or model_args.model_name_or_path
     adapters = finetuning_args.ref_model_adapters if finetuning_args.ref_model else model_args.adapter_name_or_path
+    identity = _model_identity(model, adapters, model_args, training_args)
+    if adapters and not finetuning_args.ref_model:
+        merged = finetuning_args.create_new_adapter
+        identity["adapters of the reference"] = "merged" if merged else "beside the weights"
     return {
-        **_model_identity(model, adapters, model_args, training_args),
+        **identity,
         "quantization of the reference": finetuning_args.ref_model_quantization_bit,
         "template": data_args.template,
         "cutoff": data_args.cutoff_len,

@@ -13,15 +13,23 @@ from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
+from uni_dpo.llamafactory.run_context import current_run
 from uni_dpo.objective import PairLogps, uni_dpo_loss
-from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames, names_not_loaded
+from uni_dpo.trainer_mixins import (
+    EndsTogether,
+    KeepsAdapterAsReference,
+    LoadsByPublishedNames,
+    add_reference_adapter,
+    names_not_loaded,
+    reference_adapter,
+)
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 
 
-class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, CustomDPOTrainer):
+class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer):
     """Trains with `pref_loss: uni_dpo`; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.
@@ -30,8 +38,12 @@ class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, CustomDPOTrainer):
     ref_model: Any
     data_collator: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any, ref_model: Any, **kwargs: Any) -> None:
+        run = current_run()
+        self._starts_from_adapter = run.starts_from_adapter and ref_model is None
+        if self._starts_from_adapter:
+            add_reference_adapter(model)
+        super().__init__(model=model, ref_model=ref_model, **kwargs)
         arguments = self.finetuning_args
         self.objective = arguments.uni_dpo_config() if arguments.uses_uni_dpo else None
         self.averages = PairAverages(METRICS)
@@ -40,11 +52,12 @@ class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, CustomDPOTrainer):
         self._reference: tuple[Tensor, Tensor] | None = None
         self.pair_forward = None
         if arguments.shares_prefix:
-            store = getattr(arguments, "image_store", None)
-            self.pair_forward = PairForward.choose(self.model, self.ref_model, arguments.pair_attention, store)
+            self.pair_forward = PairForward.choose(
+                self.model, self.ref_model, arguments.pair_attention, run.image_store
+            )
         if self.pair_forward is not None:
             self.data_collator = self.pair_forward.collator(self.data_collator)
-        cache = getattr(arguments, "reference_cache", None)
+        cache = run.reference_cache
         if cache is not None:
             self.data_collator = ReferenceCollator(self.data_collator, cache)
             if self.ref_model is None:
@@ -87,7 +100,11 @@ class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, CustomDPOTrainer):
 
     def compute_reference_log_probs(self, model: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
         """What the batch brought from the reference cache, or else what the reference model makes of it now."""
-        return self._reference or super().compute_reference_log_probs(model, batch)
+        if self._reference is not None or not self._starts_from_adapter:
+            return self._reference or super().compute_reference_log_probs(model, batch)
+        with reference_adapter(self.accelerator.unwrap_model(model)):
+            output = self.concatenated_forward(model, batch, is_ref_model=True)
+        return output["chosen_logps"], output["rejected_logps"]
 
     def compute_preference_loss(
         self,

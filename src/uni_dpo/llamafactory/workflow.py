@@ -15,6 +15,7 @@ from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import check_tokenized, media_places
 from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity, vision_identity
+from uni_dpo.llamafactory.run_context import RunContext, current_run, running
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 
@@ -35,17 +36,43 @@ def run_dpo(
     """
     if finetuning_args.pair_attention == FLEX_ATTENTION and training_args.device.type == "cpu":
         raise UniDPOError("pair_attention: flex_attention has no gradients on a CPU: set it to sdpa, or leave it out")
-    cache = None
+    run = _context(model_args, data_args, training_args, finetuning_args)
+    if run.needs_scores:
+        _prepare(data_args, training_args, finetuning_args)
+    else:
+        _say_what_the_reference_is(model_args, finetuning_args)
+    with running(run):
+        workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
+    if run.needs_scores and training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
+        plot_loss(training_args.output_dir, keys=list(METRICS))
+
+
+def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> RunContext:
+    cache = store = None
     if finetuning_args.precompute_ref_log_probs and finetuning_args.use_ref_model and training_args.do_train:
         identity = reference_identity(model_args, data_args, training_args, finetuning_args)
         cache = ReferenceCache(Path(finetuning_args.ref_cache_dir).expanduser(), identity)
-    data_args.reference_cache = finetuning_args.reference_cache = cache
     if finetuning_args.keep_image_features:
-        finetuning_args.image_store = _image_store(model_args, data_args, training_args, finetuning_args)
-    if not finetuning_args.uses_uni_dpo:
-        workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
-        return
-    data_args.pair_scores = True
+        store = _image_store(model_args, data_args, training_args, finetuning_args)
+    return RunContext(
+        needs_scores=finetuning_args.uses_uni_dpo,
+        starts_from_adapter=finetuning_args.uses_uni_dpo and bool(model_args.adapter_name_or_path),
+        reference_cache=cache,
+        image_store=store,
+    )
+
+
+def _say_what_the_reference_is(model_args: Any, finetuning_args: Any) -> None:
+    """A loss of LlamaFactory's compares with the model without its adapters, whatever it starts from."""
+    compares = finetuning_args.use_ref_model and finetuning_args.ref_model is None
+    if compares and model_args.adapter_name_or_path and not finetuning_args.create_new_adapter:
+        logger.warning_rank0(
+            f"pref_loss: {finetuning_args.pref_loss}: the reference is the model without adapter_name_or_path; "
+            "set create_new_adapter: true to compare with the model that this training starts from."
+        )
+
+
+def _prepare(data_args: Any, training_args: Any, finetuning_args: Any) -> None:
     if data_args.streaming and training_args.accelerator_config.dispatch_batches is None:
         # Dispatching slices every tensor of a batch by rows, and an image's patches are no rows.
         training_args.accelerator_config.dispatch_batches = False
@@ -55,19 +82,16 @@ def run_dpo(
         training_args.dataloader_num_workers = 1
     if training_args.local_process_index == 0:
         _check_files(data_args, finetuning_args)
-    workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
-    if training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
-        plot_loss(training_args.output_dir, keys=list(METRICS))
 
 
 def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """LlamaFactory's datasets, refused where the loss needs scores and they cannot train it."""
     module = _upstream_get_dataset(template, model_args, data_args, *args, **kwargs)
-    if getattr(data_args, "pair_scores", False):
+    if current_run().needs_scores:
         for split in module.values():
             for dataset in split.values() if isinstance(split, dict) else [split]:
                 check_tokenized(dataset)
-    cache = getattr(data_args, "reference_cache", None)
+    cache = current_run().reference_cache
     if cache is None:
         return module
     module = cache.expect(module)
@@ -77,7 +101,7 @@ def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kw
 
 def create_ref_model(model_args: Any, finetuning_args: Any, *args: Any, **kwargs: Any) -> Any:
     """LlamaFactory's reference model, or none where all that it would say is in the cache."""
-    cache = getattr(finetuning_args, "reference_cache", None)
+    cache = current_run().reference_cache
     if cache is not None and cache.complete():
         logger.info_rank0("Reference log-probs: no reference model is loaded.")
         return None

@@ -11,7 +11,13 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
-from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames
+from uni_dpo.trainer_mixins import (
+    REFERENCE_ADAPTER,
+    EndsTogether,
+    KeepsAdapterAsReference,
+    LoadsByPublishedNames,
+    add_reference_adapter,
+)
 from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
 from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
 from uni_dpo.trl.data import SCORES, ScoredPairCollator, ScoredVisionPairCollator, check_scores, tokenize_answers
@@ -20,7 +26,7 @@ GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL does not know of."""
 
 
-class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, DPOTrainer):
+class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, DPOTrainer):
     """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
 
     Vision data go through the model's own processor when a batch is made, so that every family whose processor
@@ -50,7 +56,13 @@ class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, DPOTrainer):
         self._columns = (args.score_chosen_column, args.score_rejected_column) if self.objective else None
         self._scores: tuple[Tensor, Tensor] | None = None
         self._terms: UniDPOLoss | None = None
+        adapted = _is_adapted(model) and ref_model is None and not kwargs.get("peft_config")
+        keeps_adapter = self.objective is not None and adapted and args.ref_adapter_name is None
+        if keeps_adapter:
+            add_reference_adapter(model)
         super().__init__(model, ref_model, args, data_collator, **kwargs)
+        if keeps_adapter:
+            self.model_adapter_name, self.ref_adapter_name = model.active_adapter, REFERENCE_ADAPTER
         if data_collator is None:
             self.data_collator = self._collator()
 
@@ -143,6 +155,12 @@ class UniDPOTrainer(EndsTogether, LoadsByPublishedNames, DPOTrainer):
             prompt = 1 if self.truncation_mode == "keep_end" else batch["prompt_attention_mask"].sum(1)
             lengths = lengths.minimum((self.max_length - prompt) * torch.ones_like(lengths))
         return lengths.clamp(min=1)
+
+
+def _is_adapted(model: Any) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def _with_grids(model: Any, grid: Tensor | None) -> Callable[..., Any]:

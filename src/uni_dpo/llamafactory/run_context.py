@@ -1,0 +1,45 @@
+"""What a DPO run needs beside LlamaFactory's own argument objects."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from uni_dpo.llamafactory.reference_cache import ReferenceCache
+from uni_dpo.shared_prefix import ImageStore
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """How the seams of one run work; as it stands, they do what LlamaFactory does.
+
+    Attributes:
+        needs_scores: whether rows must have scores.
+        starts_from_adapter: whether the reference is the model with the adapter that it starts from.
+        reference_cache: where reference log-probabilities are kept.
+        image_store: where image features are kept.
+    """
+
+    needs_scores: bool = False
+    starts_from_adapter: bool = False
+    reference_cache: ReferenceCache | None = None
+    image_store: ImageStore | None = None
+
+
+_OWN = RunContext()
+_current: ContextVar[RunContext] = ContextVar("uni_dpo_run", default=_OWN)
+
+
+def current_run() -> RunContext:
+    """The run that goes on now, or one of LlamaFactory's own."""
+    return _current.get()
+
+
+@contextmanager
+def running(run: RunContext) -> Iterator[None]:
+    """Let the seams work for `run` in this block."""
+    token = _current.set(run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
