@@ -20,6 +20,7 @@ def test_the_kind_of_model_is_told_from_its_configuration(tiny_qwen2_vl: Path, t
     with pytest.raises(UniDPOError, match="'nowhere' cannot be loaded; there is no such folder here"):
         check_model(config("nowhere"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    (tmp_path / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
     with pytest.raises(UniDPOError, match="is a qwen2, no vision-language model"):
         check_model(config(tmp_path))
 

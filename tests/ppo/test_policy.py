@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from uni_dpo.demo.digits import Digit
 from uni_dpo.engine import Question
-from uni_dpo.errors import UniDPOError
 from uni_dpo.ppo.policy import collate, encode, load_policy
 
 
@@ -63,10 +61,9 @@ def test_freezing_the_vision_tower(config) -> None:
     assert any(weight.requires_grad for name, weight in policy.named_parameters() if "layers" in name)
 
 
-def test_a_base_checkpoint_whose_template_drops_the_question_is_refused(tmp_path: Path, config) -> None:
-    from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
-
-    folder = write_tiny_qwen2_vl(tmp_path / "base", template=BASE_TEMPLATE)
-    _, _, processor = load_policy(config(model=str(folder)))
-    with pytest.raises(UniDPOError, match="instruct checkpoint"):
-        encode(Question("a", "Which digit?", ()), processor)
+def test_a_base_checkpoint_is_asked_in_its_own_template(base_checkpoint: Path, digits: dict, config) -> None:
+    _, _, processor = load_policy(config(model=str(base_checkpoint)))
+    inputs = encode(Question("a", "Which digit?", (str(digits["train"][0].image),)), processor)
+    text = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert text.endswith("<|vision_end|>Which digit?")
+    assert "<|im_start|>" not in text

@@ -14,6 +14,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo.arguments import trl_arguments
 from uni_dpo.grpo.config import GRPOSettings
 from uni_dpo.grpo.trainer import VisionGRPOTrainer
+from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.online.policy import (
     adapter,
     base_dtype,
@@ -90,6 +91,11 @@ def make_trainer(
         UniDPOError: the model cannot be loaded, or cannot be asked these questions.
     """
     model, processor = load_model(settings)
+    if detect_style(processor, settings.model) is PromptStyle.BASE:
+        raise UniDPOError(
+            f"{settings.model}: has the template of a base checkpoint, which TRL's GRPO cannot fill; take the instruct "
+            "checkpoint, or `uni-dpo ppo`"
+        )
     for question in questions[:1]:
         prompt_text(question, processor)
     if "image_grid_thw" not in processor.model_input_names and any(len(asked.images) != 1 for asked in questions):

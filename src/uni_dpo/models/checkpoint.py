@@ -63,18 +63,21 @@ class Checkpoint:
         )
 
 
-def find_checkpoint(model_path: str | Path, adapter: str | Path | None = None) -> Checkpoint:
+def find_checkpoint(
+    model_path: str | Path, adapter: str | Path | None = None, *, revision: str | None = None
+) -> Checkpoint:
     """Find the weights behind a model path before anything heavy is loaded, and see that they are whole.
 
     Args:
         model_path: a folder with a checkpoint, a folder with a LoRA adapter (its `adapter_config.json` names
             the base), or a name on the Hugging Face hub.
         adapter: a LoRA adapter to lay on `model_path`.
+        revision: of a name on the hub.
 
     Raises:
         UniDPOError: nothing is there, or a file of it is missing or damaged; the message names the file.
     """
-    base = _folder(str(model_path))
+    base = _folder(str(model_path), revision=revision)
     if adapter is not None:
         lora: Path | None = _folder(str(adapter))
         if not (Path(str(lora)) / ADAPTER_CONFIG).is_file():
@@ -140,6 +143,13 @@ def check_weights(folder: Path, stem: str = "model") -> None:
         _check_whole(file)
 
 
+def tensor_names(file: Path) -> set[str]:
+    """Names of the weights in a whole safetensors file."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        return set(json.loads(opened.read(length))) - {"__metadata__"}
+
+
 def _check_whole(file: Path) -> None:
     """A safetensors file is 8 bytes of length, a JSON header of that length, and as many bytes as the header says."""
     size = file.stat().st_size
@@ -156,7 +166,7 @@ def _check_whole(file: Path) -> None:
         raise UniDPOError(f"{file}: is damaged, {size:,} bytes where {expected:,} belong; copy it again")
 
 
-def _folder(path: str, said_by: Path | None = None) -> Path:
+def _folder(path: str, said_by: Path | None = None, revision: str | None = None) -> Path:
     source = f" (named by {said_by})" if said_by else ""
     if Path(path).is_dir():
         return Path(path)
@@ -167,11 +177,11 @@ def _folder(path: str, said_by: Path | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=_WANTED))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=_WANTED))
     except Exception as error:  # offline, no such repository, no permission: each library version has its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UniDPOError(
-            f"model {path}{source} is neither a folder here nor to be had from the hub: {reason}"
+            f"model {path!r}{source} cannot be loaded; it is no folder here, and the hub does not give it: {reason}"
         ) from error
 
 

@@ -1,13 +1,15 @@
 """The one place where a language or vision-language model is loaded: full weights, an adapter, quantized or not."""
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.models.checkpoint import Checkpoint
+from uni_dpo.models.checkpoint import Checkpoint, read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -71,6 +73,42 @@ def load_model(
         if device is None or device_map or quantized:
             return model.eval()
         return model.to(where).eval()
+
+
+def load_start(checkpoint: Checkpoint, folder: str | Path, **options: Any) -> Any:
+    """Load a model to train on, on the CPU unless `options` say otherwise.
+
+    What a trained adapter lies on is known by a folder. So where the start is an adapter on a base, the merged model
+    is written to `folder/start` and loaded from there, by every process.
+
+    Args:
+        folder: of the run.
+        options: as of `load_model`.
+
+    Raises:
+        UniDPOError: it cannot be loaded, or its adapter cannot be merged.
+    """
+    if checkpoint.adapter is not None:
+        from accelerate import PartialState
+
+        start, state = Path(folder) / "start", PartialState()
+        if state.is_main_process:
+            _write_merged(checkpoint, start, options.get("dtype", "auto"), bool(options.get("trust_remote_code")))
+        state.wait_for_everyone()
+        checkpoint = Checkpoint(start, None, checkpoint.family)
+    return load_model(checkpoint, **{"device": None, **options})
+
+
+def _write_merged(checkpoint: Checkpoint, folder: Path, dtype: Any, trust_remote_code: bool) -> None:
+    if read_json(checkpoint.base / "config.json").get("quantization_config"):
+        raise UniDPOError(f"{checkpoint}: lies on quantized weights, into which it cannot be merged")
+    model = load_model(checkpoint, dtype=dtype, device=None, trust_remote_code=trust_remote_code)
+    written = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(written, ignore_errors=True)
+    model.save_pretrained(written)
+    load_processor(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(written)
+    shutil.rmtree(folder, ignore_errors=True)
+    written.replace(folder)
 
 
 def add_adapter(model: Any, checkpoint: Checkpoint, **more: Any) -> Any:

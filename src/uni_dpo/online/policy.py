@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import GenerationConfig
 
 from uni_dpo.data.questions import Question
-from uni_dpo.errors import UniDPOError, naming_the_model
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import find_checkpoint, read_json
+from uni_dpo.models.loading import load_processor, load_start
+from uni_dpo.models.prompt import detect_style, prompt_of
 from uni_dpo.online.config import OnlineConfig
 
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
@@ -19,32 +22,30 @@ MEDIA_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vi
 
 
 def check_model(config: OnlineConfig) -> None:
-    """See that there is a model of the right kind, from its configuration alone.
+    """See that there is a model of the right kind, from its files alone.
 
     Raises:
-        UniDPOError: there is none.
+        UniDPOError: there is none, or it is damaged.
     """
-    with naming_the_model(config.model):
-        found = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-    if type(found) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
-        raise UniDPOError(f"model {config.model!r} is a {found.model_type}, no vision-language model")
+    checkpoint = find_checkpoint(config.model)
+    settings = read_json(checkpoint.base / "config.json")
+    if "vision_config" not in settings and "auto_map" not in settings:
+        raise UniDPOError(f"model {config.model!r} is a {checkpoint.family}, no vision-language model")
 
 
 def load_model(config: OnlineConfig) -> tuple[Any, Any]:
-    """Model and processor of `config.model`, in the precision that its learning weights need.
+    """Load model and processor of `config.model`, in the precision that its learning weights need.
 
     Raises:
         UniDPOError: the checkpoint cannot be loaded.
     """
-    trust = {"trust_remote_code": config.trust_remote_code}
-    limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-    with naming_the_model(config.model):
-        model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=base_dtype(config), **trust)
-        processor = AutoProcessor.from_pretrained(
-            config.model, **{name: value for name, value in limits.items() if value is not None}, **trust
-        )
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    checkpoint = find_checkpoint(config.model)
+    trust = config.trust_remote_code
+    processor = load_processor(
+        checkpoint, min_pixels=config.min_pixels, max_pixels=config.max_pixels, trust_remote_code=trust
+    )
+    detect_style(processor, config.model)
+    model = load_start(checkpoint, config.output_dir, dtype=base_dtype(config), trust_remote_code=trust)
     return model, processor
 
 
@@ -85,15 +86,13 @@ def messages(question: Question) -> list[dict[str, Any]]:
 
 
 def prompt_text(question: Question, processor: Any) -> str:
-    """A question in the chat template, up to where the answer begins.
+    """Render a question in the chat template, up to where the answer begins.
 
     Raises:
-        UniDPOError: the chat template drops the question.
+        UniDPOError: the chat template drops the question or an image.
     """
-    text = str(processor.apply_chat_template(messages(question), tokenize=False, add_generation_prompt=True))
-    if question.text.strip() not in text:
-        raise UniDPOError("the policy's chat template drops the question; take the instruct checkpoint")
-    return text
+    items = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
+    return prompt_of(processor, items, detect_style(processor))
 
 
 def media_tokens(model: Any) -> list[int]:

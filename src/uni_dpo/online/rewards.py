@@ -7,7 +7,7 @@ from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.questions import Question
 from uni_dpo.graders.grading import Grader, check_references, load_grader
 from uni_dpo.models.rewards import Conversation, RewardModel, RewardModelOptions, load_reward_model
-from uni_dpo.models.rewards.checkpoints import find_reward_checkpoint
+from uni_dpo.models.rewards.options import find_reward_checkpoint
 from uni_dpo.online.config import RewardOptions
 
 Reward = Callable[[Sequence[Question], Sequence[str]], list[float]]

@@ -4,19 +4,20 @@ On several GPUs: `accelerate launch -m uni_dpo.trl.launch ARGUMENTS`.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-import transformers
 import yaml
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, get_dataset
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_kbit_device_map, get_peft_config, get_quantization_config
 
-from uni_dpo.errors import UniDPOError, naming_the_model
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
+from uni_dpo.models.loading import load_processor, load_start
+from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.trl.arguments import UniDPOConfig
 from uni_dpo.trl.data import check_scores
 from uni_dpo.trl.trainer import UniDPOTrainer
@@ -35,6 +36,8 @@ def train(arguments: Sequence[str]) -> None:
         UniDPOError: an argument or the data cannot be used; no model has been loaded by then.
     """
     script, settings, model_settings, mixture = parse(arguments)
+    if not model_settings.model_name_or_path:
+        raise UniDPOError("model_name_or_path: name a checkpoint")
     data = _load_data(script, mixture)
     splits = {"train": _split(data, script.dataset_train_split)}
     if settings.eval_strategy != "no":
@@ -42,12 +45,15 @@ def train(arguments: Sequence[str]) -> None:
     if settings.uses_uni_dpo:
         for name, split in splits.items():
             check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)
+    checkpoint = find_checkpoint(model_settings.model_name_or_path, revision=model_settings.model_revision)
+    processor = load_processor(checkpoint, trust_remote_code=model_settings.trust_remote_code)
+    _check_template(processor, model_settings.model_name_or_path, splits)
     trainer = UniDPOTrainer(
-        _load_model(model_settings),
+        _load_model(model_settings, checkpoint, settings.output_dir),
         args=settings,
         train_dataset=splits["train"],
         eval_dataset=splits.get("eval"),
-        processing_class=_load_processor(model_settings),
+        processing_class=processor,
         peft_config=get_peft_config(model_settings),
     )
     trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
@@ -101,30 +107,31 @@ def _split(data: Any, name: str) -> Any:
     return data[name]
 
 
-def _load_model(settings: Any) -> Any:
-    name = settings.model_name_or_path
-    if not name:
-        raise UniDPOError("model_name_or_path: name a checkpoint")
+def _load_model(settings: Any, checkpoint: Checkpoint, output: str) -> Any:
     quantization = get_quantization_config(settings)
     placed = {} if quantization is None else {"device_map": get_kbit_device_map(), "quantization_config": quantization}
-    trust = {"trust_remote_code": settings.trust_remote_code, "revision": settings.model_revision}
-    with naming_the_model(name):
-        config = transformers.AutoConfig.from_pretrained(name, **trust)
-        sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
-        kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        return kind.from_pretrained(
-            name,
-            dtype=settings.dtype if settings.dtype in ("auto", None) else getattr(torch, settings.dtype),
-            attn_implementation=settings.attn_implementation,
-            **trust,
-            **placed,
+    return load_start(
+        checkpoint,
+        output,
+        dtype=settings.dtype or "auto",
+        attention=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        **placed,
+    )
+
+
+def _first(split: Any) -> dict[str, Any]:
+    return next(iter(split), {})
+
+
+def _check_template(processor: Any, name: str, splits: Mapping[str, Any]) -> None:
+    """Refuse turns for a template that takes none: TRL would train on empty prompts."""
+    turns = any(isinstance(_first(split).get("chosen"), list) for split in splits.values())
+    if turns and detect_style(processor, name) is PromptStyle.BASE:
+        raise UniDPOError(
+            f"{name}: has the template of a base checkpoint, which TRL cannot fill with turns; take the instruct "
+            "checkpoint, `uni-dpo train`, or data with texts for prompt, chosen and rejected"
         )
-
-
-def _load_processor(settings: Any) -> Any:
-    name = settings.model_name_or_path
-    with naming_the_model(name):
-        return transformers.AutoProcessor.from_pretrained(name, trust_remote_code=settings.trust_remote_code)
 
 
 if __name__ == "__main__":

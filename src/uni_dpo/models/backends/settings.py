@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.rewards.checkpoints import RewardModelOptions, find_reward_checkpoint
-from uni_dpo.models.rewards.process_checkpoints import ProcessModelOptions, find_process_loader
+from uni_dpo.models.rewards.options import (
+    ProcessModelOptions,
+    RewardModelOptions,
+    find_process_loader,
+    find_reward_checkpoint,
+)
 from uni_dpo.settings.options import added, runtime
 
 

@@ -3,9 +3,15 @@
 Nothing heavy is imported before a model is loaded: what a checkpoint is, and whether it fits, is told from its files.
 """
 
-from uni_dpo.models.rewards.checkpoints import RewardModel, RewardModelOptions, load_reward_model
-from uni_dpo.models.rewards.conversation import Conversation
-from uni_dpo.models.rewards.process_checkpoints import ProcessModel, ProcessModelOptions, load_process_model
+from uni_dpo.models.rewards.options import (
+    Conversation,
+    ProcessModel,
+    ProcessModelOptions,
+    RewardModel,
+    RewardModelOptions,
+    find_process_loader,
+    find_reward_checkpoint,
+)
 
 __all__ = [
     "Conversation",
@@ -16,3 +22,31 @@ __all__ = [
     "load_process_model",
     "load_reward_model",
 ]
+
+
+def load_reward_model(options: RewardModelOptions) -> RewardModel:
+    """Load the reward model in `options.model`.
+
+    Raises:
+        UniDPOError: there is none, or it cannot be loaded with all its weights.
+    """
+    checkpoint = find_reward_checkpoint(options)
+    if checkpoint.kind == "value_head":
+        from uni_dpo.models.rewards.value_head import ValueHeadModel
+
+        return ValueHeadModel(checkpoint, options)
+    from uni_dpo.models.rewards.classifiers import SequenceClassifier
+
+    return SequenceClassifier(checkpoint, options)
+
+
+def load_process_model(options: ProcessModelOptions) -> ProcessModel:
+    """Load the process reward model in `options.model`.
+
+    Raises:
+        UniDPOError: there is none, or it cannot be loaded with all its weights.
+    """
+    loader = find_process_loader(options)
+    from uni_dpo.models.rewards.classifiers import StepClassifier
+
+    return StepClassifier(loader, options)

@@ -9,8 +9,9 @@ from llamafactory.hparams import get_infer_args
 from llamafactory.model import load_model, load_tokenizer, patcher
 from llamafactory.model.model_utils import valuehead
 
-from uni_dpo.models.rewards.checkpoints import RewardCheckpoint, RewardModelOptions
-from uni_dpo.models.rewards.conversation import Conversation
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.loading import one_line
+from uni_dpo.models.rewards.options import VALUE_HEAD_WEIGHTS, Conversation, RewardCheckpoint, RewardModelOptions
 
 _upstream_prepare_valuehead_model = valuehead.prepare_valuehead_model
 
@@ -41,11 +42,16 @@ class ValueHeadModel:
         if checkpoint.adapter is not None:
             arguments["adapter_name_or_path"] = str(checkpoint.adapter)
         patcher.prepare_valuehead_model = prepare_valuehead_model
-        model_args, data_args, finetuning_args, _ = get_infer_args(arguments)
-        parts = load_tokenizer(model_args)
-        self.tokenizer, self.processor = parts["tokenizer"], parts["processor"]
-        self.template = get_template_and_fix_tokenizer(self.tokenizer, data_args)
-        self.model = load_model(self.tokenizer, model_args, finetuning_args, is_trainable=False, add_valuehead=True)
+        with one_line(options.model):
+            model_args, data_args, finetuning_args, _ = get_infer_args(arguments)
+            parts = load_tokenizer(model_args)
+            self.tokenizer, self.processor = parts["tokenizer"], parts["processor"]
+            self.template = get_template_and_fix_tokenizer(self.tokenizer, data_args)
+            head = valuehead.load_valuehead_params(str(options.model), model_args)
+            if head is None:
+                raise UniDPOError(f"{options.model}: its value head is damaged or missing; copy it again")
+            self.model = load_model(self.tokenizer, model_args, finetuning_args, is_trainable=False, add_valuehead=True)
+        _check_head(options, self.model.state_dict(), head)
         self.collate = MultiModalDataCollatorForSeq2Seq(
             template=self.template, model=self.model, pad_to_multiple_of=8, **parts
         )
@@ -80,3 +86,11 @@ class ValueHeadModel:
             "videos": [],
             "audios": [],
         }
+
+
+def _check_head(options: RewardModelOptions, loaded: dict[str, Any], head: dict[str, Any]) -> None:
+    """See that the model rates with the head of the file: weights of other names or shapes are passed over."""
+    for name in VALUE_HEAD_WEIGHTS:
+        own = loaded.get(name)
+        if name not in head or own is None or not torch.equal(own.cpu(), head[name].to(own.dtype).cpu()):
+            raise UniDPOError(f"{options.model}: its value head ({name}) does not fit the model")

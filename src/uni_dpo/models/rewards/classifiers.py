@@ -1,0 +1,140 @@
+"""Reward models that are classifiers: of a whole answer, as most published text reward models are, or of its steps.
+
+A process reward model is a token classifier that is read at the token which closes each step.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.loading import best_device, find_dtype, one_line
+from uni_dpo.models.rewards.options import Conversation, ProcessModelOptions, RewardCheckpoint, RewardModelOptions
+
+ANSWER_PLACE = "\N{LEFT CEILING}answer\N{RIGHT CEILING}"
+"""Stands for the answer in the chat template, to find where the answer begins; no template and no question has it."""
+
+
+class SequenceClassifier:
+    """See `RewardModel`. The conversation is laid out by the chat template.
+
+    The rating is the one logit; of a model with code of its own that returns a `score` (as ArmoRM does, which
+    mixes several logits into one), it is that score.
+    """
+
+    def __init__(self, checkpoint: RewardCheckpoint, options: RewardModelOptions) -> None:
+        trust = {"trust_remote_code": options.trust_remote_code}
+        self.name = checkpoint.base
+        with one_line(checkpoint.base, "tokenizer of "):
+            self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.base, **trust)
+        if self.tokenizer.chat_template is None:
+            raise UniDPOError(f"{self.name}: its tokenizer has no chat template, so how it reads a turn is unknown")
+        self.tokenizer.padding_side = "right"
+        self.model = _load("AutoModelForSequenceClassification", checkpoint.base, options.dtype, trust)
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    @torch.inference_mode()
+    def rate(self, conversations: Sequence[Conversation]) -> list[float]:
+        """See `RewardModel.rate`.
+
+        Raises:
+            UniDPOError: a conversation has images, which no classifier of the library sees.
+        """
+        texts = [self._laid_out(conversation) for conversation in conversations]
+        # Without a padding token nothing tells where a shorter conversation ends: one at a time then.
+        size = len(texts) if self.tokenizer.pad_token_id is not None else 1
+        return [rating for start in range(0, len(texts), size) for rating in self._rate(texts[start : start + size])]
+
+    def _rate(self, texts: list[str]) -> list[float]:
+        inputs = self.tokenizer(texts, add_special_tokens=False, padding=len(texts) > 1, return_tensors="pt")
+        output = self.model(**inputs.to(self.model.device))
+        scores = getattr(output, "score", None)
+        scores = output.logits if scores is None else scores
+        if scores.numel() != len(texts):
+            raise UniDPOError(f"{self.name}: gives {tuple(scores.shape)} for {len(texts)} answers, not one score each")
+        ratings: list[float] = scores.reshape(-1).float().tolist()
+        return ratings
+
+    def _laid_out(self, conversation: Conversation) -> str:
+        if conversation.images:
+            raise UniDPOError(
+                f"{self.name}: a sequence classifier does not see images, and {conversation.instruction[:60]!r} has "
+                f"{len(conversation.images)}; train a reward model with LlamaFactory's `stage: rm`"
+            )
+        system = [{"role": "system", "content": conversation.system}] if conversation.system else []
+        messages = [*system, *conversation.messages()]
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return text
+
+
+class StepClassifier:
+    """See `ProcessModel`. P(right) is the second label's share in the softmax over the two at the step token.
+
+    The prompt and every step are tokenized on their own, so that where the step tokens are is known and not
+    searched for: an answer that spells the step token out gains nothing by it. What a template puts behind the
+    answer is left off, since a causal model does not see it from a step token.
+    """
+
+    def __init__(self, loader: str, options: ProcessModelOptions) -> None:
+        trust = {"trust_remote_code": options.trust_remote_code}
+        self.options = options
+        with one_line(options.model, "tokenizer of "):
+            self.tokenizer = AutoTokenizer.from_pretrained(options.model, **trust)
+        if options.layout == "chat" and self.tokenizer.chat_template is None:
+            raise UniDPOError(f"{options.model}: its tokenizer has no chat template; is its layout plain?")
+        self.step_ids = self._ids(options.step_token)
+        self.model = _load(loader, str(options.model), options.dtype, trust)
+
+    @torch.inference_mode()
+    def rate_steps(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+        """See `ProcessModel.rate_steps`."""
+        encoded = [self.encode(question, steps) for question, steps in solutions]
+        longest = max(len(ids) for ids, _ in encoded)
+        ids = torch.zeros(len(encoded), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, (tokens, _) in enumerate(encoded):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        device = self.model.device
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
+        if logits.shape[:2] != ids.shape or logits.shape[2] != 2:
+            raise UniDPOError(
+                f"{self.options.model}: gives {tuple(logits.shape)} for {tuple(ids.shape)} tokens, not 2 each"
+            )
+        right = logits.double().softmax(-1)[:, :, 1].cpu()
+        return [row[places].tolist() for row, (_, places) in zip(right, encoded, strict=True)]
+
+    def encode(self, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Tokens of question and steps, and the places of the step tokens among them."""
+        tokens = self._prompt(question)
+        places = []
+        for step in steps:
+            tokens += self._ids(step) + self.step_ids
+            places.append(len(tokens) - 1)
+        return tokens, places
+
+    def _prompt(self, question: str) -> list[int]:
+        if self.options.layout == "plain":
+            start = self.tokenizer.bos_token_id
+            return ([] if start is None else [start]) + self._ids(question)
+        system = [{"role": "system", "content": self.options.system}] if self.options.system else []
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWER_PLACE}]
+        text: str = self.tokenizer.apply_chat_template([*system, *turns], tokenize=False)
+        return self._ids(text.rpartition(ANSWER_PLACE)[0])
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _load(loader: str, folder: str, dtype: str, trust: Mapping[str, Any]) -> Any:
+    """Load a classifier with all its weights: one that transformers draws at random would rate at random."""
+    with one_line(folder):
+        model, found = getattr(transformers, loader).from_pretrained(
+            folder, dtype=find_dtype(dtype, "cpu"), output_loading_info=True, **trust
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise UniDPOError(f"{folder}: lacks {len(missing)} weights of its classifier, such as {missing[0]}")
+    return model.to(best_device()).eval()
