@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from uni_dpo.inference.compare import ORIGINAL, TRAINED, Prompt, compare, read_prompts
-from uni_dpo.inference.compare_models import Models
+from uni_dpo.inference.compare import ORIGINAL, TRAINED, Models, Prompt, compare, read_prompts
 from uni_dpo.models.backends import Sampling
 
 SHORT = Sampling(max_tokens=12, temperature=0.0)

@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.inference.compare_models import Models
+from uni_dpo.inference.compare import Models, Prompt, compare
+from uni_dpo.models.backends import Sampling
 
 
 def test_an_adapter_names_its_base(original: Path, adapter: Path) -> None:
-    assert Models.find(str(adapter)) == Models(str(original), None, adapter)
+    assert Models.find(str(adapter)) == Models(str(original), str(adapter), True)
     assert Models.find(str(adapter), "another").original == "another"
 
 
 def test_a_whole_model_needs_the_one_before(original: Path, merged: Path) -> None:
-    assert Models.find(str(merged), str(original)) == Models(str(original), str(merged), None)
+    assert Models.find(str(merged), str(original)) == Models(str(original), str(merged), False)
     with pytest.raises(UniDPOError, match="--original"):
         Models.find(str(merged))
 
@@ -26,7 +27,7 @@ def test_an_adapter_without_a_base_is_named(tmp_path: Path, content: str) -> Non
         Models.find(str(tmp_path))
 
 
-def test_an_adapter_of_another_model_is_named(tiny_qwen2_vl: Path, adapter: Path) -> None:
+def test_an_adapter_of_another_model_is_named(tiny_qwen2_vl: Path, adapter: Path, tmp_path: Path) -> None:
     models = Models.find(str(adapter), str(tiny_qwen2_vl))
     with pytest.raises(UniDPOError, match="does not fit"):
-        models.add_adapter(models.load_original())
+        compare([Prompt(1, "Is rain good?")], models, tmp_path, Sampling(max_tokens=1, temperature=0.0))

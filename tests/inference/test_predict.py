@@ -11,6 +11,8 @@ import pytest
 from uni_dpo.engine import Failure, Request, Sample, Sampling, Usage, register
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.predict import PredictReport, predict_file
+from uni_dpo.models.backends.base import weights_of
+from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.locks import holding
 
 ROWS = [{"id": str(at), "question": f"Digit {at}?", "answer": f"The digit is {at}."} for at in range(6)]
@@ -177,3 +179,31 @@ def test_a_changed_question_is_asked_anew(predict) -> None:
     _, rows = predict(changed)
     assert rows[0]["prediction"] == "the digit is 7"
     assert [request.prompt for request in ScriptedBackend.asked] == ["Digit 7?", "Digit 4?", "Digit 5?"]
+
+
+def test_a_retrained_adapter_or_base_is_noticed(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Named:
+        model: str
+        adapter: str | None = None
+
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    for folder, name in ((base, "model.safetensors"), (lora, "adapter_model.safetensors")):
+        folder.mkdir()
+        (folder / name).write_bytes(b"1")
+    (base / "config.json").write_text("{}")
+    (lora / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    beside, alone = Named(str(base), str(lora)), Named(str(lora))
+    before = weights_of(beside), weights_of(alone)
+    assert [len(stamps) for stamps in before] == [2, 2]
+    (base / "model.safetensors").write_bytes(b"22")
+    after = weights_of(beside), weights_of(alone)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    assert weights_of(Named("a/name-on-the-hub")) == []
+
+
+def test_a_setting_that_came_later_leaves_old_fingerprints_as_they_are() -> None:
+    old = {"n": 1, "temperature": 0, "top_p": 1.0, "top_k": 0, "max_tokens": 5}
+    assert fingerprinted(Sampling(temperature=0, max_tokens=5)) == old
+    assert fingerprinted(Sampling(temperature=0, max_tokens=5, repetition_penalty=1.1)) != old

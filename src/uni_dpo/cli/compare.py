@@ -34,9 +34,8 @@ def compare(
     from rich.console import Console
 
     from uni_dpo.data.tables.writing import write_rows
+    from uni_dpo.inference.compare import Models, read_prompts
     from uni_dpo.inference.compare import compare as answer
-    from uni_dpo.inference.compare import read_prompts
-    from uni_dpo.inference.compare_models import Models
     from uni_dpo.inference.compare_page import changed, page, table
     from uni_dpo.models.backends import Sampling
     from uni_dpo.storage.writing import check_writable, write_text

@@ -8,10 +8,9 @@ from typing import Any, Literal
 from uni_dpo.data.questions import InputOptions, Question
 from uni_dpo.engine.templates import load_template
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.base import parse_model
+from uni_dpo.models.backends.base import parse_model, weights_of
 from uni_dpo.settings.options import fingerprinted, parse, read_mapping
 from uni_dpo.settings.registry import find, load_plugins
-from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 STAGES = ("sample", "reward", "pair")
 
@@ -140,6 +139,6 @@ class EngineConfig:
         for role in self.roles(stage):
             backend, options = self.models[role]
             described[f"models.{role}"] = {"backend": backend, **fingerprinted(options)}
-            if weights := file_stamps(getattr(options, "model", ""), WEIGHTS):
+            if weights := weights_of(options):
                 described[f"models.{role}"]["weights"] = weights
         return described

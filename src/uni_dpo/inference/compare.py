@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.errors import UniDPOError
-from uni_dpo.inference.compare_models import Models
 from uni_dpo.inference.loop import Ask, ask_all
-from uni_dpo.models.backends import Failure, Request, Sampling
-from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
+from uni_dpo.models.checkpoint import adapter_base, is_adapter
+from uni_dpo.settings.options import fingerprinted
+from uni_dpo.storage.identity import derive_seed, digest, file_stamps
 from uni_dpo.storage.locks import holding
 from uni_dpo.storage.rowlog import RowLog
 
@@ -75,6 +77,50 @@ def _prompt(row: Row, checker: ImageChecker, where: str) -> Prompt:
     return Prompt(identity, text, tuple(str(checker.resolve(image)) for image in images))
 
 
+@dataclass(frozen=True)
+class Models:
+    """The model before training and the one after it.
+
+    Attributes:
+        original: a checkpoint's folder, or a name that transformers knows.
+        trained: likewise, or the folder of a LoRA adapter.
+        is_adapter: whether `trained` is an adapter; it lies on `original`.
+    """
+
+    original: str
+    trained: str
+    is_adapter: bool
+
+    @classmethod
+    def find(cls, trained: str, original: str | None = None) -> "Models":
+        """Tell an adapter from a whole model by its files.
+
+        Args:
+            trained: what training wrote: a whole model or an adapter.
+            original: the model before; an adapter names its own.
+
+        Raises:
+            UniDPOError: a whole model without `original`, or an adapter that cannot be read or names no base.
+        """
+        adapter = is_adapter(Path(trained))
+        if original is None and not adapter:
+            raise UniDPOError(f"{trained}: is no LoRA adapter, so name the model before training with --original")
+        return cls(original or str(adapter_base(Path(trained))), trained, adapter)
+
+    def entries(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Name both models as an entry under `models:` of an engine config does."""
+        lies_on = {"model": self.original, "adapter": self.trained}
+        return {"model": self.original}, lies_on if self.is_adapter else {"model": self.trained}
+
+    def versions(self) -> tuple[Any, Any]:
+        """What tells one state of each model from the next: its name, and the sizes and times of its files."""
+        return _version(self.original), (_version(self.original), _version(self.trained))
+
+
+def _version(name: str) -> Any:
+    return name, [*file_stamps(name, (".safetensors",)), *file_stamps(name, (".json",))]
+
+
 def compare(
     prompts: Sequence[Prompt],
     models: Models,
@@ -104,7 +150,7 @@ def compare(
     asked = [[prompt.id, prompt.text, prompt.images] for prompt in prompts]
     with holding(Path(folder) / ".lock", str(folder)):
         logs = [
-            RowLog(Path(folder) / f"{name}-{digest([asked, version, vars(sampling), seed, options])}.jsonl")
+            RowLog(Path(folder) / f"{name}-{digest([asked, version, fingerprinted(sampling), seed, options])}.jsonl")
             for name, version in zip(("original", "trained"), models.versions(), strict=True)
         ]
         _ask_both({str(prompt.id): prompt for prompt in prompts}, models, logs, sampling, seed, batch_size, options)
@@ -120,28 +166,22 @@ def _ask_both(
     batch_size: int,
     options: dict[str, Any],
 ) -> None:
-    settings = {"batch_size": batch_size, **options}
-    loaded: list[Any] = []
-
-    def original() -> Ask[Prompt]:
-        loaded.append(models.load_original(**settings))
-        return _asking(loaded[0], sampling, seed)
-
-    def trained() -> Ask[Prompt]:
-        if models.adapter is None:
-            loaded.clear()  # two whole models need not fit into memory
-            return _asking(models.load_trained(**settings), sampling, seed)
-        if not loaded:
-            original()
-        models.add_adapter(loaded[0])
-        return _asking(loaded[0], sampling, seed)
-
-    for log, load, name in zip(logs, (original, trained), ("original", "trained"), strict=True):
-        title = f"The {name} model answers"
-        ask_all(prompts, log, load, title=title, unit="prompts", batch_size=batch_size, called=lambda p: p.id)
+    settings = {"backend": "transformers", "batch_size": batch_size, **options}
+    for log, entry, name in zip(logs, models.entries(), ("original", "trained"), strict=True):
+        ask_all(
+            prompts,
+            log,
+            partial(_asking, {**settings, **entry}, sampling, seed),
+            title=f"The {name} model answers",
+            unit="prompts",
+            batch_size=batch_size,
+            called=lambda prompt: prompt.id,
+        )
 
 
-def _asking(backend: Any, sampling: Sampling, seed: int) -> Ask[Prompt]:
+def _asking(model: Mapping[str, Any], sampling: Sampling, seed: int) -> Ask[Prompt]:
+    backend = make_backend(model)
+
     def ask(batch: Sequence[Prompt]) -> list[Row | Failure]:
         requests = [Request(prompt.text, prompt.images, derive_seed(seed, str(prompt.id))) for prompt in batch]
         replies = backend.generate(requests, sampling)

@@ -11,9 +11,9 @@ from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.graders.grading import Grader, check_references, load_grader
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
-from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling, make_backend, parse_model
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling, make_backend, parse_model, weights_of
 from uni_dpo.settings.options import fingerprinted
-from uni_dpo.storage.identity import WEIGHTS, derive_seed, digest, file_stamps
+from uni_dpo.storage.identity import derive_seed, digest
 from uni_dpo.storage.rowlog import Row
 
 
@@ -90,9 +90,7 @@ def predict_file(
         check_references(grader, [question for question in questions if question.reference is not None])
         _check_images(questions)
         backend, options = parse_model(model, "model")
-        asked = digest(
-            [backend, fingerprinted(options), file_stamps(str(options.model), WEIGHTS), sampling.__dict__, seed]
-        )
+        asked = digest([backend, fingerprinted(options), weights_of(options), fingerprinted(sampling), seed])
         keys = {question.id: digest([question.to_row(), asked]) for question in questions}
         ask_all(
             {keys[question.id]: question for question in questions},

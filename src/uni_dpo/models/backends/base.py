@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.settings import BUILT_IN, RATERS
-from uni_dpo.settings.options import parse
+from uni_dpo.models.checkpoint import adapter_base, is_adapter
+from uni_dpo.settings.options import added, parse
 from uni_dpo.settings.registry import find
+from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 256
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = added(1.0)
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
@@ -191,6 +194,19 @@ def parse_model(raw: Mapping[str, Any], role: str, rater: str | None = None) -> 
         raise UniDPOError(f"models.{role}.backend: {name} does not fit here; {wanted}")
     options = BUILT_IN[name] if name in BUILT_IN else find("backend", name).Options
     return name, parse(options, settings, f"models.{role}")
+
+
+def weights_of(options: Any) -> list[list[Any]]:
+    """Stamp the weight files that the parsed options of a model name, an adapter's and its base's included.
+
+    Returns:
+        See `file_stamps`; nothing for a name on the hub or on a server.
+    """
+    model = str(getattr(options, "model", ""))
+    folders = [model, str(getattr(options, "adapter", None) or "")]
+    if model and is_adapter(Path(model)):
+        folders.append(str(adapter_base(Path(model))))
+    return [stamp for folder in folders for stamp in file_stamps(folder, WEIGHTS)]
 
 
 def make_backend(raw: Mapping[str, Any], role: str = "model") -> Backend:
