@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.demo.benchmarks import write_mcq
-from uni_dpo.demo.digits import write_digits
+from uni_dpo.demo.digits import write_digits, write_mcq
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.vlmeval.config import Benchmark
 from uni_dpo.vlmeval.journal import Journal

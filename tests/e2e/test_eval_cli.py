@@ -17,8 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from uni_dpo.cli.app import app
-from uni_dpo.demo.benchmarks import write_mcq, write_vqa
-from uni_dpo.demo.digits import QUESTION, WORDS, Digit
+from uni_dpo.demo.digits import QUESTION, WORDS, Digit, write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
 
 ROOT = Path(__file__).parents[2]

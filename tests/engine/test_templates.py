@@ -1,6 +1,6 @@
 import pytest
 
-from uni_dpo.engine.templates import PROMPTS, Template, load_template
+from uni_dpo.engine.asking import PROMPTS, Template, load_template
 from uni_dpo.errors import UniDPOError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from uni_dpo.demo.benchmarks import write_mcq, write_vqa
+from uni_dpo.demo.digits import write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import Request, Sample, Sampling
 from uni_dpo.vlmeval import openai

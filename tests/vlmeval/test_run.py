@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from uni_dpo.demo.benchmarks import write_mcq, write_vqa
-from uni_dpo.demo.digits import Digit
+from uni_dpo.demo.digits import Digit, write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import Request
 from uni_dpo.storage.locks import holding

@@ -1,9 +1,12 @@
 """`uni-dpo engine …`: make scored preference pairs from questions and images."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from uni_dpo.engine import EngineResult
 
 app = typer.Typer(name="engine", help="Make scored preference pairs from questions and images.", no_args_is_help=True)
 
@@ -27,7 +30,30 @@ def run(
 ) -> None:
     """Run a config: sample answers, score them, pair them. A stopped run resumes."""
     from uni_dpo.engine import run_engine
-    from uni_dpo.engine.report import print_result
 
     result = run_engine(config, work_dir, run_stage=run_stage, continue_from_stage=continue_from_stage, debug=debug)
     print_result(result)
+
+
+def print_result(result: "EngineResult") -> None:
+    """Print the counts of every stage, the warnings, and last the path of the pairs."""
+    for stage, counts in result.report.items():
+        print(f"{stage:>7}: {_counts(counts)}")
+        for name, value in counts.get("summary", {}).items():
+            print(f"{'':>9}{name}: {value:.3g}")
+    for warning in result.warnings:
+        print(f"warning: {warning}")
+    if result.pairs is not None:
+        print(result.pairs)
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    parts = [f"{counts[name]} {name}" for name in ("questions", "answers", "pairs") if name in counts]
+    parts += [f"{counts[name]} {name}" for name in ("failed", "dropped") if counts.get(name)]
+    parts += [f"{count} put aside ({reason})" for reason, count in sorted(counts.get("aside", {}).items())]
+    usage = counts.get("usage", {})
+    parts += [f"{usage[name]} {name}" for name in ("requests", "retries") if usage.get(name)]
+    parts += [f"{count} × {kind}" for kind, count in sorted(usage.get("faults", {}).items())]
+    if usage.get("cost"):
+        parts.append(f"cost {usage['cost']:.4f}")
+    return ", ".join(parts)

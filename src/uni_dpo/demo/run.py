@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uni_dpo.demo import stages
-from uni_dpo.demo.benchmarks import write_mcq, write_vqa
-from uni_dpo.demo.digits import write_digits
+from uni_dpo.demo.digits import write_digits, write_mcq, write_vqa
 from uni_dpo.demo.settings import DemoSettings
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
 from uni_dpo.errors import UniDPOError

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from uni_dpo.engine.asking import Template
 from uni_dpo.engine.records import Aside
-from uni_dpo.engine.templates import Template
 from uni_dpo.models.backends.base import Backend, Failure, Request
 from uni_dpo.storage.identity import derive_seed
 

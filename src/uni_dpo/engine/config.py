@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uni_dpo.data.questions import InputOptions, Question
-from uni_dpo.engine.templates import load_template
+from uni_dpo.engine.asking import load_template
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import parse_model, weights_of
 from uni_dpo.settings.options import fingerprinted, parse, read_mapping

@@ -8,8 +8,8 @@ from typing import Any
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.data.dataset_info import register_entry
 from uni_dpo.data.questions import Question
+from uni_dpo.engine.asking import Template
 from uni_dpo.engine.records import Pair
-from uni_dpo.engine.templates import Template
 from uni_dpo.storage.writing import replacing, write_text
 
 COLUMNS = {

@@ -13,9 +13,8 @@ from tqdm import tqdm
 from uni_dpo.data.questions import Question, read_questions, sort_questions
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.dataset import write_dataset
-from uni_dpo.engine.plan import plan_stages, settle_stages
 from uni_dpo.engine.records import Pair, Row, ScoredAnswer
-from uni_dpo.engine.workdir import StageLog, WorkDir
+from uni_dpo.engine.workdir import StageLog, WorkDir, plan_stages, settle_stages
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
 from uni_dpo.storage.identity import derive_seed, digest

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from uni_dpo.data.questions import Question
+from uni_dpo.engine.asking import load_template
 from uni_dpo.engine.records import Aside
-from uni_dpo.engine.templates import load_template
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, Sampling
 from uni_dpo.storage.identity import derive_seed

@@ -21,7 +21,7 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
-class Question:
+class SharedQuestion:
     """The pairs of a batch that ask the same.
 
     Attributes:
@@ -60,7 +60,7 @@ def question_key(feature: dict[str, Any]) -> tuple[int, tuple[Any, ...]]:
     return prompt, (chosen[0][:prompt].tobytes(), *(_media_key(feature.get(name)) for name in MEDIA_COLUMNS))
 
 
-def group_questions(features: Sequence[dict[str, Any]]) -> tuple[list[Question], list[int]]:
+def group_questions(features: Sequence[dict[str, Any]]) -> tuple[list[SharedQuestion], list[int]]:
     """Find the questions of a batch of tokenized pairs.
 
     Two pairs ask the same where their unscored tokens before the answers are the same and so are their media. An
@@ -73,13 +73,13 @@ def group_questions(features: Sequence[dict[str, Any]]) -> tuple[list[Question],
         The questions in the order of their first pairs, and the number of the answer of each row: the chosen rows of
         all pairs, then the rejected ones.
     """
-    questions: dict[Any, Question] = {}
+    questions: dict[Any, SharedQuestion] = {}
     rows: dict[tuple[str, int], int] = {}
     answers = 0
     for place, feature in enumerate(features):
         sides = {side: _tokens(feature, side) for side in ("chosen", "rejected")}
         prompt, key = question_key(feature)
-        question = questions.setdefault(key, Question(prompt, feature))
+        question = questions.setdefault(key, SharedQuestion(prompt, feature))
         for side, (ids, labels) in sides.items():
             row = (ids.tobytes(), labels.tobytes())
             if row not in question.answers:
@@ -135,7 +135,7 @@ def share_questions(
     return {**inputs, **media, **{key: batch[key] for key in carry if key in batch}}, tokens
 
 
-def _sequence(question: Question, lead: AnswerRow) -> SharedRow:
+def _sequence(question: SharedQuestion, lead: AnswerRow) -> SharedRow:
     """All answers of a question behind its prompt, each at the positions that it has alone, as the longest shows."""
     answers = [
         (number, AnswerRow(_tensor(ids), _tensor(labels), lead.positions[..., : len(ids)]))
@@ -169,7 +169,7 @@ def _media_key(media: Any) -> Any:
     return media if media is None or isinstance(media, str | bytes | int | float) else id(media)
 
 
-def _pays(features: Sequence[dict[str, Any]], questions: Sequence[Question], keys_worth_a_token: float) -> bool:
+def _pays(features: Sequence[dict[str, Any]], questions: Sequence[SharedQuestion], keys_worth_a_token: float) -> bool:
     """Whether one sequence per question costs less than two per pair; media always make it so."""
     if any(feature.get(name) for feature in features for name in MEDIA_COLUMNS):
         return True

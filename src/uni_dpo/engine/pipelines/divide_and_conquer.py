@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from uni_dpo.engine.asking import ask
+from uni_dpo.engine.asking import ask, load_template
 from uni_dpo.engine.checkers import Check
 from uni_dpo.engine.pairing import LengthBalance, PairOptions
 from uni_dpo.engine.pipelines.base import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
-from uni_dpo.engine.templates import load_template
 from uni_dpo.models.backends.base import Backend, Failure, Request
 from uni_dpo.settings.registry import find
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from uni_dpo.engine.asking import load_template
 from uni_dpo.engine.pairing import bound_mean_difference, distinct, drop_near_duplicates, make_pair
 from uni_dpo.engine.pipelines.base import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
-from uni_dpo.engine.templates import load_template
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from uni_dpo.engine.asking import ask
+from uni_dpo.engine.asking import ask, load_template
 from uni_dpo.engine.pipelines.base import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
-from uni_dpo.engine.templates import load_template
 from uni_dpo.models.backends.base import Backend, Failure, Request
 
 Verdict = Literal["first", "second", "tie"]
