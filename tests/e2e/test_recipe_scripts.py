@@ -239,3 +239,11 @@ def test_llamafactory_accepts_every_recipe(python, tmp_path):
         ["uni_dpo", "6e-06", "0", dataset],
         *[["uni_dpo", "6e-05", "0", dataset]] * 3,
     ]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+def test_the_published_names_are_the_same_files(loss: str) -> None:
+    """So that nothing is lost where a file system does not tell capitals apart."""
+    ours, published = (RECIPES / f"{name}_2B_{loss}.sh" for name in ("Qwen2_VL", "Qwen2_vl"))
+    assert published.read_bytes() == ours.read_bytes()
+    assert published.stat().st_mode == ours.stat().st_mode
