@@ -138,7 +138,7 @@ def test_other_column_names_are_found_by_auto(folder) -> None:
 def test_what_is_no_file_is_named_and_not_read(folder, good_row, path: str) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "in.json").write_text(json.dumps([good_row(0, images=[path])]))
-    with pytest.raises(UniDPOError, match=r"row 0 .*images: .*is a (pipe or device)|leaves"):
+    with pytest.raises(UniDPOError, match=r"row 0 .*images: .*is a (named pipe|pipe or device|device)|leaves"):
         convert(folder / "in.json", folder / "out.jsonl", image_dir=folder / "copies", image_root=folder)
     with pytest.raises(UniDPOError, match="row 0"):
         convert(folder / "in.json", folder / "out.jsonl", image_dir=folder / "copies")

@@ -12,6 +12,10 @@ from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling
 from uni_dpo.storage.identity import derive_seed
 
 T = TypeVar("T")
+_HEADING = re.compile(
+    r"(?:#{1,6}\s*(?P<title>[^:]*)|\**(?:facts|claims|statements|questions?|modified sentences)\**):?\**\s*", re.I
+)
+_BULLET = re.compile(r"(?:[-*•]|\d+[.)])\s+(?P<text>.+)")
 
 RETRY_TEMPERATURE = 0.7
 """The first attempt takes the likeliest reply; another attempt has to be able to differ from it."""
@@ -91,3 +95,22 @@ def load_template(name_or_path: str, *, gaps: tuple[str, ...]) -> Template:
     if missing:
         raise UniDPOError(f"prompt {path}: {{{missing[0]}}} has to stand somewhere in it")
     return Template(text)
+
+
+def listed_lines(reply: str) -> tuple[list[str], bool]:
+    """The filled lines of a reply, without bullets, and whether all of them had one.
+
+    Of a reply with headings (`### Facts:`), as RLAIF-V's published models write them, only what stands under the last
+    heading with lines counts.
+    """
+    parts: list[list[str]] = [[]]
+    for line in filter(None, map(str.strip, reply.splitlines())):
+        heading = _HEADING.match(line)
+        if heading and (heading.group("title") is not None or heading.end() == len(line)):
+            parts.append([])
+            line = line[heading.end() :]
+        parts[-1] += [line] if line else []
+    lines = next(filter(None, reversed(parts)), [])
+    found = [_BULLET.fullmatch(line) for line in lines]
+    texts = [match.group("text").strip() if match else line for match, line in zip(found, lines, strict=True)]
+    return texts, all(found)

@@ -33,7 +33,12 @@ def test_scores_by_hand(options, expected):
         ("- A cat.\n- A dog.", ["A cat.", "A dog."]),
         ("1. A cat.\n\n2) A dog.", ["A cat.", "A dog."]),
         ("* A cat.\n* A cat.", ["A cat."]),
-        ("Facts:\n- A cat.", None),
+        ("Here you are:\n- A cat.", None),
+        ("Facts:\n- A cat.", ["A cat."]),
+        ("### Facts:\n- A cat.\n- A dog.\n", ["A cat.", "A dog."]),
+        ("Here you are.\n\n**Facts:**\n1. A cat.", ["A cat."]),
+        ("### Question: What?\n### Facts: - A cat.\n- A dog.", ["A cat.", "A dog."]),
+        ("### Facts:", None),
         ("A cat.", None),
         ("-", None),
         ("", None),
@@ -45,7 +50,17 @@ def test_claims_are_parsed_strictly(reply, claims):
 
 @pytest.mark.parametrize(
     ("reply", "question"),
-    [(" Is it? ", "Is it?"), ("Is it", None), ("Is it?\nYes?", None), ("?", None), ("", None)],
+    [
+        (" Is it? ", "Is it?"),
+        ("Is it", None),
+        ("Is it?\nYes?", None),
+        ("?", None),
+        ("", None),
+        ("### Modified sentences:\n- Is it?", "Is it?"),
+        ("Question: Is it?", "Question: Is it?"),
+        ("是猫吗？", "是猫吗？"),
+        ("### Modified sentences:\n- Is it?\n- Or not?", None),
+    ],
 )
 def test_questions_are_parsed_strictly(reply, question):
     assert parse_question(reply) == question

@@ -1,11 +1,10 @@
 """Answers split into claims, each claim checked against the image (after RLAIF-V, arXiv 2405.17220)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from uni_dpo.engine.asking import ask, load_template
+from uni_dpo.engine.asking import ask, listed_lines, load_template
 from uni_dpo.engine.checkers import Check
 from uni_dpo.engine.pairing import LengthBalance, PairOptions
 from uni_dpo.engine.pipelines.base import Pipeline
@@ -165,17 +164,15 @@ def score(p_yes: Sequence[float], options: DivideAndConquerOptions) -> float:
 
 
 def parse_claims(reply: str) -> list[str] | None:
-    """The claims of a reply of which every filled line is `- claim` (or `1. claim`); repeats count once."""
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    found = [re.fullmatch(r"(?:[-*•]|\d+[.)])\s+(.+)", line) for line in lines]
-    claims = [match.group(1).strip() for match in found if match]
-    return list(dict.fromkeys(claims)) if claims and len(claims) == len(lines) else None
+    """The claims of a reply of which every line is `- claim` (or `1. claim`), headings aside; repeats count once."""
+    claims, listed = listed_lines(reply)
+    return list(dict.fromkeys(claims)) if claims and listed else None
 
 
 def parse_question(reply: str) -> str | None:
-    """The one line of a reply that is a single question."""
-    line = reply.strip()
-    return line if line.endswith("?") and "\n" not in line and len(line) > 1 else None
+    """The one line of a reply that is a single question, with or without a heading and a bullet."""
+    lines, _ = listed_lines(reply)
+    return lines[0] if len(lines) == 1 and len(lines[0]) > 1 and lines[0][-1] in "?？" else None
 
 
 def _drop(answer: _Progress, claim: _Claim, reply: Failure | Aside) -> None:
