@@ -10,7 +10,7 @@ SLOW := e2e demo grpo inference llamafactory models/rewards online ppo trl vlmev
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup upstream oldest vllm wheel demo test test-quick test-vllm check lock clean
+.PHONY: setup upstream oldest vllm wheel demo test test-quick test-vllm fuzz check lock clean
 
 setup: $(VENV)/.installed
 
@@ -65,6 +65,10 @@ test-quick: setup
 test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	$(VLLM)/bin/python -m pytest tests/vlmeval/test_vllm.py tests/models/backends/test_vllm.py
+
+# Broken inputs by the ten thousand; each line that a fuzzer ends with names its seed and counts.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/files.py --count 10000
 
 check: setup
 	$(BIN)/ruff check .

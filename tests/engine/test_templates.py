@@ -20,7 +20,7 @@ def test_a_missing_gap_and_a_missing_file_are_named(tmp_path):
     path.write_text("no gap", encoding="utf-8")
     with pytest.raises(UniDPOError, match=r"\{claim\} has to stand"):
         load_template(str(path), gaps=("claim",))
-    with pytest.raises(UniDPOError, match="built-in prompts: answer, ask, check"):
+    with pytest.raises(UniDPOError, match="built-in prompts: answer, ask, ask_rlaif_v, check"):
         load_template("nothing", gaps=())
 
 
@@ -31,6 +31,8 @@ def test_a_missing_gap_and_a_missing_file_are_named(tmp_path):
         ("math", ("question",)),
         ("split", ("question", "answer")),
         ("ask", ("claim",)),
+        ("split_rlaif_v", ("question", "answer")),
+        ("ask_rlaif_v", ("claim",)),
         ("check", ("question",)),
         ("grade", ("question", "answer")),
         ("compare", ("question", "first", "second")),
@@ -39,5 +41,5 @@ def test_a_missing_gap_and_a_missing_file_are_named(tmp_path):
 def test_built_in_prompts_have_their_gaps(name, gaps):
     load_template(name, gaps=gaps)
     assert {path.stem for path in PROMPTS.glob("*.txt")} == {
-        "answer", "math", "split", "ask", "check", "grade", "compare",
+        "answer", "math", "split", "ask", "check", "grade", "compare", "split_rlaif_v", "ask_rlaif_v",
     }  # fmt: skip
