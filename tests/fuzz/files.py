@@ -148,7 +148,7 @@ COMMANDS: dict[str, Callable[[random.Random, str], None]] = {
     "split": lambda rng, file: _command(
         ["split", file, "--part", "a.jsonl=1", "--part", "b.parquet=1", "--by", rng.choice(["image", "prompt", "id"])]
     ),
-    "sample": lambda rng, file: _command(["sample", file, "o.json", "--count", "2", "--by", rng.choice(["none", "id"])]),
+    "sample": lambda rng, file: _command(["sample", file, "o.json", "--count=2", "--by", rng.choice(["none", "id"])]),
     "merge": lambda rng, file: _command(["merge", "out.parquet", file, file, "--source-column", "from"]),
     "questions": _questions,
 }  # fmt: skip

@@ -172,9 +172,17 @@ class _ParquetWriter:
                 raise PreferenceDataError(f"{self._name}, {where}: unlike the rows before ({error})") from None
             if schema != self._writer.schema:
                 self._widen(schema)
-        self._writer.write_table(_as_schema(table, self._writer.schema))
+        self._write_table(table)
         self._rows += len(self._batch)
         self._batch, self._bytes = [], 0
+
+    def _write_table(self, table: Any) -> None:
+        import pyarrow as pa
+
+        try:
+            self._writer.write_table(_as_schema(table, self._writer.schema))
+        except pa.ArrowException as error:
+            raise PreferenceDataError(f"{self._name}: Parquet cannot hold these rows ({error}); write JSON") from None
 
     def _table(self) -> Any:
         import pyarrow as pa
@@ -202,7 +210,7 @@ class _ParquetWriter:
             self._writer = pq.ParquetWriter(self._path, schema)
             with pq.ParquetFile(narrow) as read:
                 for group in range(read.num_row_groups):
-                    self._writer.write_table(_as_schema(read.read_row_group(group), schema))
+                    self._write_table(read.read_row_group(group))
 
 
 def _as_schema(table: Any, schema: Any) -> Any:
@@ -211,7 +219,8 @@ def _as_schema(table: Any, schema: Any) -> Any:
     for field in schema:
         if field.name not in table.column_names:
             table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
-    return table.select(schema.names).cast(schema)
+    table = table.select(schema.names)
+    return table if table.schema == schema else table.cast(schema)
 
 
 def _writable(value: object) -> bool:
