@@ -1,9 +1,11 @@
+import io
 import json
 import math
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from uni_dpo.data.checks.check import check_dataset
 from uni_dpo.data.checks.report import page, sections, tables
@@ -189,3 +191,57 @@ def test_weights_that_are_all_alike_are_a_warning(folder, good_row, margin, warn
     found = "".join(line for line in check_dataset(str(folder / "d.json")).warnings if "w_qual" in line)
     assert found.startswith(warned)
     assert bool(found) == bool(warned)
+
+
+def test_fix_repairs_what_has_one_right_value_and_says_so(folder, good_row) -> None:
+    Image.new("RGB", (20, 20)).save(folder / "images" / "UPPER.JPG")
+    rows = [
+        good_row(0),
+        good_row(1, score_chosen=" 4.50 ", score_rejected="-1"),
+        good_row(2, images="images/red.png"),
+        good_row(3, images=["images/UPPER.jpg"]),
+        good_row(4, score_chosen="4,5"),
+        good_row(5, score_chosen="nan"),
+        good_row(6, score_chosen="3", chosen=""),
+        good_row(7, images=["../images/UPPER.jpg"]),
+    ]
+    (folder / "d.json").write_text(json.dumps(rows))
+    report = check_dataset(str(folder / "d.json"), media_dir=folder, fix=folder / "good.json")
+    assert report.repairs == {
+        "score_chosen: text to number": 1,
+        "score_rejected: text to number": 1,
+        "images: text to list": 1,
+        "images: suffix of the file": 1,
+    }
+    rows[1] |= {"score_chosen": 4.5, "score_rejected": -1}
+    rows[2]["images"] = ["images/red.png"]
+    rows[3]["images"] = ["images/UPPER.JPG"]
+    assert json.loads((folder / "good.json").read_text()) == rows[:4]
+    assert [row["row"] for row in iter_rows(folder / "good.rejected.jsonl")] == [4, 5, 6, 7]
+    assert check_dataset(str(folder / "good.json"), media_dir=folder).faultless
+
+
+def test_tables_of_eighty_columns_keep_numbers_and_words_whole(folder, good_row) -> None:
+    from rich.console import Console
+
+    low = {"score_rejected": -2e30}
+    rows = [good_row(i, chosen="words" * (3_000 + i), score_chosen=-1.23456e-5 * i, **low) for i in range(9)]
+    rows.append(good_row(9, images=["images/none.png"], id="a-long-name-of-a-row"))
+    (folder / "d.json").write_text(json.dumps(rows))
+    report = check_dataset(str(folder / "d.json"))
+    stream = io.StringIO()
+    console = Console(width=80, file=stream, markup=False)
+    for table in tables(report):
+        console.print(table)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in ("-4.9e-05", "-2.0e+30", "15020", "rejected length", "w_qual, η = 0.7", "'a-long-name-of-a-row',"):
+        assert whole in text
+
+
+def test_nearly_equal_scores_have_a_figure(folder, good_row) -> None:
+    """Between 2^60 and its neighbour 2^60 + 256 are no 20 numbers."""
+    rows = [good_row(i, score_chosen=2.0**60 + 256 * i, score_rejected=2.0**60) for i in range(2)]
+    (folder / "d.json").write_text(json.dumps(rows))
+    edges, chosen, rejected = check_dataset(str(folder / "d.json")).audit.score_histograms
+    assert (edges, chosen, rejected) == ([2.0**60, 2.0**60 + 256], [2], [2])

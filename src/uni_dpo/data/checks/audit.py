@@ -195,8 +195,8 @@ class Auditor:
         chosen, rejected = (np.asarray(values, dtype=np.float64) for values in self._scores)
         margins = chosen - rejected
         longer = np.asarray(self._lengths[0], dtype=np.float64) - np.asarray(self._lengths[1], dtype=np.float64)
-        edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=20) if chosen.size else np.zeros(1)
-        counts, margin_edges = np.histogram(margins, bins=20) if margins.size else (np.zeros(0), np.zeros(1))
+        edges, margin_edges = _edges(np.concatenate([chosen, rejected])), _edges(margins)
+        counts = np.histogram(margins, bins=margin_edges)[0] if margins.size else np.zeros(0)
         return Audit(
             pairs=len(self._lengths[0]),
             images=self._images,
@@ -232,6 +232,16 @@ class Auditor:
 def quality_weights(margins: np.ndarray, qual_eta: float) -> np.ndarray:
     """w_qual = σ(η (S_w − S_l)) in float64, without overflow."""
     return np.exp(-np.logaddexp(0.0, -qual_eta * margins))
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Edges of 20 bins of equal width, of fewer where so many numbers do not fit between the ends."""
+    if not values.size:
+        return np.zeros(1)
+    low, high = values.min(), values.max()
+    if low == high:
+        low, high = low - max(0.5, abs(low) * 1e-12), high + max(0.5, abs(high) * 1e-12)
+    return np.unique(np.linspace(low, high, 21))
 
 
 def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> float:

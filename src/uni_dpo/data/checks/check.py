@@ -1,10 +1,10 @@
 """`uni-dpo data check`: everything about one dataset in one pass, and its good rows on request."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 from uni_dpo.data.checks.audit import Audit, Auditor
 from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, swapped_scores, unseen_columns
+from uni_dpo.data.checks.fix import rejects_path, sorting
 from uni_dpo.data.checks.lengths import LengthCounter, Lengths
-from uni_dpo.data.checks.rows import CheckedRow, check_file
+from uni_dpo.data.checks.rows import CheckedRow, check_again, check_file
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import is_file, source_files
-from uni_dpo.data.tables.writing import RowWriter, keep_inputs, row_writer
-from uni_dpo.storage.writing import replacing
+from uni_dpo.data.tables.writing import keep_inputs
 
 _KEPT_FAULTS = 1_000
 
@@ -43,6 +43,7 @@ class CheckReport:
         stopped: why the reading ended before the end of the data; empty where it did not.
         audit: what the usable rows are like.
         lengths: their tokens, where a model was named.
+        repairs: what was put right in the file of good rows → how often.
         fixed: the file of good rows, and the file of the others with the reasons.
     """
 
@@ -58,6 +59,7 @@ class CheckReport:
     stopped: str = ""
     audit: Audit | None = None
     lengths: Lengths | None = None
+    repairs: Counter[str] = field(default_factory=Counter)
     fixed: tuple[Path, Path] | None = None
 
     @property
@@ -91,6 +93,7 @@ class CheckReport:
             "stopped": self.stopped,
             "audit": self.audit.as_dict() if self.audit else None,
             "lengths": asdict(self.lengths) if self.lengths else None,
+            "repairs": dict(self.repairs),
             "fixed": [str(path) for path in self.fixed] if self.fixed else None,
         }
 
@@ -134,7 +137,7 @@ def check_dataset(
         qual_eta: the η for which w_qual is reported.
         tau_good: the τ_good for which the share of pairs above it is reported.
         lengths: counts tokens; None leaves them out.
-        fix: where to write the rows without fault; the others go beside it with the reasons.
+        fix: where to write the rows without fault, repaired where it is safe; the others go beside it with the reasons.
 
     Raises:
         PreferenceDataError: nothing can be read, or `fix` is what is read.
@@ -203,7 +206,10 @@ def check_entry(
         sorter = None
         if fix is not None:
             keep_inputs(fix, files)
-            sorter = stack.enter_context(_sorting(Path(fix)))
+            paths = images.paths if images is not None else None
+            again = partial(check_again, entry=entry, images=images, scores_required=scores_required)
+            sorter = stack.enter_context(sorting(Path(fix), entry, paths, again))
+            report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))
         rows = islice(_checked_rows(files, entry, images, scores_required, report), left)
         for row in tqdm(rows, desc=f"Checking {entry.name}", unit=" rows", mininterval=1.0, delay=2.0):
@@ -261,32 +267,3 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     report.warnings += scale_warnings(audit)
     if reason := refused_by_llamafactory(entry.path, files):
         report.warnings.append(reason)
-
-
-def rejects_path(fix: Path) -> Path:
-    """Where the rows go that `--fix` leaves out."""
-    return fix.with_name(f"{fix.stem}.rejected.jsonl")
-
-
-class _Sorter:
-    def __init__(self, good: RowWriter, rest: Any) -> None:
-        self._good = good
-        self._rest = rest
-
-    def add(self, row: CheckedRow) -> None:
-        if not row.faults and row.row is not None:
-            self._good.write(row.row)
-            return
-        reasons = [f"{fault.field}: {fault.found}; {fault.advice}" for fault in row.faults]
-        record = {"file": str(row.file), "row": row.index, "reasons": reasons, "data": row.row}
-        self._rest.write(json.dumps(record, default=repr) + "\n")
-
-
-@contextmanager
-def _sorting(fix: Path) -> Iterator[_Sorter]:
-    with (
-        row_writer(fix) as good,
-        replacing(rejects_path(fix)) as temporary,
-        temporary.open("w", encoding="utf-8") as rest,
-    ):
-        yield _Sorter(good, rest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uni_dpo.data.checks.audit import QUANTILES, Audit, Repeats, Spread
 from uni_dpo.data.checks.check import CheckReport
-from uni_dpo.data.faults import SHOWN_FAULTS
+from uni_dpo.data.faults import SHOWN_FAULTS, Fault, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,15 +25,16 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
     if report.stopped:
         summary.append(("stopped", report.stopped))
     summary += [("warning", line) for line in report.warnings]
+    summary += [("repaired", f"{what}, in {count:,} rows") for what, count in report.repairs.items()]
     if report.fixed:
         summary += [("good rows", str(report.fixed[0])), ("the rest, with reasons", str(report.fixed[1]))]
     yield report.dataset, ("", ""), summary
     if report.fault_counts:
         yield "Faults", ("kind", "count"), [(kind, f"{count:,}") for kind, count in report.fault_counts.most_common()]
         rows: list[Cells] = [
-            (f"row {fault.row}", fault.field, f"{fault.found}; {fault.advice}") for fault in report.faults
+            (_number(fault.row), _number(fault.line), _what(fault)) for fault in [*report.whole, *report.faults]
         ]
-        yield "The first faults", ("row", "field", "what"), rows[:SHOWN_FAULTS]
+        yield "The first faults", ("row", "line", "what"), rows[:SHOWN_FAULTS]
     if report.audit is not None and report.audit.pairs:
         yield from _audit_sections(report.audit)
     if report.lengths is not None:
@@ -57,6 +58,17 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
         )
 
 
+def _number(value: int | None) -> str:
+    return "–" if value is None else str(value)
+
+
+def _what(fault: Fault) -> str:
+    name = "" if fault.id is None else f"id {shown(fault.id)}"
+    place = ", ".join(filter(None, (str(fault.file) if fault.row is None and fault.file else "", name, fault.field)))
+    text = f"{place}: {fault.found}" if place else fault.found
+    return f"{text}; {fault.advice}" if fault.advice else text
+
+
 def _audit_sections(audit: Audit) -> Iterator[tuple[str, Cells, list[Cells]]]:
     yield (
         "Pairs",
@@ -70,11 +82,15 @@ def _audit_sections(audit: Audit) -> Iterator[tuple[str, Cells, list[Cells]]]:
             ("the longer answer is the chosen one", f"{audit.longer_is_chosen:.1%} (50 % is no bias)"),
         ],
     )
-    spreads = [("chosen, characters", audit.chosen_characters), ("rejected, characters", audit.rejected_characters)]
+    spreads = [("chosen length", audit.chosen_characters), ("rejected length", audit.rejected_characters)]
     if audit.margins.count:
         spreads += [("chosen score", audit.score_chosen), ("rejected score", audit.score_rejected)]
-        spreads += [("margin", audit.margins), (f"w_qual at η = {audit.qual_eta:g}", audit.quality_weights)]
-    yield "Distributions", _spread_header(), [_spread_cells(name, spread) for name, spread in spreads]
+        spreads += [("margin", audit.margins), (f"w_qual, η = {audit.qual_eta:g}", audit.quality_weights)]
+    yield (
+        "Distributions",
+        _spread_header(),
+        [_spread_cells(name, spread) for name, spread in spreads],
+    )
     if audit.margins.count:
         yield (
             "Scores",
@@ -93,7 +109,16 @@ def _spread_header() -> Cells:
 
 
 def _spread_cells(name: str, spread: Spread) -> Cells:
-    return (name, *("–" if math.isnan(value) else f"{value:.4g}" for value in (spread.mean, *spread.quantiles)))
+    return (name, *map(_short, (spread.mean, *spread.quantiles)))
+
+
+def _short(value: float) -> str:
+    """A number in at most eight characters."""
+    if math.isnan(value):
+        return "–"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.1e}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _repeats(repeats: Repeats) -> str:
@@ -103,15 +128,21 @@ def _repeats(repeats: Repeats) -> str:
 
 def tables(report: CheckReport) -> "Iterator[Table]":
     """The report for a terminal, as Rich tables."""
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     for title, header, rows in sections(report):
-        table = Table(title=title, title_justify="left", show_header=any(header))
-        for index, name in enumerate(header):
-            numbers = index > 0 and len(header) > 3
-            table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=not index)
+        table = Table(
+            title=Text(title), title_justify="left", show_header=any(header), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        # 80 columns hold six numbers of eight characters beside their name
+        kept = [index for index, name in enumerate(header) if len(header) <= 7 or name not in ("25%", "75%")]
+        for index in kept:
+            number = header[index] in ("row", "line", "count", "mean", *_QUANTILE_NAMES)
+            table.add_column(header[index], justify="right" if number else "left", overflow="fold", no_wrap=not index)
         for row in rows:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+            table.add_row(*(Text(row[index]) for index in kept))
         yield table
 
 

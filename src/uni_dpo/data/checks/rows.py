@@ -82,6 +82,16 @@ def check_file(
         yield from batch
 
 
+def check_again(
+    checked: CheckedRow, row: Row, entry: DatasetEntry, images: ImageChecker | None, scores_required: bool
+) -> CheckedRow:
+    """Judge a changed `row` that stands where `checked` stood."""
+    again = _check_row(checked.file, checked.index, checked.line, row, entry, scores_required)
+    if images is not None and entry.columns.images is not None:
+        _check_images([again], images, entry.columns.images)
+    return again
+
+
 def _check_row(
     file: Path, index: int, line: int | None, row: Row | Unreadable, entry: DatasetEntry, scores_required: bool
 ) -> CheckedRow:

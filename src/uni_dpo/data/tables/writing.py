@@ -192,6 +192,8 @@ class _ParquetWriter:
         for name in names:
             values = [row.get(name) for row in self._batch]
             try:
+                if {bool, int} <= (kinds := set(map(type, values))) or {bool, float} <= kinds:
+                    raise pa.ArrowInvalid("truth values beside numbers")
                 columns[name] = pa.array(values)
             except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
                 example = shown(next((value for value in values if value is not None), None))

@@ -1,0 +1,106 @@
+"""`uni-dpo data check --fix`: the good rows in one file, repaired where that is safe, and the others beside it."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.data.checks.rows import CheckedRow
+from uni_dpo.data.dataset_info import DatasetEntry
+from uni_dpo.data.images import BrokenImageError, ImagePaths
+from uni_dpo.data.tables.reading import Row, is_file
+from uni_dpo.data.tables.writing import RowWriter, row_writer
+from uni_dpo.storage.writing import replacing
+
+_NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?\s*", re.IGNORECASE)
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
+def rejects_path(fix: Path) -> Path:
+    """Where the rows go that `--fix` leaves out."""
+    return fix.with_name(f"{fix.stem}.rejected.jsonl")
+
+
+class RowSorter:
+    """Writes each row where it belongs, and counts what it repaired.
+
+    Args:
+        good: takes the rows without fault.
+        rest: takes the others, as JSON lines with the reasons.
+        entry: which columns hold what.
+        paths: where image paths lead.
+        check: judges a row anew once it is repaired.
+    """
+
+    def __init__(
+        self,
+        good: RowWriter,
+        rest: Any,
+        entry: DatasetEntry,
+        paths: ImagePaths | None,
+        check: Callable[[CheckedRow, Row], CheckedRow],
+    ) -> None:
+        self.repairs: Counter[str] = Counter()
+        self._good, self._rest, self._entry, self._paths, self._check = good, rest, entry, paths, check
+
+    def add(self, row: CheckedRow) -> None:
+        """Write the row, or the row as it should be, or the reasons why it is left out."""
+        if row.row is not None:
+            repaired, done = self._repaired(row.row)
+            if not (self._check(row, repaired) if done else row).faults:
+                self._good.write(repaired)
+                self.repairs.update(done)
+                return
+        reasons = [f"{fault.field}: {fault.found}; {fault.advice}" for fault in row.faults]
+        record = {"file": str(row.file), "row": row.index, "line": row.line, "reasons": reasons, "data": row.row}
+        self._rest.write(json.dumps(record, default=repr) + "\n")
+
+    def _repaired(self, row: Row) -> tuple[Row, list[str]]:
+        """A copy of the row with everything put right that has one right value, and what was done."""
+        columns, done, repaired = self._entry.columns, [], dict(row)
+        for column in (columns.score_chosen, columns.score_rejected):
+            value = row.get(column)
+            if isinstance(value, str) and _NUMBER.fullmatch(value):
+                number = float(value)
+                repaired[column] = int(number) if number.is_integer() and abs(number) < 2**53 else number
+                done.append(f"{column}: text to number")
+        images = row.get(columns.images) if columns.images else None
+        if images is not None:
+            items = images if isinstance(images, list) else [images]
+            renamed = [self._found(item) if isinstance(item, str) else item for item in items]
+            done += [f"{columns.images}: {what}" for what, changed in (
+                ("text to list", not isinstance(images, list)), ("suffix of the file", renamed != items)
+            ) if changed]  # fmt: skip
+            repaired[str(columns.images)] = renamed
+        return repaired, done
+
+    def _found(self, path: str) -> str:
+        """The path, or the one that differs in its suffix alone where only that one is there."""
+        stem, dot, suffix = path.rpartition(".")
+        if self._paths is None or f".{suffix.lower()}" not in _SUFFIXES:
+            return path
+        try:
+            places = self._paths.places(path)
+        except BrokenImageError:
+            return path
+        if any(map(is_file, places)):
+            return path
+        others = {end for known in _SUFFIXES for end in (known, known.upper()) if end != f"{dot}{suffix}"}
+        there = [end for end in sorted(others) if any(is_file(place.with_suffix(end)) for place in places)]
+        return stem + there[0] if len(there) == 1 else path
+
+
+@contextmanager
+def sorting(
+    fix: Path, entry: DatasetEntry, paths: ImagePaths | None, check: Callable[[CheckedRow, Row], CheckedRow]
+) -> Iterator[RowSorter]:
+    """A sorter whose files get their names when the block ends without an error."""
+    with (
+        row_writer(fix) as good,
+        replacing(rejects_path(fix)) as temporary,
+        temporary.open("w", encoding="utf-8") as rest,
+    ):
+        yield RowSorter(good, rest, entry, paths, check)
