@@ -100,6 +100,16 @@ def test_another_prompt_under_an_old_id_is_asked_anew(adapter: Path, tmp_path: P
     assert first[0][ORIGINAL] != second[0][ORIGINAL]
 
 
+def test_a_system_prompt_reaches_both_models(adapter: Path, tmp_path: Path) -> None:
+    models = Models.find(str(adapter))
+    asked = [Prompt(1, "Is rain good?"), Prompt(2, "Is rain good?", (), "Answer in rhymes, and at length.")]
+    without, with_it = compare(asked, models, tmp_path, SHORT)
+    assert with_it[ORIGINAL] != without[ORIGINAL]
+    assert with_it[TRAINED] != without[TRAINED]
+    assert with_it["system"] == "Answer in rhymes, and at length."
+    assert "system" not in without
+
+
 def test_images_are_asked_about(tiny_qwen2_vl: Path, digits: dict[str, list[Any]], tmp_path: Path) -> None:
     asked = [Prompt(1, "Which digit?", (str(digits["preference"][0].image),)), Prompt(2, "Which digit?")]
     models = Models.find(str(tiny_qwen2_vl), str(tiny_qwen2_vl))

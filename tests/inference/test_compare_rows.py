@@ -24,6 +24,13 @@ def test_rows_without_ids_are_numbered(tmp_path: Path) -> None:
     assert found == [Prompt(1, "a"), Prompt(2, "b")]
 
 
+def test_a_row_may_have_a_system_prompt(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "system": "Be brief."}, {"prompt": "b", "system": ""}]
+    assert read_prompts(written(tmp_path, rows)) == [Prompt(1, "a", (), "Be brief."), Prompt(2, "b")]
+    with pytest.raises(UniDPOError, match="system: 3; a text"):
+        read_prompts(written(tmp_path, [{"prompt": "a", "system": 3}]))
+
+
 def test_images_lie_beside_the_file(tmp_path: Path, digits: dict[str, list[Any]]) -> None:
     (tmp_path / "a.png").write_bytes(Path(digits["preference"][0].image).read_bytes())
     (found,) = read_prompts(written(tmp_path, [{"id": "x", "prompt": "<image>What?", "images": ["a.png"]}]))

@@ -207,3 +207,13 @@ def test_a_setting_that_came_later_leaves_old_fingerprints_as_they_are() -> None
     old = {"n": 1, "temperature": 0, "top_p": 1.0, "top_k": 0, "max_tokens": 5}
     assert fingerprinted(Sampling(temperature=0, max_tokens=5)) == old
     assert fingerprinted(Sampling(temperature=0, max_tokens=5, repetition_penalty=1.1)) != old
+
+
+def test_a_system_prompt_reaches_the_model_and_is_part_of_what_was_asked(predict) -> None:
+    ScriptedBackend.batches = 1
+    with pytest.raises(KeyboardInterrupt):
+        predict(ROWS)
+    ScriptedBackend.batches = 1_000
+    ScriptedBackend.asked.clear()
+    predict(ROWS, system="Be brief.")
+    assert [request.system for request in ScriptedBackend.asked] == ["Be brief."] * 6

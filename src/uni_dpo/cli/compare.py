@@ -1,5 +1,6 @@
 """`uni-dpo compare`: the model before and after training, side by side."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ def compare(
     output: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.html.")],
     original: Annotated[str | None, typer.Option(help="The model before training; an adapter names its own.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Where image paths start; none may leave it.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of rows without a `system` of their own.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Share of the probability that tokens are drawn from.")] = 1.0,
@@ -42,7 +44,7 @@ def compare(
 
     for name in ("comparison.json", "comparison.html"):
         check_writable(output / name)
-    asked = read_prompts(prompts, image_root=image_root)
+    asked = [replace(prompt, system=prompt.system or system) for prompt in read_prompts(prompts, image_root=image_root)]
     models = Models.find(trained, original)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     rows = answer(

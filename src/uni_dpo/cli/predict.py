@@ -13,6 +13,7 @@ def predict(
     backend: Annotated[str, typer.Option(help="transformers, vllm or openai.")] = "transformers",
     base_url: Annotated[str | None, typer.Option(help="Of the server, for backend openai; ends in /v1.")] = None,
     grader: Annotated[str, typer.Option(help="exact, numeric, multiple_choice, or package.module:function.")] = "exact",
+    system: Annotated[str | None, typer.Option(help="System prompt; without it what the chat template does.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
     image_root: Annotated[Path | None, typer.Option(help="Where image paths start; none may leave it.")] = None,
@@ -37,6 +38,7 @@ def predict(
         limit=limit,
         seed=seed,
         batch_size=batch_size,
+        system=system,
     )
     for line in report.lines():
         print(line)

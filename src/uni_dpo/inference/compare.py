@@ -28,6 +28,7 @@ class Prompt:
     id: int | str
     text: str
     images: tuple[str, ...] = ()
+    system: str | None = None
 
 
 def read_prompts(file: str | Path, *, image_root: str | Path | None = None) -> list[Prompt]:
@@ -74,7 +75,10 @@ def _prompt(row: Row, checker: ImageChecker, where: str) -> Prompt:
     for image, state in zip(images, checker.states(images), strict=True):
         if state.kind:
             raise UniDPOError(f"{where}, images, {image}: {state.found}; {state.advice}")
-    return Prompt(identity, text, tuple(str(checker.resolve(image)) for image in images))
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise UniDPOError(f"{where}, system: {system!r}; a text belongs there, or nothing")
+    return Prompt(identity, text, tuple(str(checker.resolve(image)) for image in images), system or None)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def compare(
         One row per prompt, in their order: `id`, `prompt`, both responses (only what the model wrote, without the
         prompt and without special tokens), and `images` where the prompt has some.
     """
-    asked = [[prompt.id, prompt.text, prompt.images] for prompt in prompts]
+    asked = [[p.id, p.text, p.images, *([p.system] if p.system else [])] for p in prompts]
     with holding(Path(folder) / ".lock", str(folder)):
         logs = [
             RowLog(Path(folder) / f"{name}-{digest([asked, version, fingerprinted(sampling), seed, options])}.jsonl")
@@ -183,7 +187,7 @@ def _asking(model: Mapping[str, Any], sampling: Sampling, seed: int) -> Ask[Prom
     backend = make_backend(model)
 
     def ask(batch: Sequence[Prompt]) -> list[Row | Failure]:
-        requests = [Request(prompt.text, prompt.images, derive_seed(seed, str(prompt.id))) for prompt in batch]
+        requests = [Request(p.text, p.images, derive_seed(seed, str(p.id)), p.system) for p in batch]
         replies = backend.generate(requests, sampling)
         return [reply if isinstance(reply, Failure) else {"response": reply[0].text} for reply in replies]
 
@@ -192,4 +196,5 @@ def _asking(model: Mapping[str, Any], sampling: Sampling, seed: int) -> Ask[Prom
 
 def _row(prompt: Prompt, original: str, trained: str) -> dict[str, Any]:
     row = {"id": prompt.id, "prompt": prompt.text, ORIGINAL: original, TRAINED: trained}
-    return row | ({"images": list(prompt.images)} if prompt.images else {})
+    system = {"system": prompt.system} if prompt.system else {}
+    return row | system | ({"images": list(prompt.images)} if prompt.images else {})

@@ -60,6 +60,7 @@ def predict_file(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    system: str | None = None,
 ) -> PredictReport:
     """Answer the questions in `source` and write them, sorted by id, with answers and labels to `output`.
 
@@ -77,6 +78,7 @@ def predict_file(
         limit: only the first so many questions.
         seed: of everything drawn.
         batch_size: questions per request to the backend.
+        system: the system prompt; None for what the chat template does by itself.
 
     Raises:
         UniDPOError: an output, question, image or reference that cannot be used (no model is loaded by then), or
@@ -90,12 +92,13 @@ def predict_file(
         check_references(grader, [question for question in questions if question.reference is not None])
         _check_images(questions)
         backend, options = parse_model(model, "model")
-        asked = digest([backend, fingerprinted(options), weights_of(options), fingerprinted(sampling), seed])
+        drawn = [fingerprinted(sampling), seed, *([system] if system else [])]
+        asked = digest([backend, fingerprinted(options), weights_of(options), *drawn])
         keys = {question.id: digest([question.to_row(), asked]) for question in questions}
         ask_all(
             {keys[question.id]: question for question in questions},
             done,
-            lambda: _asking(make_backend(model), sampling, seed),
+            lambda: _asking(make_backend(model), sampling, seed, system),
             title="Answering",
             unit="questions",
             batch_size=batch_size,
@@ -109,9 +112,9 @@ def predict_file(
     return PredictReport(output, len(rows), len(labelled), sum(labelled), cut)
 
 
-def _asking(backend: Backend, sampling: Sampling, seed: int) -> Ask[Question]:
+def _asking(backend: Backend, sampling: Sampling, seed: int, system: str | None) -> Ask[Question]:
     def ask(batch: Sequence[Question]) -> list[Row | Failure]:
-        requests = [Request(question.text, question.images, derive_seed(seed, question.id)) for question in batch]
+        requests = [Request(q.text, q.images, derive_seed(seed, q.id), system) for q in batch]
         return [
             reply if isinstance(reply, Failure) else {"text": reply[0].text, "finished": reply[0].finished}
             for reply in backend.generate(requests, sampling)
