@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths
+from uni_dpo.data.images import (
+    BrokenImageError,
+    ImageChecker,
+    ImageFolder,
+    ImageState,
+    check_shape,
+    embedded_image,
+    image_paths,
+)
 
 
 def state(folder: Path, image, root=None, **options):
@@ -166,3 +174,11 @@ def test_a_root_holds_also_where_nothing_is_copied(folder) -> None:
         with pytest.raises(PreferenceDataError, match="leaves"):
             watched.put(path)
     assert ImageFolder(None, image_paths(None)).put("/etc/hostname") == "/etc/hostname"
+
+
+def test_an_image_over_200_times_as_long_as_wide_is_refused_and_one_of_200_is_not() -> None:
+    check_shape(2000, 10, "a.png")
+    check_shape(10, 2000, "a.png")
+    for size in ((2001, 10), (10, 2001), (4096, 18)):
+        with pytest.raises(BrokenImageError, match=r"a\.png has .* pixels, one side over 200 times the other; crop it"):
+            check_shape(*size, "a.png")

@@ -121,7 +121,7 @@ def test_what_a_server_did_not_answer_is_asked_again(predict, tmp_path: Path) ->
 def test_a_broken_image_is_named_before_a_model_is_loaded(predict, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no image")
     ScriptedBackend.batches = 0
-    with pytest.raises(UniDPOError, match=r"question a, image 0.*broken\.png"):
+    with pytest.raises(UniDPOError, match=r"row 0 .*broken\.png"):
         predict([{"id": "a", "question": "Digit 1?", "image": str(tmp_path / "broken.png")}])
 
 

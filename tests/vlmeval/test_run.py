@@ -295,7 +295,7 @@ def test_an_image_too_long_for_the_model_is_found_first(
     Image.new("RGB", (2010, 10)).save(tmp_path / "long.png")
     table = tsv(tmp_path / "long.tsv", [{"question": "Which?", "answer": "x", "image_path": "long.png"}])
     scripted(lambda request: "x")
-    with pytest.raises(UniDPOError, match=r"row 1 \(index 0\): .*2010 × 10 pixels is too long"):
+    with pytest.raises(UniDPOError, match=r"row 1 \(index 0\): .*2010 × 10 pixels, one side over 200 times the other"):
         evaluate_tables({"tiny": tiny_qwen2_vl}, {"long": table}, tmp_path / "work")
 
 

@@ -23,6 +23,8 @@ from uni_dpo.storage.writing import replacing
 
 MAX_PIXELS = 100_000_000
 """Images of more pixels are taken for decompression bombs."""
+MOST_ELONGATED = 200
+"""How many times longer than wide an image may be that a model is asked about; training crops longer ones."""
 _REMEMBERED = 200_000
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
@@ -268,6 +270,21 @@ def image_paths(
     """Where paths lead that start in `folder`, or beside the data, and may not leave `root`."""
     folders = dict.fromkeys(Path(start) for start in (folder, beside) if start is not None)
     return ImagePaths(tuple(folders), None if root is None else Path(root))
+
+
+def check_shape(width: int, height: int, name: str) -> None:
+    """Refuse an image that the processors of Qwen's models refuse.
+
+    Args:
+        width, height: in pixels.
+        name: what the image is called in a message.
+
+    Raises:
+        BrokenImageError: one side is more than `MOST_ELONGATED` times the other.
+    """
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        found = f"{name} has {width} × {height} pixels, one side over {MOST_ELONGATED} times the other"
+        raise BrokenImageError("shape", found, "crop it")
 
 
 def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Reading questions from any table, and the names that their columns have wherever rows are read."""
 
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,15 @@ from typing import Any, Literal
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
-from uni_dpo.data.images import BrokenImageError, ImageFolder, ImagePaths, image_paths, image_source
+from uni_dpo.data.images import (
+    BrokenImageError,
+    ImageFolder,
+    ImagePaths,
+    check_shape,
+    image_paths,
+    image_size,
+    image_source,
+)
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image
 from uni_dpo.data.tables.reading import Unreadable, numbered_rows, source_files, unreadable_fault
@@ -234,8 +243,13 @@ class _RowReader:
         """The path of an image given as path, as base64 text, or as {bytes, path}."""
         try:
             source = image_source(image, self.paths)
+            name = str(source) if isinstance(source, Path) else "the encoded image"
+            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
+                check_shape(*image_size(stream, name, decode=False), name)
         except BrokenImageError as broken:
             raise _fault(field, broken.found, broken.advice) from None
+        except OSError as error:
+            raise _fault(field, f"{name} cannot be opened ({error.strerror})", "check its permissions") from None
         return str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
 
     def _answers(self, row: Row) -> tuple[list[str], list[str]]:

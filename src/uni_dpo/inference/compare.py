@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import BrokenImageError, ImageChecker, check_shape
 from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all
@@ -75,6 +75,10 @@ def _prompt(row: Row, checker: ImageChecker, where: str) -> Prompt:
     for image, state in zip(images, checker.states(images), strict=True):
         if state.kind:
             raise UniDPOError(f"{where}, images, {image}: {state.found}; {state.advice}")
+        try:
+            check_shape(state.width, state.height, image)
+        except BrokenImageError as broken:
+            raise UniDPOError(f"{where}, images: {broken}") from None
     system = row.get("system")
     if system is not None and not isinstance(system, str):
         raise UniDPOError(f"{where}, system: {system!r}; a text belongs there, or nothing")

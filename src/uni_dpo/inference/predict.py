@@ -12,6 +12,7 @@ from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.graders.grading import Grader, check_references, load_grader
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling, make_backend, parse_model, weights_of
+from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest
 from uni_dpo.storage.rowlog import Row
@@ -92,6 +93,8 @@ def predict_file(
         check_references(grader, [question for question in questions if question.reference is not None])
         _check_images(questions)
         backend, options = parse_model(model, "model")
+        if backend in ("transformers", "vllm"):
+            find_checkpoint(options.model, options.adapter)
         drawn = [fingerprinted(sampling), seed, *([system] if system else [])]
         asked = digest([backend, fingerprinted(options), weights_of(options), *drawn])
         keys = {question.id: digest([question.to_row(), asked]) for question in questions}
@@ -114,7 +117,7 @@ def predict_file(
 
 def _asking(backend: Backend, sampling: Sampling, seed: int, system: str | None) -> Ask[Question]:
     def ask(batch: Sequence[Question]) -> list[Row | Failure]:
-        requests = [Request(q.text, q.images, derive_seed(seed, q.id), system) for q in batch]
+        requests = [Request(q.text, q.images, derive_seed(seed, q.id), q.system or system) for q in batch]
         return [
             reply if isinstance(reply, Failure) else {"text": reply[0].text, "finished": reply[0].finished}
             for reply in backend.generate(requests, sampling)

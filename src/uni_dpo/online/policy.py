@@ -82,7 +82,8 @@ def language_model(model: Any) -> Any:
 def messages(question: Question) -> list[dict[str, Any]]:
     """A question as the chat template takes it, its images before its text."""
     images = [{"type": "image", "text": None} for _ in question.images]
-    return [{"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
+    system = [{"role": "system", "content": [{"type": "text", "text": question.system}]}] if question.system else []
+    return [*system, {"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
 
 
 def prompt_text(question: Question, processor: Any) -> str:
@@ -92,7 +93,7 @@ def prompt_text(question: Question, processor: Any) -> str:
         UniDPOError: the chat template drops the question or an image.
     """
     items = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.text}]
-    return prompt_of(processor, items, detect_style(processor))
+    return prompt_of(processor, items, detect_style(processor), question.system or None)
 
 
 def media_tokens(model: Any) -> list[int]:

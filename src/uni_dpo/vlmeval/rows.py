@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.data.images import check_shape
 from uni_dpo.storage.writing import regular
 from uni_dpo.vlmeval.load import Loaded, Picture
 from uni_dpo.vlmeval.progress import progress_bar
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 CIRCULAR_STEP = 1_000_000
 """MMBench asks a question again with its options rotated: the index grows by this much each time."""
-
-
-WIDEST = 200
-"""How many times longer than wide `qwen_vl_utils` lets an image be."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,7 @@ def _read(path: str, checked: dict[str, Picture]) -> Picture:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             picture = Picture(hashlib.sha256(content).hexdigest(), *image.size)
-        if max(image.size) > WIDEST * min(image.size):
-            raise ValueError(f"an image of {image.width} × {image.height} pixels is too long for Qwen's resizing")
+        check_shape(image.width, image.height, Path(path).name)
         checked[path] = picture
     return checked[path]
 

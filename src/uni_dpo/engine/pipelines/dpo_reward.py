@@ -57,7 +57,9 @@ class DpoReward(Pipeline):
         template = load_template(self.options.prompt, gaps=("question",))
         answers = [text for item in items for text in item.distinct]
         requests = [
-            Request(template.render(question=item.question.text), item.question.images)
+            Request(
+                template.render(question=item.question.text), item.question.images, system=item.question.system or None
+            )
             for item in items
             for _ in item.distinct
         ]
