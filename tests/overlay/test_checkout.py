@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory.seams import needed_names
 from uni_dpo.overlay.checkout import Upstream, detect
 
 
@@ -18,10 +19,41 @@ def test_names_vlmevalkit_and_its_version(vlmevalkit):
     assert (checkout.upstream, checkout.version) == (Upstream.VLMEVALKIT, "0.2rc1")
 
 
-@pytest.mark.parametrize("version", ["0.9.3", "0.9.40", "0.9.5.1", "0.10.0"])
-def test_refuses_an_untested_version_by_name(llamafactory, version):
-    with pytest.raises(UniDPOError, match=f"LlamaFactory {version}; .* 0.9.4 and 0.9.5 only"):
-        detect(llamafactory(version))
+def with_seams(root: Path) -> Path:
+    for module, name in needed_names():
+        place = root / "src" / module.replace(".", "/")
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as text:
+            text.write(f"{name} = None\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("version", "tested"),
+    [
+        ("0.9.3", False),
+        ("0.9.4.dev0", False),
+        ("0.9.4", True),
+        ("0.9.5rc1", True),
+        ("0.9.5", True),
+        ("0.9.5.post1", False),
+        ("0.9.6.dev0", False),
+        ("0.9.40", False),
+        ("main", False),
+    ],
+)
+def test_says_one_word_about_an_untested_version_and_takes_it(llamafactory, version, tested):
+    remarks = detect(with_seams(llamafactory(version))).remarks()
+    assert [f"{version} is not among the tested" in remark for remark in remarks] == [True] * (not tested)
+
+
+def test_says_what_a_checkout_lacks(llamafactory):
+    root = with_seams(llamafactory())
+    (root / "src/llamafactory/data/loader.py").write_text("def load(): ...\n")
+    (remark,) = detect(root).remarks()
+    assert "no llamafactory.data.loader.align_dataset" in remark
+    assert "git checkout v0.9.5" in remark
 
 
 def test_refuses_a_checkout_without_a_version(llamafactory):

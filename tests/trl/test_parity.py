@@ -71,6 +71,7 @@ def llamafactory_step(
             "dataset_dir": str(folder),
             "dataset": "pairs",
             "template": template,
+            "pair_forward": "ordinary",  # whose batch is laid out as TRL's
             "overwrite_cache": True,
             "output_dir": str(folder / "out"),
             "per_device_train_batch_size": PAIRS,

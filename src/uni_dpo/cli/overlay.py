@@ -10,6 +10,7 @@ from uni_dpo.overlay import Change, detect
 from uni_dpo.overlay import apply as apply_overlay
 from uni_dpo.overlay import check as check_overlay
 from uni_dpo.overlay import revert as revert_overlay
+from uni_dpo.overlay.checkout import Checkout
 from uni_dpo.overlay.manifest import FOLDER
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files of the ove
 def check(path: Folder) -> None:
     """Show what `apply` would do; write nothing."""
     checkout = detect(path)
-    print(str(checkout))
+    _introduce(checkout)
     _print(check_overlay(checkout))
 
 
@@ -33,7 +34,7 @@ def check(path: Folder) -> None:
 def apply(path: Folder, force: Force = False) -> None:
     """Add our files and our dataset entry; what they replace is kept for `revert`."""
     checkout = detect(path)
-    print(str(checkout))
+    _introduce(checkout)
     changes = apply_overlay(checkout, force=force)
     _print(changes)
     print("applied" if any(change.is_due for change in changes) else "nothing to do")
@@ -45,6 +46,12 @@ def revert(path: Folder, force: Force = False) -> None:
     if not (path / FOLDER).is_dir():
         detect(path)  # says where it is no checkout at all
     print(f"reverted: {len(revert_overlay(path, force=force))} files removed or restored")
+
+
+def _introduce(checkout: Checkout) -> None:
+    print(str(checkout))
+    for remark in checkout.remarks():
+        print(f"note: {remark}")
 
 
 def _print(changes: list[Change]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
+from uni_dpo.llamafactory.seams import refuse_uni_dpo
 from uni_dpo.llamafactory.settings import check_settings
 
 
@@ -28,7 +29,9 @@ def train(arguments: list[str]) -> None:
     if not arguments:
         raise UniDPOError("name a configuration: uni-dpo train CONFIG.yaml [key=value …], or --key value flags")
     _register()
-    check_settings(read_arguments(arguments))
+    given = read_arguments(arguments)
+    refuse_uni_dpo(given)
+    check_settings(given)
     if _wants_torchrun():
         _torchrun(arguments)
     else:

@@ -1,15 +1,17 @@
 """The only place that touches LlamaFactory's private names.
 
-Each seam is one name in one upstream module. All of them are looked up before any is replaced, so that a
-LlamaFactory with another inside is refused whole instead of being half changed.
+Each seam is one name in one upstream module. All of them are looked up before any is replaced: a LlamaFactory that
+has them is used, whatever it calls itself; one with another inside stays as it is, and only refuses to train with
+`pref_loss: uni_dpo`.
 """
 
 import importlib
+import os
 import sys
 from types import TracebackType
 from typing import Any
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from uni_dpo.errors import UniDPOError, plain
 
@@ -54,35 +56,109 @@ ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS")
 """Lists in `llamafactory.hparams.parser` that hold `FinetuningArguments`."""
 
 
+_fault: UniDPOError | None = None
+"""Why this process cannot train with `pref_loss: uni_dpo`, once `register` has found out."""
+
+
 def register() -> None:
     """Put Uni-DPO into the LlamaFactory on the import path. A second call does nothing.
 
+    A LlamaFactory that lacks a seam stays as it is, so that everything else of it works; see `refuse_uni_dpo`.
+
     Raises:
-        UniDPOError: LlamaFactory is missing, of an untested version, or lacks a seam.
+        UniDPOError: LlamaFactory is missing.
     """
+    global _fault
     version = _version()
-    parser = importlib.import_module("llamafactory.hparams.parser")
-    upstream = [(importlib.import_module(module), name, ours) for module, name, ours in SEAMS]
-    for module, name in [
-        *((module, name) for module, name, _ in upstream),
-        *((parser, a) for a in ARGUMENT_LISTS),
-    ]:
-        if not hasattr(module, name):
-            raise _unsupported(version, f"{module.__name__}.{name} is missing")
     if sys.excepthook is not _excepthook:
         _excepthook.previous = sys.excepthook  # type: ignore[attr-defined]
         sys.excepthook = _excepthook
+    parser: Any = importlib.import_module("llamafactory.hparams.parser")
+    missing = missing_seams()
+    if missing:
+        _fault = UniDPOError(
+            f"LlamaFactory {version} cannot train with pref_loss: uni_dpo: it has no {' and no '.join(missing)}. "
+            f"Use one that is tested, {OLDEST} to {NEWEST}: `git checkout v{NEWEST}` in a checkout, or "
+            f'pip install "llamafactory=={NEWEST}"'
+        )
+        if hasattr(parser, "read_args"):
+            parser.read_args = _refusing(parser.read_args)
+        return
+    _fault = None
+    if not is_tested(version) and first_process():
+        print(
+            f"LlamaFactory {version} is not among the tested ones ({OLDEST} to {NEWEST}), but has what Uni-DPO needs.",
+            file=sys.stderr,
+        )
 
     from uni_dpo.llamafactory.arguments import UniDPOFinetuningArguments
 
     for attribute in ARGUMENT_LISTS:
         classes = getattr(parser, attribute)
         classes[:] = [UniDPOFinetuningArguments if cls.__name__ == "FinetuningArguments" else cls for cls in classes]
-    for module, name, ours in upstream:
-        setattr(module, name, _resolve(ours))
+    for module, name, ours in SEAMS:
+        setattr(importlib.import_module(module), name, _resolve(ours))
     tuner = sys.modules.get("llamafactory.train.tuner")
     if hasattr(tuner, "run_dpo"):
         tuner.run_dpo = _resolve("uni_dpo.llamafactory.workflow:run_dpo")  # type: ignore[union-attr]
+
+
+def refuse_uni_dpo(given: dict[str, Any] | list[str]) -> None:
+    """Refuse settings that ask for `uni_dpo` where `register` found that it cannot be.
+
+    Args:
+        given: a configuration, or flags.
+
+    Raises:
+        UniDPOError: says what is missing and what to check out.
+    """
+    asked = [given.get("pref_loss")] if isinstance(given, dict) else [flag.rpartition("=")[2] for flag in given]
+    if _fault is not None and "uni_dpo" in asked:
+        raise _fault
+
+
+def missing_seams() -> list[str]:
+    """Name what this plugin needs of the LlamaFactory on the import path and does not find there."""
+    return [f"{module}.{name}" for module, name in needed_names() if not _has(module, name)]
+
+
+def needed_names() -> list[tuple[str, str]]:
+    """List (module, name) of everything that has to be in LlamaFactory."""
+    parser = "llamafactory.hparams.parser"
+    return [*((module, name) for module, name, _ in SEAMS), *((parser, name) for name in ARGUMENT_LISTS)]
+
+
+def is_tested(version: str) -> bool:
+    """Whether a version lies in the tested range; `.dev0`, `.post1` and release candidates count as what they are."""
+    try:
+        return OLDEST <= Version(version) <= NEWEST
+    except InvalidVersion:
+        return False
+
+
+def first_process() -> bool:
+    """Whether this is the process of its machine that talks."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return False
+
+
+def _refusing(read: Any) -> Any:
+    """LlamaFactory's reading of arguments, which refuses those that ask for `uni_dpo`."""
+
+    def read_args(args: Any = None) -> Any:
+        given = read(args)
+        refuse_uni_dpo(given)
+        return given
+
+    return read_args
 
 
 def train_arguments() -> list[type]:
@@ -90,24 +166,14 @@ def train_arguments() -> list[type]:
     return list(importlib.import_module("llamafactory.hparams.parser")._TRAIN_ARGS)
 
 
-def _version() -> Version:
+def _version() -> str:
     try:
         from llamafactory.extras.env import VERSION
     except ModuleNotFoundError as error:
         if error.name != "llamafactory":
             raise
         raise UniDPOError('LlamaFactory is not installed: pip install "uni-dpo[train]"') from None
-    version = Version(VERSION)
-    if not OLDEST <= version <= NEWEST:
-        raise _unsupported(version, "it is outside the tested range")
-    return version
-
-
-def _unsupported(version: Version, why: str) -> UniDPOError:
-    return UniDPOError(
-        f"LlamaFactory {version} cannot be used: {why}. Tested are {OLDEST} to {NEWEST}: "
-        f'pip install "llamafactory=={NEWEST}"'
-    )
+    return str(VERSION)
 
 
 def _resolve(reference: str) -> Any:

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
+
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory.seams import NEWEST, OLDEST, needed_names
 
 
 class Upstream(StrEnum):
@@ -22,14 +26,14 @@ class Signs:
     Attributes:
         version_file: the file that states the version, relative to the checkout.
         version: the statement in it, the version as first group.
-        tested: versions that the plugin is tested on, as they begin.
+        tested: versions that the plugin is tested on.
         overwritten: the one upstream file that the overlay overwrites.
         others: further files that tell a checkout from an installed package.
     """
 
     version_file: PurePosixPath
     version: re.Pattern[str]
-    tested: tuple[str, ...]
+    tested: SpecifierSet
     overwritten: PurePosixPath
     others: tuple[PurePosixPath, ...]
 
@@ -38,14 +42,14 @@ SIGNS = {
     Upstream.LLAMAFACTORY: Signs(
         version_file=PurePosixPath("src/llamafactory/extras/env.py"),
         version=re.compile(r"""^VERSION\s*=\s*["']([^"']+)["']""", re.MULTILINE),
-        tested=("0.9.4", "0.9.5"),
+        tested=SpecifierSet(f">={OLDEST},<={NEWEST}", prereleases=True),
         overwritten=PurePosixPath("src/llamafactory/train/dpo/__init__.py"),
         others=(PurePosixPath("src/train.py"),),
     ),
     Upstream.VLMEVALKIT: Signs(
         version_file=PurePosixPath("vlmeval/__init__.py"),
         version=re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE),
-        tested=("0.2",),
+        tested=SpecifierSet(">=0.2rc1,<0.3", prereleases=True),
         overwritten=PurePosixPath("vlmeval/vlm/qwen2_vl/__init__.py"),
         others=(PurePosixPath("run.py"),),
     ),
@@ -54,7 +58,7 @@ SIGNS = {
 
 @dataclass(frozen=True)
 class Checkout:
-    """A folder that holds the sources of an upstream project in a version the overlay fits."""
+    """A folder that holds the sources of an upstream project."""
 
     root: Path
     upstream: Upstream
@@ -63,12 +67,41 @@ class Checkout:
     def __str__(self) -> str:
         return f"{self.upstream} {self.version} in {self.root}"
 
+    def remarks(self) -> list[str]:
+        """Say what there is to know before the overlay is applied: an untested version, something that it lacks."""
+        remarks = []
+        if self.upstream is Upstream.LLAMAFACTORY and (missing := self._missing()):
+            remarks.append(
+                f"pref_loss: uni_dpo will be refused here, because there is no {' and no '.join(missing)}; everything "
+                f"else works. Check out one that is tested: git checkout v{NEWEST}"
+            )
+        try:
+            tested = SIGNS[self.upstream].tested.contains(self.version)
+        except InvalidVersion:
+            tested = False
+        if not tested:
+            remarks.append(
+                f"{self.upstream} {self.version} is not among the tested versions ({SIGNS[self.upstream].tested})"
+            )
+        return remarks
+
+    def _missing(self) -> list[str]:
+        """Names that the plugin needs and that stand nowhere in the files of their modules."""
+        missing = []
+        for module, name in needed_names():
+            place = self.root / "src" / module.replace(".", "/")
+            file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            if not re.search(rf"\b{name}\b", text):
+                missing.append(f"{module}.{name}")
+        return missing
+
 
 def detect(path: str | Path) -> Checkout:
     """Recognise the checkout at `path` from its files, importing nothing.
 
     Raises:
-        UniDPOError: `path` is no checkout of LlamaFactory or VLMEvalKit, or of a version that is not tested.
+        UniDPOError: `path` is no checkout of LlamaFactory or VLMEvalKit.
     """
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
@@ -88,9 +121,4 @@ def _version(root: Path, upstream: Upstream, signs: Signs) -> str:
     stated = signs.version.search((root / signs.version_file).read_text(encoding="utf-8", errors="replace"))
     if stated is None:
         raise UniDPOError(f"{root / signs.version_file}: states no version; is this {upstream}?")
-    version = stated.group(1)
-    if not any(re.match(rf"{re.escape(tested)}(?![.\d])|{re.escape(tested)}\.dev", version) for tested in signs.tested):
-        raise UniDPOError(
-            f"{root}: this is {upstream} {version}; the overlay is tested with {' and '.join(signs.tested)} only"
-        )
-    return version
+    return stated.group(1)
