@@ -11,6 +11,11 @@ from uni_dpo.graders.multiple_choice import multiple_choice, pick_option
 
 ANIMALS = {"A": "dog", "B": "cat", "C": "fish", "D": "cow"}
 PHRASINGS: list[tuple[str, str | None]] = [
+    ("the answer would be 'B'", "B"),
+    ("A is not right, neither is C. B it is.", "B"),
+    ("Let's see: A is a dog, B is a cat, C is a fish. The picture shows a cat.", "B"),
+    ("可能是B也可能是C", None),
+    ("Is it 'A'? It's 'B'.", "B"),
     ("B", "B"),
     ("b", "B"),
     ("(B)", "B"),

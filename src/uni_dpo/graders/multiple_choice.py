@@ -42,9 +42,7 @@ _CONCLUDED = _before(
     r"\bnot\b[^.;!?]*,?\s*\bbut(?: rather)?",
     r"而是|应该是|应为",
 )
-_STATED = _before(
-    rf"\b(?:it|this|that|which|there|i think|i believe|image shows|picture shows)(?:'s\b|\s*{_IS})\s*", r"是|为"
-)
+_STATED = _before(rf"\b(?:it|this|that|which|there|i think|i believe)(?:'s\b|\s*{_IS})\s*", r"\bshows\s*", r"是|为")
 _REJECTED = _before(
     r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)(?: (?:be|it|have))?",
     r"\b(?:rul\w+ out|exclud\w+|eliminat\w+|reject\w*|discard\w*)",
@@ -69,13 +67,13 @@ _LETTER_REJECTED_BEHIND = re.compile(
 )
 _CONCLUDED_BEHIND = re.compile(
     r"^[)\]\"'”.,]*\s*(?:is|are|was|would be|should be|must be|seems|looks|fits)\s+"
-    r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|answer|true|final|accurate)\b"
+    r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|answer|true|final|accurate)\b|^\s+it is\b"
     r"|^[)\]\"'”]*\s*(?:选项|项)?\s*(?:是|为|才是|最|才)*\s*(?:正确|对的|答案|最合适|最佳)",
     re.IGNORECASE,
 )
 _ASKED_BEHIND = re.compile(r"^[^.!;\n]{0,12}\?")
 _JOINED = re.compile(
-    r"^[)\]\"'”]*\s*(?:,|、|/|&|\+|;|\band\b|\bor\b|\bnor\b|和|或者|或|与|以及|及)+\s*(?:and|or)?\s*(?:option|选项)?\s*[(\[\"'“]*$",
+    r"^[)\]\"'”]*\s*(?:,|、|/|&|\+|;|\band\b|\bor\b|\bnor\b|和|或者|或|与|以及|及|也(?:可能|许)?是)+\s*(?:and|or)?\s*(?:option|选项)?\s*[(\[\"'“]*$",
     re.IGNORECASE,
 )
 _ARTICLE_BEHIND = re.compile(
@@ -83,7 +81,7 @@ _ARTICLE_BEHIND = re.compile(
     r"isn't|doesn't|matches|shows|says|with|correctly|best|instead|too|the|it|i|this|that|so)\b)[a-z]"
 )
 _BREAK = re.compile(r"(?<![^\w][A-Z])\.(?=\s|$|[^\x00-\x7f])|[!?;。\n]")
-_BOTH = re.compile(r"\band\b|\bor\b|\bnor\b|[、/&+和或与及]")
+_BOTH = re.compile(r"\band\b|\bor\b|\bnor\b|[、/&+和或与及也]")
 _CLAUSE_BEHIND = re.compile(r"^\s+(?:is|are|was|has|shows?|does|would|can|could|refers|describes)\b", re.IGNORECASE)
 _SUM_BEHIND = re.compile(r"^\s*(?:[-+*/×÷]\s*\d|=)")
 
@@ -243,7 +241,9 @@ def _mentions(text: str, options: Mapping[str, str]) -> Iterator[_Mention]:
             ):
                 taken.append(_Mention(letter, *match.span(), by_letter=False))
     letters = _letters(options)
-    pattern = rf"(?<![A-Za-z0-9'])(?:({letters})|(?<=[(\[])({letters.lower()})(?=[)\]]))(?![A-Za-z0-9']|-[a-z])"
+    pattern = (
+        rf"(?<![A-Za-z0-9])(?<![A-Za-z]')(?:({letters})|(?<=[(\[])({letters.lower()})(?=[)\]]))(?!'?[A-Za-z0-9]|-[a-z])"
+    )
     lower = rf"(?i:(?:answer|option|choice)(?: is|:)?\s+)({letters.lower()})(?=[\s.,;!)]*$)"
     for match in (*re.finditer(pattern, text), *re.finditer(lower, text, re.MULTILINE)):
         group = next(number for number, value in enumerate(match.groups(), 1) if value)
