@@ -31,3 +31,16 @@ def test_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert data_root() == Path.home() / "LMUData"
     monkeypatch.setenv("LMUData", str(tmp_path))
     assert data_root() == tmp_path
+
+
+def test_a_library_that_vlmevalkit_lacks_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from uni_dpo.vlmeval import kit
+
+    def lacking(name: str) -> object:
+        raise ModuleNotFoundError("No module named 'rouge_score'", name="rouge_score")
+
+    monkeypatch.setattr(kit.importlib, "import_module", lacking)
+    with pytest.raises(UniDPOError, match=r"'?rouge_score'?, which is not installed: pip install rouge_score$"):
+        import_kit()

@@ -1,6 +1,8 @@
 """The runner: the same answers whatever the batch, nothing asked twice, nothing reused that is not the same."""
 
+import base64
 import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -331,3 +333,21 @@ def test_each_bad_input_is_named_before_anything_runs(
         evaluate(nine_config(nine, tiny_qwen2_vl, ["POPE"]), tmp_path)
     assert (lmu_data / "POPE.tsv").is_file()
     assert not backend.asked
+
+
+def test_answers_are_scored_as_the_texts_they_are(
+    kit: str, scripted: Callable, tiny_qwen2_vl: Path, digits: dict[str, list[Digit]], tsv: Callable, tmp_path: Path
+) -> None:
+    """`= 5` is 5 in VLMEvalKit's normal form, `=7` is not `=5`; and an image in CMYK is given as base64."""
+    from PIL import Image
+
+    written = io.BytesIO()
+    Image.open(digits["held_out"][0].image).convert("CMYK").save(written, "JPEG")
+    image = base64.b64encode(written.getvalue()).decode()
+    right = {"= 5": ("5", 1), "=7": ("=5", 0), "five\r\nsix": ("five six", 1), "\ud83d": ("x", 0), "007": ("007", 1)}
+    rows = [{"index": i, "question": f"Q{i}?", "answer": a, "image": image} for i, (a, _) in enumerate(right.values())]
+    said = list(right)
+    scripted(lambda request: next(text for i, text in enumerate(said) if f"Q{i}?" in str(request)))
+    table = tsv(tmp_path / "t.tsv", rows)
+    results = evaluate_tables({"tiny": tiny_qwen2_vl}, {"t": {"path": str(table), "type": "VQA"}}, tmp_path / "w")
+    assert results.value("tiny", "t") == pytest.approx(100 * sum(score for _, score in right.values()) / len(right))

@@ -8,7 +8,7 @@ import pytest
 
 from uni_dpo.demo.digits import Digit
 from uni_dpo.errors import UniDPOError
-from uni_dpo.vlmeval.table import accepted_answers, read_benchmark_table, read_own_table
+from uni_dpo.vlmeval.table import accepted_answers, read_benchmark_table, read_frame, read_own_table
 
 BASE64 = "iVBORw0KGgo" * 8
 ROW = {"index": "1", "question": "Which?", "answer": "A", "A": "left", "B": "right", "image": BASE64}
@@ -124,3 +124,21 @@ def test_answers_that_vlmevalkit_would_run_are_refused(table: Callable) -> None:
 def test_accepted_answers() -> None:
     assert accepted_answers("['7', 'seven', 7]") == ["7", "seven", "7"]
     assert accepted_answers("seven") == ["seven"]
+
+
+def test_a_quotation_mark_swallows_no_row(tmp_path: Path) -> None:
+    """Three lines are three rows; marks that enclose a cell are no part of it, others are."""
+    path = tmp_path / "t.tsv"
+    path.write_text('question\tanswer\n"5 inch?\t"yes\nhow big?\t27" tv\n"a ""b"""\tx"\n', encoding="utf-8")
+    frame = read_frame(path)
+    assert list(frame["question"]) == ['"5 inch?', "how big?", 'a "b"']
+    assert list(frame["answer"]) == ['"yes', '27" tv', 'x"']
+
+
+def test_cells_of_several_lines_are_read_and_an_open_quotation_mark_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('question\tanswer\n"two\nlines\there"\tx\n', encoding="utf-8")
+    assert list(read_frame(path)["question"]) == ["two\nlines\there"]
+    path.write_text('question\tanswer\nq\tx\n"two\nlines" here\tx\n', encoding="utf-8")
+    with pytest.raises(UniDPOError, match=r"t\.tsv, line 3: a cell begins with a quotation mark"):
+        read_frame(path)

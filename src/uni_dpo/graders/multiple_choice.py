@@ -67,7 +67,8 @@ _LETTER_REJECTED_BEHIND = re.compile(
 )
 _CONCLUDED_BEHIND = re.compile(
     r"^[)\]\"'”.,]*\s*(?:is|are|was|would be|should be|must be|seems|looks|fits)\s+"
-    r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|answer|true|final|accurate)\b|^\s+it is\b"
+    r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|answer|true|final|accurate)\b"
+    r"|^\s+it is\b"
     r"|^[)\]\"'”]*\s*(?:选项|项)?\s*(?:是|为|才是|最|才)*\s*(?:正确|对的|答案|最合适|最佳)",
     re.IGNORECASE,
 )

@@ -44,7 +44,9 @@ def import_kit(checkout: str | Path | None = None) -> str:
                 raise UniDPOError(
                     "VLMEvalKit is not installed: pip install ms-vlmeval, or give --vlmevalkit CHECKOUT"
                 ) from error
-            raise UniDPOError(f"VLMEvalKit does not import here: {error}") from error
+            raise UniDPOError(
+                f"VLMEvalKit needs the Python module {error.name}, which is not installed: pip install {error.name}"
+            ) from error
     return f"vlmeval {getattr(kit, '__version__', '?')}"
 
 

@@ -4,7 +4,6 @@ VLMEvalKit picks metrics by looking for words in a dataset's name, and has no sc
 one's own. Imported only after `kit.import_kit`.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmeval.dataset.image_base import ImageBaseDataset
@@ -45,7 +44,7 @@ class OwnVQA(_OwnDataset, ImageVQADataset):
     """Free answers; right when, in VLMEvalKit's normal form, the prediction is one of the accepted answers."""
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> "pd.DataFrame":
-        data = _read_predictions(eval_file)
+        data = load(eval_file)
         data["eval_score"] = [
             float(process_answer(str(given)) in {process_answer(right) for right in accepted_answers(str(answers))})
             for given, answers in zip(data["prediction"], data["answer"], strict=True)
@@ -57,15 +56,6 @@ class OwnVQA(_OwnDataset, ImageVQADataset):
         result = d2df(means)
         dump(result, get_intermediate_file_path(eval_file, "_acc"))
         return result
-
-
-def _read_predictions(eval_file: str) -> "pd.DataFrame":
-    """Read a prediction file in which an answer may be the text "None" or empty."""
-    import pandas as pd
-
-    if Path(eval_file).suffix == ".xlsx":
-        return pd.read_excel(eval_file, dtype=str, keep_default_na=False)
-    return load(eval_file)
 
 
 OWN_CLASSES = {"MCQ": OwnMCQ, "Y/N": OwnYesNo, "VQA": OwnVQA}

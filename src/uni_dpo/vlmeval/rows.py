@@ -1,5 +1,6 @@
 """The questions of a benchmark, built and checked before any weights are loaded."""
 
+import base64
 import hashlib
 import io
 import os
@@ -24,7 +25,7 @@ CIRCULAR_STEP = 1_000_000
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedRow:
     """One row, worded for a model."""
 
     index: str
@@ -37,7 +38,7 @@ class Question:
         return text // 3 + sum(picture.tokens(model.min_pixels, model.max_pixels) for picture in self.images)
 
 
-def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> tuple[list[Question], dict[str, str]]:
+def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> tuple[list[AskedRow], dict[str, str]]:
     """Word every row and read every image.
 
     Args:
@@ -52,10 +53,10 @@ def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> 
     frame = loaded.dataset.data.iloc[:limit] if limit else loaded.dataset.data
     rows = [frame.iloc[position] for position in range(len(frame))]
 
-    def build(group: list[int]) -> list[tuple[int, Question | str]]:
+    def build(group: list[int]) -> list[tuple[int, AskedRow | str]]:
         return [(position, _question(model, loaded, rows[position])) for position in group]
 
-    built: dict[int, Question | str] = {}
+    built: dict[int, AskedRow | str] = {}
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         progress_bar(f"{loaded.benchmark.name}: reading images", len(rows), shown=is_first_process()) as progress,
@@ -68,7 +69,7 @@ def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> 
         for at, reason in sorted(built.items())
         if isinstance(reason, str)
     }
-    return [q for _, q in sorted(built.items()) if isinstance(q, Question)], faults
+    return [q for _, q in sorted(built.items()) if isinstance(q, AskedRow)], faults
 
 
 def _sharing_an_image(rows: Sequence[Any]) -> Iterable[list[int]]:
@@ -79,22 +80,50 @@ def _sharing_an_image(rows: Sequence[Any]) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _question(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> Question | str:
+def _question(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> AskedRow | str:
     try:
-        message = _message(model, loaded, row)
-        paths = [item["value"] for item in message if item["type"] == "image"]
         try:
-            pictures = [_read(path, loaded.pictures) for path in paths]
-        except (OSError, ValueError, SyntaxError):
+            message, pictures = _worded(model, loaded, row)
+        except (OSError, ValueError, SyntaxError) as error:
             if "image" not in row:
                 raise
-            for path in paths:  # half a file, left by a run that was killed while unpacking
-                Path(path).unlink(missing_ok=True)
-            message = _message(model, loaded, row)
-            pictures = [_read(path, loaded.pictures) for path in paths]
+            if "cannot write mode" in str(
+                error
+            ):  # CMYK and its like: VLMEvalKit unpacks to PNG, which has no such mode
+                row = row.copy()
+                row["image"] = _in_rgb(row["image"])
+            for path in _unpacked(loaded, row):  # half a file, left by a run that was killed while unpacking
+                path.unlink(missing_ok=True)
+            message, pictures = _worded(model, loaded, row)
     except Exception as error:  # base64, PIL and VLMEvalKit's assertions each raise what they like
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Question(str(row["index"]), message, pictures)
+    return AskedRow(str(row["index"]), message, pictures)
+
+
+def _worded(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> tuple[Any, list[Picture]]:
+    message = _message(model, loaded, row)
+    return message, [_read(item["value"], loaded.pictures) for item in message if item["type"] == "image"]
+
+
+def _unpacked(loaded: Loaded, row: Any) -> list[Path]:
+    """Where VLMEvalKit unpacks the images of a row to."""
+    names = row.get("image_path")
+    if not isinstance(names, str | list):
+        several = isinstance(row["image"], list)
+        names = [f"{row['index']}_{at}.png" for at in range(len(row["image"]))] if several else f"{row['index']}.png"
+    return [Path(loaded.dataset.img_root, name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _in_rgb(image: str | list[str]) -> str | list[str]:
+    """Base64 images in a mode that PNG has."""
+    if isinstance(image, list):
+        return [str(_in_rgb(one)) for one in image]
+    from PIL import Image
+
+    written = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(image))) as opened:
+        opened.convert("RGB").save(written, "PNG")
+    return base64.b64encode(written.getvalue()).decode()
 
 
 def _message(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> Any:
@@ -122,7 +151,7 @@ def _read(path: str, checked: dict[str, Picture]) -> Picture:
     return checked[path]
 
 
-def questions_digest(questions: Iterable[Question]) -> str:
+def questions_digest(questions: Iterable[AskedRow]) -> str:
     """Of everything a model is shown: indices, words and pixels."""
     total = hashlib.sha256()
     for question in questions:
@@ -131,7 +160,7 @@ def questions_digest(questions: Iterable[Question]) -> str:
     return total.hexdigest()
 
 
-def keep_whole_units(loaded: Loaded, questions: Sequence[Question], faults: Iterable[str]) -> list[Question]:
+def keep_whole_units(loaded: Loaded, questions: Sequence[AskedRow], faults: Iterable[str]) -> list[AskedRow]:
     """Leave out rows whose score counts only together with a row that is not asked.
 
     MME scores the two questions about an image together. MMBench counts a question as right only when it is

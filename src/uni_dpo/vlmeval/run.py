@@ -21,9 +21,10 @@ from uni_dpo.vlmeval.load import Loaded, load_benchmark
 from uni_dpo.vlmeval.progress import progress_bar
 from uni_dpo.vlmeval.ranks import Ranks, is_first_process
 from uni_dpo.vlmeval.results import Line, Results, write_results
-from uni_dpo.vlmeval.rows import Question, build_questions, keep_whole_units, questions_digest
+from uni_dpo.vlmeval.rows import AskedRow, build_questions, keep_whole_units, questions_digest
 from uni_dpo.vlmeval.score import EXACT, check_judge, score
 from uni_dpo.vlmeval.settings import ModelSettings
+from uni_dpo.vlmeval.sheets import texts_as_they_are
 
 if TYPE_CHECKING:
     from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
@@ -51,7 +52,7 @@ class Job:
     """One model's questions from one benchmark."""
 
     loaded: Loaded
-    questions: Sequence[Question]
+    questions: Sequence[AskedRow]
     skipped: int
     journal: Journal
 
@@ -204,7 +205,7 @@ def _report(name: str, faults: Mapping[str, str]) -> str:
     return f"{name}: {len(faults)} bad row{'s' * (len(faults) > 1)}: {first}{more}"
 
 
-def _fingerprint(model: "Qwen2VLChat", loaded: Loaded, asked: Sequence[Question], version: str) -> dict[str, Any]:
+def _fingerprint(model: "Qwen2VLChat", loaded: Loaded, asked: Sequence[AskedRow], version: str) -> dict[str, Any]:
     checkpoint = {"server's name": model.model_path}
     if model.checkpoint is not None:
         checkpoint = checkpoint_identity(model.checkpoint)
@@ -239,7 +240,8 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
     if not ranks.first:
         return line
     try:
-        return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
+        with texts_as_they_are():
+            return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
     except UniDPOError as error:
         return line.failed(str(error))
 
@@ -263,8 +265,8 @@ def answer(model: "Qwen2VLChat", job: Job, options: Options, ranks: Ranks, title
 
 
 def _batches(
-    questions: Sequence[Question], model: "Qwen2VLChat", batch_size: int | None
-) -> Iterator[Sequence[Question]]:
+    questions: Sequence[AskedRow], model: "Qwen2VLChat", batch_size: int | None
+) -> Iterator[Sequence[AskedRow]]:
     size = batch_size or model.backend.comfortable_batch
     for start in range(0, len(questions), size):
         yield questions[start : start + size]

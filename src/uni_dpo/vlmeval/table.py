@@ -6,8 +6,11 @@ like lists. So a file that is not the published one, bit by bit, is read and che
 
 import ast
 import builtins
+import csv
+import io
 import re
 import string
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +89,9 @@ def read_benchmark_table(path: Path, kind: str) -> Table:
         _add(faults, frame, _image_fault(frame))
     elif "image_path" in frame:
         _add(faults, frame, _path_list_fault)
-    as_vlmevalkit_reads = pd.read_csv(path, sep="\t")
+    written = io.StringIO()
+    frame.to_csv(written, sep="\t", index=False)
+    as_vlmevalkit_reads = pd.read_csv(io.StringIO(written.getvalue()), sep="\t")
     return Table(_without(as_vlmevalkit_reads, faults, path), kind, _named(faults, frame))
 
 
@@ -97,12 +102,47 @@ def read_frame(path: Path) -> "pd.DataFrame":
     if not path.is_file():
         raise UniDPOError(f"no such file: {path}")
     try:
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:  # UnicodeDecodeError is a ValueError
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UniDPOError(f"{path} cannot be read as tab-separated values: {error}") from error
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    cells = [line.split("\t") for line in lines]
+    if len({len(row) for row in cells}) == 1:  # every line is a row, whatever quotation marks say
+        header, *rows = [[_unquoted(cell) for cell in row] for row in cells]
+        frame = pd.DataFrame(rows, columns=header, dtype=str)
+    else:
+        _refuse_open_quotes(path, text)
+        try:
+            frame = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+        except (ValueError, pd.errors.ParserError) as error:
+            raise UniDPOError(f"{path} cannot be read as tab-separated values: {error}") from error
     if not len(frame):
         raise UniDPOError(f"{path} has no rows")
     return frame
+
+
+def _unquoted(cell: str) -> str:
+    """A cell as it is, or what it quotes where quotation marks enclose it and those within are doubled."""
+    inner = cell[1:-1]
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else cell
+
+
+def _refuse_open_quotes(path: Path, text: str) -> None:
+    """Refuse a quotation mark that begins a cell and does not end it: it would swallow the rows that follow."""
+    limit = csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    before = 0
+    try:
+        for _ in reader:
+            before = reader.line_num
+    except csv.Error as error:
+        raise UniDPOError(
+            f"{path}, line {before + 1}: a cell begins with a quotation mark that does not end it; "
+            f"write the mark twice and the cell in quotation marks ({error})"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def accepted_answers(cell: str) -> list[str]:
