@@ -201,6 +201,9 @@ def test_what_does_not_fit_is_an_error(csv, tmp_path) -> None:
         load_and_process_vqa_dpo(csv, train, test.head(4))
     with pytest.raises(UniDPOError, match="train_df: no column 'answer'"):
         load_and_process_vqa_dpo(csv, train.drop(columns="answer"), test)
+    gap = train.assign(answer=["x", float("nan"), *["x"] * 5])
+    with pytest.raises(UniDPOError, match="train_df, row 1, answer: no text"):
+        load_and_process_vqa_dpo(csv, gap, test)
     other = tmp_path / "other.csv"
     other.write_text("wrong\n" + "x\n" * 12)
     with pytest.raises(UniDPOError, match="no column 'rejected' \\(it has wrong\\)"):

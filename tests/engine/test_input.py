@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.questions import InputOptions, Question, read_questions
+from uni_dpo.engine.samplers import ModelSampler, ModelSamplerOptions
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import load_grader
+from uni_dpo.models.backends import Sample
 
 
 @pytest.fixture
@@ -208,3 +210,13 @@ def test_answers_given_as_objects_are_their_texts(tmp_path):
     row = {"question": "?", "answers": [{"text": "a", "model": "m"}, {"response": "b"}, "c"], "system": "Be brief."}
     (question,) = read(write_jsonl(tmp_path / "q.jsonl", row), tmp_path)
     assert (question.answers, question.system) == (("a", "b", "c"), "Be brief.")
+
+
+def test_a_row_s_system_prompt_reaches_the_model():
+    class Backend:
+        def generate(self, requests, sampling):
+            return [[Sample(str(request.system), 1, True)] for request in requests]
+
+    questions = [Question("a", "?", system="Be brief."), Question("b", "?")]
+    sampler = ModelSampler(ModelSamplerOptions(n=1), {"sampler": Backend()}, 0)
+    assert [sampled.answers for sampled in sampler.sample(questions)] == [("Be brief.",), ("None",)]

@@ -27,7 +27,7 @@ def test_rows_without_ids_are_numbered(tmp_path: Path) -> None:
 def test_a_row_may_have_a_system_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "system": "Be brief."}, {"prompt": "b", "system": ""}]
     assert read_prompts(written(tmp_path, rows)) == [Prompt(1, "a", (), "Be brief."), Prompt(2, "b")]
-    with pytest.raises(UniDPOError, match="system: 3; a text"):
+    with pytest.raises(UniDPOError, match="field 'system': 3; a text"):
         read_prompts(written(tmp_path, [{"prompt": "a", "system": 3}]))
 
 
@@ -40,13 +40,13 @@ def test_images_lie_beside_the_file(tmp_path: Path, digits: dict[str, list[Any]]
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}], "row 1, id: '1' is that of row 0"),
-        ([{"id": 1, "prompt": "a"}, {"prompt": "b"}], "row 1, id: None"),
-        ([{"id": 1.5, "prompt": "a"}], "row 0, id: 1.5"),
-        ([{"id": 1, "prompt": " "}], "row 0, prompt: ' '"),
-        ([{"id": 1}], "row 0, prompt: None"),
-        ([{"id": 1, "prompt": "a", "images": ["no.png"]}], "row 0, images, no.png: no file"),
-        ([{"id": 1, "prompt": "a", "images": "no.png"}], "row 0, images: 'no.png'"),
+        ([{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}], "row 1 (line 1), id: '1' is also that of row 0"),
+        ([{"id": 1, "prompt": "a"}, {"prompt": "b"}], "row 1 (line 1), id: None"),
+        ([{"id": 1.5, "prompt": "a"}], "row 0 (line 1), id: 1.5"),
+        ([{"id": 1, "prompt": " "}], "field 'question': a text is expected, not ' '"),
+        ([{"id": 1}], "row 0 (line 1), field 'question': a text is expected"),
+        ([{"id": 1, "prompt": "a", "images": ["no.png"]}], "row 0 (line 1), field 'images': no file no.png"),
+        ([{"id": 1, "prompt": "a", "images": [3]}], "row 0 (line 1), field 'images': 3; a path"),
         ([], "holds no prompts"),
     ],
 )

@@ -18,7 +18,7 @@ class Dtype(StrEnum):
 
 
 def compare(
-    prompts: Annotated[Path, typer.Argument(help="A table with `id`, `prompt` and, where there are any, `images`.")],
+    prompts: Annotated[Path, typer.Argument(help="A table of questions, as `predict` reads them.")],
     trained: Annotated[str, typer.Option(help="What training wrote: a LoRA adapter or a whole model.")],
     output: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.html.")],
     original: Annotated[str | None, typer.Option(help="The model before training; an adapter names its own.")] = None,
@@ -44,7 +44,8 @@ def compare(
 
     for name in ("comparison.json", "comparison.html"):
         check_writable(output / name)
-    asked = [replace(prompt, system=prompt.system or system) for prompt in read_prompts(prompts, image_root=image_root)]
+    found = read_prompts(prompts, image_root=image_root, extracted=output / "images")
+    asked = [replace(prompt, system=prompt.system or system) for prompt in found]
     models = Models.find(trained, original)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     rows = answer(

@@ -124,9 +124,9 @@ def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
         UniDPOError: a row without text, an image that is missing or outside `image_root`, an id given twice.
     """
     questions: dict[str, Question] = {}
-    for question, named in questions_in_order(options, extracted):
+    for question, own_id in questions_in_order(options, extracted):
         if other := questions.get(question.id):
-            if question == other and not named:
+            if question == other and own_id is None:
                 continue  # the same question twice, and no id that claims otherwise
             place = other.place.removeprefix(f"{options.path}, ")
             raise UniDPOError(f"{question.place}: the id {question.id!r} is also that of {place}; make ids unique")
@@ -134,8 +134,8 @@ def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
     return sort_questions(questions.values(), options.limit)
 
 
-def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple[Question, bool]]:
-    """Every question of a file in its order, and whether the row has an id of its own (else the content is the id).
+def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple[Question, Any]]:
+    """Every question of a file in its order, and the id that its row has; without one (None) the content is the id.
 
     Raises:
         UniDPOError: see `read_questions`; ids may repeat.
@@ -150,7 +150,7 @@ def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple
                 raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
             place = f"{file}, {Fault('', '', '', '', index, line=line).place}"
             try:
-                yield replace(reader.question(row), place=place), first_filled(row, ID_COLUMNS) is not None
+                yield replace(reader.question(row), place=place), first_filled(row, ID_COLUMNS)
             except PreferenceDataError as error:
                 fault = error.faults[0] if error.faults else Fault("question", "row", str(error), "")
                 advice = f"; {fault.advice}" if fault.advice else ""

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.data.questions import plain_text
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.downloads import download_file as download_file
 from uni_dpo.storage.writing import check_writable
@@ -27,7 +28,7 @@ def load_and_process_vqa_dpo(
         `train` and `test` with `image, question, chosen, rejected`; `image` is a `datasets.Image`.
 
     Raises:
-        UniDPOError: missing columns, empty rejected answers, or a row count that does not match.
+        UniDPOError: missing columns, empty questions or answers, or a row count that does not match.
     """
     import pandas as pd
     from datasets import DatasetDict
@@ -59,12 +60,21 @@ def _pairs(name: str, frame: "pd.DataFrame", rejected: list[str], grey: bool) ->
         raise UniDPOError(f"{name}: no column {missing[0]!r} (it has {', '.join(map(str, frame.columns))})")
     columns = {
         "image": [_as_image(image, grey) for image in frame["image"]],
-        "question": [str(question) for question in frame["question"]],
-        "chosen": [str(answer) for answer in frame["answer"]],
+        "question": _texts(name, frame, "question"),
+        "chosen": _texts(name, frame, "answer"),
         "rejected": rejected,
     }
     text = Value("string")
     return Dataset.from_dict(columns, Features(image=Image(), question=text, chosen=text, rejected=text))
+
+
+def _texts(name: str, frame: "pd.DataFrame", column: str) -> list[str]:
+    texts = [plain_text(value) for value in frame[column]]
+    if None in texts:
+        row = texts.index(None)
+        count = texts.count(None)
+        raise UniDPOError(f"{name}, row {row}, {column}: no text ({count} in all); fill or remove such rows")
+    return [text for text in texts if text is not None]
 
 
 def _as_image(image: Any, grey: bool) -> Any:

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.images import BrokenImageError, ImageChecker, check_shape
-from uni_dpo.data.tables.reading import Row, iter_rows
+from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.questions import InputOptions, Question, questions_in_order
+from uni_dpo.data.tables.reading import Row
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
@@ -31,58 +31,43 @@ class Prompt:
     system: str | None = None
 
 
-def read_prompts(file: str | Path, *, image_root: str | Path | None = None) -> list[Prompt]:
+def read_prompts(
+    file: str | Path, *, image_root: str | Path | None = None, extracted: str | Path | None = None
+) -> list[Prompt]:
     """Read all prompts of a table, in its order.
 
     Args:
-        file: rows with `prompt`, an `id` in every row or in none (then rows are numbered from 1), and `images`.
+        file: rows that `uni_dpo.data.questions` reads, with an id in every row or in none (then rows are numbered from
+            1).
         image_root: where image paths start, and which none may leave; None takes them from the file's folder.
+        extracted: folder for images that are in the rows; None writes them beside the file.
 
     Raises:
         UniDPOError: a row without a text or with the id of another, or an image that is none.
     """
     file = Path(file)
-    rows = list(iter_rows(file))
-    numbered = all(row.get("id") is None for row in rows)
-    checker = ImageChecker(image_root or file.parent, image_root)
-    with checker.running():
-        prompts = [
-            _prompt(row if not numbered else row | {"id": number}, checker, f"{file}, row {number - 1}")
-            for number, row in enumerate(rows, start=1)
-        ]
-    if not prompts:
+    options = InputOptions(str(file), None if image_root is None else str(image_root))
+    found = list(questions_in_order(options, Path(extracted or file.with_name(f"{file.stem}_images"))))
+    if not found:
         raise UniDPOError(f"{file}: holds no prompts")
-    seen: dict[str, int] = {}
-    for index, prompt in enumerate(prompts):
-        if str(prompt.id) in seen:
-            raise UniDPOError(f"{file}, row {index}, id: {prompt.id!r} is that of row {seen[str(prompt.id)]} too")
-        seen[str(prompt.id)] = index
+    numbered = all(identity is None for _, identity in found)
+    seen: dict[str, Question] = {}
+    prompts = []
+    checker = ImageChecker(file.parent)
+    with checker.running():
+        for number, (question, identity) in enumerate(found, start=1):
+            identity = number if numbered else identity
+            if isinstance(identity, bool) or not isinstance(identity, int | str):
+                raise UniDPOError(f"{question.place}, id: {identity!r}; give every row a number or a text, or none")
+            if other := seen.get(str(identity)):
+                place = other.place.removeprefix(f"{file}, ")
+                raise UniDPOError(f"{question.place}, id: {identity!r} is also that of {place}; make ids unique")
+            seen[str(identity)] = question
+            for image, state in zip(question.images, checker.states(question.images), strict=True):
+                if state.kind:
+                    raise UniDPOError(f"{question.place}, images, {image}: {state.found}; {state.advice}")
+            prompts.append(Prompt(identity, question.text, question.images, question.system or None))
     return prompts
-
-
-def _prompt(row: Row, checker: ImageChecker, where: str) -> Prompt:
-    identity: Any = row.get("id")
-    if isinstance(identity, bool) or not isinstance(identity, int | str):
-        raise UniDPOError(f"{where}, id: {identity!r}; give every row a number or a text, or none")
-    text = row.get("prompt")
-    # The placeholder says where an image stands; the model's own template puts it in front.
-    text = text.replace(IMAGE_TOKEN, "").strip() if isinstance(text, str) else None
-    if not text:
-        raise UniDPOError(f"{where}, prompt: {row.get('prompt')!r}; a text belongs there")
-    images = row.get("images") or []
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise UniDPOError(f"{where}, images: {images!r}; a list of paths belongs there")
-    for image, state in zip(images, checker.states(images), strict=True):
-        if state.kind:
-            raise UniDPOError(f"{where}, images, {image}: {state.found}; {state.advice}")
-        try:
-            check_shape(state.width, state.height, image)
-        except BrokenImageError as broken:
-            raise UniDPOError(f"{where}, images: {broken}") from None
-    system = row.get("system")
-    if system is not None and not isinstance(system, str):
-        raise UniDPOError(f"{where}, system: {system!r}; a text belongs there, or nothing")
-    return Prompt(identity, text, tuple(str(checker.resolve(image)) for image in images), system or None)
 
 
 @dataclass(frozen=True)

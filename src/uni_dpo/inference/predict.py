@@ -79,7 +79,7 @@ def predict_file(
         limit: only the first so many questions.
         seed: of everything drawn.
         batch_size: questions per request to the backend.
-        system: the system prompt; None for what the chat template does by itself.
+        system: the system prompt of rows that have none of their own; None for what the chat template does by itself.
 
     Raises:
         UniDPOError: an output, question, image or reference that cannot be used (no model is loaded by then), or

@@ -159,11 +159,10 @@ class _ParquetWriter:
         if not self._batch:
             return
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = self._table()
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
+            self._writer = self._opened(table.schema)
         elif table.schema != self._writer.schema:
             try:
                 schema = pa.unify_schemas([self._writer.schema, table.schema], promote_options="permissive")
@@ -176,11 +175,22 @@ class _ParquetWriter:
         self._rows += len(self._batch)
         self._batch, self._bytes = [], 0
 
+    def _opened(self, schema: Any) -> Any:
+        import pyarrow.parquet as pq
+
+        with self._said_plainly():
+            return pq.ParquetWriter(self._path, schema)
+
     def _write_table(self, table: Any) -> None:
+        with self._said_plainly():
+            self._writer.write_table(_as_schema(table, self._writer.schema))
+
+    @contextmanager
+    def _said_plainly(self) -> Iterator[None]:
         import pyarrow as pa
 
         try:
-            self._writer.write_table(_as_schema(table, self._writer.schema))
+            yield
         except pa.ArrowException as error:
             raise PreferenceDataError(f"{self._name}: Parquet cannot hold these rows ({error}); write JSON") from None
 
@@ -209,7 +219,7 @@ class _ParquetWriter:
         with tempfile.TemporaryFile(dir=self._path.parent) as narrow:
             with self._path.open("rb") as written:
                 shutil.copyfileobj(written, narrow)
-            self._writer = pq.ParquetWriter(self._path, schema)
+            self._writer = self._opened(schema)
             with pq.ParquetFile(narrow) as read:
                 for group in range(read.num_row_groups):
                     self._write_table(read.read_row_group(group))
