@@ -123,3 +123,18 @@ def test_ctrl_c_ends_in_two_seconds_and_says_what_is_kept(tmp_path: Path) -> Non
     (line,) = said.strip().splitlines()
     assert line.startswith(f"stopped; 2 finished rows are kept in {tmp_path}/log.jsonl. To resume: ")
     assert line.endswith(f" {tmp_path}/log.jsonl")
+
+
+@pytest.mark.parametrize("colours", [{}, {"FORCE_COLOR": "1"}])
+def test_cells_of_tables_are_text(colours: dict[str, str]) -> None:
+    code = (
+        "from rich.table import Table; from uni_dpo.cli import run; "
+        "from uni_dpo.cli.terminal import print_tables; table = Table('[bold]head'); "
+        r"table.add_row('\x1b[31mred'); table.add_row('a[/b]\x1b]0;t'); "
+        "run(lambda: print_tables([table]))"
+    )
+    said, faults = started(code, **colours).communicate()
+    assert not faults
+    assert all(text in said for text in ("[bold]head", r"\u001b[31mred", r"a[/b]\u001b]0;t"))
+    assert ("\x1b" in said) == bool(colours)  # Rich's own
+    assert "\x1b[31mred" not in said

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from uni_dpo.cli.terminal import print_tables
+
 
 class Dtype(StrEnum):
     """Of a model's weights; `auto` is the checkpoint's own."""
@@ -33,8 +35,6 @@ def compare(
     device: Annotated[str, typer.Option(help="auto takes the GPU if there is one.")] = "auto",
 ) -> None:
     """Let the original and the trained model answer the same prompts; print and write the answers side by side."""
-    from rich.console import Console
-
     from uni_dpo.data.tables.writing import write_rows
     from uni_dpo.inference.compare import Models, read_prompts
     from uni_dpo.inference.compare import compare as answer
@@ -53,5 +53,5 @@ def compare(
     )
     write_rows(output / "comparison.json", rows)
     write_text(output / "comparison.html", page(rows, f"{models.original} before and after {trained}"))
-    Console().print(table(rows))
+    print_tables([table(rows)])
     print(f"{changed(rows):,} of {len(rows):,} answers differ; written to {output}")

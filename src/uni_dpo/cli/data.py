@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from uni_dpo.cli.terminal import print_tables
+
 app = typer.Typer(help="Check, convert and reshape preference data.", no_args_is_help=True)
 
 Source = Annotated[Path, typer.Argument(help="A .json, .jsonl, .parquet, .arrow or .csv file, or a folder of them.")]
@@ -78,7 +80,7 @@ def check(
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
     else:
-        _print_tables(tables(report))
+        print_tables(tables(report))
     raise typer.Exit(0 if report.faultless else 1)
 
 
@@ -97,7 +99,7 @@ def stats(
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
     else:
-        _print_tables(tables(report))
+        print_tables(tables(report))
 
 
 @app.command()
@@ -259,11 +261,3 @@ def merge(
 
 def _print_lines(lines: list[str]) -> None:
     print("\n".join(lines))
-
-
-def _print_tables(tables: object) -> None:
-    from rich.console import Console
-
-    console = Console(markup=False)
-    for table in tables:  # type: ignore[attr-defined]
-        console.print(table)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from uni_dpo.cli.terminal import print_tables
 from uni_dpo.errors import UniDPOError
 
 
@@ -33,8 +34,6 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
 ) -> None:
     """Evaluate models on benchmarks and print one table."""
-    from rich.console import Console
-
     from uni_dpo.vlmeval.config import read_config
     from uni_dpo.vlmeval.ranks import is_first_process
     from uni_dpo.vlmeval.results import as_rich_table
@@ -60,7 +59,7 @@ def evaluate(
     results = run(read_config(config, names, overrides), work_dir, options)
     if not is_first_process():
         return
-    Console().print(as_rich_table(results))
-    typer.echo(f"also in {work_dir}/results.json, results.md and results.csv")
+    print_tables([as_rich_table(results)])
+    print(f"also in {work_dir}/results.json, results.md and results.csv")
     if results.failures:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from uni_dpo.errors import CONTROL, escaped
+from uni_dpo.errors import CONTROL, escaped, plain
 
 _COLOUR = r"\x1b\[[\d;]*m|\x1b\[\d*[A-K]|\x1b\[\?25[hl]"
 """What Rich and tqdm draw with: colours, moves within the lines, the cursor shown and hidden."""
@@ -57,3 +57,17 @@ def texts_shown_as_text() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def print_tables(tables: Iterable[Any]) -> None:
+    """Print Rich's tables. Their cells are text: brackets are no markup, control characters are escapes."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        def render_str(self, text: str, **named: Any) -> Text:
+            return super().render_str(plain(text), **named)
+
+    console = Plain(markup=False)
+    for table in tables:
+        console.print(table)

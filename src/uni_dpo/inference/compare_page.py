@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.errors import plain
 from uni_dpo.inference.compare import ORIGINAL, TRAINED
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def table(rows: Sequence[Row]) -> "Table":
 
     side_by_side = Table(*HEADER, show_lines=True)
     for row in rows:
-        side_by_side.add_row(*(Text(str(row[name])) for name in ("id", "prompt", ORIGINAL, TRAINED)))
+        side_by_side.add_row(*(Text(plain(str(row[name]))) for name in ("id", "prompt", ORIGINAL, TRAINED)))
     return side_by_side
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.errors import plain
 from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.bootstrap import difference_interval
 from uni_dpo.vlmeval.score import Score
@@ -201,9 +202,9 @@ def as_rich_table(results: Results) -> "Table":
     from rich.text import Text
 
     header, body = _cells(results)
-    table = Table(box=box.SIMPLE_HEAD, caption=Text("\n".join(_failures(results))))
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(plain("\n".join(_failures(results)))))
     for name in header:
         table.add_column(name, justify="left" if name in header[:3] else "right", overflow="fold")
     for row in body:
-        table.add_row(*map(Text, row))  # names and reasons may hold brackets, which are no markup
+        table.add_row(*(Text(plain(cell)) for cell in row))  # names and reasons may hold brackets, which are no markup
     return table
