@@ -223,8 +223,10 @@ class _Run:
     def _pair(self, scored: Mapping[str, Row]) -> Path:
         config = self.config
         pairs: list[Pair] = []
+        rated: list[ScoredAnswer] = []
         for key in self.questions.keys() & scored.keys():
             answers = [ScoredAnswer(**answer) for answer in scored[key]["answers"]]
+            rated += answers
             pairs += config.pipeline_class.pair(
                 key, answers, config.pairs, derive_seed(config.settings.seed, "pair", key)
             )
@@ -232,11 +234,17 @@ class _Run:
         kept = config.pipeline_class.balance(pairs, config.pairs)
         of = len({pair.question_id for pair in kept})
         self._note("pair", {"questions": of, "pairs": len(kept), "dropped": len(pairs) - len(kept)})
+        cause = config.pipeline_class.undecided(rated)
+        if not kept and cause:
+            raise UniDPOError(
+                f"no pairs came of {len(scored)} questions: {cause}; take another model, or other prompts"
+            )
         if not kept:
             raise UniDPOError(
                 f"no pairs came of {len(scored)} questions: the scores of their answers differ too little; "
                 "look at 1-reward.jsonl, then lower pairs.min_gap or raise sample.n or sample.temperature"
             )
+        self.warnings += [cause] if cause else []
         path, warnings = write_dataset(
             self.work.dataset, config.settings.dataset.name, self.questions, kept, config.instruction
         )

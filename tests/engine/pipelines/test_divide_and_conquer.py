@@ -8,7 +8,7 @@ from uni_dpo.engine.pipelines.divide_and_conquer import (
     parse_question,
     score,
 )
-from uni_dpo.engine.records import Answered
+from uni_dpo.engine.records import Answered, ScoredAnswer
 from uni_dpo.models.backends import Failure, Sample
 
 
@@ -140,3 +140,14 @@ def test_a_failed_request_fails_its_question_only(reward, answer):
     failed, fine = reward(("right a", answer), ("right b",))
     assert isinstance(failed, Failure)
     assert fine.answers[0].score == 10.0
+
+
+def test_a_checker_that_does_not_know_is_named() -> None:
+    def answers(low: float, high: float, count: int = 10) -> list[ScoredAnswer]:
+        claims = {"claims": [{"claim": "It is.", "question": "Is it?", "p_yes": p} for p in (low, high)]}
+        return [ScoredAnswer(f"{number}", 5.0, claims) for number in range(count)]
+
+    said = "the checker says P(yes) between 0.49 and 0.50 for all 20 claims: it does not know"
+    assert DivideAndConquer.undecided(answers(0.494, 0.501)) == said
+    assert DivideAndConquer.undecided(answers(0.2, 0.9)) is None
+    assert DivideAndConquer.undecided(answers(0.494, 0.501, 9)) is None

@@ -10,7 +10,7 @@ from uni_dpo.engine.pipelines.judge import (
     position_counts,
     win_shares,
 )
-from uni_dpo.engine.records import Answered
+from uni_dpo.engine.records import Answered, ScoredAnswer
 from uni_dpo.models.backends import Failure, Sample
 
 
@@ -105,3 +105,10 @@ def test_comparing(reward):
     assert [(a.text, a.score) for a in three.answers] == [("z", 10.0), ("y", 0.0)]
     summary = Judge.summarize([one.detail, three.detail])
     assert summary == {"pairs": 4, "bias": 0.0, "contradicted": 0.0}
+
+
+def test_a_judge_that_says_the_same_of_all_answers_is_named() -> None:
+    same = [ScoredAnswer(str(number), 5.0) for number in range(20)]
+    assert Judge.undecided(same) == "all 20 answers have the score 5: the judge does not tell them apart"
+    assert Judge.undecided(same[1:]) is None
+    assert Judge.undecided([*same, ScoredAnswer("x", 6.0)]) is None

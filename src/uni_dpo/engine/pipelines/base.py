@@ -10,6 +10,9 @@ from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Failure, Request
 from uni_dpo.storage.identity import derive_seed
 
+ENOUGH_TO_COMPARE = 20
+"""So many answers or claims that are all rated alike show that the rater does not know."""
+
 
 class Pipeline(ABC):
     """Base of all pipelines.
@@ -56,6 +59,14 @@ class Pipeline(ABC):
     def balance(cls, pairs: Sequence[Pair], options: Any) -> list[Pair]:
         """The pairs of the whole data set that stay, for a balance that no single question shows."""
         return balance_lengths(pairs, options.length_balance)
+
+    @classmethod
+    def undecided(cls, answers: Sequence[ScoredAnswer]) -> str | None:
+        """What shows that the answers of the whole run were not told apart; None where they were, or are too few."""
+        scores = {answer.score for answer in answers}
+        if len(answers) < ENOUGH_TO_COMPARE or len(scores) > 1:
+            return None
+        return f"all {len(answers):,} answers have the score {scores.pop():g}: nothing tells them apart"
 
     @classmethod
     def summarize(cls, details: Sequence[Row]) -> Row:

@@ -7,10 +7,13 @@ from typing import Any, Literal
 from uni_dpo.engine.asking import ask, listed_lines, load_template
 from uni_dpo.engine.checkers import Check
 from uni_dpo.engine.pairing import LengthBalance, PairOptions
-from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.pipelines.base import ENOUGH_TO_COMPARE, Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure, Request
 from uni_dpo.settings.registry import find
+
+NOTHING_TOLD = 0.05
+"""A checker whose P(yes) of all claims lie this close together does not tell true from false."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,17 @@ class DivideAndConquer(Pipeline):
         self._ask(everything)
         self._check(everything)
         return [self._collect(answers) for answers in progress]
+
+    @classmethod
+    def undecided(cls, answers: Sequence[ScoredAnswer]) -> str | None:
+        """See `Pipeline.undecided`: here by P(yes) of the claims."""
+        said = [claim["p_yes"] for answer in answers for claim in answer.detail["claims"]]
+        if len(said) < ENOUGH_TO_COMPARE or max(said) - min(said) > NOTHING_TOLD:
+            return None
+        low, high = min(said), max(said)
+        return (
+            f"the checker says P(yes) between {low:.2f} and {high:.2f} for all {len(said):,} claims: it does not know"
+        )
 
     def _split(self, answers: Sequence[_Progress]) -> None:
         requests = [

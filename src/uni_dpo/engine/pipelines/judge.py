@@ -50,6 +50,13 @@ class Judge(Pipeline):
         """See `Pipeline.reward`."""
         return self._grade(items) if self.options.method == "grade" else self._compare(items)
 
+    @classmethod
+    def undecided(cls, answers: Sequence[ScoredAnswer]) -> str | None:
+        """See `Pipeline.undecided`: the judge is named."""
+        if (found := super().undecided(answers)) is None:
+            return None
+        return f"{found.partition(':')[0]}: the judge does not tell them apart"
+
     def _grade(self, items: Sequence[Answered]) -> list[Scored | Failure]:
         slots = [(item, text) for item in items for text in item.distinct]
         requests = [
