@@ -15,7 +15,9 @@ Source = Annotated[Path, typer.Argument(help="A .json, .jsonl, .parquet, .arrow 
 Output = Annotated[Path, typer.Argument(help="A .json, .jsonl or .parquet file.")]
 Seed = Annotated[int, typer.Option(help="Fixes what is drawn.")]
 DatasetDir = Annotated[Path, typer.Option("--dataset-dir", help="The folder of dataset_info.json.")]
-MediaDir = Annotated[Path | None, typer.Option("--media-dir", help="Where image paths start; none may leave it.")]
+MediaDir = Annotated[
+    Path | None, typer.Option("--image-root", "--media-dir", help="Where image paths start; none may leave it.")
+]
 
 
 class Method(StrEnum):

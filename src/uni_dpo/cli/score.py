@@ -22,7 +22,9 @@ def score(
     model: Annotated[Path, typer.Option(help="The output_dir of a `stage: rm` run, or a sequence classifier.")],
     template: Annotated[str | None, typer.Option(help="LlamaFactory's template, as in the training.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Rate this column's answers.")] = None,
-    media_dir: Annotated[Path | None, typer.Option(help="Where image paths start; none may leave it.")] = None,
+    media_dir: Annotated[
+        Path | None, typer.Option("--image-root", "--media-dir", help="Where image paths start; none may leave it.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers in one forward pass.")] = 8,
     image_max_pixels: Annotated[int, typer.Option(help="LlamaFactory's limit, as in the training.")] = 768 * 768,
     image_min_pixels: Annotated[int, typer.Option(help="LlamaFactory's limit, as in the training.")] = 32 * 32,
