@@ -220,3 +220,11 @@ def test_a_row_s_system_prompt_reaches_the_model():
     questions = [Question("a", "?", system="Be brief."), Question("b", "?")]
     sampler = ModelSampler(ModelSamplerOptions(n=1), {"sampler": Backend()}, 0)
     assert [sampled.answers for sampled in sampler.sample(questions)] == [("Be brief.",), ("None",)]
+
+
+def test_a_folder_of_several_splits_is_not_mixed(tmp_path):
+    for name in ("train", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", {"question": name})
+    with pytest.raises(UniDPOError, match=r"several splits \(test, train\); name the folder or file of one"):
+        read(tmp_path, tmp_path)
+    assert [question.text for question in read(tmp_path / "test.jsonl", tmp_path)] == ["test"]

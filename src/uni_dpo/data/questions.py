@@ -21,7 +21,7 @@ from uni_dpo.data.images import (
 )
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image
-from uni_dpo.data.tables.reading import Unreadable, numbered_rows, source_files, unreadable_fault
+from uni_dpo.data.tables.reading import Unreadable, numbered_rows, one_split, unreadable_fault
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.identity import digest
 
@@ -142,7 +142,7 @@ def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple
     """
     if not options.path:
         raise UniDPOError("input.path: this setting is required")
-    for file in source_files(options.path):
+    for file in one_split(options.path):
         paths = image_paths(options.image_root, options.image_root, None if options.image_root else file.parent)
         reader = _RowReader(options, paths, ImageFolder(extracted, paths))
         for index, line, row in numbered_rows(file):

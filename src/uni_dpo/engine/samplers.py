@@ -115,5 +115,7 @@ class GivenSampler(Sampler):
         """See `Sampler.sample`."""
         for question in questions:
             if not question.answers:
-                raise UniDPOError(f"question {question.id}: the sampler `given` needs a list in `answers`")
+                advice = "; ten short answers count as references unless input.answers is given"
+                hint = advice if question.references else ""
+                raise UniDPOError(f"{question.called}: the sampler `given` needs a list in `answers`{hint}")
         return [Sampled(tuple(answer for answer in q.answers if answer.strip())) for q in questions]

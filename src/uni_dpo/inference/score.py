@@ -18,7 +18,7 @@ from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
 from uni_dpo.data.questions import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, read_rows, source_files, unreadable_fault
+from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, one_split, read_rows, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
@@ -93,7 +93,7 @@ def score_file(
             model; nothing is loaded by then.
     """
     output = Path(output)
-    files = source_files(source)
+    files = one_split(source)
     checkpoint = find_reward_checkpoint(options)
     layout = layout_of(source, answer_column)
     images = ImageChecker(media_dir or files[0].parent, media_dir)

@@ -77,7 +77,9 @@ def one_split(path: str | Path, split: str | None = None) -> list[Path]:
     if split is not None and split not in splits:
         raise PreferenceDataError(f"{path}: no split {split!r}; it has {names}")
     if split is None and len(splits) > 1:
-        raise PreferenceDataError(f"{path}: holds several splits ({names}); name the folder or file of one, or --split")
+        raise PreferenceDataError(
+            f"{path}: holds several splits ({names}); name the folder or file of one, or --split for convert"
+        )
     return splits[split] if split is not None else next(iter(splits.values()))
 
 
