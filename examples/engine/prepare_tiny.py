@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.cli import run
 from uni_dpo.demo.digits import WORDS, Digit, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.storage.writing import write_text
@@ -204,4 +205,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs/engine_tiny"))
     parser.add_argument("--questions", type=int, default=60)
     options = parser.parse_args()
-    prepare(options.folder, questions=options.questions)
+    run(lambda: prepare(options.folder, questions=options.questions))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.cli import run
 from uni_dpo.demo.tiny_text_models import write_tiny_text_model
 from uni_dpo.storage.writing import write_text
 
@@ -133,9 +134,9 @@ def write_reward_model(folder: Path, solver: Path, steps: int, rng: random.Rando
 def write_process_model(folder: Path, solver: Path, steps: int, rng: random.Random, batch: int = 64) -> None:
     """The logits at each step token say whether that step is right; fed as the engine will feed it."""
     import torch
+    from uni_dpo.models.rewards.process import StepClassifier
 
     from uni_dpo.models.rewards import ProcessModelOptions
-    from uni_dpo.models.rewards.process import StepClassifier
 
     reader = StepClassifier("AutoModelForTokenClassification", ProcessModelOptions(solver))
 
@@ -176,9 +177,11 @@ if __name__ == "__main__":
     parser.add_argument("--solver-steps", type=int, default=150)
     parser.add_argument("--rater-steps", type=int, default=400)
     options = parser.parse_args()
-    prepare(
-        options.folder,
-        solver_steps=options.solver_steps,
-        rater_steps=options.rater_steps,
-        problems=options.problems,
+    run(
+        lambda: prepare(
+            options.folder,
+            solver_steps=options.solver_steps,
+            rater_steps=options.rater_steps,
+            problems=options.problems,
+        )
     )

@@ -9,6 +9,7 @@ after training shows that every step runs, not what DPO can do.
 import argparse
 from pathlib import Path
 
+from uni_dpo.cli import run
 from uni_dpo.demo.tiny_text_models import write_tiny_text_model
 
 if __name__ == "__main__":
@@ -18,4 +19,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.folder.exists():
         parser.error(f"{arguments.folder}: is there already; name a new folder")
-    print(write_tiny_text_model(arguments.folder, "writer", seed=arguments.seed))
+    run(lambda: print(write_tiny_text_model(arguments.folder, "writer", seed=arguments.seed)))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.cli import run
 from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.demo.digits import QUESTION, Digit, answer, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
@@ -78,4 +79,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    prepare(given.folder, seed=given.seed)
+    run(lambda: prepare(given.folder, seed=given.seed))

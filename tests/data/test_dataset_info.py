@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +141,13 @@ def test_what_is_not_pairs_is_refused(tmp_path, row, message) -> None:
 def test_a_broken_row_among_the_first_does_not_hide_the_layout(tmp_path, good_row) -> None:
     (tmp_path / "d.jsonl").write_text("{\n".replace("{", "{broken") + json.dumps(good_row()) + "\n")
     assert detect_attributes(tmp_path / "d.jsonl")["columns"]["prompt"] == "instruction"
+
+
+def test_entries_that_are_written_at_once_all_stand(tmp_path: Path) -> None:
+    code = "import sys; from uni_dpo.data.dataset_info import register_entry; " + (
+        "[register_entry(f'{sys.argv[1]}-{at}', {'file_name': 'a.json'}, sys.argv[2]) for at in range(20)]"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(at), str(tmp_path)]) for at in range(3)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert len(json.loads((tmp_path / "dataset_info.json").read_text())) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]

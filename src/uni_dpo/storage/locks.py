@@ -1,6 +1,7 @@
 """Locks between processes. The system frees a lock when its holder ends, however it ends."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ try:
     import fcntl
 except ImportError:  # no POSIX system: two runs are not told apart
     fcntl = None  # type: ignore[assignment]
+
+_PAUSE = 0.02
 
 
 def try_lock(file: int) -> bool:
@@ -32,7 +35,7 @@ def try_lock(file: int) -> bool:
 
 
 @contextmanager
-def holding(path: str | Path, what: str) -> Iterator[None]:
+def holding(path: str | Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the file `path`, which is made where it is missing, and refuse a second run that wants it.
 
     A file that is empty at the end is removed, together with the folders that were made for it.
@@ -40,6 +43,7 @@ def holding(path: str | Path, what: str) -> Iterator[None]:
     Args:
         path: the file that stands for what is held.
         what: how a message names it, such as a folder or an output.
+        patience: seconds to wait for another run.
 
     Raises:
         UniDPOError: another run holds it.
@@ -47,7 +51,7 @@ def holding(path: str | Path, what: str) -> Iterator[None]:
     path = Path(path)
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _opened(path, what)
+    file = _opened(path, what, time.monotonic() + patience)
     try:
         yield
     finally:
@@ -59,12 +63,15 @@ def holding(path: str | Path, what: str) -> Iterator[None]:
         os.close(file)
 
 
-def _opened(path: Path, what: str) -> int:
+def _opened(path: Path, what: str, deadline: float) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             with suppress(OSError):  # a file system without locks: go on without
-                if not try_lock(file):
+                while not try_lock(file):
+                    if time.monotonic() < deadline:
+                        time.sleep(_PAUSE)
+                        continue
                     raise UniDPOError(f"{what}: another run is at work here; wait until it ends, or name another")
             if _is(path, file):
                 return file
