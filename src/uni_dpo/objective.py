@@ -12,6 +12,7 @@ policy π and the frozen reference:
 Everything is computed in float32 (or float64, where that comes in) and stays finite for any finite input.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +41,8 @@ class UniDPOConfig:
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UniDPOError(f"{name} is {value!r}: set it to a number")
+            if not math.isfinite(value):
+                raise UniDPOError(f"{name} is {value}: set it to a finite number")
         if not self.beta > 0:
             raise UniDPOError(f"beta is {self.beta}: set it above 0, it scales every log-ratio")
         for name in ("eta", "gamma", "nll_lambda"):

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
+
+from uni_dpo.errors import UniDPOError
 
 
 class EndsTogether(Trainer):
@@ -60,6 +63,41 @@ class LoadsByPublishedNames(Trainer):
         whole = self.accelerator.unwrap_model(model if model is not None else self.model)
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         return whole if isinstance(whole, PreTrainedModel) and not sharded else None
+
+
+def refuse_broken_flash_attention() -> None:
+    """Refuse flash-attention where the installed transformers cannot run it.
+
+    Raises:
+        UniDPOError: it is 5.6.0, which moves an attention sink to the queries' precision also where there is none.
+    """
+    if transformers.__version__ == "5.6.0":
+        raise UniDPOError(
+            "transformers 5.6.0 cannot run flash-attention: install another, as `pip install transformers==5.5.4`, or "
+            "choose sdpa (flash_attn: sdpa; in TRL attn_implementation: sdpa)"
+        )
+
+
+def refuse_not_a_number(loss: torch.Tensor, step: int, **parts: torch.Tensor) -> None:
+    """Stop a training whose loss is no finite number; going on would write it into every weight.
+
+    Args:
+        loss: a scalar.
+        step: steps that were taken before.
+        parts: what the loss is made of, for the message.
+
+    Raises:
+        UniDPOError: names the step, and those parts that are no finite numbers either.
+    """
+    if torch.isfinite(loss):
+        return
+    broken = [name for name, part in parts.items() if not torch.isfinite(part).all()]
+    raise UniDPOError(
+        f"step {step + 1}: the loss is {loss.item()}"
+        + (f", and so is {' and '.join(broken)}" if broken else "")
+        + "; the run stops before its weights are lost. Lower learning_rate, or set bf16 in place of fp16, and resume "
+        "from the last checkpoint; at step 1, look for NaN in the model that it starts from"
+    )
 
 
 REFERENCE_ADAPTER = "reference"

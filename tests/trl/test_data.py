@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from datasets import Dataset
 
@@ -82,3 +83,21 @@ def test_trl_calls_our_way_of_tokenizing_a_row_with_images(processor: Any) -> No
     eos = processor.tokenizer.eos_token_id
     assert UniDPOTrainer.process_row(row, processor)["chosen_input_ids"][-1] == eos
     assert len(UniDPOTrainer.process_row(row, processor, max_completion_length=2)["rejected_input_ids"]) == 2
+
+
+def test_an_image_that_no_processor_takes_is_named_before_training(tmp_path: Path) -> None:
+    import datasets
+
+    from uni_dpo.trl.data import check_images
+
+    for name, size in (("good", (40, 30)), ("edge", (2000, 10)), ("long", (2001, 10))):
+        PIL.Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    rows = [{"images": [str(tmp_path / f"{name}.png")]} for name in ("good", "edge", "long")]
+    paths = datasets.Dataset.from_list(rows)
+    decoded = paths.cast_column("images", datasets.Sequence(datasets.Image()))
+    for dataset in (paths, decoded):
+        check_images(dataset.select([0, 1]))
+        with pytest.raises(UniDPOError, match="the train dataset, row 2, image 1 has 2001 × 10 pixels"):
+            check_images(dataset)
+    with pytest.raises(UniDPOError, match="the eval dataset, row 0, image 1 cannot be read"):
+        check_images(datasets.Dataset.from_list([{"images": [str(tmp_path / "none.png")]}]), "eval")

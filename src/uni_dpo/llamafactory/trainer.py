@@ -22,6 +22,7 @@ from uni_dpo.trainer_mixins import (
     add_reference_adapter,
     names_not_loaded,
     reference_adapter,
+    refuse_not_a_number,
 )
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
@@ -121,6 +122,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         logps = PairLogps(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
         score_chosen, score_rejected = self._scores
         loss = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
+        refuse_not_a_number(loss.losses.detach().mean(), self.state.global_step, **_detached(logps))
         terms = (loss.quality_weight, loss.performance_weight, loss.nll_active, score_chosen - score_rejected)
         self.averages.add(self._phase, dict(zip(METRICS, terms, strict=True)))
         return (
@@ -162,3 +164,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
             averages = self.averages.take(phase, self.accelerator)
             logs.update({prefix + name: value for name, value in averages.items()})
         super().log(logs, *args, **kwargs)
+
+
+def _detached(logps: PairLogps) -> dict[str, Tensor]:
+    return {f"the log-probability of {name}": part.detach() for name, part in vars(logps).items()}

@@ -18,6 +18,7 @@ from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_ident
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
+from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
@@ -36,6 +37,8 @@ def run_dpo(
     """
     if finetuning_args.pair_attention == FLEX_ATTENTION and training_args.device.type == "cpu":
         raise UniDPOError("pair_attention: flex_attention has no gradients on a CPU: set it to sdpa, or leave it out")
+    if model_args.flash_attn == "fa2":
+        refuse_broken_flash_attention()
     run = _context(model_args, data_args, training_args, finetuning_args)
     if run.needs_scores:
         _prepare(data_args, training_args, finetuning_args)

@@ -1,16 +1,20 @@
 """Score columns and images on their way from a dataset to a batch."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from uni_dpo.data.images import BrokenImageError, check_shape
 from uni_dpo.errors import UniDPOError
 
 SCORES = ("score_chosen", "score_rejected")
@@ -48,6 +52,38 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
                 f"the {name} dataset, row {row}, {column}: {value!r} is no finite number; {len(faults):,} of "
                 f"{dataset.num_rows:,} rows are at fault. Mend or remove them"
             )
+
+
+def check_images(dataset: Any, name: str = "train") -> None:
+    """Refuse a dataset with an image that cannot be opened or that no processor takes; only their heads are read.
+
+    Args:
+        dataset: a `datasets.Dataset`; the rows of a stream are seen when they come.
+        name: what the dataset is called in the message.
+
+    Raises:
+        UniDPOError: names the row and the image.
+    """
+    if not hasattr(dataset, "num_rows") or "images" not in dataset.column_names:
+        return
+    images = dataset.select_columns("images")
+    if isinstance(getattr(images.features["images"], "feature", None), datasets.Image):
+        images = images.cast_column("images", datasets.Sequence(datasets.Image(decode=False)))
+    for row, example in enumerate(images):
+        for at, image in enumerate(example["images"] or ()):
+            _check_image(image, f"the {name} dataset, row {row}, image {at + 1}")
+
+
+def _check_image(image: Any, name: str) -> None:
+    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
+    try:
+        with PIL.Image.open(io.BytesIO(content) if content else str(path)) as opened:
+            width, height = opened.size
+        check_shape(width, height, name)
+    except BrokenImageError as error:
+        raise UniDPOError(f"{error}") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UniDPOError(f"{name} cannot be read: {error}; fix or remove the row") from None
 
 
 @dataclass

@@ -18,8 +18,9 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
+from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 from uni_dpo.trl.arguments import UniDPOConfig
-from uni_dpo.trl.data import check_scores
+from uni_dpo.trl.data import check_images, check_scores
 from uni_dpo.trl.trainer import UniDPOTrainer
 
 TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
@@ -38,6 +39,8 @@ def train(arguments: Sequence[str]) -> None:
     script, settings, model_settings, mixture = parse(arguments)
     if not model_settings.model_name_or_path:
         raise UniDPOError("model_name_or_path: name a checkpoint")
+    if model_settings.attn_implementation == "flash_attention_2":
+        refuse_broken_flash_attention()
     data = _load_data(script, mixture)
     splits = {"train": _split(data, script.dataset_train_split)}
     if settings.eval_strategy != "no":
@@ -45,6 +48,8 @@ def train(arguments: Sequence[str]) -> None:
     if settings.uses_uni_dpo:
         for name, split in splits.items():
             check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)
+    for name, split in splits.items():
+        check_images(split, name)
     checkpoint = find_checkpoint(model_settings.model_name_or_path, revision=model_settings.model_revision)
     processor = load_processor(checkpoint, trust_remote_code=model_settings.trust_remote_code)
     _check_template(processor, model_settings.model_name_or_path, splits)

@@ -17,6 +17,7 @@ from uni_dpo.trainer_mixins import (
     KeepsAdapterAsReference,
     LoadsByPublishedNames,
     add_reference_adapter,
+    refuse_not_a_number,
 )
 from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
 from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
@@ -132,6 +133,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         logps = PairLogps(chosen_logps, rejected_logps, ref_chosen_logps.to(device), ref_rejected_logps.to(device))
         score_chosen, score_rejected = (scores.to(device) for scores in self._scores)
         self._terms = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
+        refuse_not_a_number(self._terms.losses.detach().mean(), self.state.global_step)
         return (
             self._terms.losses,
             self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
