@@ -2,9 +2,9 @@ import pytest
 
 from uni_dpo.engine import Question
 from uni_dpo.engine.records import Aside
-from uni_dpo.engine.samplers import GivenSampler, GivenSamplerOptions, ModelSampler, ModelSamplerOptions, Sampled
+from uni_dpo.engine.samplers import CUT, GivenSampler, GivenSamplerOptions, ModelSampler, ModelSamplerOptions, Sampled
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends import Failure, Sample
+from uni_dpo.models.backends import Failure, Sample, Usage
 
 
 class Model:
@@ -85,3 +85,15 @@ def test_a_question_fails_as_a_whole():
 def test_seeds_that_give_the_same_answer_twice_are_refused(options, words):
     with pytest.raises(UniDPOError, match=words):
         ModelSampler(ModelSamplerOptions(**options), {}, seed=0)
+
+
+def test_answers_cut_at_the_limit_are_counted():
+    class Cut(Model):
+        usage = Usage()
+
+        def generate(self, requests, sampling):
+            return [[Sample("a", 9, False), Sample("b", 1, True)] for _ in requests]
+
+    model = Cut()
+    ModelSampler(ModelSamplerOptions(n=2), {"sampler": model}, seed=0).sample([Question("x", "?"), Question("y", "?")])
+    assert model.usage.faults == {CUT: 2}

@@ -14,6 +14,7 @@ from uni_dpo.data.questions import Question, read_questions, sort_questions
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.dataset import write_dataset
 from uni_dpo.engine.records import Pair, Row, ScoredAnswer
+from uni_dpo.engine.samplers import CUT
 from uni_dpo.engine.workdir import StageLog, WorkDir, plan_stages, settle_stages
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
@@ -211,6 +212,10 @@ class _Run:
             "aside": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
             "usage": asdict(log.usage),
         }
+        if cut := log.usage.faults.get(CUT, 0):
+            self.warnings.append(
+                f"{cut:,} answers were cut at sample.max_tokens and may be chosen as they are; raise it to let them end"
+            )
         if STAGES[number] == "reward":
             counts["summary"] = self.config.pipeline_class.summarize([row["detail"] for row in good.values()])
         self._note(STAGES[number], counts)

@@ -13,6 +13,9 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, Sampling
 from uni_dpo.storage.identity import derive_seed
 
+CUT = "answer cut at max_tokens"
+"""How the usage counts answers that did not end by themselves."""
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -79,7 +82,11 @@ class ModelSampler(Sampler):
     def sample(self, questions: Sequence[Question]) -> list[Sampled | Failure]:
         """See `Sampler.sample`. Empty answers are put aside."""
         requests = [request for question in questions for request in self._requests(question)]
-        replies = iter(self.models["sampler"].generate(requests, self.sampling))
+        replied = self.models["sampler"].generate(requests, self.sampling)
+        cut = sum(not sample.finished for reply in replied if not isinstance(reply, Failure) for sample in reply)
+        for _ in range(cut):
+            self.models["sampler"].usage.count_fault(CUT)
+        replies = iter(replied)
         times = len(self.options.seeds) or 1
         return [_merge(list(islice(replies, times))) for _ in questions]
 

@@ -170,7 +170,8 @@ def one_line(checkpoint: Any, what: str = "") -> Iterator[None]:
     except Exception as error:  # safetensors, tokenizers, torch and PEFT have exceptions of their own
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise UniDPOError(f"{checkpoint} does not fit into memory: {error}") from error
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[: 1 + lines[0].endswith(":")])
         raise UniDPOError(f"{what}{checkpoint} cannot be loaded: {reason}") from error
 
 
