@@ -203,6 +203,8 @@ def register(
     attributes = register_file(name, file, dataset_dir, replace=replace)
     print(f"{name} in {dataset_dir / 'dataset_info.json'}:")
     print(json.dumps(attributes, ensure_ascii=False, indent=2))
+    if "images" in attributes["columns"] and file.absolute().parent != dataset_dir.absolute():
+        print(f"other losses than uni_dpo find its images with media_dir: {file.absolute().parent}")
 
 
 @app.command()

@@ -31,10 +31,9 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
     yield report.dataset, ("", ""), summary
     if report.fault_counts:
         yield "Faults", ("kind", "count"), [(kind, f"{count:,}") for kind, count in report.fault_counts.most_common()]
-        rows: list[Cells] = [
-            (_number(fault.row), _number(fault.line), _what(fault)) for fault in [*report.whole, *report.faults]
-        ]
-        yield "The first faults", ("row", "line", "what"), rows[:SHOWN_FAULTS]
+        faults = [*report.whole, *report.faults][:SHOWN_FAULTS]
+        rows: list[Cells] = [(_named("row", f.row), _named("line", f.line), _what(f)) for f in faults]
+        yield "The first faults", ("", "", "what"), rows
     if report.audit is not None and report.audit.pairs:
         yield from _audit_sections(report.audit)
     if report.lengths is not None:
@@ -58,8 +57,8 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
         )
 
 
-def _number(value: int | None) -> str:
-    return "–" if value is None else str(value)
+def _named(what: str, number: int | None) -> str:
+    return "" if number is None else f"{what} {number}"
 
 
 def _what(fault: Fault) -> str:
@@ -139,7 +138,7 @@ def tables(report: CheckReport) -> "Iterator[Table]":
         # 80 columns hold six numbers of eight characters beside their name
         kept = [index for index, name in enumerate(header) if len(header) <= 7 or name not in ("25%", "75%")]
         for index in kept:
-            number = header[index] in ("row", "line", "count", "mean", *_QUANTILE_NAMES)
+            number = header[index] in ("count", "mean", *_QUANTILE_NAMES)
             table.add_column(header[index], justify="right" if number else "left", overflow="fold", no_wrap=not index)
         for row in rows:
             table.add_row(*(Text(row[index]) for index in kept))
