@@ -23,6 +23,7 @@ from typing import Any
 from uni_dpo.cli import run
 from uni_dpo.demo.digits import WORDS, Digit, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
+from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.writing import write_text
 
 PROMPTS = Path(__file__).parent / "prompts_tiny"
@@ -34,6 +35,12 @@ CORPUS = (
     "Is the digit odd? Is the digit even? - The digit is odd. - The digit is even. Yes No yes no",
     *(f"Score: {number}" for number in range(11)),
 )
+
+GOOD = 0.85
+"""Share of yes/no questions about held-out images that a checker must have right to be used."""
+HELD_OUT = 100
+"""Images that the checker is measured on."""
+ROUNDS = 3
 
 Example = tuple[str, Path | None, str]
 """Prompt, image, reply."""
@@ -151,6 +158,45 @@ def _encode(processor: Any, examples: list[Example]) -> dict[str, Any]:
     return {**inputs, "labels": labels}
 
 
+def share_right(folder: Path, digits: list[Digit]) -> float:
+    """How many yes/no questions about these images, one true and one false each, the checker in `folder` has right."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    yes, no = (processor.tokenizer(word)["input_ids"][0] for word in ("Yes", "No"))
+    right = 0
+    for digit in digits:
+        true, false = WORDS[digit.label], WORDS[(digit.label + 1 + digit.label % 3) % 10]
+        asked = [(prompt("check", question=f"Is the digit {word}?"), digit.image, "Yes") for word in (true, false)]
+        inputs = _encode(processor, asked)
+        first = (inputs.pop("labels") != -100).int().argmax(dim=1)
+        with torch.inference_mode():
+            logits = model(**inputs).logits
+        says_yes = [bool(row[at - 1, yes] > row[at - 1, no]) for row, at in zip(logits, first, strict=True)]
+        right += says_yes[0] + (not says_yes[1])
+    return right / (2 * len(digits))
+
+
+def train_checker(folder: Path, seen: list[Digit], unseen: list[Digit], steps: int, good: float, seed: int) -> None:
+    """Train the checker in rounds until it is good on images that it was not trained on, and print how good it is.
+
+    Raises:
+        UniDPOError: it is not after the last round.
+    """
+    for number in range(ROUNDS):
+        train(folder, lambda rng: check_example(seen, rng), steps, lr=1e-3, seed=seed + number)
+        right = share_right(folder, unseen)
+        print(f"checker: {right:.0%} of {2 * len(unseen)} yes/no questions about held-out images right")
+        if right >= good:
+            return
+    raise UniDPOError(
+        f"after {ROUNDS * steps:,} steps the checker has {right:.0%} of its questions about held-out images "
+        f"right, less than {good:.0%}: it is not kept. Run again with --seed {seed + ROUNDS}"
+    )
+
+
 def prepare(
     folder: Path,
     *,
@@ -158,9 +204,10 @@ def prepare(
     check_steps: int = 700,
     write_steps: int = 200,
     questions: int = 60,
+    good: float = GOOD,
     seed: int = 0,
 ) -> None:
-    """Write everything below `folder`; a model that is there already is kept."""
+    """Write everything below `folder`; a model that is there already is kept, a checker only if it was good."""
     digits = write_digits(folder / "digits", side=IMAGE_SIDE)
     seen = digits["train"] + digits["validation"] + digits["held_out"]
     seer, early, checker, writer = (folder / name for name in ("seer", "seer_early", "checker", "writer"))
@@ -172,7 +219,7 @@ def prepare(
     if not _complete(checker):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             started = shutil.copytree(seer, Path(work) / "checker")
-            train(started, lambda rng: check_example(seen, rng), check_steps, lr=1e-3, seed=seed)
+            train_checker(started, seen, digits["preference"][-HELD_OUT:], check_steps, good, seed)
             started.rename(checker)
     if not _complete(writer):
         with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -204,5 +251,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs/engine_tiny"))
     parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    run(lambda: prepare(options.folder, questions=options.questions))
+    run(lambda: prepare(options.folder, questions=options.questions, seed=options.seed))

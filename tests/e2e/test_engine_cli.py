@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     prepare_tiny = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(prepare_tiny)
     prepare_tiny.prepare(
-        folder / "outputs" / "engine_tiny", describe_steps=90, check_steps=20, write_steps=110, questions=16
+        folder / "outputs" / "engine_tiny", describe_steps=90, check_steps=20, write_steps=110, questions=16, good=0.0
     )
     return folder
 
