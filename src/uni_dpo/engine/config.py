@@ -110,6 +110,17 @@ class EngineConfig:
             return tuple(self.sampler_class.roles)
         return tuple(self.pipeline_class.reward_roles(self.reward)) if stage == "reward" else ()
 
+    def check_servers(self, stage: str) -> None:
+        """See that every server that a stage asks is there, before anything is sampled.
+
+        Raises:
+            UniDPOError: one does not answer, or refuses the key.
+        """
+        for role in self.roles(stage):
+            backend, options = self.models[role]
+            if backend == "openai" and options.base_url is not None:
+                find("backend", backend)(options).check()
+
     def check_models(self, stage: str, *, images: bool) -> None:
         """Raise a UniDPOError where a stage's model is seen not to fit without being loaded.
 

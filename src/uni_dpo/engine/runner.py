@@ -88,6 +88,8 @@ class _Run:
         images = any(question.images for question in self.questions.values())
         for number in wanted:
             self.config.check_models(STAGES[number], images=images)
+            if self.questions.keys() - self._log(number).rows.keys():
+                self.config.check_servers(STAGES[number])
             if STAGES[number] == "reward":
                 self.config.check_questions(list(self.questions.values()))
         source = digest([question.to_row() for question in self.questions.values()])

@@ -22,6 +22,7 @@ from uni_dpo.vlmeval.settings import ModelSettings
 Message = Sequence[Mapping[str, str]]
 """VLMEvalKit's message: items with `type` (text, image or video) and `value`."""
 MOST_IMAGES = 24
+SERVER_RETRIES = 3
 """Images that VLMEvalKit lets one vLLM prompt hold."""
 
 
@@ -129,10 +130,18 @@ def last_boxed(answer: str) -> str:
 def _make_backend(model: Qwen2VLChat) -> Backend:
     settings = model.settings
     if model.checkpoint is None:
-        from uni_dpo.vlmeval.openai import OpenAIBackend
+        from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 
-        answering: Any = OpenAIBackend(settings)
-        return answering
+        server = OpenAIOptions(
+            settings.model_path,
+            base_url=str(settings.base_url),
+            concurrency=settings.concurrency,
+            timeout=settings.timeout,
+            max_retries=SERVER_RETRIES,
+        )
+        asked = OpenAIBackend(server)
+        asked.check()
+        return asked
     shared: dict[str, Any] = {
         "model": settings.model_path,
         "adapter": settings.adapter,

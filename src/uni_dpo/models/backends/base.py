@@ -213,4 +213,6 @@ def make_backend(raw: Mapping[str, Any], role: str = "model") -> Backend:
     """Load the model that one entry under `models:` describes."""
     name, options = parse_model(raw, role)
     backend: Backend = find("backend", name)(options)
+    if name == "openai":
+        backend.check()  # type: ignore[attr-defined]  # a server that is not there is named before it is asked
     return backend

@@ -1,9 +1,11 @@
 """Against a real server: HTTP, JSON, images in the request, and transformers behind it."""
 
 import base64
+import contextlib
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,10 +15,9 @@ import pytest
 
 from uni_dpo.demo.digits import write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends import Request, Sample, Sampling
-from uni_dpo.vlmeval import openai
-from uni_dpo.vlmeval.openai import OpenAIBackend
-from uni_dpo.vlmeval.settings import ModelSettings
+from uni_dpo.models.backends import Failure, Request, Sample, Sampling
+from uni_dpo.models.backends.openai import OpenAIBackend
+from uni_dpo.models.backends.settings import OpenAIOptions
 
 REQUEST = Request(seed=4, system="Be brief.", content=({"type": "text", "text": "Who?"},))
 GREEDY = Sampling(temperature=0.0)
@@ -103,8 +104,7 @@ def serve() -> Iterator[Any]:
 
 
 def backend(server: Server, **settings: Any) -> OpenAIBackend:
-    told = {"model_path": "tiny", "backend": "openai", "base_url": server.url, **settings}
-    return OpenAIBackend(ModelSettings.parse(told))
+    return OpenAIBackend(OpenAIOptions("tiny", base_url=server.url, backoff=0.01, max_retries=3, **settings))
 
 
 def test_a_server_answers_what_transformers_answers(
@@ -147,7 +147,10 @@ def test_what_is_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
                 {"role": "user", "content": [{"type": "text", "text": "Who?"}]},
             ],
             "max_tokens": 7,
-            "temperature": 0,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "n": 1,
+            "seed": 4,
         }
     ]
     assert server.keys == {"Bearer secret"}
@@ -157,31 +160,157 @@ def test_what_is_sent(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
-def test_a_busy_server_is_asked_again(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(openai.time, "sleep", pauses.append)
+def test_a_busy_server_is_asked_again(serve: Any) -> None:
     server = serve()
     server.failures = [503, 429]
-    assert list(backend(server).stream([REQUEST], GREEDY)) == SOMEONE
-    assert pauses == [1, 2]
+    asked = backend(server)
+    assert list(asked.stream([REQUEST], GREEDY)) == SOMEONE
+    assert asked.usage.retries == 2
 
 
-def test_a_refusal_is_named(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai.time, "sleep", lambda seconds: None)
+def test_a_refused_request_is_named_and_not_sent_again(serve: Any) -> None:
     server = serve()
     server.failures = [400]
-    with pytest.raises(UniDPOError, match=r"gave no answer: HTTP 400: .*busy"):
-        list(backend(server).stream([REQUEST], GREEDY))
-    assert len(server.bodies) == 1, "the same bad request is not sent again"
-    server.failures = [500] * openai.ATTEMPTS
-    with pytest.raises(UniDPOError, match="HTTP 500"):
-        list(backend(server).stream([REQUEST], GREEDY))
+    ((_, failed),) = backend(server).stream([REQUEST], GREEDY)
+    assert isinstance(failed, Failure)
+    assert failed.reason.startswith("HTTP 400: ")
+    assert "busy" in failed.reason
+    assert len(server.bodies) == 1
+    server.failures = [500] * 4
+    ((_, failed),) = backend(server).stream([REQUEST], GREEDY)
+    assert failed == Failure("HTTP 500 (4 attempts)")
 
 
 def test_an_unreachable_server_is_named_at_once(serve: Any) -> None:
     server = serve()
     url = server.url
+    asked = backend(server)
     server.shutdown()
     server.server_close()
     with pytest.raises(UniDPOError, match=f"no OpenAI-compatible server answers at {url}: .*refused"):
-        OpenAIBackend(ModelSettings.parse({"model_path": "tiny", "backend": "openai", "base_url": url}))
+        asked.check()
+
+
+@pytest.fixture
+def reply_with(chat_server: Any) -> Any:
+    """A backend whose server gives one reply, as it is."""
+
+    def start(**message: Any) -> OpenAIBackend:
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}
+        server = chat_server(lambda body: {"choices": [choice]})
+        return OpenAIBackend(OpenAIOptions("tiny", base_url=server.url, backoff=0.01, max_retries=1, timeout=5))
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "seven"}, "seven"),
+        ({"content": ""}, ""),
+        ({"content": [{"type": "text", "text": "sev"}, {"type": "text", "text": "en"}]}, "seven"),
+        ({"content": "a \ud800 b"}, "a \ufffd b"),
+    ],
+)
+def test_what_is_an_answer(reply_with: Any, message: dict[str, Any], text: str) -> None:
+    ((_, (sample,)),) = reply_with(**message).stream([REQUEST], GREEDY)
+    assert sample.text == text
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"content": None}, "empty answer"),
+        ({"content": None, "refusal": "No."}, "refusal"),
+        ({"content": None, "reasoning_content": "I think"}, "reasoning without an answer"),
+        ({"content": [{"type": "audio"}]}, "empty answer"),
+        ({"content": 7}, "malformed reply"),
+        ({"content": {"text": "seven"}}, "malformed reply"),
+    ],
+)
+def test_what_is_a_fault(reply_with: Any, message: dict[str, Any], reason: str) -> None:
+    asked = reply_with(**message)
+    ((_, failed),) = asked.stream([REQUEST], GREEDY)
+    assert failed == Failure(f"{reason} (2 attempts)")
+    assert asked.usage.faults == {reason: 2}
+
+
+@pytest.mark.parametrize("value", [float("nan"), "x", None, 2.0])
+def test_a_log_probability_that_is_none_refutes_nothing(chat_server: Any, value: Any) -> None:
+    top = [{"token": "Yes", "logprob": value}, {"token": "No", "logprob": -0.1}]
+    content = [{"token": "No", "logprob": -0.1, "top_logprobs": top}]
+    choice = {"index": 0, "message": {"role": "assistant", "content": "No"}, "logprobs": {"content": content}}
+    server = chat_server(lambda body: {"choices": [choice]})
+    asked = OpenAIBackend(OpenAIOptions("tiny", base_url=server.url, backoff=0.01, max_retries=0))
+    (failed,) = asked.choice_logprobs([REQUEST], {"yes": ("Yes",), "no": ("No",)})
+    assert failed == Failure("log-probability that is none (1 attempts)")
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Sends every request to another server, quotes the key in its errors, or drips."""
+
+    mode = "redirect"
+    target = ""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.mode == "redirect":
+            self.send_response(302)
+            self.send_header("Location", self.target)
+            self.end_headers()
+        elif self.mode == "quote":
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}).encode())
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.2)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    servers = []
+
+    def start(mode: str, target: str = "") -> OpenAIBackend:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Mode", (Elsewhere,), {"mode": mode, "target": target}))
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        return OpenAIBackend(OpenAIOptions("tiny", base_url=url, timeout=1, max_retries=0))
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_key_follows_no_redirect(elsewhere: Any, serve: Any) -> None:
+    other = serve()
+    with pytest.raises(UniDPOError, match="redirects to another address, which is not followed"):
+        list(elsewhere("redirect", other.url + "/chat/completions").stream([REQUEST], GREEDY))
+    assert not other.bodies
+    assert not other.keys
+
+
+def test_the_key_is_masked_where_a_server_quotes_it(elsewhere: Any) -> None:
+    ((_, failed),) = elsewhere("quote").stream([REQUEST], GREEDY)
+    assert "bad key Bearer ***" in failed.reason
+    assert "secret" not in failed.reason
+
+
+def test_the_timeout_bounds_a_server_that_drips(elsewhere: Any) -> None:
+    started = time.monotonic()
+    ((_, failed),) = elsewhere("drip").stream([REQUEST], GREEDY)
+    assert failed == Failure("timeout (1 attempts)")
+    assert time.monotonic() - started < 10
