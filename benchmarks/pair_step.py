@@ -57,7 +57,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
 
     from uni_dpo.llamafactory.arguments import UniDPOFinetuningArguments
     from uni_dpo.llamafactory.reference_cache import LOGPS
-    from uni_dpo.llamafactory.trainer import UniDPOTrainer
+    from uni_dpo.llamafactory.trainer import LlamaFactoryUniDPOTrainer
     from uni_dpo.shared_prefix import ImageStore
 
     common: dict[str, Any] = {
@@ -75,7 +75,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
     arguments = UniDPOFinetuningArguments(stage="dpo", pref_loss="sigmoid", pair_forward="shared_prefix", **more)
     if variant == "kept":
         arguments.image_store = ImageStore(Path(folder), {})
-    trainer = UniDPOTrainer(finetuning_args=arguments, **common)
+    trainer = LlamaFactoryUniDPOTrainer(finetuning_args=arguments, **common)
     if variant in REFERENCE_PRECOMPUTED:
         with torch.no_grad():
             logps = trainer.compute_reference_log_probs(

@@ -17,14 +17,14 @@ def batches(train: Any, **settings: Any) -> list[dict[str, Any]]:
     from uni_dpo.llamafactory import trainer
 
     seen: list[dict[str, Any]] = []
-    original = trainer.UniDPOTrainer.get_batch_loss_metrics
+    original = trainer.LlamaFactoryUniDPOTrainer.get_batch_loss_metrics
 
     def spy(self: Any, model: Any, batch: Any, train_eval: str = "train") -> Any:
         seen.append({name: value.clone() for name, value in batch.items() if hasattr(value, "clone")})
         return original(self, model, batch, train_eval)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.UniDPOTrainer, "get_batch_loss_metrics", spy)
+        patch.setattr(trainer.LlamaFactoryUniDPOTrainer, "get_batch_loss_metrics", spy)
         train(disable_shuffling=True, **settings)
     return seen
 

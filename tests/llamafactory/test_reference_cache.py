@@ -40,10 +40,10 @@ def references(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     from llamafactory.train import trainer_utils
 
     from uni_dpo.llamafactory import workflow
-    from uni_dpo.llamafactory.trainer import UniDPOTrainer
+    from uni_dpo.llamafactory.trainer import LlamaFactoryUniDPOTrainer
 
     counts = {"made": 0, "pairs": 0}
-    make, forward = trainer_utils.create_ref_model, UniDPOTrainer.concatenated_forward
+    make, forward = trainer_utils.create_ref_model, LlamaFactoryUniDPOTrainer.concatenated_forward
 
     def counting_make(*args: Any, **kwargs: Any) -> Any:
         counts["made"] += 1
@@ -55,7 +55,7 @@ def references(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return output
 
     monkeypatch.setattr(workflow, "_upstream_create_ref_model", counting_make)
-    monkeypatch.setattr(UniDPOTrainer, "concatenated_forward", counting_forward)
+    monkeypatch.setattr(LlamaFactoryUniDPOTrainer, "concatenated_forward", counting_forward)
     return counts
 
 
@@ -140,19 +140,19 @@ def test_a_changed_image_or_answer_is_computed_again(
 def test_an_interrupted_pass_goes_on_where_it_stopped(
     cached: Any, references: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from uni_dpo.llamafactory.trainer import UniDPOTrainer
+    from uni_dpo.llamafactory.trainer import LlamaFactoryUniDPOTrainer
 
-    whole = UniDPOTrainer.concatenated_forward
+    whole = LlamaFactoryUniDPOTrainer.concatenated_forward
 
     def stopping(self: Any, model: Any, batch: Any, is_ref_model: bool = False) -> Any:
         if references["pairs"] == 8:
             raise KeyboardInterrupt
         return whole(self, model, batch, is_ref_model)
 
-    monkeypatch.setattr(UniDPOTrainer, "concatenated_forward", stopping)
+    monkeypatch.setattr(LlamaFactoryUniDPOTrainer, "concatenated_forward", stopping)
     with pytest.raises(KeyboardInterrupt):
         cached(max_steps=1)
-    monkeypatch.setattr(UniDPOTrainer, "concatenated_forward", whole)
+    monkeypatch.setattr(LlamaFactoryUniDPOTrainer, "concatenated_forward", whole)
     cached(max_steps=1)
     assert references == {"made": 2, "pairs": 16}
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.trl import UniDPOTrainer
-from uni_dpo.trl.data import ScoredPairCollator, ScoredVisionPairCollator, check_scores
+from uni_dpo.trl.data import ScoredTextPairCollator, ScoredVisionPairCollator, check_scores
 
 COLUMNS = ("score_chosen", "score_rejected")
 
@@ -30,12 +30,12 @@ def test_a_missing_column_is_named_with_those_that_are_there() -> None:
 
 def test_scores_come_from_their_columns_into_the_batch() -> None:
     row = {"prompt_input_ids": [5, 6], "chosen_input_ids": [7], "rejected_input_ids": [8, 9], "good": 4, "bad": 1.5}
-    batch = ScoredPairCollator(0, ("good", "bad"))([row, row | {"good": 3.0}])
+    batch = ScoredTextPairCollator(0, ("good", "bad"))([row, row | {"good": 3.0}])
     assert batch["score_chosen"].tolist() == [4.0, 3.0]
     assert batch["score_rejected"].tolist() == [1.5, 1.5]
-    assert "score_chosen" not in ScoredPairCollator(0, None)([row])
+    assert "score_chosen" not in ScoredTextPairCollator(0, None)([row])
     with pytest.raises(UniDPOError, match=r"bad: .* not all finite"):
-        ScoredPairCollator(0, ("good", "bad"))([row, row | {"bad": None}])
+        ScoredTextPairCollator(0, ("good", "bad"))([row, row | {"bad": None}])
 
 
 @pytest.fixture(scope="module")

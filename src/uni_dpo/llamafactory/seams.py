@@ -42,7 +42,7 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
         "create_ref_model",
         "uni_dpo.llamafactory.workflow:create_ref_model",
     ),
-    ("llamafactory.train.dpo.trainer", "CustomDPOTrainer", "uni_dpo.llamafactory.trainer:UniDPOTrainer"),
+    ("llamafactory.train.dpo.trainer", "CustomDPOTrainer", "uni_dpo.llamafactory.trainer:LlamaFactoryUniDPOTrainer"),
     ("llamafactory.train.dpo", "run_dpo", "uni_dpo.llamafactory.workflow:run_dpo"),
     (
         "llamafactory.model.patcher",

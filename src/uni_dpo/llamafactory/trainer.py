@@ -30,7 +30,7 @@ logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
 
 
-class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer):
+class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer):
     """Trains with `pref_loss: uni_dpo`; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.

@@ -13,7 +13,7 @@ UNI_DPO = "uni_dpo"
 
 
 @dataclass
-class UniDPOConfig(ObjectiveArguments, DPOConfig):
+class TRLUniDPOConfig(ObjectiveArguments, DPOConfig):
     """TRL's settings with the loss `uni_dpo`, which is the default, and what belongs to it.
 
     `None` stands for "not set" where the default depends on the loss.

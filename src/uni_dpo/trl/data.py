@@ -87,7 +87,7 @@ def _check_image(image: Any, name: str) -> None:
 
 
 @dataclass
-class ScoredPairCollator:
+class ScoredTextPairCollator:
     """TRL's collator for texts, and the scores beside its batch.
 
     Args:

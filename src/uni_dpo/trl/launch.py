@@ -19,7 +19,7 @@ from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
-from uni_dpo.trl.arguments import UniDPOConfig
+from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import check_images, check_scores
 from uni_dpo.trl.trainer import UniDPOTrainer
 
@@ -30,7 +30,7 @@ def train(arguments: Sequence[str]) -> None:
     """Train as `trl dpo ARGUMENTS` would.
 
     Args:
-        arguments: TRL's flags and those of `UniDPOConfig`; `--config FILE.yaml` gives defaults for both. The
+        arguments: TRL's flags and those of `TRLUniDPOConfig`; `--config FILE.yaml` gives defaults for both. The
             dataset may also be a file, or a folder that `save_to_disk` wrote.
 
     Raises:
@@ -72,13 +72,13 @@ def train(arguments: Sequence[str]) -> None:
         trainer.push_to_hub(dataset_name=script.dataset_name)
 
 
-def parse(arguments: Sequence[str]) -> tuple[Any, UniDPOConfig, Any, Any]:
+def parse(arguments: Sequence[str]) -> tuple[Any, TRLUniDPOConfig, Any, Any]:
     """Where the data are, how to train, what model, and which mixture of datasets.
 
     Raises:
         UniDPOError: the file after `--config` cannot be read, or holds a setting that none of the four has.
     """
-    parser = TrlParser((ScriptArguments, UniDPOConfig, ModelConfig, DatasetMixtureConfig), prog="uni-dpo trl-dpo")
+    parser = TrlParser((ScriptArguments, TRLUniDPOConfig, ModelConfig, DatasetMixtureConfig), prog="uni-dpo trl-dpo")
     try:
         return parser.parse_args_and_config(args=list(arguments))
     except UniDPOError:

@@ -19,9 +19,9 @@ from uni_dpo.trainer_mixins import (
     add_reference_adapter,
     refuse_not_a_number,
 )
-from uni_dpo.trl.arguments import UNI_DPO, UniDPOConfig
+from uni_dpo.trl.arguments import UNI_DPO, TRLUniDPOConfig
 from uni_dpo.trl.compatibility import with_token_types, with_warnings_issued
-from uni_dpo.trl.data import SCORES, ScoredPairCollator, ScoredVisionPairCollator, check_scores, tokenize_answers
+from uni_dpo.trl.data import SCORES, ScoredTextPairCollator, ScoredVisionPairCollator, check_scores, tokenize_answers
 
 GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL does not know of."""
@@ -36,7 +36,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
 
     Args:
         model, ref_model, train_dataset, …: as TRL's `DPOTrainer` takes them.
-        args: a `UniDPOConfig`; the published settings when None.
+        args: a `TRLUniDPOConfig`; the published settings when None.
 
     Raises:
         UniDPOError: the loss is `uni_dpo`, and a dataset has no scores or some that are no numbers.
@@ -52,8 +52,8 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
-            args = UniDPOConfig(f"{name.split('/')[-1]}-Uni-DPO")
-        self.objective = args.objective() if isinstance(args, UniDPOConfig) and args.uses_uni_dpo else None
+            args = TRLUniDPOConfig(f"{name.split('/')[-1]}-Uni-DPO")
+        self.objective = args.objective() if isinstance(args, TRLUniDPOConfig) and args.uses_uni_dpo else None
         self._columns = (args.score_chosen_column, args.score_rejected_column) if self.objective else None
         self._scores: tuple[Tensor, Tensor] | None = None
         self._terms: UniDPOLoss | None = None
@@ -69,9 +69,9 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
 
     process_row = staticmethod(tokenize_answers)
 
-    def _collator(self) -> ScoredPairCollator | ScoredVisionPairCollator:
+    def _collator(self) -> ScoredTextPairCollator | ScoredVisionPairCollator:
         if not self.is_vision_model:
-            return ScoredPairCollator(self.pad_token_id, self._columns)
+            return ScoredTextPairCollator(self.pad_token_id, self._columns)
         # Cutting at the end is what keeps the images whole.
         self.truncation_mode = "keep_start"
         return ScoredVisionPairCollator(self.processing_class, self.pad_token_id, self._columns, self.max_length)
