@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from PIL import Image
 
-from uni_dpo.cli.app import app
+from uni_dpo.cli.app import app  # after the progress bars are off
 from uni_dpo.data.formats import FORMATS
 from uni_dpo.data.questions import InputOptions, read_questions
 from uni_dpo.errors import UniDPOError
 
 FIXTURES = Path(__file__).parents[1] / "data" / "formats" / "fixtures"
-SECONDS = 20
+SECONDS = 60
 """An input that takes longer hangs."""
 PAIRS = list(itertools.product(FORMATS, FORMATS))
 ODD: list[Any] = [
@@ -59,11 +59,11 @@ class HangError(BaseException):
     """An input took too long; no `except Exception` may swallow it."""
 
 
-def fuzz(count: int, seed: int = 0, *, only: int | None = None) -> Outcomes:
-    """Try `count` inputs; only `UniDPOError` and exit statuses are right ends."""
-    outcomes = Outcomes()
+def fuzz(numbers: Iterable[int], seed: int = 0, outcomes: Outcomes | None = None) -> Outcomes:
+    """Try the inputs of these numbers; only `UniDPOError` and exit statuses are right ends."""
+    outcomes = outcomes or Outcomes()
     with tempfile.TemporaryDirectory() as folder, _working_in(Path(folder)):
-        for number in range(count) if only is None else [only]:
+        for number in numbers:
             rng = random.Random(f"{seed}:{number}")
             with tempfile.TemporaryDirectory(dir=folder) as place, _working_in(Path(place)):
                 name, run = _input(rng, number)
@@ -219,7 +219,11 @@ def main() -> int:
     parser.add_argument("--only", type=int)
     arguments = parser.parse_args()
     start = time.monotonic()
-    outcomes = fuzz(arguments.count, arguments.seed, only=arguments.only)
+    numbers = range(arguments.count) if arguments.only is None else [arguments.only]
+    outcomes = Outcomes()
+    for first in range(0, len(numbers), 500):
+        fuzz(numbers[first : first + 500], arguments.seed, outcomes)
+        print(f"{min(first + 500, len(numbers)):,} of {len(numbers):,}", file=sys.stderr, flush=True)
     for name, count in sorted(outcomes.counts.items()):
         print(f"{count:8,}  {name}")
     print(*outcomes.failures, sep="\n\n")
