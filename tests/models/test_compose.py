@@ -148,3 +148,30 @@ def test_what_cannot_be_put_together_is_one_line(tmp_path: Path) -> None:
     (eyes / "config.json").write_text(json.dumps([]))
     with pytest.raises(UniDPOError, match="is not a model's configuration"):
         compose(str(eyes), str(words), tmp_path / "new")
+
+
+def test_a_composed_llava_is_asked_like_any_other_checkpoint(tmp_path: Path) -> None:
+    """Its image processor tells no patch size, and it has no video token."""
+    import transformers as t
+    from PIL import Image
+
+    from uni_dpo.models.backends import Request, Sampling, make_backend
+
+    eyes = write_vision(tmp_path / "vision", "clip", whole=False)
+    folder = compose(str(eyes), str(write_language(tmp_path / "language", "llama")), tmp_path / "llava").folder
+    image = tmp_path / "a.png"
+    Image.new("RGB", (20, 11), (200, 30, 40)).save(image)
+    backend = make_backend({"model": str(folder)})
+    request = Request("What?", (str(image),), system="Be brief.")
+    (reply,) = backend.generate([request], Sampling(temperature=0.0, max_tokens=4))
+
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+    ]
+    processor = t.AutoProcessor.from_pretrained(folder)
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    inputs = processor(text=text, images=[Image.open(image)], return_tensors="pt")
+    model = t.AutoModelForImageTextToText.from_pretrained(folder).eval()
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+    assert reply[0].text == processor.tokenizer.decode(output, skip_special_tokens=True).strip()

@@ -25,6 +25,11 @@ def load_pixels(request: "Request", patch: int = QWEN2_PATCH) -> tuple[list[Any]
     return [open_image(path) for path in request.images], [], {}
 
 
+def patch_of(processor: Any) -> int:
+    """Pixels per side of an image patch, as Qwen's processors tell it; others size images by themselves."""
+    return int(getattr(getattr(processor, "image_processor", None), "patch_size", None) or QWEN2_PATCH)
+
+
 def open_image(path: str) -> Any:
     """Open an image file as RGB.
 

@@ -19,7 +19,7 @@ from uni_dpo.models.backends.settings import TransformersOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
 from uni_dpo.models.prompt import detect_style, parse_style, prompt_of, sees_images
-from uni_dpo.models.vision import load_pixels
+from uni_dpo.models.vision import load_pixels, patch_of
 
 
 class TransformersBackend(Backend):
@@ -160,7 +160,7 @@ class TransformersBackend(Backend):
         return replies
 
     def _encode(self, requests: Sequence[Request]) -> dict[str, Any]:
-        patch = self.processor.image_processor.patch_size if self.sees_images else 0
+        patch = patch_of(self.processor)
         images: list[Any] = []
         videos: list[Any] = []
         told: dict[str, Any] = {}

@@ -19,8 +19,8 @@ from uni_dpo.models.backends.base import (
 from uni_dpo.models.backends.settings import VLLMOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_processor, one_line
-from uni_dpo.models.prompt import detect_style, parse_style, prompt_of, sees_images
-from uni_dpo.models.vision import QWEN2_PATCH, load_pixels
+from uni_dpo.models.prompt import detect_style, parse_style, prompt_of
+from uni_dpo.models.vision import load_pixels, patch_of
 
 REPORTED_TOKENS = 20
 """The most alternatives per token that older versions of vLLM report unless told otherwise."""
@@ -54,7 +54,7 @@ class VLLMBackend(Backend):
         self._vllm = vllm
         self.processor = load_processor(checkpoint, trust_remote_code=options.trust_remote_code)
         self.style = parse_style(options.prompt_style) or detect_style(self.processor, options.model)
-        self.patch = self.processor.image_processor.patch_size if sees_images(self.processor) else QWEN2_PATCH
+        self.patch = patch_of(self.processor)
         pixels = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
         settings: dict[str, Any] = {
             "model": str(checkpoint.base),
