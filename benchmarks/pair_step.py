@@ -57,6 +57,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
 
     from uni_dpo.llamafactory.arguments import UniDPOFinetuningArguments
     from uni_dpo.llamafactory.reference_cache import LOGPS
+    from uni_dpo.llamafactory.run_context import RunContext, running
     from uni_dpo.llamafactory.trainer import LlamaFactoryUniDPOTrainer
     from uni_dpo.shared_prefix import ImageStore
 
@@ -73,9 +74,8 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
     if variant == "ordinary":
         return CustomDPOTrainer(finetuning_args=FinetuningArguments(stage="dpo", pref_loss="sigmoid"), **common)
     arguments = UniDPOFinetuningArguments(stage="dpo", pref_loss="sigmoid", pair_forward="shared_prefix", **more)
-    if variant == "kept":
-        arguments.image_store = ImageStore(Path(folder), {})
-    trainer = LlamaFactoryUniDPOTrainer(finetuning_args=arguments, **common)
+    with running(RunContext(image_store=ImageStore(Path(folder), {}) if variant == "kept" else None)):
+        trainer = LlamaFactoryUniDPOTrainer(finetuning_args=arguments, **common)
     if variant in REFERENCE_PRECOMPUTED:
         with torch.no_grad():
             logps = trainer.compute_reference_log_probs(

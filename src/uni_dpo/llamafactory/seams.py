@@ -59,6 +59,9 @@ ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS")
 _fault: UniDPOError | None = None
 """Why this process cannot train with `pref_loss: uni_dpo`, once `register` has found out."""
 
+_spoken_of: set[str] = set()
+"""Versions of which this process has said that they are not tested."""
+
 
 def register() -> None:
     """Put Uni-DPO into the LlamaFactory on the import path. A second call does nothing.
@@ -85,7 +88,8 @@ def register() -> None:
             parser.read_args = _refusing(parser.read_args)
         return
     _fault = None
-    if not is_tested(version) and first_process():
+    if not is_tested(version) and first_process() and version not in _spoken_of:
+        _spoken_of.add(version)
         print(
             f"LlamaFactory {version} is not among the tested ones ({OLDEST} to {NEWEST}), but has what Uni-DPO needs.",
             file=sys.stderr,
