@@ -13,6 +13,8 @@ from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import plain, reference_of
 
+NEAR = 300
+"""Characters before and behind a mention that are read for what is said of it."""
 _ALPHABET = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}
 _OPEN = r"[\s\"'“‘(\[{<:\-]*"
 _NAMES = (
@@ -197,7 +199,9 @@ def _groups(text: str, mentions: list[_Mention]) -> list[tuple[str, set[str]]]:
         if last and _JOINED.match(gap):
             before, letters = groups[-1]
             both = _BOTH.search(gap) is not None
-            if kind == before or (kind == "open" and (both or not _CLAUSE_BEHIND.match(text[mention.end :]))):
+            if kind == before or (
+                kind == "open" and (both or not _CLAUSE_BEHIND.match(text[mention.end : mention.end + NEAR]))
+            ):
                 letters.add(mention.letter)
                 continue
             if before == "open" and both:
@@ -209,9 +213,9 @@ def _groups(text: str, mentions: list[_Mention]) -> list[tuple[str, set[str]]]:
 
 def _kind(text: str, mention: _Mention) -> str:
     """`concluded`, `stated`, `rejected`, `discussed` or `open`: by the sentence that a mention stands in."""
-    breaks = [match.end() for match in _BREAK.finditer(text, 0, mention.start)]
-    start = breaks[-1] if breaks else 0
-    before, behind = text[start : mention.start], text[mention.end :]
+    before = text[max(0, mention.start - NEAR) : mention.start]
+    breaks = [match.end() for match in _BREAK.finditer(before)]
+    before, behind = before[breaks[-1] if breaks else 0 :], text[mention.end : mention.end + NEAR]
     if _REJECTED_BEHIND.match(behind) or (mention.by_letter and _LETTER_REJECTED_BEHIND.match(behind)):
         return "rejected"
     if _REJECTED.search(before):
@@ -237,10 +241,11 @@ def _mentions(text: str, options: Mapping[str, str]) -> Iterator[_Mention]:
         for match in re.finditer(
             rf"(?<!{edge})(?<!\d\.)(?<!-)(?:an? |the )?{words}(?!{edge}|[.,]\d)", text, re.IGNORECASE
         ):
-            if not _SUM_BEHIND.match(text[match.end() :]) and not any(
+            if not _SUM_BEHIND.match(text[match.end() : match.end() + NEAR]) and not any(
                 match.start() < other.end and other.start < match.end() for other in taken
             ):
                 taken.append(_Mention(letter, *match.span(), by_letter=False))
+    covered = {position for mention in taken for position in range(mention.start, mention.end)}
     letters = _letters(options)
     pattern = (
         rf"(?<![A-Za-z0-9])(?<![A-Za-z]')(?:({letters})|(?<=[(\[])({letters.lower()})(?=[)\]]))(?!'?[A-Za-z0-9]|-[a-z])"
@@ -251,9 +256,10 @@ def _mentions(text: str, options: Mapping[str, str]) -> Iterator[_Mention]:
         start, end = match.span(group)
         word = text[start:end]
         pronoun = word == "I" and text[end : end + 2].strip()
-        if pronoun or (word == "A" and _ARTICLE_BEHIND.match(text[end:])):
+        if pronoun or (word == "A" and _ARTICLE_BEHIND.match(text[end : end + NEAR])):
             continue
-        if not any(start < other.end and other.start < end for other in taken):
+        if start not in covered:
+            covered.add(start)
             taken.append(_Mention(word.upper(), start, end, by_letter=True))
     return iter(sorted(taken, key=lambda mention: mention.start))
 

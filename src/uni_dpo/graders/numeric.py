@@ -35,9 +35,9 @@ _NUMBER = re.compile(
 )
 _RANGE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:-|~|\bto\b|至|到|\band\b)\s*$")
 _UNIT_DIGIT = re.compile(r"(?<=[A-Za-zΩ])\s?\^\s?\{?-?\d+\}?|(?<=m)[23]\b")
-_ENTRY = re.compile(r"(?m)^\s*(?:\(\d{1,2}\)|\d{1,2}[.)、])\s+(?=\S)")
+_ENTRY = re.compile(r"(?m)^[ \t]*(?:\(\d{1,2}\)|\d{1,2}[.)、])\s+(?=\S)")
 _LABEL = re.compile(r"(?i)\b(?:step|figure|fig\.?|image|table|equation|option|question)\s+\d+\b|第\s*\d+\s*[步张题]")
-_BULLET = re.compile(r"(?m)^\s*[-+]\s+")
+_BULLET = re.compile(r"(?m)^[ \t]*[-+][ \t]+")
 _SAID = re.compile(
     r"(?i)\b(?:answer|result|total|sum)\b[^.\d\n=]{0,20}?(?:\bis\b|\bwas\b|\bbe\b|\bequals\b|:|=|≈|->|→)"
     r"|(?:答案|结果)\s*(?:应该|应)?\s*(?:是|为|:)|<answer>|\\boxed\s*(?=\{)|^####",
