@@ -168,7 +168,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[None, Row]]:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE * 8):
                 for row in _batch_rows(batch, path):
                     yield None, row | {name: int(row[name]) for name in integers if row[name] is not None}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PreferenceDataError(f"{path}: cannot be read as Parquet ({error})") from None
 
 
@@ -204,7 +204,7 @@ def _arrow_rows(path: Path) -> Iterator[tuple[None, Row]]:
             for batch in batches:
                 for row in _batch_rows(batch, path):
                     yield None, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PreferenceDataError(f"{path}: cannot be read as Arrow ({error})") from None
 
 
