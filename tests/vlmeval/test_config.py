@@ -25,11 +25,15 @@ def write(tmp_path: Path) -> Any:
 
 def test_the_overlays_config_is_understood() -> None:
     config = read_config(Path(__file__).parents[2] / "VLMEvalKit" / "config.json")
-    assert config.models == {
-        "Qwen2-VL-2B": ModelSettings("Qwen/Qwen2-VL-2B", min_pixels=1280 * 28 * 28, max_pixels=16384 * 28 * 28)
-    }
+    assert config.models == {"Qwen2-VL-2B": ModelSettings("Qwen/Qwen2-VL-2B")}, "the published one sets no limits"
     assert len(config.benchmarks) == 9
     assert config.benchmarks["MME"] == Benchmark("MME", "MME", "ImageYORNDataset")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(write: Any, number: float) -> None:
+    with pytest.raises(UniDPOError, match=r"temperature is .*which is not a finite number"):
+        read_config(write({"m": {**MODEL, "temperature": number}}, {"POPE": {}}))
 
 
 def test_own_data_and_names_after_data(write: Any, tmp_path: Path) -> None:

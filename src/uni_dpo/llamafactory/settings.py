@@ -1,6 +1,7 @@
 """What is seen to be wrong in a run's settings before LlamaFactory acts on them."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -32,6 +33,8 @@ def check_settings(given: dict[str, Any] | list[str]) -> None:
 
 def _value_fault(name: str, value: Any, kinds: list[Any]) -> str | None:
     """What is wrong with a value by the type of its setting; LlamaFactory takes whatever a configuration file says."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name}: {value!r} is not a finite number"
     if not isinstance(value, str):
         return None
     choices = [str(choice) for kind in kinds for choice in _choices(kind)]
@@ -40,7 +43,7 @@ def _value_fault(name: str, value: Any, kinds: list[Any]) -> str | None:
             f"{name}: {value!r} is none of its values{did_you_mean(value, choices) or '; known: ' + ', '.join(choices)}"
         )
     if kinds and {*kinds} <= {int, float, type(None)} and not _is_number(value):
-        return f"{name}: {value!r} is not a number"
+        return f"{name}: {value!r} is not a finite number"
     return None
 
 
@@ -59,10 +62,9 @@ def _choices(kind: Any) -> list[Any]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _names() -> set[str]:

@@ -1,6 +1,7 @@
 """What a user may set for a model: the keys of its entry in `config.json`."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class ModelSettings:
                 raise UniDPOError(f"{where}: unknown key {key!r}{did_you_mean(key, types)}")
             if not _fits(value, types[key]):
                 raise UniDPOError(f"{where}: {key} is {value!r}, which is not {_spoken(types[key])}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UniDPOError(f"{where}: {key} is {value!r}, which is not a finite number")
         if not given.get("model_path"):
             raise UniDPOError(f"{where}: no model_path")
         settings = cls(**given)
