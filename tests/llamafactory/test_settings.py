@@ -49,6 +49,11 @@ def test_what_llamafactory_takes_is_not_refused(monkeypatch: pytest.MonkeyPatch)
         ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
         ({"pref_beta": float("inf")}, "pref_beta: inf is not a finite number"),
         ({"uni_dpo_tau_ref": "nan"}, "uni_dpo_tau_ref: 'nan' is not a finite number"),
+        ({"deepspeed": "nosuch.json"}, "deepspeed: there is no file 'nosuch.json'"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch"},
+            "load_best_model_at_end: eval_strategy is 'epoch' and save_strategy is 'steps'",
+        ),
         ({"template": "qwen2_v"}, "template: LlamaFactory has none called 'qwen2_v'; did you mean 'qwen2_vl'?"),
     ],
     ids=str,
@@ -57,6 +62,10 @@ def test_values_that_a_setting_cannot_have_are_named(given: dict[str, Any], mess
     with pytest.raises(UniDPOError) as caught:
         check_settings(given)
     assert str(caught.value).startswith(message)
+
+
+def test_a_flag_of_the_published_launch_line_needs_no_value() -> None:
+    check_settings([*FLAGS, "--pref_loss", "uni_dpo", "--dpo_average_log_prob", "--max_steps", "1"])
 
 
 def test_every_recipe_has_values_that_its_settings_take() -> None:

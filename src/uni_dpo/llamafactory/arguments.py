@@ -35,10 +35,12 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     dpo_average_log_prob: bool | None = field(
         default=None,
         metadata={
+            "nargs": "?",
+            "const": True,
             "help": (
                 "Average log-probabilities over an answer's tokens instead of summing them "
                 "(default: true for uni_dpo, LlamaFactory's own way for every other loss)."
-            )
+            ),
         },
     )
     pair_forward: Literal["auto", "shared_prefix", "ordinary"] = field(

@@ -28,8 +28,8 @@ def train(arguments: list[str]) -> None:
     """
     if not arguments:
         raise UniDPOError("name a configuration: uni-dpo train CONFIG.yaml [key=value …], or --key value flags")
-    _register()
     given = read_arguments(arguments)
+    _register()
     refuse_uni_dpo(given)
     check_settings(given)
     if _wants_torchrun():
