@@ -178,7 +178,7 @@ def test_a_refused_request_is_named_and_not_sent_again(serve: Any) -> None:
     assert len(server.bodies) == 1
     server.failures = [500] * 4
     ((_, failed),) = backend(server).stream([REQUEST], GREEDY)
-    assert failed == Failure("HTTP 500 (4 attempts)")
+    assert failed == Failure("HTTP 500 (busy) (4 attempts)")
 
 
 def test_an_unreachable_server_is_named_at_once(serve: Any) -> None:
@@ -187,7 +187,7 @@ def test_an_unreachable_server_is_named_at_once(serve: Any) -> None:
     asked = backend(server)
     server.shutdown()
     server.server_close()
-    with pytest.raises(UniDPOError, match=f"no OpenAI-compatible server answers at {url}: .*refused"):
+    with pytest.raises(UniDPOError, match=f"no OpenAI-compatible server answers at {url}: "):
         asked.check()
 
 

@@ -124,7 +124,7 @@ class Recorded:
     def _written(
         self, call: str, requests: Sequence[Request], replies: Any, answers: Sequence[Any] | None = None
     ) -> Any:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             for index, (request, reply) in enumerate(zip(requests, replies, strict=True)):
                 line = {"call": call, "request": asdict(request), "reply": _plain(reply)}
                 if answers is not None:

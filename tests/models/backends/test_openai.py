@@ -6,7 +6,8 @@ import pytest
 from uni_dpo.engine.checkers import YES_NO
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import AnswerLogprob, Failure, Request, Sample, Sampling, make_backend
-from uni_dpo.models.backends.openai import sum_choices
+from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
+from uni_dpo.models.backends.replies import sum_choices
 
 
 def make(server, **options):
@@ -107,13 +108,14 @@ def test_what_befalls_every_request_ends_the_run(chat_server, status):
         make(server).generate([Request("a")] * 20, Sampling())
 
 
-def test_no_server_is_a_failure_with_the_address_refused():
-    backend = make_backend(
-        {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "backoff": 0.01, "max_retries": 1}
-    )
+def test_a_server_that_went_away_is_a_failure():
+    options = OpenAIOptions("m", base_url="http://127.0.0.1:9/v1", backoff=0.01, max_retries=1)
+    backend = OpenAIBackend(options)
     (reply,) = backend.generate([Request("a")], Sampling())
     assert reply.reason.startswith("no connection")
     assert backend.usage.faults == {"no connection": 2}
+    with pytest.raises(UniDPOError, match=r"no OpenAI-compatible server answers at http://127\.0\.0\.1:9/v1"):
+        options.check(images=False)
 
 
 def test_a_missing_key_is_named(monkeypatch):
@@ -130,11 +132,10 @@ def test_cost_is_counted_per_million_tokens(chat_server):
 
 
 def test_the_rate_limit_spaces_requests(chat_server, monkeypatch):
-    waits = []
-    monkeypatch.setattr("uni_dpo.models.backends.openai.time.sleep", waits.append)
+    backend = make(chat_server(echo), requests_per_minute=60)
     monkeypatch.setattr("uni_dpo.models.backends.openai.time.monotonic", lambda: 100.0)
-    make(chat_server(echo), requests_per_minute=60).generate([Request("a")] * 4, Sampling())
-    assert sorted(waits) == [0.0, 1.0, 2.0, 3.0]
+    assert [backend.turn() for _ in range(4)] == [0.0, 1.0, 2.0, 3.0]
+    monkeypatch.undo()
 
 
 def test_choices_are_summed_over_their_forms():

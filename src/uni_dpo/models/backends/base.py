@@ -212,7 +212,7 @@ def weights_of(options: Any) -> list[list[Any]]:
 def make_backend(raw: Mapping[str, Any], role: str = "model") -> Backend:
     """Load the model that one entry under `models:` describes."""
     name, options = parse_model(raw, role)
+    if hasattr(options, "check"):
+        options.check(images=True)
     backend: Backend = find("backend", name)(options)
-    if name == "openai":
-        backend.check()  # type: ignore[attr-defined]  # a server that is not there is named before it is asked
     return backend

@@ -1,81 +1,165 @@
-"""Answers from any server that speaks OpenAI's chat API, asked concurrently, with retries and limits.
+"""Answers from any server that speaks OpenAI's chat API: asked concurrently, with retries, limits and one reader."""
 
-The key goes to the server that was named and to no other: redirects are not followed, and where a server's error quotes
-the key, it is masked. A reply that cannot be used is a fault with a name, never an answer and never a traceback.
-"""
-
-import math
+import asyncio
+import json
 import os
 import random
+import ssl
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
-import openai
+import tenacity
 
-from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage, logsumexp
+from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage
 from uni_dpo.models.backends.images import data_url
+from uni_dpo.models.backends.replies import (
+    NotReportedError,
+    UnusableReplyError,
+    read_error,
+    read_filled_samples,
+    read_first_token,
+    read_json,
+    read_prompt_logprobs,
+    read_samples,
+    read_usage,
+    sound,
+    sum_choices,
+)
 from uni_dpo.models.backends.settings import OpenAIOptions
 from uni_dpo.storage.identity import derive_seed
 
 REPORTED_TOKENS = 20
 """The most alternatives that OpenAI's servers report for a token."""
+LONGEST_WAIT = 60.0
+"""Seconds that a server's Retry-After is followed, at most."""
+LARGEST_REPLY = 64 * 2**20
+"""Bytes of one reply, unpacked."""
+PROBE_TIMEOUT = 10.0
+_SECRET = 8
+"""Characters of a key that is masked: shorter ones, such as `EMPTY`, are words."""
 
 
-MOST_BYTES = 64 * 2**20
-"""Of one reply; no answer is as long."""
+@dataclass
+class _LostReplyError(Exception):
+    """An attempt that brought nothing to read; `kind` names why, `detail` tells more."""
 
-CHECK_SECONDS = 20.0
-"""For a server to say that it is there."""
-
-_SHAPES = (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError)
-"""What reading raises where a reply has another shape than the chat API's."""
-
-
-class _BoundedTransport(httpx.HTTPTransport):
-    """Bounds a whole request in time and size: httpx by itself bounds each read, and a server may drip."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self._seconds = seconds
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request; reading its reply ends with a timeout once the time is used up."""
-        deadline = time.monotonic() + self._seconds
-        response = super().handle_request(request)
-        response.stream = _BoundedStream(response.stream, deadline)
-        return response
+    kind: str
+    detail: str = ""
+    wait: float | None = None
 
 
-class _BoundedStream(httpx.SyncByteStream):
-    def __init__(self, stream: Any, deadline: float) -> None:
-        self._stream, self._deadline = stream, deadline
+class Server:
+    """One server: its address, its key, and the only place that sends bytes to it.
 
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for chunk in self._stream:
-            size += len(chunk)
-            if time.monotonic() > self._deadline:
-                raise httpx.ReadTimeout("the reply takes longer than the timeout")
-            if size > MOST_BYTES:
-                raise httpx.DecodingError(f"the reply is larger than {MOST_BYTES:,} bytes")
-            yield chunk
+    Redirects are not followed, so the key stays with the host of the setting. Whatever the server sends is masked
+    before anything reads it.
+    """
 
-    def close(self) -> None:
-        self._stream.close()
+    def __init__(self, options: OpenAIOptions) -> None:
+        key = (os.environ.get(options.api_key_env) or "").strip()
+        if not key and options.base_url is None:
+            raise UniDPOError(f"model {options.model!r}: the environment variable {options.api_key_env} is not set")
+        if not (key.isascii() and key.isprintable()):
+            raise UniDPOError(f"{options.api_key_env} holds characters that no key has; set it again")
+        self.options = options
+        self.key = key
+        address = options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        try:
+            self.url = httpx.URL(address.rstrip("/"))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise UniDPOError(f"model {options.model!r}: base_url {address!r} is no address: {error}") from error
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise UniDPOError(f"model {options.model!r}: base_url {address!r} has to begin with http:// or https://")
+        self.name = str(self.url.copy_with(userinfo=b""))
+
+    def client(self) -> httpx.AsyncClient:
+        """A client whose requests may only go to this server."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency)
+        headers = {"Authorization": f"Bearer {self.key or 'none'}"}
+        return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits, verify=_tls())
+
+    async def call(
+        self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None, timeout: float
+    ) -> tuple[httpx.Response, bytes]:
+        """Send one request and read its reply whole, within `timeout` seconds in all.
+
+        Raises:
+            TimeoutError, httpx.HTTPError: no whole reply came.
+            UnusableReplyError: the reply is larger than `LARGEST_REPLY`.
+        """
+        sent = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if sent else {}
+        method = "GET" if sent is None else "POST"
+        async with (
+            asyncio.timeout(timeout),
+            client.stream(method, f"{self.url}{path}", content=sent, headers=headers) as reply,
+        ):
+            received = bytearray()
+            async for chunk in reply.aiter_bytes():
+                received += chunk
+                if len(received) > LARGEST_REPLY:
+                    raise UnusableReplyError("reply too large")
+        return reply, self._masked(bytes(received))
+
+    def _masked(self, received: bytes) -> bytes:
+        return received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received
+
+    def mask(self, text: str) -> str:
+        """A text without the key and without control characters."""
+        return plain(sound(text.replace(self.key, "***") if len(self.key) >= _SECRET else text))
+
+    def refused(self, said: str) -> UniDPOError:
+        """The end of a run whose every request would fare alike."""
+        option = self.options
+        return UniDPOError(
+            f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
+            f"check model, base_url and {option.api_key_env}"
+        )
 
 
-class _UnusableReplyError(Exception):
-    """A reply that arrived and cannot be used; `kind` names why, for the counts."""
+def probe(options: OpenAIOptions) -> None:
+    """Ask a server for its models, which costs nothing, before anything is asked of any.
 
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
+    A server that lists no models is taken as it is. One that lists others is sent an empty chat, which only one that
+    does not know the model refuses with 404.
+
+    Raises:
+        UniDPOError: no server is there, it refuses the key, sends elsewhere, or does not know the model.
+    """
+    server = Server(options)
+
+    async def ask() -> None:
+        async with server.client() as client:
+            reply, body = await server.call(client, "/models", None, min(options.timeout, PROBE_TIMEOUT))
+            if reply.status_code in (401, 403) or reply.is_redirect:
+                raise _final(server, reply, body)
+            if reply.status_code != 200:
+                return
+            listed = read_json(body).get("data")
+            names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+            if names and options.model not in names:
+                empty = {"model": options.model, "messages": []}
+                reply, body = await server.call(client, "/chat/completions", empty, PROBE_TIMEOUT)
+                if reply.status_code == 404:
+                    raise _final(server, reply, body)
+
+    try:
+        _Loop.shared().submit(ask()).result()
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError) as error:
+        raise UniDPOError(
+            f"no OpenAI-compatible server answers at {server.name}: {server.mask(_why(error))}; "
+            f"start it, or correct base_url of {options.model!r}"
+        ) from error
+    except (TimeoutError, httpx.HTTPError, UnusableReplyError):
+        return  # something is there; what it says to a question is counted then
 
 
 class OpenAIBackend:
@@ -85,114 +169,68 @@ class OpenAIBackend:
     comfortable_batch = 256
 
     def __init__(self, options: OpenAIOptions) -> None:
-        key = os.environ.get(options.api_key_env)
-        if key is None and options.base_url is None:
-            raise UniDPOError(f"model {options.model!r}: the environment variable {options.api_key_env} is not set")
         self.options = options
+        self.server = Server(options)
         self.usage = Usage()
-        self._key = key or "none"
-        bounded = httpx.Client(
-            transport=_BoundedTransport(options.timeout), timeout=options.timeout, follow_redirects=False
-        )
-        self.client = openai.OpenAI(
-            api_key=self._key,
-            base_url=options.base_url,
-            timeout=options.timeout,
-            max_retries=0,
-            http_client=bounded,  # type: ignore[arg-type,unused-ignore]  # typed for the next httpx alone, takes both
-        )
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
         self._next_start = 0.0
-
-    def check(self) -> None:
-        """See that the server is there and takes the key; a server need not list its models.
-
-        Raises:
-            UniDPOError: no server answers, or it refuses the key.
-        """
-        try:
-            self.client.models.list(timeout=min(self.options.timeout, CHECK_SECONDS))
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
-                raise UniDPOError(
-                    f"{self.address} refuses the key (HTTP {error.status_code}); set {self.options.api_key_env}"
-                ) from None
-        except openai.APIConnectionError as error:
-            reason = self._masked(error.__cause__ or error)
-            raise UniDPOError(f"no OpenAI-compatible server answers at {self.address}: {reason}") from None
-        except _SHAPES:
-            pass  # it answers
-
-    @property
-    def address(self) -> str:
-        """Of the server, as messages name it."""
-        return str(self.client.base_url).rstrip("/")
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         """See `Backend.generate`. A reply of empty answers only, or a refusal, is asked for again."""
-
-        def read(completion: Any) -> list[Sample]:
-            samples = _samples(completion)
-            if not any(sample.text for sample in samples):
-                raise _UnusableReplyError("empty answer")
-            return samples
-
-        asked = self._asked(sampling)
-        replies = self._put_all([(request, asked) for request in requests], read)
-        for attempt in range(1, sampling.n):  # some servers take no notice of n and give one answer at a time
-            short = [i for i, reply in enumerate(replies) if isinstance(reply, list) and len(reply) < sampling.n]
-            more = [
-                (
-                    replace(requests[i], seed=derive_seed(requests[i].seed, "more", attempt)),
-                    {**asked, "n": sampling.n - len(replies[i])},
-                )
-                for i in short
-            ]
-            for i, reply in zip(short, self._put_all(more, read), strict=True):
-                replies[i] = reply if isinstance(reply, Failure) else replies[i] + reply
-        return replies
+        replies = dict(self._sampled(requests, sampling, read_filled_samples))
+        return [replies[place] for place in range(len(requests))]
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """See `Backend.stream`; an answer that is an empty text is one."""
-        asked = self._asked(sampling)
-        self._stopped.clear()
-        with ThreadPoolExecutor(self.options.concurrency) as pool:
-            places: dict[Future[Any], int] = {
-                pool.submit(self._put, request, asked, _samples): place for place, request in enumerate(requests)
-            }
-            try:
-                while places:
-                    for finished in wait(places, return_when=FIRST_COMPLETED).done:
-                        yield places.pop(finished), finished.result()
-            except BaseException:
-                self._stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        """See `Backend.stream`; as the server finishes them. An answer that is an empty text is one."""
+        yield from self._sampled(requests, sampling, read_samples)
 
-    def _asked(self, sampling: Sampling) -> dict[str, Any]:
+    def check(self) -> None:
+        """See `probe`."""
+        probe(self.options)
+
+    def _sampled(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        read: Callable[[Mapping[str, Any]], list[Sample]],
+    ) -> Iterator[tuple[int, list[Sample] | Failure]]:
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
-        if sampling.repetition_penalty != 1:
+        if sampling.repetition_penalty != 1.0:
             extra["repetition_penalty"] = sampling.repetition_penalty
-        return {
-            "n": sampling.n,
+        asked = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             self.options.token_limit_field: sampling.max_tokens,
-            **({"extra_body": extra} if extra else {}),
+            **extra,
         }
+
+        async def answer(put: "_Put", request: Request) -> list[Sample] | Failure:
+            samples: list[Sample] = []
+            for attempt in range(sampling.n):  # some servers take no notice of n and give one answer at a time
+                seed = derive_seed(request.seed, "more", attempt) if attempt else request.seed
+                settings = {**asked, "n": sampling.n - len(samples)}
+                reply = await put(replace(request, seed=seed), settings, read)
+                if isinstance(reply, Failure):
+                    return reply
+                samples += reply
+                if len(samples) >= sampling.n:
+                    break
+            return samples[: sampling.n]
+
+        yield from self._all([partial(answer, request=request) for request in requests])
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Failure]:
         """See `Backend.choice_logprobs`; among the 20 likeliest tokens, which is all that servers report."""
 
-        def read(completion: Any) -> dict[str, float]:
-            reported = completion.choices[0].logprobs
-            if not reported or not reported.content:
-                raise UniDPOError(f"the server of {self.options.model!r} reports no log-probabilities of tokens")
-            tokens = [(str(top.token), _logprob(top.logprob)) for top in reported.content[0].top_logprobs]
-            return sum_choices(tokens, choices)
+        def read(completion: Mapping[str, Any]) -> dict[str, float]:
+            try:
+                return sum_choices(read_first_token(completion), choices)
+            except NotReportedError as error:
+                raise UniDPOError(
+                    f"the server of {self.options.model!r} reports no log-probabilities of tokens"
+                ) from error
 
         asked = {
             "temperature": 0.0,
@@ -205,239 +243,267 @@ class OpenAIBackend:
     def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
         """See `Backend.answer_logprobs`; by `prompt_logprobs`, which vLLM's server has and OpenAI's has not."""
         alone: dict[str, Any] = {"temperature": 0.0, self.options.token_limit_field: 1}
-        prompts = list(dict.fromkeys((request.prompt, request.images) for request in requests))
-        counts = dict(
-            zip(
-                prompts,
-                self._put_all([(Request(*prompt), alone) for prompt in prompts], lambda c: c.usage.prompt_tokens),
-                strict=True,
-            )
-        )
-        scored = {
-            **alone,
-            "extra_body": {
-                "prompt_logprobs": 0,
-                "add_generation_prompt": False,
-                "continue_final_message": True,
-            },
-        }
+        prompts = list(dict.fromkeys(replace(request, seed=0) for request in requests))
+        counts = dict(zip(prompts, self._put_all([(prompt, alone) for prompt in prompts], _prompt_tokens), strict=True))
+        scored = {**alone, "prompt_logprobs": 0, "add_generation_prompt": False, "continue_final_message": True}
 
-        def read(completion: Any) -> list[float]:
-            reported = getattr(completion, "prompt_logprobs", None)
-            if not reported:
+        def read(completion: Mapping[str, Any]) -> list[float]:
+            try:
+                return read_prompt_logprobs(completion)
+            except NotReportedError as error:
                 raise UniDPOError(
                     f"the server of {self.options.model!r} does not return prompt_logprobs, so it cannot score given "
                     "answers; vLLM's server can, and so can the backends transformers and vllm"
-                )
-            return [_logprob(next(iter(token.values()))["logprob"]) if token else 0.0 for token in reported]
+                ) from error
 
         tables = self._put_all(
             [(request, {**scored, "answer": answer}) for request, answer in zip(requests, answers, strict=True)], read
         )
         replies: list[AnswerLogprob | Failure] = []
         for request, table in zip(requests, tables, strict=True):
-            count = counts[request.prompt, request.images]
+            count = counts[replace(request, seed=0)]
             if isinstance(count, Failure) or isinstance(table, Failure):
                 replies.append(count if isinstance(count, Failure) else table)
             else:
                 replies.append(AnswerLogprob(sum(table[count:]), len(table) - count))
         return replies
 
-    def _put_all(self, asked: Sequence[tuple[Request, dict[str, Any]]], read: Callable[[Any], Any]) -> list[Any]:
-        self._stopped.clear()
-        with ThreadPoolExecutor(self.options.concurrency) as pool:
-            futures = [pool.submit(self._put, request, settings, read) for request, settings in asked]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                self._stopped.set()  # those waiting for another attempt give up at once
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    def _put_all(
+        self, asked: Sequence[tuple[Request, dict[str, Any]]], read: Callable[[Mapping[str, Any]], Any]
+    ) -> list[Any]:
+        async def answer(put: "_Put", request: Request, settings: dict[str, Any]) -> Any:
+            return await put(request, settings, read)
 
-    def _put(self, request: Request, settings: dict[str, Any], read: Callable[[Any], Any]) -> Any:
-        """One request until it is answered or its attempts are used up."""
-        reason = ""
-        cause: openai.APIStatusError | None = None
-        for attempt in range(self.options.max_retries + 1):
-            if attempt:
-                self._count(Usage(retries=1))
-                self._stopped.wait(self._pause(attempt, cause))
-            self._wait_for_turn()
-            if self._stopped.is_set():
-                return Failure("stopped")
-            # A reply that was lost is asked for again as it was; one that was no use has to come out otherwise.
-            seed = derive_seed(request.seed, attempt) if reason in ("refusal", "empty answer") else request.seed
-            cause = None
-            try:
-                completion = self.client.chat.completions.create(
-                    model=self.options.model, seed=seed % 2**31, **_body(request, dict(settings))
-                )
-                if not _well_formed(completion):
-                    raise _UnusableReplyError("malformed reply")
-                self._count_tokens(completion)
-                return read(completion)
-            except _UnusableReplyError as error:
-                reason = error.kind
-            except UniDPOError:
-                raise
-            except openai.APITimeoutError:
-                reason = "timeout"
-            except openai.APIConnectionError as error:
-                reason = f"no connection ({self._masked(error.__cause__ or error)})"
-            except openai.APIStatusError as error:
-                reason, cause = f"HTTP {error.status_code}", error
-                if not _worth_retrying(error):
-                    self._count_fault(reason)
-                    return self._refused(error)
-            except (openai.APIResponseValidationError, httpx.HTTPError, *_SHAPES):
-                reason = "malformed reply"
-            self._count_fault(reason)
-        self._count(Usage(failures=1))
-        return Failure(f"{reason} ({self.options.max_retries + 1} attempts)")
+        jobs = [partial(answer, request=request, settings=settings) for request, settings in asked]
+        replies = dict(self._all(jobs))
+        return [replies[place] for place in range(len(asked))]
 
-    def _refused(self, error: openai.APIStatusError) -> Failure:
-        """A request that another attempt would not help: fatal where it would befall every request."""
-        told = isinstance(error.body, dict) and "message" in error.body
-        said = error.message if told else f"{error.message} {error.response.text}"
-        message = f"HTTP {error.status_code}: {self._masked(said)}"
-        if error.status_code in range(300, 400):
-            raise UniDPOError(
-                f"the server of {self.options.model!r} at {self.address} redirects to another address, which is not "
-                "followed, since the key would go there; set base_url to that address if you trust it"
-            ) from None
-        if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
-            raise UniDPOError(
-                f"the server of {self.options.model!r} says {message}; "
-                f"check model, base_url and {self.options.api_key_env}"
-            ) from None
-        self._count(Usage(failures=1))
-        return Failure(message)
+    def _all(self, jobs: Sequence[Callable[["_Put"], Coroutine[Any, Any, Any]]]) -> Iterator[tuple[int, Any]]:
+        """Do jobs at once, `concurrency` of them; yield each one's place and outcome as it ends."""
+        finished: SimpleQueue[tuple[int, Any]] = SimpleQueue()
 
-    def _masked(self, said: object) -> str:
-        """What a server or a library said, its first 300 characters, without the key."""
-        text = str(said).replace(self._key, "***") if len(self._key) > len("none") else str(said)
-        return text[:300]
+        async def work() -> None:
+            async with self.server.client() as client:
+                put = _Put(self, client)
+                free = asyncio.Semaphore(self.options.concurrency)
 
-    def _pause(self, attempt: int, error: openai.APIStatusError | None) -> float:
-        wanted = error.response.headers.get("retry-after", "") if error else ""
-        if wanted.isdecimal():
-            return min(60.0, float(wanted))
-        return float(self.options.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
+                async def one(place: int) -> None:
+                    async with free:
+                        try:
+                            finished.put((place, await jobs[place](put)))
+                        except Exception as error:
+                            finished.put((place, error))
 
-    def _wait_for_turn(self) -> None:
+                await asyncio.gather(*map(one, range(len(jobs))))
+
+        running = _Loop.shared().submit(work())
+        try:
+            for _ in jobs:
+                place, outcome = finished.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield place, outcome
+        finally:
+            running.cancel()
+
+    def turn(self) -> float:
+        """Take the next place in the queue that `requests_per_minute` spaces; seconds until it comes."""
         if self.options.requests_per_minute is None:
-            return
-        with self._lock:
-            start = max(time.monotonic(), self._next_start)
-            self._next_start = start + 60 / self.options.requests_per_minute
-        time.sleep(max(0.0, start - time.monotonic()))
-
-    def _count_tokens(self, completion: Any) -> None:
-        used = completion.usage
-        counts = [getattr(used, name, 0) for name in ("prompt_tokens", "completion_tokens")]
-        prompt, answer = (count if isinstance(count, int) else 0 for count in counts)
-        cost = (prompt * self.options.price_prompt + answer * self.options.price_completion) / 1e6
-        self._count(Usage(requests=1, prompt_tokens=prompt, completion_tokens=answer, cost=cost))
+            return 0.0
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + 60 / self.options.requests_per_minute
+        return start - now
 
     def _count(self, usage: Usage) -> None:
         with self._lock:
             self.usage.add(usage)
 
-    def _count_fault(self, kind: str) -> None:
-        with self._lock:
-            self.usage.count_fault(kind.partition(" (")[0])
+
+class _Put:
+    """One request until it is answered or its attempts are used up."""
+
+    def __init__(self, backend: OpenAIBackend, client: httpx.AsyncClient) -> None:
+        self.backend, self.client = backend, client
+        self.server, self.options = backend.server, backend.options
+
+    async def __call__(
+        self, request: Request, settings: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]
+    ) -> Any:
+        """What `read` makes of the reply, or a `Failure`."""
+        body = await asyncio.to_thread(_body, self.options.model, request, dict(settings))
+        seed = request.seed
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception_type((_LostReplyError, UnusableReplyError)),
+                stop=tenacity.stop_after_attempt(self.options.max_retries + 1),
+                wait=self._pause,
+                before_sleep=self._say,
+                reraise=True,
+            ):
+                with attempt:
+                    try:
+                        return read(await self._completion({**body, "seed": seed % 2**31}))
+                    except UnusableReplyError as error:
+                        # A reply that was lost is asked for again as it was; one of no use has to come out otherwise.
+                        if error.redraw:
+                            seed = derive_seed(request.seed, attempt.retry_state.attempt_number)
+                        self._fault(error.kind)
+                        raise
+                    except _LostReplyError as error:
+                        self._fault(error.kind)
+                        raise
+        except (_LostReplyError, UnusableReplyError) as error:
+            self.backend._count(Usage(failures=1))
+            detail = (
+                f" ({self.server.mask(error.detail)})" if isinstance(error, _LostReplyError) and error.detail else ""
+            )
+            return Failure(f"{error.kind}{detail} ({self.options.max_retries + 1} attempts)")
+        except _BadRequestError as error:
+            self._fault(str(error).partition(":")[0])
+            self.backend._count(Usage(failures=1))
+            return Failure(self.server.mask(str(error)))
+
+    async def _completion(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        await asyncio.sleep(self.backend.turn())
+        try:
+            reply, received = await self.server.call(self.client, "/chat/completions", body, self.options.timeout)
+        except TimeoutError as error:
+            raise _LostReplyError("timeout") from error
+        except httpx.DecodingError as error:
+            raise UnusableReplyError("malformed reply") from error
+        except httpx.HTTPError as error:
+            raise _LostReplyError("no connection", _why(error)) from error
+        if reply.status_code in (408, 409, 425, 429) or reply.status_code >= 500:
+            message, code = read_error(received)
+            if code != "insufficient_quota":
+                raise _LostReplyError(f"HTTP {reply.status_code}", message, _retry_after(reply))
+        if not reply.is_success:
+            raise _final(self.server, reply, received)
+        completion = read_json(received)
+        prompt, answer = read_usage(completion)
+        cost = (prompt * self.options.price_prompt + answer * self.options.price_completion) / 1e6
+        self.backend._count(Usage(requests=1, prompt_tokens=prompt, completion_tokens=answer, cost=cost))
+        return completion
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _LostReplyError) and error.wait is not None:
+            return error.wait
+        return float(
+            min(LONGEST_WAIT, self.options.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
+        )
+
+    def _say(self, state: tenacity.RetryCallState) -> None:
+        """Show that a request is put again, where somebody waits for it."""
+        self.backend._count(Usage(retries=1))
+        pause = state.next_action.sleep if state.next_action else 0.0
+        if pause < 0.5:
+            return
+        error = state.outcome.exception() if state.outcome else None
+        kind = getattr(error, "kind", "no answer")
+        print(
+            f"\n{self.options.model} at {self.server.name}: {kind}; attempt {state.attempt_number + 1} of "
+            f"{self.options.max_retries + 1} in {pause:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _fault(self, kind: str) -> None:
+        with self.backend._lock:
+            self.backend.usage.count_fault(kind)
 
 
-def sum_choices(reported: Sequence[tuple[str, float]], choices: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Log of each choice's summed probability, from tokens that a server names by their text.
-
-    A token counts for the choice of which it is a form. Where no token is a whole form (small vocabularies
-    spell `Yes` as `Y`, `es`), those that begin the forms of one choice only count for it.
-    """
-    whole = {
-        name: [logprob for token, logprob in reported if _plain(token) in forms] for name, forms in choices.items()
-    }
-    if any(whole.values()):
-        return {name: logsumexp(logprobs) for name, logprobs in whole.items()}
-    begun: dict[str, list[float]] = {name: [] for name in choices}
-    for token, logprob in reported:
-        text = _plain(token)
-        owners = [name for name, forms in choices.items() if any(form.startswith(text) for form in forms)]
-        if text.strip() and len(owners) == 1:
-            begun[owners[0]].append(logprob)
-    return {name: logsumexp(logprobs) for name, logprobs in begun.items()}
+class _BadRequestError(Exception):
+    """A request that another attempt would not help."""
 
 
-def _well_formed(completion: Any) -> bool:
-    """The client builds whatever JSON it gets; a proxy's error page or half a record is no completion."""
-    choices = getattr(completion, "choices", None)
-    return isinstance(choices, list) and bool(choices) and all(choice.message is not None for choice in choices)
+class _Loop:
+    """An event loop in a thread of its own, so that callers with or without a loop can wait for it."""
+
+    _only: "_Loop | None" = None
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True, name="servers").start()
+
+    @classmethod
+    def shared(cls) -> "_Loop":
+        """The loop of this process."""
+        if cls._only is None or cls._only.process != os.getpid():
+            cls._only = cls()
+        return cls._only
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Start a coroutine; its future."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
 
-def _plain(token: str) -> str:
-    """Some servers show the leading space of a token as the tokenizer's own mark."""
-    return f" {token[1:]}" if token[:1] in ("Ġ", "▁") else token
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """The certificates, which take a while to read, once."""
+    return httpx.create_ssl_context()
 
 
-def _samples(completion: Any) -> list[Sample]:
-    return [_sample(choice) for choice in completion.choices]
+def _final(server: Server, reply: httpx.Response, received: bytes) -> Exception:
+    """The error of a reply that another attempt would not change: fatal where it would befall every request."""
+    if reply.is_redirect:
+        return UniDPOError(
+            f"the server of {server.options.model!r} at {server.name} redirects to another address, which is not "
+            "followed, since the key would go there; set base_url to that address if you trust it"
+        )
+    message, code = read_error(received)
+    said = f"HTTP {reply.status_code}: {message}"
+    if reply.status_code in (401, 403, 404) or code == "insufficient_quota":
+        return server.refused(said)
+    return _BadRequestError(said)
 
 
-def _sample(choice: Any) -> Sample:
-    """Read one answer: a text, or the text parts of a list; whatever else stands in its place is a fault."""
-    message = choice.message
-    if getattr(message, "refusal", None) or choice.finish_reason == "content_filter":
-        raise _UnusableReplyError("refusal")
-    content = message.content
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        content = "".join(part for part in parts if isinstance(part, str)) if parts else None
-    if content is None:
-        reasoned = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        raise _UnusableReplyError("reasoning without an answer" if reasoned else "empty answer")
-    if not isinstance(content, str):
-        raise _UnusableReplyError("malformed reply")
-    whole = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is no text
-    return Sample(whole.strip(), 0, finished=choice.finish_reason != "length")
+def _retry_after(reply: httpx.Response) -> float | None:
+    try:
+        wanted = float(reply.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return min(LONGEST_WAIT, wanted) if wanted >= 0 else None
 
 
-def _logprob(value: Any) -> float:
-    """A log-probability as a server gives it; one that is no number says nothing about the token."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
-        raise _UnusableReplyError("log-probability that is none")
-    return float(value)
+def _why(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
-def _body(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
-    content: Any = _content(request)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if request.system is not None:
-        messages.insert(0, {"role": "system", "content": request.system})
+def _prompt_tokens(completion: Mapping[str, Any]) -> int:
+    count, _ = read_usage(completion)
+    if not count:
+        raise UnusableReplyError("no count of the prompt's tokens")
+    return count
+
+
+def _body(model: str, request: Request, settings: dict[str, Any]) -> dict[str, Any]:
+    content: Any = sound(request.prompt)
+    if request.content:
+        content = _resized(request.content)
+    elif request.images:
+        content = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
+        content.append({"type": "text", "text": sound(request.prompt)})
+    messages = [{"role": "system", "content": sound(request.system)}] if request.system is not None else []
+    messages.append({"role": "user", "content": content})
     if "answer" in settings:
-        messages.append({"role": "assistant", "content": settings.pop("answer")})
-    return {"messages": messages, **settings}
+        messages.append({"role": "assistant", "content": sound(settings.pop("answer"))})
+    return {"model": model, "messages": messages, **settings}
 
 
-def _content(request: Request) -> Any:
-    """The turn as the chat API has it; images with pixel limits are resized here, since servers know none."""
-    if not request.content:
-        images = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
-        return [*images, {"type": "text", "text": request.prompt}] if images else request.prompt
+def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Items in the order of the asker, images within their own pixel limits."""
     from uni_dpo.models.vision import load_vision, png_url
 
-    pictures, videos, _ = load_vision(request.content)
+    images, videos, _ = load_vision(items)
     if videos:
-        raise UniDPOError("backend openai sends images only; ask about videos with backend transformers")
-    left = iter(pictures)
+        raise UniDPOError("backend openai sends images only; evaluate videos with backend transformers")
+    pictures = iter(images)
     return [
-        {"type": "image_url", "image_url": {"url": png_url(next(left))}}
+        {"type": "image_url", "image_url": {"url": png_url(next(pictures))}}
         if item["type"] == "image"
-        else {"type": "text", "text": item["text"]}
-        for item in request.content
+        else {"type": "text", "text": sound(item["text"])}
+        for item in items
     ]
-
-
-def _worth_retrying(error: openai.APIStatusError) -> bool:
-    if error.code == "insufficient_quota":
-        return False
-    return error.status_code in (408, 409, 425, 429) or error.status_code >= 500

@@ -1,0 +1,195 @@
+"""Reading what a chat server sent: an answer, or a fault with a name. Pure functions: no network, no clock."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uni_dpo.models.backends.base import Sample, logsumexp
+
+MALFORMED = "malformed reply"
+_ROUNDING = 1e-3
+"""Log-probabilities this far above 0 come of rounding; those above it are no probabilities."""
+
+
+class UnusableReplyError(Exception):
+    """A reply that arrived and cannot be used.
+
+    Args:
+        kind: names why, for the counts.
+        redraw: whether another seed may bring a better one.
+    """
+
+    def __init__(self, kind: str, *, redraw: bool = False) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.redraw = redraw
+
+
+class NotReportedError(Exception):
+    """The server answers and leaves out the numbers that were asked for."""
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body.
+
+    Raises:
+        UnusableReplyError: it holds none, or one that is nested too deeply.
+    """
+    try:
+        value = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UnusableReplyError(MALFORMED) from error
+    if not isinstance(value, dict):
+        raise UnusableReplyError(MALFORMED)
+    return value
+
+
+def read_samples(completion: Mapping[str, Any]) -> list[Sample]:
+    """The answers of a completion, in its order.
+
+    Text parts are joined, lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`.
+
+    Raises:
+        UnusableReplyError: a refusal, no text, which an empty one is, nothing but reasoning, or no completion at all.
+    """
+    samples = []
+    for choice in _choices(completion):
+        message = choice.get("message")
+        if not isinstance(message, Mapping):
+            raise UnusableReplyError(MALFORMED)
+        if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+            raise UnusableReplyError("refusal", redraw=True)
+        text = _text(message.get("content"))
+        if text is None:
+            reasoned = message.get("reasoning_content") or message.get("reasoning")
+            raise UnusableReplyError("reasoning without an answer" if reasoned else "empty answer", redraw=True)
+        samples.append(Sample(text, 0, finished=choice.get("finish_reason") not in ("length", "max_tokens")))
+    return samples
+
+
+def read_filled_samples(completion: Mapping[str, Any]) -> list[Sample]:
+    """As `read_samples`; where all answers are empty, that is a fault too."""
+    samples = read_samples(completion)
+    if not any(sample.text for sample in samples):
+        raise UnusableReplyError("empty answer", redraw=True)
+    return samples
+
+
+def read_first_token(completion: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The alternatives reported for the first token, with their log-probabilities (natural).
+
+    Raises:
+        NotReportedError: the completion carries none.
+        UnusableReplyError: it carries something else, or numbers that are no log-probabilities.
+    """
+    reported = _choices(completion)[0].get("logprobs")
+    if not reported:
+        raise NotReportedError
+    content = reported.get("content") if isinstance(reported, Mapping) else MALFORMED
+    if content is None or content == []:
+        raise NotReportedError
+    first = content[0] if isinstance(content, list) else None
+    tops = first.get("top_logprobs") if isinstance(first, Mapping) else None
+    if not isinstance(tops, list) or not all(
+        isinstance(top, Mapping) and isinstance(top.get("token"), str) for top in tops
+    ):
+        raise UnusableReplyError(MALFORMED)
+    return [(top["token"], _logprob(top.get("logprob"))) for top in tops]
+
+
+def read_prompt_logprobs(completion: Mapping[str, Any]) -> list[float]:
+    """The log-probability (natural) of every token of the prompt, as vLLM's server reports them; 0 for the first.
+
+    Raises:
+        NotReportedError, UnusableReplyError: as `read_first_token`.
+    """
+    reported = completion.get("prompt_logprobs")
+    if not reported:
+        raise NotReportedError
+    if not isinstance(reported, list) or not all(token is None or isinstance(token, Mapping) for token in reported):
+        raise UnusableReplyError(MALFORMED)
+    tokens = [next(iter(token.values())) if token else {"logprob": 0.0} for token in reported]
+    if not all(isinstance(token, Mapping) for token in tokens):
+        raise UnusableReplyError(MALFORMED)
+    return [_logprob(token.get("logprob")) for token in tokens]
+
+
+def read_usage(completion: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of prompt and answer; 0 for what is not told as a count."""
+    used = completion.get("usage")
+    told = used if isinstance(used, Mapping) else {}
+    return _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
+
+
+def read_error(body: bytes) -> tuple[str, str]:
+    """What an error says, and its code; the first 300 characters of a body of another form."""
+    try:
+        value: Any = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    error = value.get("error", value) if isinstance(value, Mapping) else None
+    if isinstance(error, Mapping):
+        return str(error.get("message", ""))[:300], str(error.get("code", ""))
+    return (error if isinstance(error, str) else body[:300].decode("utf-8", errors="replace"))[:300], ""
+
+
+def sound(text: str) -> str:
+    """The text with U+FFFD in place of surrogates that stand alone: UTF-8 has no room for them."""
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
+
+
+def sum_choices(reported: Sequence[tuple[str, float]], choices: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Log of each choice's summed probability, from tokens that a server names by their text.
+
+    A token counts for the choice of which it is a form. Where no token is a whole form (small vocabularies
+    spell `Yes` as `Y`, `es`), those that begin the forms of one choice only count for it.
+    """
+    whole = {
+        name: [logprob for token, logprob in reported if _plain(token) in forms] for name, forms in choices.items()
+    }
+    if any(whole.values()):
+        return {name: logsumexp(logprobs) for name, logprobs in whole.items()}
+    begun: dict[str, list[float]] = {name: [] for name in choices}
+    for token, logprob in reported:
+        text = _plain(token)
+        owners = [name for name, forms in choices.items() if any(form.startswith(text) for form in forms)]
+        if text.strip() and len(owners) == 1:
+            begun[owners[0]].append(logprob)
+    return {name: logsumexp(logprobs) for name, logprobs in begun.items()}
+
+
+def _choices(completion: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    choices = completion.get("choices")
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, Mapping) for choice in choices):
+        raise UnusableReplyError(MALFORMED)
+    return choices
+
+
+def _text(content: Any) -> str | None:
+    if isinstance(content, list):
+        if not all(isinstance(part, Mapping) for part in content):
+            raise UnusableReplyError(MALFORMED)
+        texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
+        if not all(isinstance(text, str) for text in texts):
+            raise UnusableReplyError(MALFORMED)
+        content = "".join(texts) if texts else None
+    if content is not None and not isinstance(content, str):
+        raise UnusableReplyError(MALFORMED)
+    return None if content is None else sound(content).strip()
+
+
+def _logprob(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > _ROUNDING:
+        raise UnusableReplyError("log-probability that is none")
+    return min(float(value), 0.0) if value > -1e300 else -math.inf
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else 0
+
+
+def _plain(token: str) -> str:
+    """Some servers show the leading space of a token as the tokenizer's own mark."""
+    return f" {token[1:]}" if token[:1] in ("Ġ", "▁") else token
