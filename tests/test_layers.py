@@ -89,7 +89,6 @@ def source_of(module: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-@pytest.mark.xfail(reason="the rooms are being unified")
 def test_no_files_import_one_another_in_a_circle() -> None:
     graph = {file: files_imported(file) for file in PACKAGE.rglob("*.py")}
     try:
@@ -99,7 +98,6 @@ def test_no_files_import_one_another_in_a_circle() -> None:
         pytest.fail(f"a circle of imports: {circle}")
 
 
-@pytest.mark.xfail(reason="the rooms are being unified")
 def test_no_class_name_stands_twice() -> None:
     places: dict[str, list[str]] = {}
     for file in PACKAGE.rglob("*.py"):

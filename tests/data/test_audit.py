@@ -7,14 +7,14 @@ import pytest
 from uni_dpo.data.checks.audit import Auditor, Spread, quality_weights
 from uni_dpo.data.checks.rows import CheckedRow
 from uni_dpo.data.faults import Fault
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 
 PAIRS = [
-    Pair("q1", "aaaa", "bb", 4.0, 1.0, ("1.png",)),
-    Pair("q1", "aaaa", "bb", 4.0, 1.0, ("1.png",)),
-    Pair("q1", "bb", "aaaa", 3.0, 3.0, ("1.png",)),
-    Pair("q1", "aaaa", "bb", 2.0, 5.0, ("2.png",)),
-    Pair("q2", "ab", "cd", None, None, ()),
+    PreferencePair("q1", "aaaa", "bb", 4.0, 1.0, ("1.png",)),
+    PreferencePair("q1", "aaaa", "bb", 4.0, 1.0, ("1.png",)),
+    PreferencePair("q1", "bb", "aaaa", 3.0, 3.0, ("1.png",)),
+    PreferencePair("q1", "aaaa", "bb", 2.0, 5.0, ("2.png",)),
+    PreferencePair("q2", "ab", "cd", None, None, ()),
 ]
 
 
@@ -50,12 +50,18 @@ def test_rows_with_faults_are_left_out_and_keep_their_numbers() -> None:
 
 
 def test_the_same_texts_under_another_system_prompt_are_no_duplicate() -> None:
-    found = audit([Pair("q", "a", "b"), Pair("q", "a", "b", system="s"), Pair("q", "a", "b", history=(("x", "y"),))])
+    found = audit(
+        [
+            PreferencePair("q", "a", "b"),
+            PreferencePair("q", "a", "b", system="s"),
+            PreferencePair("q", "a", "b", history=(("x", "y"),)),
+        ]
+    )
     assert (found.duplicates.count, found.contradictions.count) == (0, 0)
 
 
 def test_identical_answers_are_counted_and_contradict_nothing() -> None:
-    found = audit([Pair("q", "a", "a"), Pair("q", "a", "a"), Pair("q", "a", "b")])
+    found = audit([PreferencePair("q", "a", "a"), PreferencePair("q", "a", "a"), PreferencePair("q", "a", "b")])
     assert (found.identical.count, found.duplicates.count, found.contradictions.count) == (2, 1, 0)
 
 

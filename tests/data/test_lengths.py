@@ -5,7 +5,7 @@ import pytest
 from uni_dpo.data.checks.lengths import LengthCounter, kept_lengths
 from uni_dpo.data.checks.rows import CheckedRow
 from uni_dpo.data.images import ImageLimits, ImageState
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
 
 SIZES = [
@@ -59,7 +59,7 @@ def test_what_cutoff_len_keeps(prompt, answer, cutoff, kept) -> None:
     assert kept_lengths(prompt, answer, cutoff) == kept
 
 
-def row(pair: Pair, *sizes: tuple[int, int]) -> CheckedRow:
+def row(pair: PreferencePair, *sizes: tuple[int, int]) -> CheckedRow:
     return CheckedRow(Path("d"), 0, {}, pair, [], [ImageState(*size) for size in sizes])
 
 
@@ -69,7 +69,7 @@ def test_lengths_are_those_of_llamafactory_s_template(tiny_qwen2_vl) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2_vl)
     counter = LengthCounter(tiny_qwen2_vl, cutoff_len=4096)
-    counter.add(row(Pair("<image>Which digit?", "A one.", "A very long two.", images=("a.png",)), (56, 56)))
+    counter.add(row(PreferencePair("<image>Which digit?", "A one.", "A very long two.", images=("a.png",)), (56, 56)))
     lengths = counter.result()
     exact = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -82,7 +82,7 @@ def test_lengths_are_those_of_llamafactory_s_template(tiny_qwen2_vl) -> None:
 
 
 def test_a_limit_within_the_image_is_told_from_one_within_the_text(tiny_qwen2_vl) -> None:
-    pair = Pair("<image>" + "word " * 200, "Yes.", "No.", images=("a.png",))
+    pair = PreferencePair("<image>" + "word " * 200, "Yes.", "No.", images=("a.png",))
     for cutoff, cut, image_cut in ((2000, 0, 0), (120, 1, 0), (8, 1, 1)):
         counter = LengthCounter(tiny_qwen2_vl, cutoff_len=cutoff)
         counter.add(row(pair, (56, 56)))

@@ -7,12 +7,12 @@ import pytest
 from uni_dpo.data.dataset_info import PAIR_COLUMNS, Columns, DatasetEntry, pair_entry
 from uni_dpo.data.faults import Fault
 from uni_dpo.data.formats.llamafactory import OPENAI
-from uni_dpo.data.pair import Pair, read_pair, read_score
+from uni_dpo.data.pair import PreferencePair, read_pair, read_score
 
 ROW = {"instruction": "q", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1}
 
 
-def read(row, entry=None, **options) -> tuple[Pair | None, list[tuple[str, str]]]:
+def read(row, entry=None, **options) -> tuple[PreferencePair | None, list[tuple[str, str]]]:
     faults: list[Fault] = []
     pair = read_pair(row, entry or pair_entry(Path("pairs.json")), faults, **options)
     return pair, [(fault.kind, fault.field) for fault in faults]

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import compare, compose, data, demo, engine, eval, grpo, overlay, ppo, predict, score, train, trl
+from uni_dpo.cli import data, demo, engine, eval, models, overlay, train
 
 app = typer.Typer(
     name="uni-dpo",
@@ -34,14 +34,14 @@ def _options(
 
 app.command("demo")(demo.demo)
 app.command("train", context_settings=train.SETTINGS)(train.train)
-app.command("trl-dpo", context_settings=trl.SETTINGS)(trl.trl_dpo)
+app.command("trl-dpo", context_settings=train.SETTINGS)(train.trl_dpo)
 app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
 app.command("eval")(eval.evaluate)
-app.command("compare")(compare.compare)
-app.command("compose")(compose.compose)
-app.command("predict")(predict.predict)
-app.command("score")(score.score)
-app.command("ppo")(ppo.ppo)
-app.command("grpo")(grpo.grpo)
+app.command("compare")(models.compare)
+app.command("compose")(models.compose)
+app.command("predict")(models.predict)
+app.command("score")(models.score)
+app.command("ppo")(train.ppo)
+app.command("grpo")(train.grpo)
 app.add_typer(overlay.app, name="overlay")

@@ -16,7 +16,7 @@ Image = str | bytes | dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """One question with a better and a worse answer.
 
     Attributes:
@@ -44,13 +44,13 @@ class Pair:
 
 def read_pair(
     row: dict[str, Any], entry: DatasetEntry, faults: list[Fault], *, scores_required: bool = True
-) -> Pair | None:
+) -> PreferencePair | None:
     """The pair that a row holds; what is wrong with the row is appended to `faults`.
 
     Returns:
         None where no pair can be made of the row.
     """
-    reader = _RowReader(row, entry, faults)
+    reader = _PairReader(row, entry, faults)
     turns = reader.alpaca_turns() if entry.formatting == "alpaca" else reader.message_turns()
     chosen, rejected = reader.answer(entry.columns.chosen), reader.answer(entry.columns.rejected)
     system = reader.optional_text(entry.columns.system) or (turns.system if turns else "")
@@ -59,7 +59,7 @@ def read_pair(
     score_rejected = read_score(row, entry.columns.score_rejected, faults, required=scores_required)
     if turns is None or chosen is None or rejected is None:
         return None
-    return Pair(
+    return PreferencePair(
         turns.instruction,
         chosen,
         rejected,
@@ -116,7 +116,7 @@ class _Turns:
     system: str = ""
 
 
-class _RowReader:
+class _PairReader:
     """Reads the typed parts of one row and notes what is not as it should be."""
 
     def __init__(self, row: dict[str, Any], entry: DatasetEntry, faults: list[Fault]) -> None:

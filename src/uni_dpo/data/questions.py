@@ -144,7 +144,7 @@ def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple
         raise UniDPOError("input.path: this setting is required")
     for file in one_split(options.path):
         paths = image_paths(options.image_root, options.image_root, None if options.image_root else file.parent)
-        reader = _RowReader(options, paths, ImageFolder(extracted, paths))
+        reader = _QuestionReader(options, paths, ImageFolder(extracted, paths))
         for index, line, row in numbered_rows(file):
             if isinstance(row, Unreadable):
                 raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
@@ -205,7 +205,7 @@ def _fault(field: str, found: str, advice: str = "") -> PreferenceDataError:
 
 
 @dataclass(frozen=True)
-class _RowReader:
+class _QuestionReader:
     options: InputOptions
     paths: ImagePaths
     folder: ImageFolder

@@ -122,10 +122,10 @@ def train(config: dict[str, Any], *, title: str, log: Path) -> None:
         register()
         from llamafactory.train.tuner import run_exp
 
-        run_exp(dict(config), callbacks=[_Progress(title, terminal)])
+        run_exp(dict(config), callbacks=[_StepBar(title, terminal)])
 
 
-class _Progress(TrainerCallback):
+class _StepBar(TrainerCallback):
     """Steps done, steps in all, time left and the latest loss."""
 
     def __init__(self, title: str, terminal: TextIO) -> None:

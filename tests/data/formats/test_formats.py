@@ -7,13 +7,13 @@ import pytest
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.formats import FORMATS, format_named, format_table
 from uni_dpo.data.formats.stance import make_stance_pairs, stance_pairs
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HARBOUR = {"bytes": None, "path": "harbour/1.png"}
 BOATS = ("<image>How many boats are in the harbour?", "Three boats.", "No boats.")
-STEERS = Pair(
+STEERS = PreferencePair(
     "And who steers them?",
     "Nobody is on board.",
     "A captain each.",
@@ -26,34 +26,38 @@ STEERS = Pair(
 )
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 
-EXPECTED: dict[str, list[Pair]] = {
-    "llamafactory": [Pair(*BOATS, 4.5, 1.0, ("harbour/1.png",), "a1"), STEERS],
+EXPECTED: dict[str, list[PreferencePair]] = {
+    "llamafactory": [PreferencePair(*BOATS, 4.5, 1.0, ("harbour/1.png",), "a1"), STEERS],
     "llamafactory-sharegpt": [STEERS],
     "llamafactory-openai": [STEERS],
-    "trl": [Pair(*BOATS, images=("harbour/1.png",))],
-    "trl-text": [Pair("Name a colour.", "Blue.", "Seven.", 9.0, 3.0)],
-    "trl-plain": [Pair(*BOATS, images=("harbour/1.png",))],
-    "rlaif-v": [Pair(*BOATS, images=(HARBOUR,), id="17")],
-    "rlaif-v-text": [Pair(*BOATS, images=(HARBOUR,), id=17)],
-    "vqa-rad": [Pair("<image>Is there a fracture?", "No", "Yes", images=({"bytes": None, "path": "scan/1.png"},))],
+    "trl": [PreferencePair(*BOATS, images=("harbour/1.png",))],
+    "trl-text": [PreferencePair("Name a colour.", "Blue.", "Seven.", 9.0, 3.0)],
+    "trl-plain": [PreferencePair(*BOATS, images=("harbour/1.png",))],
+    "rlaif-v": [PreferencePair(*BOATS, images=(HARBOUR,), id="17")],
+    "rlaif-v-text": [PreferencePair(*BOATS, images=(HARBOUR,), id=17)],
+    "vqa-rad": [
+        PreferencePair("<image>Is there a fracture?", "No", "Yes", images=({"bytes": None, "path": "scan/1.png"},))
+    ],
     "mm-rlhf": [
-        Pair(BOATS[0], "Three boats.", "Two boats.", 5.0, 3.0, ("harbour/1.png",), "m1"),
-        Pair(BOATS[0], "Three boats.", "A pair.", 5.0, 3.0, ("harbour/1.png",), "m1"),
-        Pair(BOATS[0], "Three boats.", "No boats.", 5.0, 1.0, ("harbour/1.png",), "m1"),
-        Pair(BOATS[0], "Two boats.", "No boats.", 3.0, 1.0, ("harbour/1.png",), "m1"),
-        Pair(BOATS[0], "A pair.", "No boats.", 3.0, 1.0, ("harbour/1.png",), "m1"),
-        Pair("<image>What is the weather?", "Sun.", "Rain.", images=("harbour/1.png",), id="m2"),
+        PreferencePair(BOATS[0], "Three boats.", "Two boats.", 5.0, 3.0, ("harbour/1.png",), "m1"),
+        PreferencePair(BOATS[0], "Three boats.", "A pair.", 5.0, 3.0, ("harbour/1.png",), "m1"),
+        PreferencePair(BOATS[0], "Three boats.", "No boats.", 5.0, 1.0, ("harbour/1.png",), "m1"),
+        PreferencePair(BOATS[0], "Two boats.", "No boats.", 3.0, 1.0, ("harbour/1.png",), "m1"),
+        PreferencePair(BOATS[0], "A pair.", "No boats.", 3.0, 1.0, ("harbour/1.png",), "m1"),
+        PreferencePair("<image>What is the weather?", "Sun.", "Rain.", images=("harbour/1.png",), id="m2"),
     ],
     "vlfeedback": [
-        Pair("<image>How many boats?", "Three boats.", "No boats.", 4.5, 8 / 3, ("harbour/1.png",), "v1"),
-        Pair("<image>What is the weather?", "Sun.", "Rain.", 3.0, 1.0, ("harbour/1.png",), "v2"),
+        PreferencePair("<image>How many boats?", "Three boats.", "No boats.", 4.5, 8 / 3, ("harbour/1.png",), "v1"),
+        PreferencePair("<image>What is the weather?", "Sun.", "Rain.", 3.0, 1.0, ("harbour/1.png",), "v2"),
     ],
     "llava": [
-        Pair("How many boats are in the harbour?\n<image>", *answers, images=("000000013249.jpg",), id="000000013249")
+        PreferencePair(
+            "How many boats are in the harbour?\n<image>", *answers, images=("000000013249.jpg",), id="000000013249"
+        )
         for answers in (("Three boats.", "Two boats."), ("Three boats.", "No boats."), ("Two boats.", "No boats."))
     ],
-    "ultrafeedback": [Pair("Name a colour.", "Blue.", "Seven.", 4.5, 2.0, id="u1")],
-    "math": [Pair("What is 2 + 3?", "2 + 3 = \\boxed{5}", "\\boxed{6}", 1.0, -0.5, system=BOXED)],
+    "ultrafeedback": [PreferencePair("Name a colour.", "Blue.", "Seven.", 4.5, 2.0, id="u1")],
+    "math": [PreferencePair("What is 2 + 3?", "2 + 3 = \\boxed{5}", "\\boxed{6}", 1.0, -0.5, system=BOXED)],
 }
 READ_LOSSES = {
     "mm-rlhf": {"pairs of equal answers, scores or ranks, left out": 1},
@@ -65,7 +69,7 @@ def fixture(name: str) -> list[dict]:
     return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def pairs_of(name: str, rows: list[dict], losses: Counter[str], pairing="all") -> list[Pair]:
+def pairs_of(name: str, rows: list[dict], losses: Counter[str], pairing="all") -> list[PreferencePair]:
     read = FORMATS[name].read
     assert read is not None
     return [pair for row in rows for pair in read(row, losses, pairing)]
@@ -95,7 +99,7 @@ def test_what_is_written_is_read_back_the_same(name) -> None:
     assert not +losses
 
 
-FULL = Pair(
+FULL = PreferencePair(
     "<image>Then <image>?",
     "Yes.",
     "No.",
@@ -201,7 +205,7 @@ def test_images_inside_messages_are_kept(part) -> None:
     row = {"prompt": prompt, "chosen": said("", "a")[1:], "rejected": "b"}
     if part == {"type": "image"}:
         row["images"] = ["a.png"]
-    expected = Pair("And <image>?", "a", "b", images=("a.png", "b.png"), history=(("<image>What?", "This."),))
+    expected = PreferencePair("And <image>?", "a", "b", images=("a.png", "b.png"), history=(("<image>What?", "This."),))
     assert pairs_of("trl", [row], Counter()) == [expected]
 
 
@@ -278,7 +282,7 @@ def test_a_saved_parquet_form_of_messages_is_read() -> None:
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
     answer = [{"role": "assistant", "content": [{"type": "text", "text": "This."}]}]
     row = {"prompt": [{"role": "user", "content": parts}], "chosen": answer, "rejected": answer, "images": [b"png"]}
-    assert pairs_of("trl", [row], Counter()) == [Pair("<image>What?", "This.", "This.", images=(b"png",))]
+    assert pairs_of("trl", [row], Counter()) == [PreferencePair("<image>What?", "This.", "This.", images=(b"png",))]
 
 
 def test_the_template_s_own_end_is_not_part_of_an_answer() -> None:
@@ -334,6 +338,6 @@ def test_stance_pairs_from_file_to_file(tmp_path) -> None:
     assert counts == {"support": 1, "oppose": 1}
     pairs = pairs_of("stance", json.loads((tmp_path / "p.json").read_text(encoding="utf-8")), Counter())
     assert pairs == [
-        Pair("真人化是否合適？", "合適。", "不合適。"),
-        Pair("Is rain good?", "It wets shoes.", "It waters fields."),
+        PreferencePair("真人化是否合適？", "合適。", "不合適。"),
+        PreferencePair("Is rain good?", "It wets shoes.", "It waters fields."),
     ]

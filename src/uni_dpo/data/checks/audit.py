@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uni_dpo.data.checks.rows import CheckedRow
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
 
 _EXAMPLES = 5
@@ -159,7 +159,7 @@ class Auditor:
             self.add_pair(row.pair, position)
             self._add_judge(row.row or {}, row.pair)
 
-    def add_pair(self, pair: Pair, position: int) -> None:
+    def add_pair(self, pair: PreferencePair, position: int) -> None:
         """Take in a pair that stands at `position`."""
         key, swapped = _keys(pair)
         if key in self._seen:
@@ -179,7 +179,7 @@ class Auditor:
             if pair.score_chosen < pair.score_rejected:
                 self._inverted.add(position)
 
-    def _add_judge(self, row: Row, pair: Pair) -> None:
+    def _add_judge(self, row: Row, pair: PreferencePair) -> None:
         column = self._judge_column or next((name for name in JUDGE_COLUMNS if isinstance(row.get(name), str)), "")
         name = row.get(column)
         if not isinstance(name, str) or pair.score_chosen is None or pair.score_rejected is None:
@@ -255,7 +255,7 @@ def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> float:
     return share if share >= 0.05 and _mean(high > 2) >= 0.05 and between < 0.02 else 0.0
 
 
-def _keys(pair: Pair) -> tuple[int, int]:
+def _keys(pair: PreferencePair) -> tuple[int, int]:
     """A number for the pair, and the number of the pair with its answers swapped."""
     question = "\0".join((pair.system, repr(pair.history), pair.instruction, repr(pair.images)))
     start = hashlib.blake2b(question.encode(errors="surrogatepass"), digest_size=8)

@@ -14,7 +14,7 @@ from typing import Any
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
 from uni_dpo.data.images import ImageLimits
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
 
 _ROWS_AT_ONCE = 256
@@ -37,7 +37,7 @@ def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageL
     )
 
 
-def chat_text(pair: Pair) -> str:
+def chat_text(pair: PreferencePair) -> str:
     """A pair's prompt in ChatML, up to where the answer starts."""
     turns = [("system", pair.system or _DEFAULT_SYSTEM)]
     for question, answer in pair.history:

@@ -9,7 +9,7 @@ from pathlib import Path
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker, ImageState
-from uni_dpo.data.pair import Pair, is_image, listed_images, read_pair
+from uni_dpo.data.pair import PreferencePair, is_image, listed_images, read_pair
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, unreadable_fault
 
 IMAGE_TOKEN = os.environ.get("IMAGE_PLACEHOLDER", "<image>")
@@ -39,7 +39,7 @@ class CheckedRow:
     file: Path
     index: int
     row: Row | None
-    pair: Pair | None = None
+    pair: PreferencePair | None = None
     faults: list[Fault] = field(default_factory=list)
     image_states: list[ImageState] = field(default_factory=list)
     line: int | None = None
@@ -106,7 +106,7 @@ def _check_row(
     return checked
 
 
-def _placeholder_faults(row: Row, pair: Pair, entry: DatasetEntry) -> Iterator[Fault]:
+def _placeholder_faults(row: Row, pair: PreferencePair, entry: DatasetEntry) -> Iterator[Fault]:
     """LlamaFactory counts the placeholders of the whole conversation, once per answer."""
     asked = [pair.instruction, *(text for turn in pair.history for text in turn)]
     for medium, token in MEDIA_TOKENS.items():
@@ -122,7 +122,7 @@ def _placeholder_faults(row: Row, pair: Pair, entry: DatasetEntry) -> Iterator[F
                 break
 
 
-def _marker_faults(pair: Pair, entry: DatasetEntry) -> Iterator[Fault]:
+def _marker_faults(pair: PreferencePair, entry: DatasetEntry) -> Iterator[Fault]:
     """Texts in which a model would see images that are not there."""
     columns = entry.columns
     question = columns.prompt if entry.formatting == "alpaca" else columns.messages

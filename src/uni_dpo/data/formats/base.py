@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.messages import refuse as refuse
-from uni_dpo.data.pair import Image, Pair, is_image
+from uni_dpo.data.pair import Image, PreferencePair, is_image
 from uni_dpo.data.questions import first_filled, is_empty
 from uni_dpo.data.tables.reading import Row
 
@@ -33,8 +33,8 @@ class Format:
 
     name: str
     shape: str
-    read: Callable[[Row, Losses, Pairing], Iterator[Pair]] | None = None
-    write: Callable[[Pair, Losses], Row] | None = None
+    read: Callable[[Row, Losses, Pairing], Iterator[PreferencePair]] | None = None
+    write: Callable[[PreferencePair, Losses], Row] | None = None
     remap: tuple[Callable[[Row, Losses], Row], Callable[[Row, Losses], Row] | None] | None = None
 
 
@@ -104,7 +104,7 @@ def without_placeholders(text: str, losses: Losses) -> str:
     return text.replace(IMAGE_TOKEN, "")
 
 
-def text_only(pair: Pair) -> Pair:
+def text_only(pair: PreferencePair) -> PreferencePair:
     """`pair` for a format without images: no image, and no `<image>` that would wait for one."""
     if not pair.images:
         return pair
@@ -128,7 +128,7 @@ def ranked_pairs(
     pairing: Pairing,
     losses: Losses,
     **rest: Any,
-) -> Iterator[Pair]:
+) -> Iterator[PreferencePair]:
     """The pairs of a list of answers, best first; two answers of the same score, rank or text make none."""
     chosen: Iterator[tuple[Ranked, Ranked]]
     if len(answers) < 2:
@@ -144,10 +144,10 @@ def ranked_pairs(
         if better.text == worse.text or (ordered and (better.score, better.rank) == (worse.score, worse.rank)):
             losses["pairs of equal answers, scores or ranks, left out"] += 1
         else:
-            yield Pair(instruction, better.text, worse.text, better.score, worse.score, images, **rest)
+            yield PreferencePair(instruction, better.text, worse.text, better.score, worse.score, images, **rest)
 
 
-def count_losses(pair: Pair, losses: Losses, *kept: str) -> None:
+def count_losses(pair: PreferencePair, losses: Losses, *kept: str) -> None:
     """Count the parts of `pair` that a format which holds only `kept` beside the three texts drops."""
     parts = {
         "scores": pair.score_chosen is not None or pair.score_rejected is not None,
@@ -161,7 +161,9 @@ def count_losses(pair: Pair, losses: Losses, *kept: str) -> None:
             losses[name] += 1
 
 
-def optional(pair: Pair, *, id: str = "id", score: tuple[str, str] = ("score_chosen", "score_rejected")) -> Row:
+def optional(
+    pair: PreferencePair, *, id: str = "id", score: tuple[str, str] = ("score_chosen", "score_rejected")
+) -> Row:
     """The columns that a row has only where the pair has them: scores and the id."""
     row: Row = {}
     if pair.score_chosen is not None:

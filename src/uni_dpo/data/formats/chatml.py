@@ -17,7 +17,7 @@ from uni_dpo.data.formats.base import (
     text_only,
 )
 from uni_dpo.data.formats.llamafactory import OPENAI_TAGS, message_list
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
 
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>\s*", re.DOTALL)
@@ -25,7 +25,7 @@ _OPEN = "<|im_start|>assistant\n"
 _END = "<|im_end|>"
 
 
-def read_math(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read_math(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """The pair whose prompt is written out in the ChatML template, up to where the answer starts."""
     prompt = text_of(row, "prompt")
     turns = [(role, text) for role, text in _TURN.findall(prompt)]
@@ -33,7 +33,7 @@ def read_math(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
     if not turns or rest.strip() not in ("", _OPEN.strip()):
         refuse("prompt", prompt, "a prompt in ChatML (<|im_start|>role … <|im_end|>) belongs there")
     chosen, rejected = (_without_end(text_of(row, name), losses) for name in ("chosen", "rejected"))
-    yield Pair(
+    yield PreferencePair(
         *_question(turns, "prompt", chosen, rejected),
         score_chosen=score_of(row, "score_chosen"),
         score_rejected=score_of(row, "score_rejected"),
@@ -63,7 +63,7 @@ def _without_end(text: str, losses: Losses) -> str:
     return body.removesuffix(_END)
 
 
-def write_math(pair: Pair, losses: Losses) -> Row:
+def write_math(pair: PreferencePair, losses: Losses) -> Row:
     """The prompt in ChatML, ready for the answer."""
     count_losses(pair, losses, "scores", "system", "history", "id")
     pair = text_only(pair)

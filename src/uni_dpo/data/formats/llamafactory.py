@@ -7,7 +7,7 @@ from pathlib import Path
 from uni_dpo.data.dataset_info import PAIR_COLUMNS, Columns, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, optional
-from uni_dpo.data.pair import Pair, read_pair
+from uni_dpo.data.pair import PreferencePair, read_pair
 from uni_dpo.data.tables.reading import Row
 
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
@@ -17,10 +17,10 @@ SHAREGPT = DatasetEntry("pairs", Path(), formatting="sharegpt", ranking=True, co
 OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messages="messages"), tags=OPENAI_TAGS)
 
 
-def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pair]]:
+def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[PreferencePair]]:
     """A function that reads the rows of a layout which `dataset_info.json` could describe."""
 
-    def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+    def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
         faults: list[Fault] = []
         pair = read_pair(row, entry, faults, scores_required=_has_scores(row, entry.columns))
         if faults or pair is None:
@@ -34,7 +34,7 @@ def _has_scores(row: Row, columns: Columns) -> bool:
     return row.get(columns.score_chosen) is not None or row.get(columns.score_rejected) is not None
 
 
-def write_alpaca(pair: Pair, losses: Losses) -> Row:
+def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
     """The pair record; columns that the pair does not need are left out."""
     row: Row = {"instruction": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
     row |= optional(pair)
@@ -47,7 +47,7 @@ def write_alpaca(pair: Pair, losses: Losses) -> Row:
     return row
 
 
-def message_list(pair: Pair, tags: Tags) -> list[dict[str, str]]:
+def message_list(pair: PreferencePair, tags: Tags) -> list[dict[str, str]]:
     """System prompt, history and question as messages."""
     role, content = str(tags.role_tag), str(tags.content_tag)
     turns = [(tags.system_tag, pair.system)] if pair.system else []
@@ -56,10 +56,10 @@ def message_list(pair: Pair, tags: Tags) -> list[dict[str, str]]:
     return [{role: str(who), content: text} for who, text in [*turns, (tags.user_tag, pair.instruction)]]
 
 
-def _writer(entry: DatasetEntry) -> Callable[[Pair, Losses], Row]:
+def _writer(entry: DatasetEntry) -> Callable[[PreferencePair, Losses], Row]:
     tags, column = entry.tags, str(entry.columns.messages)
 
-    def write(pair: Pair, losses: Losses) -> Row:
+    def write(pair: PreferencePair, losses: Losses) -> Row:
         def answer(text: str) -> dict[str, str]:
             return {str(tags.role_tag): str(tags.assistant_tag), str(tags.content_tag): text}
 

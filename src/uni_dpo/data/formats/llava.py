@@ -19,7 +19,7 @@ from uni_dpo.data.formats.base import (
     text_of,
     with_placeholders,
 )
-from uni_dpo.data.pair import Image, Pair
+from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.data.questions import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, TEXT_COLUMNS, texts_of
 from uni_dpo.data.tables.reading import Row
 
@@ -52,7 +52,7 @@ def _images(row: Row) -> tuple[Image, ...]:
     return tuple(pieces) if several else images
 
 
-def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """The pairs of the list of answers at the end of the conversation."""
     turns, images = _conversation(row), _images(row)
     answers = turns[-1].get("value")
@@ -78,7 +78,7 @@ def _answer(answer: object, index: int) -> tuple[str, float | None]:
     return answer, None
 
 
-def write(pair: Pair, losses: Losses) -> Row:
+def write(pair: PreferencePair, losses: Losses) -> Row:
     """The ranked form with two answers."""
     count_losses(pair, losses, "images", "history", "id")
     turns: list[dict[str, Any]] = []

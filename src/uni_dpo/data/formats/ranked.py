@@ -18,11 +18,11 @@ from uni_dpo.data.formats.base import (
     text_of,
     with_placeholders,
 )
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
 
 
-def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """The pairs of answers that each have a score, or a rank (1 is best, and gives no score)."""
     answers = row.get("responses", row.get("answers"))
     if isinstance(answers, dict):
@@ -42,7 +42,7 @@ def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
     yield from ranked_pairs(ranked, question, images, pairing, losses, id=id_of(row, losses, "id"))
 
 
-def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """The pairs of completions; an answer's score is the mean of its ratings over the aspects."""
     completions = row.get("completions")
     if isinstance(completions, dict):

@@ -19,18 +19,18 @@ from uni_dpo.data.formats.base import (
     with_placeholders,
     without_placeholders,
 )
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
 
 
-def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """The pair in a row of either form."""
     texts = row if row.get("question") is not None else _texts(row)
     images = images_of(row, "image", "image_path")
     question = with_placeholders(text_of(texts, "question"), images, losses)
     scores = score_of(row, "score_chosen", "chosen_score"), score_of(row, "score_rejected", "rejected_score")
     answers = text_of(texts, "chosen"), text_of(texts, "rejected")
-    yield Pair(question, *answers, *scores, images, id_of(row, losses, "idx", "id"))
+    yield PreferencePair(question, *answers, *scores, images, id_of(row, losses, "idx", "id"))
 
 
 def _texts(row: Row) -> Row:
@@ -42,7 +42,7 @@ def _texts(row: Row) -> Row:
     return texts if isinstance(texts, dict) else refuse("text", texts, "an object with the three texts belongs there")
 
 
-def _parts(pair: Pair, losses: Losses) -> tuple[Row, Row, Row]:
+def _parts(pair: PreferencePair, losses: Losses) -> tuple[Row, Row, Row]:
     """What comes before the texts, the texts, and what comes after them."""
     count_losses(pair, losses, "images", "id")
     if len(pair.images) > 1:
@@ -60,19 +60,19 @@ def _parts(pair: Pair, losses: Losses) -> tuple[Row, Row, Row]:
     return {"ds_name": "", "image": cell}, texts, rest
 
 
-def write(pair: Pair, losses: Losses) -> Row:
+def write(pair: PreferencePair, losses: Losses) -> Row:
     """The form with columns."""
     head, texts, rest = _parts(pair, losses)
     return head | texts | rest
 
 
-def write_text(pair: Pair, losses: Losses) -> Row:
+def write_text(pair: PreferencePair, losses: Losses) -> Row:
     """The form whose three texts are one JSON text."""
     head, texts, rest = _parts(pair, losses)
     return head | {"text": json.dumps(texts, ensure_ascii=False)} | rest
 
 
-def write_vqa_rad(pair: Pair, losses: Losses) -> Row:
+def write_vqa_rad(pair: PreferencePair, losses: Losses) -> Row:
     """Image, question and the two answers."""
     head, texts, _ = _parts(pair, losses)
     losses["id"] += pair.id is not None

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, text_of
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row, iter_rows, one_split
 from uni_dpo.data.tables.writing import keep_inputs, write_rows
 from uni_dpo.errors import UniDPOError
@@ -55,10 +55,10 @@ def make_stance_pairs(
     return {stance: sum(row["position"] == stance for row in table) for stance in ("support", "oppose")}
 
 
-def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """A row of the exercise's table as a pair."""
     prompt, chosen, rejected = (text_of(row, name) for name in ("prompt", "chosen", "rejected"))
-    yield Pair(prompt, chosen, rejected, id=id_of(row, losses, "id"))
+    yield PreferencePair(prompt, chosen, rejected, id=id_of(row, losses, "id"))
 
 
 FORMATS = (Format("stance", "`prompt, position, chosen, rejected` (from `id, prompt, support, oppose`)", read),)

@@ -17,12 +17,12 @@ from uni_dpo.data.formats.base import (
 )
 from uni_dpo.data.formats.llamafactory import OPENAI_TAGS, message_list
 from uni_dpo.data.messages import Turn, placed_images, turns_of
-from uni_dpo.data.pair import Pair
+from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled
 from uni_dpo.data.tables.reading import Row
 
 
-def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
+def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """The pair in a row of any of the layouts: texts or messages, the prompt apart or at the start of both answers."""
     prompt = first_filled(row, ("prompt", "instruction", "question"))
     asked = [] if prompt is None else turns_of(prompt, "prompt", "user")
@@ -35,7 +35,7 @@ def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pair]:
     _check_turns(turns, system, better, worse)
     turns, images = placed_images(turns, images_of(row, *IMAGE_COLUMNS))
     texts = [turn.text for turn in turns]
-    yield Pair(
+    yield PreferencePair(
         texts[-1],
         better.text,
         worse.text,
@@ -66,19 +66,19 @@ def _check_turns(turns: list[Turn], system: list[Turn], better: Turn, worse: Tur
         refuse("chosen / rejected", "an image in an answer or in the system prompt", "images belong to the question")
 
 
-def write(pair: Pair, losses: Losses) -> Row:
+def write(pair: PreferencePair, losses: Losses) -> Row:
     """Messages whose contents are lists of parts, as TRL's vision models want them, also without an image."""
     images = {"images": list(pair.images)} if pair.images else {}
     return _as_messages(pair, _parts) | images | optional(pair)
 
 
-def write_text(pair: Pair, losses: Losses) -> Row:
+def write_text(pair: PreferencePair, losses: Losses) -> Row:
     """Messages whose contents are texts, as TRL's text models want them."""
     count_losses(pair, losses, "scores", "system", "history", "id")
     return _as_messages(text_only(pair), str) | optional(pair)
 
 
-def write_ultrafeedback(pair: Pair, losses: Losses) -> Row:
+def write_ultrafeedback(pair: PreferencePair, losses: Losses) -> Row:
     """Two whole conversations and their ratings."""
     count_losses(pair, losses, "scores", "system", "history", "id")
     pair = text_only(pair)
@@ -89,7 +89,7 @@ def write_ultrafeedback(pair: Pair, losses: Losses) -> Row:
     return row | optional(pair, id="prompt_id", score=("chosen_rating", "rejected_rating"))
 
 
-def _as_messages(pair: Pair, content: Callable[[str], object]) -> Row:
+def _as_messages(pair: PreferencePair, content: Callable[[str], object]) -> Row:
     prompt = [m | {"content": content(m["content"])} for m in message_list(pair, OPENAI_TAGS)]
     answers = {"chosen": pair.chosen, "rejected": pair.rejected}
     return {"prompt": prompt} | {
@@ -105,7 +105,7 @@ def _parts(text: str) -> list[dict[str, str | None]]:
     return parts
 
 
-def write_plain(pair: Pair, losses: Losses) -> Row:
+def write_plain(pair: PreferencePair, losses: Losses) -> Row:
     """Three texts and the images."""
     count_losses(pair, losses, "scores", "images", "id")
     row: Row = {"prompt": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}

@@ -12,7 +12,7 @@ from uni_dpo.models.backends.base import Failure, Request
 
 
 @dataclass(frozen=True)
-class RewardModelOptions:
+class RatingOptions:
     """Nothing to set: an answer's score is what the model says."""
 
 
@@ -28,7 +28,7 @@ class RewardModelPairs(PairOptions):
 class RewardModelPipeline(Pipeline):
     """Score = the reward model's rating. A question whose answers are all alike is not rated: it makes no pair."""
 
-    RewardOptions = RewardModelOptions
+    RewardOptions = RatingOptions
     PairOptions = RewardModelPairs
     roles = ("reward",)
     raters: ClassVar[Mapping[str, str]] = {"reward": "reward_model"}

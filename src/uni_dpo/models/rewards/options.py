@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from uni_dpo.data.pair import Image, Pair
+from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import check_weights, find_checkpoint, is_adapter, read_json, tensor_names
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
@@ -46,7 +46,7 @@ class Conversation:
         ]
 
 
-def both_answers(pair: Pair) -> tuple[Conversation, Conversation]:
+def both_answers(pair: PreferencePair) -> tuple[Conversation, Conversation]:
     """The conversation that ends with a pair's chosen answer, and the one that ends with the rejected."""
     before = (pair.images, pair.system, pair.history)
     return Conversation(pair.instruction, pair.chosen, *before), Conversation(pair.instruction, pair.rejected, *before)
