@@ -215,4 +215,6 @@ def make_backend(raw: Mapping[str, Any], role: str = "model") -> Backend:
     if hasattr(options, "check"):
         options.check(images=True)
     backend: Backend = find("backend", name)(options)
+    if name == "openai":
+        backend.check()  # type: ignore[attr-defined]  # a server that is not there is named before it is asked
     return backend

@@ -75,12 +75,6 @@ class OpenAIOptions:
     price_prompt: float = runtime(0.0)
     price_completion: float = runtime(0.0)
 
-    def check(self, *, images: bool) -> None:
-        """Raise a UniDPOError where no such server is there or it does not know the model; see `probe`."""
-        from uni_dpo.models.backends.openai import probe
-
-        probe(self)
-
 
 @dataclass(frozen=True)
 class VLLMOptions:
