@@ -11,6 +11,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
 from uni_dpo.llamafactory.seams import refuse_uni_dpo
 from uni_dpo.llamafactory.settings import check_settings
+from uni_dpo.settings.training import check_early, help_lines
 
 
 def train(arguments: list[str]) -> None:
@@ -28,7 +29,11 @@ def train(arguments: list[str]) -> None:
     """
     if not arguments:
         raise UniDPOError("name a configuration: uni-dpo train CONFIG.yaml [key=value …], or --key value flags")
+    if arguments in (["--help"], ["-h"]):
+        print("\n".join(help_lines()))
+        return
     given = read_arguments(arguments)
+    check_early(given)
     _register()
     refuse_uni_dpo(given)
     check_settings(given)

@@ -26,7 +26,6 @@ def check_settings(given: dict[str, Any] | list[str]) -> None:
         raise UniDPOError("\n".join(f"{name}: unknown setting{did_you_mean(name, _names())}" for name in unknown))
     kinds = _kinds()
     faults = [_value_fault(name, value, kinds.get(name, [])) for name, value in settings.items()]
-    faults += [_deepspeed_fault(settings.get("deepspeed")), _best_model_fault(settings)]
     if any(faults):
         raise UniDPOError("\n".join(filter(None, faults)))
     _check_template(settings)
@@ -46,25 +45,6 @@ def _value_fault(name: str, value: Any, kinds: list[Any]) -> str | None:
     if kinds and {*kinds} <= {int, float, type(None)} and not _is_number(value):
         return f"{name}: {value!r} is not a finite number"
     return None
-
-
-def _deepspeed_fault(value: Any) -> str | None:
-    if not isinstance(value, str) or value.lstrip().startswith("{") or Path(value).is_file():
-        return None
-    return f"deepspeed: there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
-
-
-def _best_model_fault(settings: Mapping[str, Any]) -> str | None:
-    if settings.get("load_best_model_at_end") is not True:
-        return None
-    found = (settings.get("eval_strategy", "no"), settings.get("save_strategy", "steps"))
-    evaluated, saved = (str(getattr(value, "value", value)) for value in found)
-    if saved in (evaluated, "best"):
-        return None
-    return (
-        f"load_best_model_at_end: eval_strategy is {evaluated!r} and save_strategy is {saved!r}; set both to the same, "
-        "as `steps` or `epoch`"
-    )
 
 
 def _kinds() -> dict[str, list[Any]]:

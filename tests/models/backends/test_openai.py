@@ -115,7 +115,7 @@ def test_a_server_that_went_away_is_a_failure():
     assert reply.reason.startswith("no connection")
     assert backend.usage.faults == {"no connection": 2}
     with pytest.raises(UniDPOError, match=r"no OpenAI-compatible server answers at http://127\.0\.0\.1:9/v1"):
-        options.check(images=False)
+        backend.check()
 
 
 def test_a_missing_key_is_named(monkeypatch):
