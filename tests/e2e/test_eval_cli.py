@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from uni_dpo.cli.app import app
@@ -193,6 +195,7 @@ def test_bad_input_is_one_clear_line(tiny_qwen2_vl: Path, own: dict, tmp_path: P
     text_only = tmp_path / "text_only"
     text_only.mkdir()
     (text_only / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    save_file({"weight": np.zeros(1)}, text_only / "model.safetensors")
     (tmp_path / "no_answer.tsv").write_text("index\tquestion\timage\n0\tWhich?\tx\n")
     corrupt = tmp_path / "corrupt.png"
     corrupt.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
@@ -200,7 +203,7 @@ def test_bad_input_is_one_clear_line(tiny_qwen2_vl: Path, own: dict, tmp_path: P
     (tmp_path / "corrupt.tsv").write_text(rows)
     server = {"backend": "openai", "base_url": "http://127.0.0.1:9/v1"}
     cases: list[tuple[Path | str, dict[str, Any], dict[str, Any], str]] = [
-        (tmp_path / "gone", own, {}, f"model path {tmp_path / 'gone'} does not exist"),
+        (tmp_path / "gone", own, {}, f"model '{tmp_path / 'gone'}' cannot be loaded; there is no such folder here"),
         (text_only, own, {}, "is of model_type 'qwen2' (Qwen2ForCausalLM, without a vision part)"),
         (tiny_qwen2_vl, {"x": {"path": "no_answer.tsv"}}, {}, "no column answer; it has index, question, image"),
         (tiny_qwen2_vl, {"x": {"path": "gone.tsv"}}, {}, "no such file"),

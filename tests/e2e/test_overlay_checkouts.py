@@ -149,7 +149,7 @@ def test_bad_data_is_an_error_message_without_a_traceback(workplace: Workplace):
     command = (workplace.python, workplace.checkout / "src/train.py", *FLAGS, "--output_dir", "bad")
     done = workplace.run(*command, "--dataset", "bad")
     assert done.returncode == 1
-    assert "data/bad.json, row 0, score_chosen: null" in done.stderr
+    assert "data/bad.json, row 0 (line 1), score_chosen: null" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not list(workplace.folder.glob("bad/*.safetensors"))
 
@@ -174,7 +174,8 @@ def test_the_command_brings_what_the_one_line_brings_and_takes_it_out_again(vers
     def run(command: str) -> str:
         done = subprocess.run([*overlay, command, checkout], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"LlamaFactory {version} in {checkout.resolve()}\n")
+        if command != "revert":  # which works in whatever version the checkout is now
+            assert done.stdout.startswith(f"LlamaFactory {version} in {checkout.resolve()}\n")
         return done.stdout
 
     def differing() -> set[str]:

@@ -119,7 +119,10 @@ def test_the_gpu_recipe_runs_on_a_cpu_where_bitsandbytes_is_installed(
     [
         (["compare", "prompts.json", "--trained", "no-adapter", "--output", "out"], "prompts.json: no such file"),
         (["compare", "asked.json", "--trained", "no-adapter", "--output", "out"], "name the model before training"),
-        (["trl-dpo", "--dataset_name", "asked.json", "--output_dir", "out"], "no column 'score_chosen'"),
+        (
+            ["trl-dpo", "--model_name_or_path", "gone", "--dataset_name", "asked.json", "--output_dir", "out"],
+            "no column 'score_chosen'",
+        ),
     ],
 )
 def test_faults_are_told_without_a_traceback(

@@ -91,6 +91,8 @@ def make_trainer(
         UniDPOError: the model cannot be loaded, or cannot be asked these questions.
     """
     model, processor = load_model(settings)
+    if "image_grid_thw" not in processor.model_input_names and any(len(asked.images) != 1 for asked in questions):
+        raise UniDPOError("TRL's GRPO asks this family about one image at a time: give every question one image")
     if detect_style(processor, settings.model) is PromptStyle.BASE:
         raise UniDPOError(
             f"{settings.model}: has the template of a base checkpoint, which TRL's GRPO cannot fill; take the instruct "
@@ -98,8 +100,6 @@ def make_trainer(
         )
     for question in questions[:1]:
         prompt_text(question, processor)
-    if "image_grid_thw" not in processor.model_input_names and any(len(asked.images) != 1 for asked in questions):
-        raise UniDPOError("TRL's GRPO asks this family about one image at a time: give every question one image")
     lora = settings.finetuning == "lora"
     if not lora and settings.freeze_vision_tower:
         freeze_vision_tower(model)
