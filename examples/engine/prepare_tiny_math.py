@@ -13,6 +13,7 @@ The solver is a Qwen2 of 0.2 million parameters that starts from random weights;
 import argparse
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,11 +135,15 @@ def write_reward_model(folder: Path, solver: Path, steps: int, rng: random.Rando
 def write_process_model(folder: Path, solver: Path, steps: int, rng: random.Random, batch: int = 64) -> None:
     """The logits at each step token say whether that step is right; fed as the engine will feed it."""
     import torch
-    from uni_dpo.models.rewards.process import StepClassifier
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     from uni_dpo.models.rewards import ProcessModelOptions
+    from uni_dpo.models.rewards.classifiers import StepClassifier
 
-    reader = StepClassifier("AutoModelForTokenClassification", ProcessModelOptions(solver))
+    with tempfile.TemporaryDirectory() as begun:  # the solver with a new head, which is what is taught here
+        AutoModelForTokenClassification.from_pretrained(solver, num_labels=2).save_pretrained(begun)
+        AutoTokenizer.from_pretrained(solver).save_pretrained(begun)
+        reader = StepClassifier("AutoModelForTokenClassification", ProcessModelOptions(Path(begun)))
 
     def loss() -> torch.Tensor:
         drawn = [draw_solution(rng, wrong=0.3) for _ in range(batch)]

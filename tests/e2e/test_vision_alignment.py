@@ -13,7 +13,7 @@ import pytest
 import typer
 import yaml
 
-from uni_dpo.cli import predict, score
+from uni_dpo.cli import models
 from uni_dpo.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,8 @@ def run(command: str) -> None:
     """A line of the page, in this process."""
     words = shlex.split(command)
     commands = typer.Typer()
-    commands.command("score")(score.score)
-    commands.command("predict")(predict.predict)
+    commands.command("score")(models.score)
+    commands.command("predict")(models.predict)
     (commands if words[0] in ("score", "predict") else app)(words, standalone_mode=False)
 
 

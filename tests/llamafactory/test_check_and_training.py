@@ -175,7 +175,6 @@ def training(tiny_qwen2_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     template = get_template_and_fix_tokenizer(tokenizer["tokenizer"], data_args)
     model = load_model(tokenizer["tokenizer"], model_args, finetuning_args)
     collator = ScoredPairCollator(template=template, model=model, pad_to_multiple_of=8, **tokenizer)
-    data_args.pair_scores = True
     return SimpleNamespace(**{name: value for name, value in locals().items() if name != "tiny_qwen2_vl"})
 
 
@@ -185,13 +184,15 @@ def trains(training: Any, name: str, folder: Path) -> str:
 
     from uni_dpo.llamafactory import workflow
     from uni_dpo.llamafactory.data import take_scores
+    from uni_dpo.llamafactory.run_context import RunContext, running
 
     training.data_args.dataset, training.data_args.dataset_dir = [name], str(folder)
     training.data_args.media_dir = str(folder)
     try:
         workflow._check_files(training.data_args, training.finetuning_args)
         arguments = training.model_args, training.data_args, training.training_args
-        rows = workflow.get_dataset(training.template, *arguments, "rm", **training.tokenizer)["train_dataset"]
+        with running(RunContext(needs_scores=True)):
+            rows = workflow.get_dataset(training.template, *arguments, "rm", **training.tokenizer)["train_dataset"]
     except UniDPOError as error:
         return str(error)
     for start in range(0, len(rows), 2):

@@ -17,14 +17,23 @@ SHOWN_FAULTS = 5
 
 
 def load_grader(name: str) -> Grader:
-    """The grader of that name, held to its range; of several references the one that the answer meets best counts."""
-    grader: Grader = find("grader", name)
+    """The grader of that name, held to its range; see `over_references`."""
+    grader = over_references(find("grader", name))
+
+    def grade(answer: str, question: Question) -> float | None:
+        found = grader(answer, question)
+        if found is not None and not 0 <= found <= 1:
+            raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
+        return found
+
+    return grade
+
+
+def over_references(grader: Grader) -> Grader:
+    """Let the one of several references count that an answer meets best."""
 
     def grade(answer: str, question: Question) -> float | None:
         grades = [grader(answer, one) for one in question.each_reference()]
-        for found in grades:
-            if found is not None and not 0 <= found <= 1:
-                raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
         return max((found for found in grades if found is not None), default=None)
 
     return grade

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.questions import Question
-from uni_dpo.graders.grading import Grader, check_references, load_grader
+from uni_dpo.graders.grading import Grader, check_references, over_references
 from uni_dpo.models.rewards import Conversation, RewardModel, RewardModelOptions, load_reward_model
 from uni_dpo.models.rewards.options import find_reward_checkpoint
 from uni_dpo.online.config import RewardOptions
+from uni_dpo.settings.registry import find
 
 Reward = Callable[[Sequence[Question], Sequence[str]], list[float]]
 """Questions and their answers → one reward each."""
@@ -36,7 +37,7 @@ def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: b
         UniDPOError: there is no such reward model or function.
     """
     if options.function is not None:
-        return graded(load_grader(options.function))
+        return graded(over_references(find("grader", options.function)))
     return modelled(load_reward_model(_model_options(options, trust_remote_code)), batch_size)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from uni_dpo.engine import Question
 from uni_dpo.engine.pairing import best_worst_pairs, choose_pairs
-from uni_dpo.engine.pipelines.reward_model import PIPELINE, RewardModelOptions, RewardModelPairs
+from uni_dpo.engine.pipelines.reward_model import PIPELINE, RatingOptions, RewardModelPairs
 from uni_dpo.engine.records import Answered, Aside, ScoredAnswer
 
 
@@ -33,7 +33,7 @@ def test_every_distinct_answer_is_rated_once_with_its_own_question():
         Answered(Question("y", "Y?"), ("same", "same")),
         Answered(Question("z", "Z?"), ("cc", "nan", "d")),
     ]
-    x, y, z = PIPELINE(RewardModelOptions(), {"reward": rater}, 0).reward(items)
+    x, y, z = PIPELINE(RatingOptions(), {"reward": rater}, 0).reward(items)
     assert [(answer.text, answer.score) for answer in x.answers] == [(" a", 1.0), ("bbb", 2.0)]
     assert (y.answers, y.aside) == ((), ())  # all alike: no pair, no failure, nothing paid
     assert [(answer.text, answer.score) for answer in z.answers] == [("cc", 2.0), ("d", 1.0)]
