@@ -1,23 +1,20 @@
 """Answers from any server that speaks OpenAI's chat API: asked concurrently, with retries, limits and one reader."""
 
 import asyncio
-import json
-import os
 import random
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import httpx
 import tenacity
 
-from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage
 from uni_dpo.models.backends.images import data_url
 from uni_dpo.models.backends.replies import (
@@ -33,133 +30,22 @@ from uni_dpo.models.backends.replies import (
     sound,
     sum_choices,
 )
+from uni_dpo.models.backends.server import (
+    LONGEST_WAIT,
+    BadRequestError,
+    Loop,
+    LostReplyError,
+    Server,
+    final_fault,
+    probe,
+    retry_after,
+    why,
+)
 from uni_dpo.models.backends.settings import OpenAIOptions
 from uni_dpo.storage.identity import derive_seed
 
 REPORTED_TOKENS = 20
 """The most alternatives that OpenAI's servers report for a token."""
-LONGEST_WAIT = 60.0
-"""Seconds that a server's Retry-After is followed, at most."""
-LARGEST_REPLY = 64 * 2**20
-"""Bytes of one reply, unpacked."""
-PROBE_TIMEOUT = 10.0
-_SECRET = 8
-"""Characters of a key that is masked: shorter ones, such as `EMPTY`, are words."""
-
-
-@dataclass
-class _LostReplyError(Exception):
-    """An attempt that brought nothing to read; `kind` names why, `detail` tells more."""
-
-    kind: str
-    detail: str = ""
-    wait: float | None = None
-
-
-class Server:
-    """One server: its address, its key, and the only place that sends bytes to it.
-
-    Redirects are not followed, so the key stays with the host of the setting. Whatever the server sends is masked
-    before anything reads it.
-    """
-
-    def __init__(self, options: OpenAIOptions) -> None:
-        key = (os.environ.get(options.api_key_env) or "").strip()
-        if not key and options.base_url is None:
-            raise UniDPOError(f"model {options.model!r}: the environment variable {options.api_key_env} is not set")
-        if not (key.isascii() and key.isprintable()):
-            raise UniDPOError(f"{options.api_key_env} holds characters that no key has; set it again")
-        self.options = options
-        self.key = key
-        address = options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        try:
-            self.url = httpx.URL(address.rstrip("/"))
-        except (httpx.InvalidURL, ValueError) as error:
-            raise UniDPOError(f"model {options.model!r}: base_url {address!r} is no address: {error}") from error
-        if self.url.scheme not in ("http", "https") or not self.url.host:
-            raise UniDPOError(f"model {options.model!r}: base_url {address!r} has to begin with http:// or https://")
-        self.name = str(self.url.copy_with(userinfo=b""))
-
-    def client(self) -> httpx.AsyncClient:
-        """A client whose requests may only go to this server."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency)
-        headers = {"Authorization": f"Bearer {self.key or 'none'}"}
-        return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits, verify=_tls())
-
-    async def call(
-        self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None, timeout: float
-    ) -> tuple[httpx.Response, bytes]:
-        """Send one request and read its reply whole, within `timeout` seconds in all.
-
-        Raises:
-            TimeoutError, httpx.HTTPError: no whole reply came.
-            UnusableReplyError: the reply is larger than `LARGEST_REPLY`.
-        """
-        sent = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} if sent else {}
-        method = "GET" if sent is None else "POST"
-        async with (
-            asyncio.timeout(timeout),
-            client.stream(method, f"{self.url}{path}", content=sent, headers=headers) as reply,
-        ):
-            received = bytearray()
-            async for chunk in reply.aiter_bytes():
-                received += chunk
-                if len(received) > LARGEST_REPLY:
-                    raise UnusableReplyError("reply too large")
-        return reply, self._masked(bytes(received))
-
-    def _masked(self, received: bytes) -> bytes:
-        return received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received
-
-    def mask(self, text: str) -> str:
-        """A text without the key and without control characters."""
-        return plain(sound(text.replace(self.key, "***") if len(self.key) >= _SECRET else text))
-
-    def refused(self, said: str) -> UniDPOError:
-        """The end of a run whose every request would fare alike."""
-        option = self.options
-        return UniDPOError(
-            f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
-            f"check model, base_url and {option.api_key_env}"
-        )
-
-
-def probe(options: OpenAIOptions) -> None:
-    """Ask a server for its models, which costs nothing, before anything is asked of any.
-
-    A server that lists no models is taken as it is. One that lists others is sent an empty chat, which only one that
-    does not know the model refuses with 404.
-
-    Raises:
-        UniDPOError: no server is there, it refuses the key, sends elsewhere, or does not know the model.
-    """
-    server = Server(options)
-
-    async def ask() -> None:
-        async with server.client() as client:
-            reply, body = await server.call(client, "/models", None, min(options.timeout, PROBE_TIMEOUT))
-            if reply.status_code in (401, 403) or reply.is_redirect:
-                raise _final(server, reply, body)
-            if reply.status_code != 200:
-                return
-            listed = read_json(body).get("data")
-            names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-            if names and options.model not in names:
-                empty = {"model": options.model, "messages": []}
-                reply, body = await server.call(client, "/chat/completions", empty, PROBE_TIMEOUT)
-                if reply.status_code == 404:
-                    raise _final(server, reply, body)
-
-    try:
-        _Loop.shared().submit(ask()).result()
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError) as error:
-        raise UniDPOError(
-            f"no OpenAI-compatible server answers at {server.name}: {server.mask(_why(error))}; "
-            f"start it, or correct base_url of {options.model!r}"
-        ) from error
-    except (TimeoutError, httpx.HTTPError, UnusableReplyError):
-        return  # something is there; what it says to a question is counted then
 
 
 class OpenAIBackend:
@@ -296,7 +182,7 @@ class OpenAIBackend:
 
                 await asyncio.gather(*map(one, range(len(jobs))))
 
-        running = _Loop.shared().submit(work())
+        running = Loop.shared().submit(work())
         try:
             for _ in jobs:
                 place, outcome = finished.get()
@@ -335,7 +221,7 @@ class _Put:
         seed = request.seed
         try:
             async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type((_LostReplyError, UnusableReplyError)),
+                retry=tenacity.retry_if_exception_type((LostReplyError, UnusableReplyError)),
                 stop=tenacity.stop_after_attempt(self.options.max_retries + 1),
                 wait=self._pause,
                 before_sleep=self._say,
@@ -350,16 +236,16 @@ class _Put:
                             seed = derive_seed(request.seed, attempt.retry_state.attempt_number)
                         self._fault(error.kind)
                         raise
-                    except _LostReplyError as error:
+                    except LostReplyError as error:
                         self._fault(error.kind)
                         raise
-        except (_LostReplyError, UnusableReplyError) as error:
+        except (LostReplyError, UnusableReplyError) as error:
             self.backend._count(Usage(failures=1))
             detail = (
-                f" ({self.server.mask(error.detail)})" if isinstance(error, _LostReplyError) and error.detail else ""
+                f" ({self.server.mask(error.detail)})" if isinstance(error, LostReplyError) and error.detail else ""
             )
             return Failure(f"{error.kind}{detail} ({self.options.max_retries + 1} attempts)")
-        except _BadRequestError as error:
+        except BadRequestError as error:
             self._fault(str(error).partition(":")[0])
             self.backend._count(Usage(failures=1))
             return Failure(self.server.mask(str(error)))
@@ -369,17 +255,17 @@ class _Put:
         try:
             reply, received = await self.server.call(self.client, "/chat/completions", body, self.options.timeout)
         except TimeoutError as error:
-            raise _LostReplyError("timeout") from error
+            raise LostReplyError("timeout") from error
         except httpx.DecodingError as error:
             raise UnusableReplyError("malformed reply") from error
         except httpx.HTTPError as error:
-            raise _LostReplyError("no connection", _why(error)) from error
+            raise LostReplyError("no connection", why(error)) from error
         if reply.status_code in (408, 409, 425, 429) or reply.status_code >= 500:
             message, code = read_error(received)
             if code != "insufficient_quota":
-                raise _LostReplyError(f"HTTP {reply.status_code}", message, _retry_after(reply))
+                raise LostReplyError(f"HTTP {reply.status_code}", message, retry_after(reply))
         if not reply.is_success:
-            raise _final(self.server, reply, received)
+            raise final_fault(self.server, reply, received)
         completion = read_json(received)
         prompt, answer = read_usage(completion)
         cost = (prompt * self.options.price_prompt + answer * self.options.price_completion) / 1e6
@@ -388,7 +274,7 @@ class _Put:
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _LostReplyError) and error.wait is not None:
+        if isinstance(error, LostReplyError) and error.wait is not None:
             return error.wait
         return float(
             min(LONGEST_WAIT, self.options.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
@@ -412,64 +298,6 @@ class _Put:
     def _fault(self, kind: str) -> None:
         with self.backend._lock:
             self.backend.usage.count_fault(kind)
-
-
-class _BadRequestError(Exception):
-    """A request that another attempt would not help."""
-
-
-class _Loop:
-    """An event loop in a thread of its own, so that callers with or without a loop can wait for it."""
-
-    _only: "_Loop | None" = None
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True, name="servers").start()
-
-    @classmethod
-    def shared(cls) -> "_Loop":
-        """The loop of this process."""
-        if cls._only is None or cls._only.process != os.getpid():
-            cls._only = cls()
-        return cls._only
-
-    def submit(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Start a coroutine; its future."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
-
-
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    """The certificates, which take a while to read, once."""
-    return httpx.create_ssl_context()
-
-
-def _final(server: Server, reply: httpx.Response, received: bytes) -> Exception:
-    """The error of a reply that another attempt would not change: fatal where it would befall every request."""
-    if reply.is_redirect:
-        return UniDPOError(
-            f"the server of {server.options.model!r} at {server.name} redirects to another address, which is not "
-            "followed, since the key would go there; set base_url to that address if you trust it"
-        )
-    message, code = read_error(received)
-    said = f"HTTP {reply.status_code}: {message}"
-    if reply.status_code in (401, 403, 404) or code == "insufficient_quota":
-        return server.refused(said)
-    return _BadRequestError(said)
-
-
-def _retry_after(reply: httpx.Response) -> float | None:
-    try:
-        wanted = float(reply.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return min(LONGEST_WAIT, wanted) if wanted >= 0 else None
-
-
-def _why(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 def _prompt_tokens(completion: Mapping[str, Any]) -> int:

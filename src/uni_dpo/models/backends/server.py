@@ -1,0 +1,203 @@
+"""The one place that sends bytes to a chat server: its address and key, time and size bounds, what its faults mean."""
+
+import asyncio
+import json
+import os
+import ssl
+import threading
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import httpx
+
+from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.models.backends.replies import (
+    UnusableReplyError,
+    read_error,
+    read_json,
+    sound,
+)
+from uni_dpo.models.backends.settings import OpenAIOptions
+
+LONGEST_WAIT = 60.0
+"""Seconds that a server's Retry-After is followed, at most."""
+LARGEST_REPLY = 64 * 2**20
+"""Bytes of one reply, unpacked."""
+PROBE_TIMEOUT = 10.0
+_SECRET = 8
+"""Characters of a key that is masked: shorter ones, such as `EMPTY`, are words."""
+
+
+@dataclass
+class LostReplyError(Exception):
+    """An attempt that brought nothing to read; `kind` names why, `detail` tells more."""
+
+    kind: str
+    detail: str = ""
+    wait: float | None = None
+
+
+class Server:
+    """One server: its address, its key, and the only place that sends bytes to it.
+
+    Redirects are not followed, so the key stays with the host of the setting. Whatever the server sends is masked
+    before anything reads it.
+    """
+
+    def __init__(self, options: OpenAIOptions) -> None:
+        key = (os.environ.get(options.api_key_env) or "").strip()
+        if not key and options.base_url is None:
+            raise UniDPOError(f"model {options.model!r}: the environment variable {options.api_key_env} is not set")
+        if not (key.isascii() and key.isprintable()):
+            raise UniDPOError(f"{options.api_key_env} holds characters that no key has; set it again")
+        self.options = options
+        self.key = key
+        address = options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        try:
+            self.url = httpx.URL(address.rstrip("/"))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise UniDPOError(f"model {options.model!r}: base_url {address!r} is no address: {error}") from error
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise UniDPOError(f"model {options.model!r}: base_url {address!r} has to begin with http:// or https://")
+        self.name = str(self.url.copy_with(userinfo=b""))
+
+    def client(self) -> httpx.AsyncClient:
+        """A client whose requests may only go to this server."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency)
+        headers = {"Authorization": f"Bearer {self.key or 'none'}"}
+        return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits, verify=_tls())
+
+    async def call(
+        self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None, timeout: float
+    ) -> tuple[httpx.Response, bytes]:
+        """Send one request and read its reply whole, within `timeout` seconds in all.
+
+        Raises:
+            TimeoutError, httpx.HTTPError: no whole reply came.
+            UnusableReplyError: the reply is larger than `LARGEST_REPLY`.
+        """
+        sent = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if sent else {}
+        method = "GET" if sent is None else "POST"
+        async with (
+            asyncio.timeout(timeout),
+            client.stream(method, f"{self.url}{path}", content=sent, headers=headers) as reply,
+        ):
+            received = bytearray()
+            async for chunk in reply.aiter_bytes():
+                received += chunk
+                if len(received) > LARGEST_REPLY:
+                    raise UnusableReplyError("reply too large")
+        return reply, self._masked(bytes(received))
+
+    def _masked(self, received: bytes) -> bytes:
+        return received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received
+
+    def mask(self, text: str) -> str:
+        """A text without the key and without control characters."""
+        return plain(sound(text.replace(self.key, "***") if len(self.key) >= _SECRET else text))
+
+    def refused(self, said: str) -> UniDPOError:
+        """The end of a run whose every request would fare alike."""
+        option = self.options
+        return UniDPOError(
+            f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
+            f"check model, base_url and {option.api_key_env}"
+        )
+
+
+def probe(options: OpenAIOptions) -> None:
+    """Ask a server for its models, which costs nothing, before anything is asked of any.
+
+    A server that lists no models is taken as it is. One that lists others is sent an empty chat, which only one that
+    does not know the model refuses with 404.
+
+    Raises:
+        UniDPOError: no server is there, it refuses the key, sends elsewhere, or does not know the model.
+    """
+    server = Server(options)
+
+    async def ask() -> None:
+        async with server.client() as client:
+            reply, body = await server.call(client, "/models", None, min(options.timeout, PROBE_TIMEOUT))
+            if reply.status_code in (401, 403) or reply.is_redirect:
+                raise final_fault(server, reply, body)
+            if reply.status_code != 200:
+                return
+            listed = read_json(body).get("data")
+            names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+            if names and options.model not in names:
+                empty = {"model": options.model, "messages": []}
+                reply, body = await server.call(client, "/chat/completions", empty, PROBE_TIMEOUT)
+                if reply.status_code == 404:
+                    raise final_fault(server, reply, body)
+
+    try:
+        Loop.shared().submit(ask()).result()
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError) as error:
+        raise UniDPOError(
+            f"no OpenAI-compatible server answers at {server.name}: {server.mask(why(error))}; "
+            f"start it, or correct base_url of {options.model!r}"
+        ) from error
+    except (TimeoutError, httpx.HTTPError, UnusableReplyError):
+        return  # something is there; what it says to a question is counted then
+
+
+class BadRequestError(Exception):
+    """A request that another attempt would not help."""
+
+
+class Loop:
+    """An event loop in a thread of its own, so that callers with or without a loop can wait for it."""
+
+    _only: "Loop | None" = None
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True, name="servers").start()
+
+    @classmethod
+    def shared(cls) -> "Loop":
+        """The loop of this process."""
+        if cls._only is None or cls._only.process != os.getpid():
+            cls._only = cls()
+        return cls._only
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Start a coroutine; its future."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """The certificates, which take a while to read, once."""
+    return httpx.create_ssl_context()
+
+
+def final_fault(server: Server, reply: httpx.Response, received: bytes) -> Exception:
+    """The error of a reply that another attempt would not change: fatal where it would befall every request."""
+    if reply.is_redirect:
+        return UniDPOError(
+            f"the server of {server.options.model!r} at {server.name} redirects to another address, which is not "
+            "followed, since the key would go there; set base_url to that address if you trust it"
+        )
+    message, code = read_error(received)
+    said = f"HTTP {reply.status_code}: {message}"
+    if reply.status_code in (401, 403, 404) or code == "insufficient_quota":
+        return server.refused(said)
+    return BadRequestError(said)
+
+
+def retry_after(reply: httpx.Response) -> float | None:
+    try:
+        wanted = float(reply.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return min(LONGEST_WAIT, wanted) if wanted >= 0 else None
+
+
+def why(error: BaseException) -> str:
+    return str(error) or type(error).__name__
