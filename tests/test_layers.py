@@ -17,7 +17,7 @@ LAYERS = (
     {"settings"},
     {"objective", "logprobs", "shared_prefix", "trainer_mixins"},
     {"data"},
-    {"models"},
+    {"models", "preferences"},
     {"graders"},
     {"engine", "llamafactory", "trl", "vlmeval"},
     {"inference"},

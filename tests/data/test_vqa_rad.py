@@ -253,3 +253,10 @@ def test_the_script_s_functions_and_its_run(csv, tmp_path, capsys) -> None:
     assert saved["test"]["rejected"][:] == [f"test rejected {row}" for row in range(5)]
     assert np.array_equal(np.asarray(saved["train"][2]["image"]), np.asarray(picture(20)))
     assert "7 training and 5 test pairs" in capsys.readouterr().out
+
+
+def test_the_name_of_version_0_1_stays_importable() -> None:
+    from uni_dpo.data import vqa_rad
+    from uni_dpo.preferences.vqa_rad import download_file
+
+    assert download_file is vqa_rad.download_file
