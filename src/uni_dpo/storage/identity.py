@@ -39,7 +39,7 @@ def file_digest(path: str | Path) -> str:
 def digest(value: object) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys; 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def folder_of(identity: dict[str, Any], folder: Path) -> Path:
