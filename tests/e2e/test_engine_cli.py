@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,6 +73,37 @@ def test_pipelines_on_tiny_models(engine, folder, name):
     before = path.read_bytes()
     assert engine(config, "--work-dir", work)[0] == 0
     assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_published_script_of_rlaif_v_runs_the_same_engine(folder):
+    settings = {
+        "WORK_DIR": "outputs/rlaif_v",
+        "DATASET_PATH": "outputs/engine_tiny/questions.jsonl",
+        "PIPELINE_NAME": "dpo_reward_pipeline",
+        "INSTRUCT_MODEL_PATH": "outputs/engine_tiny/seer",
+        "REWARD_MODEL_PATH": "outputs/engine_tiny/seer,outputs/engine_tiny/seer_early",
+    }
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = ["bash", str(ROOT / "scripts" / "run_data_engine.sh"), "--sample_k", "4", "--rank", "2"]
+    told = ["--reward_model_python_path", "/opt/python"]
+    run = subprocess.run(
+        [*script, *told], cwd=folder, env={**os.environ, **settings, "PATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "--reward_model_python_path: of no effect" in run.stdout
+    work = folder / "outputs" / "rlaif_v"
+    kept = yaml.safe_load((work / "rlaif_v.yaml").read_text())
+    assert kept["pairs"] == {"choose": "published", "rank": 2, "max_word_difference": 25}
+    assert json.loads((work / "dataset" / "pairs.json").read_text())
+    del settings["REWARD_MODEL_PATH"]
+    run = subprocess.run(
+        script, cwd=folder, env={**os.environ, **settings, "PATH": path}, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr.splitlines()) == (
+        1,
+        ["error: REWARD_MODEL_PATH is not set: splitter,asker,checker; for dpo_reward aligned,reference"],
+    )
 
 
 @pytest.mark.parametrize(

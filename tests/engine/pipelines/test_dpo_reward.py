@@ -35,6 +35,20 @@ def test_chosen_is_best_by_both_and_rejected_worst_by_both():
     assert len(rank_pairs("q", answers, DpoRewardPairs(rank=3, max_pairs_per_question=1))) == 1
 
 
+def test_published_pairs_are_each_of_the_best_with_each_of_the_worst():
+    answers = [
+        scored(text, value, value) for text, value in (("a", 6), ("b", 5), ("c", 4), ("d", 3), ("e", 2), ("f", 1))
+    ]
+    answers[4] = scored("e " * 40, 2, 2)  # too long beside the others
+    pairs = rank_pairs("q", answers, DpoRewardPairs(choose="published", rank=2, max_pairs_per_question=9))
+    assert [(p.chosen, p.rejected) for p in pairs] == [("a", "f"), ("b", "f")]
+    three = rank_pairs("q", answers, DpoRewardPairs(choose="published", rank=3))
+    assert [(p.chosen, p.rejected) for p in three] == [("a", "f"), ("a", "d"), ("b", "f")]
+    # Best with worst, second with second, third with third: the second pair is too unequal in length.
+    ranked = rank_pairs("q", answers, DpoRewardPairs(rank=3))
+    assert [(p.chosen, p.rejected) for p in ranked] == [("a", "f"), ("c", "d")]
+
+
 def test_ranks_never_overlap():
     assert rank_pairs("q", [scored("a", 1, 1)], DpoRewardPairs()) == []
     (pair,) = rank_pairs("q", [scored("a", 1, 1), scored("b", 2, 2), scored("c", 3, 3)], DpoRewardPairs(rank=3))

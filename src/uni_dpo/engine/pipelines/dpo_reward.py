@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from uni_dpo.engine.asking import load_template
@@ -31,6 +32,8 @@ class DpoRewardPairs:
     """Settings under `pairs:`.
 
     Attributes:
+        choose: `ranked`: the best answer with the worst, the second best with the second worst …; `published`: each of
+            the best with each of the worst, from the most unequal in rank on, as RLAIF-V pairs them.
         rank: chosen is among the best `rank` by both rewards, rejected among the worst `rank` by both.
         max_pairs_per_question: at most this many.
         max_word_difference: a pair's answers differ by fewer words than this.
@@ -38,6 +41,7 @@ class DpoRewardPairs:
         similarity: answers alike beyond this (Jaccard of word 10-grams) count as one.
     """
 
+    choose: Literal["ranked", "published"] = "ranked"
     rank: int = 3
     max_pairs_per_question: int = 3
     max_word_difference: int = 25
@@ -114,7 +118,7 @@ def rewards(aligned: AnswerLogprob, reference: AnswerLogprob, beta: float) -> tu
 
 
 def rank_pairs(question_id: str, answers: Sequence[ScoredAnswer], options: DpoRewardPairs) -> list[Pair]:
-    """The best answers by both rewards against the worst by both: best with worst, second best with second worst."""
+    """Pair the best answers by both rewards with the worst by both, as `options.choose` has it."""
     by_sum = sorted(distinct(answers), key=lambda answer: (-answer.detail["sum"], answer.text))
     by_sum = drop_near_duplicates(by_sum, threshold=options.similarity)
     by_mean = sorted(by_sum, key=lambda answer: (-answer.detail["mean"], answer.text))
@@ -123,9 +127,10 @@ def rank_pairs(question_id: str, answers: Sequence[ScoredAnswer], options: DpoRe
         return []
     best = [answer for answer in by_sum[:rank] if answer in by_mean[:rank]]
     worst = [answer for answer in reversed(by_sum[-rank:]) if answer in by_mean[-rank:]]
+    couples = product(best, worst) if options.choose == "published" else zip(best, worst, strict=False)
     pairs = [
         make_pair(question_id, better, worse)
-        for better, worse in zip(best, worst, strict=False)
+        for better, worse in couples
         if better.score > worse.score
         and abs(len(better.text.split()) - len(worse.text.split())) < options.max_word_difference
     ]
