@@ -138,6 +138,7 @@ def _make_backend(model: Qwen2VLChat) -> Backend:
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             max_retries=SERVER_RETRIES,
+            join_parts=settings.join_parts,
         )
         asked = OpenAIBackend(server)
         asked.check()

@@ -59,6 +59,8 @@ class ModelSettings:
     """Requests at once to that server."""
     timeout: float = 600
     """Seconds that one such request may take."""
+    join_parts: bool = False
+    """Take the text parts of an answer of that server that is a list of parts together."""
     gpu_utils: float | None = None
     """VLMEvalKit's name for the share of a GPU's memory that vLLM may take."""
     vllm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -117,7 +119,7 @@ class ModelSettings:
         return {
             name: dict(value) if isinstance(value, Mapping) else value
             for name, value in vars(self).items()
-            if name not in speed_only
+            if name not in speed_only and not (name == "join_parts" and not value)
         }
 
 

@@ -108,6 +108,21 @@ def test_what_befalls_every_request_ends_the_run(chat_server, status):
         make(server).generate([Request("a")] * 20, Sampling())
 
 
+def in_parts(body):
+    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": parts}}]}
+
+
+def test_a_list_of_parts_is_no_text_unless_it_is_said_to_be(chat_server):
+    server = chat_server(in_parts)
+    with pytest.raises(UniDPOError, match=r"answers with a list of parts.*join_parts: true"):
+        make(server).generate([Request("a")], Sampling())
+    assert len(server.bodies) == 1, "every request would fare alike"
+    assert make(server, join_parts=True).generate([Request("a")], Sampling()) == [[Sample("ab", 0, True)]]
+    silent = chat_server(lambda body: {"choices": [{"index": 0, "message": {"content": [{"type": "audio"}]}}]})
+    assert make(silent, join_parts=True).generate([Request("a")], Sampling()) == [Failure("empty answer (3 attempts)")]
+
+
 def test_a_server_that_went_away_is_a_failure():
     options = OpenAIOptions("m", base_url="http://127.0.0.1:9/v1", backoff=0.01, max_retries=1)
     backend = OpenAIBackend(options)

@@ -19,6 +19,7 @@ from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample
 from uni_dpo.models.backends.images import data_url
 from uni_dpo.models.backends.replies import (
     NotReportedError,
+    PartsError,
     UnusableReplyError,
     read_error,
     read_filled_samples,
@@ -78,7 +79,7 @@ class OpenAIBackend:
         self,
         requests: Sequence[Request],
         sampling: Sampling,
-        read: Callable[[Mapping[str, Any]], list[Sample]],
+        read: Callable[..., list[Sample]],
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
         if sampling.repetition_penalty != 1.0:
@@ -90,12 +91,21 @@ class OpenAIBackend:
             **extra,
         }
 
+        def texts(completion: Mapping[str, Any]) -> list[Sample]:
+            try:
+                return read(completion, join_parts=self.options.join_parts)
+            except PartsError as error:
+                raise UniDPOError(
+                    f"the server of {self.options.model!r} answers with a list of parts, not with a text; "
+                    "set join_parts: true for this model to take its text parts together"
+                ) from error
+
         async def answer(put: "_Put", request: Request) -> list[Sample] | Failure:
             samples: list[Sample] = []
             for attempt in range(sampling.n):  # some servers take no notice of n and give one answer at a time
                 seed = derive_seed(request.seed, "more", attempt) if attempt else request.seed
                 settings = {**asked, "n": sampling.n - len(samples)}
-                reply = await put(replace(request, seed=seed), settings, read)
+                reply = await put(replace(request, seed=seed), settings, texts)
                 if isinstance(reply, Failure):
                     return reply
                 samples += reply

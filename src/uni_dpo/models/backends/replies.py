@@ -31,6 +31,10 @@ class NotReportedError(Exception):
     """The server answers and leaves out the numbers that were asked for."""
 
 
+class PartsError(Exception):
+    """The server answers with a list of parts where the API has a text."""
+
+
 def read_json(body: bytes) -> dict[str, Any]:
     """The JSON object in a body.
 
@@ -46,12 +50,16 @@ def read_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def read_samples(completion: Mapping[str, Any]) -> list[Sample]:
+def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> list[Sample]:
     """The answers of a completion, in its order.
 
-    Text parts are joined, lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`.
+    Lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`.
+
+    Args:
+        join_parts: take the text parts of an answer that is a list of parts together, and leave out the others.
 
     Raises:
+        PartsError: an answer is a list of parts, and they are not to be joined.
         UnusableReplyError: a refusal, no text, which an empty one is, nothing but reasoning, or no completion at all.
     """
     samples = []
@@ -61,7 +69,7 @@ def read_samples(completion: Mapping[str, Any]) -> list[Sample]:
             raise UnusableReplyError(MALFORMED)
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
             raise UnusableReplyError("refusal", redraw=True)
-        text = _text(message.get("content"))
+        text = _text(message.get("content"), join_parts)
         if text is None:
             reasoned = message.get("reasoning_content") or message.get("reasoning")
             raise UnusableReplyError("reasoning without an answer" if reasoned else "empty answer", redraw=True)
@@ -69,9 +77,9 @@ def read_samples(completion: Mapping[str, Any]) -> list[Sample]:
     return samples
 
 
-def read_filled_samples(completion: Mapping[str, Any]) -> list[Sample]:
+def read_filled_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> list[Sample]:
     """As `read_samples`; where all answers are empty, that is a fault too."""
-    samples = read_samples(completion)
+    samples = read_samples(completion, join_parts=join_parts)
     if not any(sample.text for sample in samples):
         raise UnusableReplyError("empty answer", redraw=True)
     return samples
@@ -167,10 +175,12 @@ def _choices(completion: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return choices
 
 
-def _text(content: Any) -> str | None:
+def _text(content: Any, join_parts: bool) -> str | None:
     if isinstance(content, list):
         if not all(isinstance(part, Mapping) for part in content):
             raise UnusableReplyError(MALFORMED)
+        if not join_parts:
+            raise PartsError
         texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
         if not all(isinstance(text, str) for text in texts):
             raise UnusableReplyError(MALFORMED)

@@ -61,6 +61,8 @@ class OpenAIOptions:
         backoff: seconds before the first retry; doubled for each further one, and jittered.
         requests_per_minute: at most this many, retries included.
         price_prompt, price_completion: per million tokens, for the report and `max_cost`.
+        join_parts: take the text parts of an answer that is a list of parts together; such an answer is a fault
+            otherwise, since the API has a text there.
     """
 
     model: str
@@ -74,6 +76,7 @@ class OpenAIOptions:
     requests_per_minute: float | None = runtime(None)
     price_prompt: float = runtime(0.0)
     price_completion: float = runtime(0.0)
+    join_parts: bool = added(False)
 
 
 @dataclass(frozen=True)
