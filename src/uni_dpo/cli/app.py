@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import data, demo, engine, eval, models, overlay, train
+from uni_dpo.cli import chat, data, demo, engine, eval, models, overlay, train
 
 app = typer.Typer(
     name="uni-dpo",
@@ -38,6 +38,7 @@ app.command("trl-dpo", context_settings=train.SETTINGS)(train.trl_dpo)
 app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
 app.command("eval")(eval.evaluate)
+app.command("chat")(chat.chat)
 app.command("compare")(models.compare)
 app.command("compose")(models.compose)
 app.command("predict")(models.predict)

@@ -81,17 +81,33 @@ def render(processor: Any, content: Content, style: PromptStyle, system: str | N
         style: what the template takes.
         system: a system prompt, or `None` for what the template does by itself.
     """
-    items = [dict(item) for item in content]
+    return render_turns(processor, [content], style, system)
+
+
+def render_turns(processor: Any, turns: Sequence[Content], style: PromptStyle, system: str | None = None) -> str:
+    """Render a conversation, up to where the next answer starts.
+
+    Args:
+        processor, style, system: as for `render`.
+        turns: the items of each turn: the user's, the model's, the user's …; the last one is the user's. A base
+            template knows no turns and gets their items in a row, a line break behind each turn.
+    """
     template = _template(processor)
-    conversation: list[dict[str, Any]]
     if style is PromptStyle.BASE:
-        conversation = ([{"type": "text", "text": system}] if system is not None else []) + items
+        items = [{"type": "text", "text": system}] if system is not None else []
+        for number, turn in enumerate(turns):
+            items += [{"type": "text", "text": "\n"}] if number else []
+            items += [dict(item) for item in turn]
         if template is None:
-            return "".join(_spelt(processor, item) for item in conversation)
+            return "".join(_spelt(processor, item) for item in items)
+        conversation = items
     else:
-        said: Any = items if sees_images(processor) else "".join(item["text"] for item in items)
         conversation = [{"role": "system", "content": system}] if system is not None else []
-        conversation.append({"role": "user", "content": said})
+        for number, turn in enumerate(turns):
+            said: Any = [dict(item) for item in turn]
+            if not sees_images(processor):
+                said = "".join(item["text"] for item in turn)
+            conversation.append({"role": "assistant" if number % 2 else "user", "content": said})
     return str(
         _tokenizer(processor).apply_chat_template(
             conversation, chat_template=template, tokenize=False, add_generation_prompt=True
