@@ -38,12 +38,13 @@ class ScriptedBackend:
             raise KeyboardInterrupt
         type(self).batches -= 1
         self.asked.extend(requests)
-        return [
-            Failure("timeout")
-            if request.prompt in self.failing
-            else [Sample(f"the digit is {int(request.prompt[6]) % 2 * int(request.prompt[6])}", 4, True)]
-            for request in requests
-        ]
+        return [self._reply(request, sampling.n) for request in requests]
+
+    def _reply(self, request: Request, count: int) -> list[Sample] | Failure:
+        if request.prompt in self.failing:
+            return Failure("timeout")
+        digit = int(request.prompt[6])
+        return [Sample(f"the digit is {(digit + more) % 2 * (digit + more)}", 4, True) for more in range(count)]
 
 
 @pytest.fixture
@@ -60,9 +61,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             source,
             output,
             {"backend": "scripted", "model": "m"},
-            sampling=Sampling(temperature=0),
-            batch_size=2,
-            **settings,
+            **{"sampling": Sampling(temperature=0), "batch_size": 2, **settings},
         )
         return report, json.loads(output.read_text())
 
@@ -81,6 +80,26 @@ def test_answers_stand_beside_labels(predict) -> None:
         "prediction": "the digit is 0",
         "correct": 0.0,
     }
+
+
+def test_several_samples_give_a_mean_an_interval_and_pass_at_k(predict) -> None:
+    """The first sample is right on 0, 1, 3 and 5; the second says 1, 0, 3, 0, 5, 0, so is never right."""
+    report, rows = predict(ROWS, sampling=Sampling(n=2, temperature=1.0))
+    assert rows[2]["predictions"] == ["the digit is 0", "the digit is 3"]
+    assert (rows[1]["prediction"], rows[1]["grades"], rows[1]["correct"]) == ("the digit is 1", [1.0, 0.0], 0.5)
+    lines = report.lines()
+    # pass@1 = 4 · ½ / 6, pass@2 = 4 / 6.
+    assert lines[-2:] == ["pass@1: 33.3%", "pass@2: 66.7%"]
+    assert lines[-3].startswith("accuracy: 33.3% (2 of 6 with a label, mean of 2 samples; 95 % interval ")
+
+
+def test_a_prompt_asks_in_its_own_words(predict, tmp_path: Path) -> None:
+    asking = tmp_path / "ask.txt"
+    asking.write_text("Digit?{question} Think first.")
+    predict([{"question": "3"}], prompt=str(asking))
+    assert [request.prompt for request in ScriptedBackend.asked] == ["Digit?3 Think first."]
+    with pytest.raises(UniDPOError, match="no such file"):
+        predict([{"question": "3?"}], prompt=str(tmp_path / "gone.txt"))
 
 
 def test_without_labels_there_is_no_accuracy(predict) -> None:

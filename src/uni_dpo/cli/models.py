@@ -63,10 +63,15 @@ def predict(
     model: Annotated[str, typer.Option(help="Folder or hub name of a checkpoint, or its name on the server.")],
     backend: Annotated[str, typer.Option(help="transformers, vllm or openai.")] = "transformers",
     base_url: Annotated[str | None, typer.Option(help="Of the server, for backend openai; ends in /v1.")] = None,
-    grader: Annotated[str, typer.Option(help="exact, numeric, multiple_choice, or package.module:function.")] = "exact",
+    grader: Annotated[
+        str, typer.Option(help="exact, numeric, multiple_choice, math, vqa, or module:function.")
+    ] = "exact",
     system: Annotated[str | None, typer.Option(help="System prompt; without it what the chat template does.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="math, or a file with the gap {question}.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per question; their mean and pass@k are printed.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of the probability that tokens are drawn from.")] = 1.0,
     image_root: Annotated[Path | None, typer.Option(help="Where image paths start; none may leave it.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions by id.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 64,
@@ -83,13 +88,14 @@ def predict(
         source,
         output,
         entry,
-        sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
+        sampling=Sampling(n=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens),
         grader=grader,
         image_root=str(image_root) if image_root else None,
         limit=limit,
         seed=seed,
         batch_size=batch_size,
         system=system,
+        prompt=prompt,
     )
     for line in report.lines():
         print(line)

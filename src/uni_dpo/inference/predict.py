@@ -9,9 +9,20 @@ from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.data.tables.writing import write_rows
-from uni_dpo.graders.grading import Grader, check_references, load_grader
+from uni_dpo.engine.asking import Template, load_template
+from uni_dpo.graders.grading import check_references, load_grader
+from uni_dpo.inference.accuracy import accuracy_lines
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
-from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling, make_backend, parse_model, weights_of
+from uni_dpo.models.backends.base import (
+    Backend,
+    Failure,
+    Request,
+    Sample,
+    Sampling,
+    make_backend,
+    parse_model,
+    weights_of,
+)
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest
@@ -25,16 +36,26 @@ class PredictReport:
     Attributes:
         output: the file that was written.
         rows: questions answered.
-        labelled: those with a right answer in the file.
-        correct: the sum of the grades of the labelled ones, each from 0 to 1.
+        grades: of each question with a right answer in the file those of its samples, each from 0 to 1.
         cut: answers that were cut at the limit of tokens.
+        seed: of the interval.
     """
 
     output: Path
     rows: int
-    labelled: int
-    correct: float
+    grades: tuple[tuple[float, ...], ...]
     cut: int = 0
+    seed: int = 0
+
+    @property
+    def labelled(self) -> int:
+        """Questions with a right answer in the file."""
+        return len(self.grades)
+
+    @property
+    def correct(self) -> float:
+        """The sum of the labelled questions' grades; a question's grade is the mean over its samples."""
+        return sum(sum(grades) / len(grades) for grades in self.grades)
 
     @property
     def accuracy(self) -> float | None:
@@ -45,9 +66,7 @@ class PredictReport:
         """The report, one line per fact."""
         lines = [f"questions answered: {self.rows:,}", f"output: {self.output}"]
         lines += [f"answers cut at the limit of tokens: {self.cut:,}; raise it"] if self.cut else []
-        if self.accuracy is None:
-            return lines
-        return [*lines, f"accuracy: {self.accuracy:.1%} ({self.correct:g} of {self.labelled:,} with a label)"]
+        return lines + (accuracy_lines(self.grades, seed=self.seed) if self.grades else [])
 
 
 def predict_file(
@@ -62,24 +81,28 @@ def predict_file(
     seed: int = 0,
     batch_size: int = 64,
     system: str | None = None,
+    prompt: str | None = None,
 ) -> PredictReport:
     """Answer the questions in `source` and write them, sorted by id, with answers and labels to `output`.
 
     A row of `output` has `id, question, images, prediction`, and where the question has a right answer, `answer`
-    and `correct`. What is answered is kept beside `output` in `OUTPUT.answers.jsonl` until the file is written, so
-    a run that was stopped resumes.
+    and `correct`; with several samples also `predictions` and `grades`, of which `correct` is the mean. What is
+    answered is kept beside `output` in `OUTPUT.answers.jsonl` until the file is written, so a run that was stopped
+    resumes.
 
     Args:
         source: a file that `uni_dpo.data.questions` reads: a question, its images, and maybe its answer per row.
         output: a .json, .jsonl or .parquet file.
         model: what an entry under `models:` of an engine config says.
-        sampling: how answers are drawn, one per question.
+        sampling: how answers are drawn, `sampling.n` per question.
         grader: exact, numeric, multiple_choice, or `package.module:function`.
         image_root: where image paths start, and which none may leave.
         limit: only the first so many questions.
         seed: of everything drawn.
         batch_size: questions per request to the backend.
         system: the system prompt of rows that have none of their own; None for what the chat template does by itself.
+        prompt: a built-in prompt (`math` asks for steps and a boxed answer) or a file with the gap {question}; None
+            asks the question alone.
 
     Raises:
         UniDPOError: an output, question, image or reference that cannot be used (no model is loaded by then), or
@@ -88,6 +111,7 @@ def predict_file(
     output = Path(output)
     with replies_for(source, output, "answers") as done:
         grade = load_grader(grader)
+        template = load_template(prompt, gaps=("question",)) if prompt else None
         extracted = output.parent / f"{output.stem}_images"
         questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
         check_references(grader, [question for question in questions if question.reference is not None])
@@ -95,35 +119,54 @@ def predict_file(
         backend, options = parse_model(model, "model")
         if backend in ("transformers", "vllm"):
             find_checkpoint(options.model, options.adapter)
-        drawn = [fingerprinted(sampling), seed, *([system] if system else [])]
+        drawn = [fingerprinted(sampling), seed, *([system] if system else []), *([template.text] if template else [])]
         asked = digest([backend, fingerprinted(options), weights_of(options), *drawn])
         keys = {question.id: digest([question.to_row(), asked]) for question in questions}
         ask_all(
             {keys[question.id]: question for question in questions},
             done,
-            lambda: _asking(make_backend(model), sampling, seed, system),
+            lambda: _asking(make_backend(model), sampling, seed, system, template),
             title="Answering",
             unit="questions",
             batch_size=batch_size,
             called=lambda question: question.id,
         )
         replies = [done.rows[keys[question.id]] for question in questions]
-        rows = [_row(question, reply["text"], grade) for question, reply in zip(questions, replies, strict=True)]
+        texts = [_texts(reply) for reply in replies]
+        grades = [
+            tuple(grade(text, question) or 0.0 for text in answers) if question.reference is not None else ()
+            for question, answers in zip(questions, texts, strict=True)
+        ]
+        rows = [_row(*answered) for answered in zip(questions, texts, grades, strict=True)]
         write_rows(output, rows)
-    labelled = [row["correct"] for row in rows if "correct" in row]
-    cut = sum(not reply.get("finished", True) for reply in replies)
-    return PredictReport(output, len(rows), len(labelled), sum(labelled), cut)
+    cut = sum(not part.get("finished", True) for reply in replies for part in (reply, *reply.get("more", ())))
+    return PredictReport(output, len(rows), tuple(filter(None, grades)), cut, seed)
 
 
-def _asking(backend: Backend, sampling: Sampling, seed: int, system: str | None) -> Ask[Question]:
+def _asking(
+    backend: Backend, sampling: Sampling, seed: int, system: str | None, template: Template | None
+) -> Ask[Question]:
     def ask(batch: Sequence[Question]) -> list[Row | Failure]:
-        requests = [Request(q.text, q.images, derive_seed(seed, q.id), q.system or system) for q in batch]
+        texts = [template.render(question=q.text) if template else q.text for q in batch]
+        requests = [
+            Request(text, q.images, derive_seed(seed, q.id), q.system or system)
+            for text, q in zip(texts, batch, strict=True)
+        ]
         return [
-            reply if isinstance(reply, Failure) else {"text": reply[0].text, "finished": reply[0].finished}
-            for reply in backend.generate(requests, sampling)
+            reply if isinstance(reply, Failure) else _logged(reply) for reply in backend.generate(requests, sampling)
         ]
 
     return ask
+
+
+def _logged(samples: Sequence[Sample]) -> Row:
+    """A reply as it is kept: the first sample, and the others where there are some."""
+    first, *more = ({"text": sample.text, "finished": sample.finished} for sample in samples)
+    return {**first, "more": more} if more else first
+
+
+def _texts(reply: Row) -> list[str]:
+    return [part["text"] for part in (reply, *reply.get("more", ()))]
 
 
 def _check_images(questions: Sequence[Question]) -> None:
@@ -139,12 +182,10 @@ def _check_images(questions: Sequence[Question]) -> None:
         raise PreferenceDataError.of(faults)
 
 
-def _row(question: Question, prediction: str, grade: Grader) -> Row:
+def _row(question: Question, texts: Sequence[str], grades: Sequence[float]) -> Row:
     row: Row = {"id": question.id, "question": question.text, "images": list(question.images)}
-    if question.reference is None:
-        return row | {"prediction": prediction}
-    return row | {
-        "answer": question.reference,
-        "prediction": prediction,
-        "correct": grade(prediction, question) or 0.0,
-    }
+    row |= {"answer": question.reference} if grades else {}
+    row |= {"prediction": texts[0]} | ({"predictions": list(texts)} if len(texts) > 1 else {})
+    if grades:
+        row |= {"correct": sum(grades) / len(grades)} | ({"grades": list(grades)} if len(grades) > 1 else {})
+    return row
