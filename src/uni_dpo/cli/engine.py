@@ -114,7 +114,7 @@ def print_result(result: "EngineResult") -> None:
 
 def _counts(counts: dict[str, Any]) -> str:
     parts = [f"{counts[name]} {name}" for name in ("questions", "answers", "pairs") if name in counts]
-    parts += [f"{counts[name]} {name}" for name in ("failed", "dropped") if counts.get(name)]
+    parts += [f"{counts[name]} {name}" for name in ("failed", "dropped", "cut answers") if counts.get(name)]
     parts += [f"{count} put aside ({reason})" for reason, count in sorted(counts.get("aside", {}).items())]
     usage = counts.get("usage", {})
     parts += [f"{usage[name]} {name}" for name in ("requests", "retries") if usage.get(name)]

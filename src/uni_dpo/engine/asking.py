@@ -33,7 +33,8 @@ def ask(
     """One parsed reply per request; equal requests are put once and share it.
 
     Args:
-        parse: reply → value, or None where the reply has not the form that was asked for.
+        parse: reply → value, or None where the reply has not the form that was asked for. A reply that the limit of
+            tokens cut has it not: its last claim or grade may be half of one.
         what: names the expected thing in the reason of an `Aside`.
         attempts: how often each request is put, at most.
 
@@ -50,9 +51,11 @@ def ask(
             if isinstance(reply, Failure):
                 results[request] = reply
                 continue
-            value = parse(reply[0].text)
+            said = reply[0]
+            value = parse(said.text) if said.finished else None
             if value is None:
-                results[request] = Aside(f"no {what}", reply[0].text)
+                reason = f"no {what}" if said.finished else f"{what} cut at max_tokens"
+                results[request] = Aside(reason, said.text)
                 unparsed.append(request)
             else:
                 results[request] = value

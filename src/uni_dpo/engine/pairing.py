@@ -3,15 +3,18 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from uni_dpo.engine.records import Pair, ScoredAnswer
+from uni_dpo.engine.records import Pair, ScoredAnswer, wording
 from uni_dpo.errors import UniDPOError
+from uni_dpo.settings.options import added
 
 LengthBalance = Literal["off", "published", "both"]
 Choose = Literal["any", "best_worst"]
 Comparable = Callable[[ScoredAnswer, ScoredAnswer], bool]
 """(better, worse) → whether the two may make a pair."""
+Choosable = Callable[[ScoredAnswer], bool]
+"""Whether an answer may be the better one of a pair."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class PairOptions:
         choose: `any` two answers that far apart, drawn at random where there are too many (`gap_pairs`), or the
             best answer with the worst, then the second best with the second worst … (`best_worst_pairs`).
         length_balance: see `balance_lengths`.
+        allow_cut_answers: let an answer that the token limit cut be the better one of a pair.
     """
 
     min_gap: float = 1.0
     max_pairs_per_question: int = 2
     choose: Choose = "any"
     length_balance: LengthBalance = "off"
+    allow_cut_answers: bool = added(False)
 
     def __post_init__(self) -> None:
         if self.min_gap < 0 or self.max_pairs_per_question < 1:
@@ -40,13 +45,23 @@ def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
     """Answers without repeats: of those that differ in white space only, the first."""
     seen: dict[str, ScoredAnswer] = {}
     for answer in answers:
-        seen.setdefault(" ".join(answer.text.split()), answer)
+        seen.setdefault(wording(answer.text), answer)
     return list(seen.values())
 
 
 def anything(better: ScoredAnswer, worse: ScoredAnswer) -> bool:
     """Any two answers may be compared."""
     return True
+
+
+def anyone(answer: ScoredAnswer) -> bool:
+    """Any answer may be chosen."""
+    return True
+
+
+def may_be_chosen(options: Any) -> Choosable:
+    """Who may be the better answer of a pair under these options: none that was cut, unless they allow it."""
+    return anyone if getattr(options, "allow_cut_answers", False) else lambda answer: not answer.cut
 
 
 def gap_pairs(
@@ -57,6 +72,7 @@ def gap_pairs(
     cap: int,
     seed: int,
     comparable: Comparable = anything,
+    choosable: Choosable = anyone,
 ) -> list[Pair]:
     """Pairs within one question whose scores differ by at least `min_gap`.
 
@@ -66,11 +82,12 @@ def gap_pairs(
         cap: at most this many pairs, drawn without preference.
         seed: of the draw.
         comparable: (better, worse) → whether the two may make a pair.
+        choosable: whether an answer may be the better one of a pair.
     """
     kept = distinct(answers)
     pairs = [
         make_pair(question_id, better, worse)
-        for better in kept
+        for better in filter(choosable, kept)
         for worse in kept
         if better.score > worse.score and better.score - worse.score >= min_gap and comparable(better, worse)
     ]
@@ -86,17 +103,20 @@ def best_worst_pairs(
     min_gap: float,
     cap: int,
     comparable: Comparable = anything,
+    choosable: Choosable = anyone,
 ) -> list[Pair]:
     """The best answer with the worst, the second best with the second worst, and so on.
 
     No answer is in two pairs, and equal scores never make one. Of answers with one score, the first by text counts
-    as the better: nothing is drawn.
+    as the better: nothing is drawn. An answer that may not be chosen leaves its place to the next best.
 
     Args:
-        min_gap, cap, comparable: as for `gap_pairs`.
+        min_gap, cap, comparable, choosable: as for `gap_pairs`.
     """
     ordered = sorted(distinct(answers), key=lambda answer: (-answer.score, answer.text))
-    halves = zip(ordered[: len(ordered) // 2], reversed(ordered), strict=False)
+    places = [place for place, answer in enumerate(ordered) if choosable(answer)]
+    couples = zip(places, range(len(ordered) - 1, -1, -1), strict=False)
+    halves = [(ordered[better], ordered[worse]) for better, worse in couples if better < worse]
     pairs = [
         make_pair(question_id, better, worse)
         for better, worse in halves
@@ -113,10 +133,15 @@ def choose_pairs(
     comparable: Comparable = anything,
 ) -> list[Pair]:
     """Pairs within one question, as `options` have it."""
-    gap, cap = options.min_gap, options.max_pairs_per_question
+    shared: dict[str, Any] = {
+        "min_gap": options.min_gap,
+        "cap": options.max_pairs_per_question,
+        "comparable": comparable,
+        "choosable": may_be_chosen(options),
+    }
     if options.choose == "best_worst":
-        return best_worst_pairs(question_id, answers, min_gap=gap, cap=cap, comparable=comparable)
-    return gap_pairs(question_id, answers, min_gap=gap, cap=cap, seed=seed, comparable=comparable)
+        return best_worst_pairs(question_id, answers, **shared)
+    return gap_pairs(question_id, answers, seed=seed, **shared)
 
 
 def make_pair(question_id: str, better: ScoredAnswer, worse: ScoredAnswer) -> Pair:

@@ -6,26 +6,45 @@ from uni_dpo.data.questions import Question
 from uni_dpo.storage.rowlog import Row as Row
 
 
+def wording(text: str) -> str:
+    """An answer without surplus white space: two answers of one wording count as the same."""
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True)
 class Answered:
-    """A question with the answers that a sampler gave, the input of a pipeline's reward stage."""
+    """A question with the answers that a sampler gave, the input of a pipeline's reward stage.
+
+    `cut` holds the places of those that did not end by themselves, from 0.
+    """
 
     question: Question
     answers: tuple[str, ...]
+    cut: tuple[int, ...] = ()
 
     @property
     def distinct(self) -> tuple[str, ...]:
         """The answers without repeats: of those that differ in white space only, the first."""
-        return tuple({" ".join(text.split()): text for text in reversed(self.answers)}.values())[::-1]
+        return tuple({wording(text): text for text in reversed(self.answers)}.values())[::-1]
+
+    @property
+    def cut_wordings(self) -> set[str]:
+        """Wordings of the answers that never ended by themselves."""
+        ended = {wording(text) for place, text in enumerate(self.answers) if place not in self.cut}
+        return {wording(self.answers[place]) for place in self.cut} - ended
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer, its score (the higher the better) and how the score came about."""
+    """An answer, its score (the higher the better), how the score came about, and whether the token limit cut it.
+
+    The engine sets `cut`; a pipeline need not.
+    """
 
     text: str
     score: float
     detail: Row = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from uni_dpo.data.questions import Question, read_questions, sort_questions
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.dataset import write_dataset
+from uni_dpo.engine.pairing import Choosable, may_be_chosen
 from uni_dpo.engine.records import Pair, Row, ScoredAnswer
 from uni_dpo.engine.samplers import CUT
 from uni_dpo.engine.workdir import StageLog, WorkDir, plan_stages, settle_stages
@@ -123,7 +124,8 @@ class _Run:
             if sampled is None:
                 rows.append(row)
             elif question.id in sampled:
-                rows.append({**row, "answers": sampled[question.id]["answers"]})
+                answered = sampled[question.id]
+                rows.append({**row, "answers": answered["answers"], "cut": answered.get("cut", [])})
         return rows
 
     def _finished(self, number: int) -> dict[str, Row]:
@@ -215,9 +217,11 @@ class _Run:
             "usage": asdict(log.usage),
         }
         if cut := log.usage.faults.get(CUT, 0):
-            self.warnings.append(
-                f"{cut:,} answers were cut at sample.max_tokens and may be chosen as they are; raise it to let them end"
-            )
+            marked = sum(len(row.get("cut", ())) for row in good.values())
+            known = marked + reasons.count("empty answer") >= cut  # an earlier version counted them and marked none
+            never = known and not getattr(self.config.pairs, "allow_cut_answers", False)
+            fate = "are never chosen, unless pairs.allow_cut_answers is true" if never else "may be chosen as they are"
+            self.warnings.append(f"{cut:,} answers were cut at sample.max_tokens and {fate}; raise it to let them end")
         if STAGES[number] == "reward":
             counts["summary"] = self.config.pipeline_class.summarize([row["detail"] for row in good.values()])
         self._note(STAGES[number], counts)
@@ -231,26 +235,23 @@ class _Run:
         config = self.config
         pairs: list[Pair] = []
         rated: list[ScoredAnswer] = []
+        choosable = may_be_chosen(config.pairs)
         for key in self.questions.keys() & scored.keys():
             answers = [ScoredAnswer(**answer) for answer in scored[key]["answers"]]
             rated += answers
-            pairs += config.pipeline_class.pair(
+            made = config.pipeline_class.pair(
                 key, answers, config.pairs, derive_seed(config.settings.seed, "pair", key)
             )
+            barred = {answer.text for answer in answers if not choosable(answer)}
+            pairs += [pair for pair in made if pair.chosen not in barred]
         pairs.sort(key=lambda pair: pair.question_id)
         kept = config.pipeline_class.balance(pairs, config.pairs)
         of = len({pair.question_id for pair in kept})
-        self._note("pair", {"questions": of, "pairs": len(kept), "dropped": len(pairs) - len(kept)})
+        cut = sum(answer.cut for answer in rated)
+        self._note("pair", {"questions": of, "pairs": len(kept), "dropped": len(pairs) - len(kept), "cut answers": cut})
         cause = config.pipeline_class.undecided(rated)
-        if not kept and cause:
-            raise UniDPOError(
-                f"no pairs came of {len(scored)} questions: {cause}; take another model, or other prompts"
-            )
         if not kept:
-            raise UniDPOError(
-                f"no pairs came of {len(scored)} questions: the scores of their answers differ too little; "
-                "look at 1-reward.jsonl, then lower pairs.min_gap or raise sample.n or sample.temperature"
-            )
+            raise UniDPOError(f"no pairs came of {len(scored)} questions: {_why_none(rated, choosable, cause)}")
         self.warnings += [cause] if cause else []
         path, warnings = write_dataset(
             self.work.dataset, config.settings.dataset.name, self.questions, kept, config.instruction
@@ -279,6 +280,21 @@ def _why_empty(row: Row) -> str | None:
     if row["answers"] or not row["aside"]:
         return None
     return "; ".join(sorted({item["reason"] for item in row["aside"]}))
+
+
+def _why_none(rated: Sequence[ScoredAnswer], choosable: Choosable, cause: str | None) -> str:
+    """Why no two answers of a whole run made a pair, and what to do about it."""
+    barred = sum(not choosable(answer) for answer in rated)
+    let = "raise it, or set pairs.allow_cut_answers: true"
+    if rated and barred == len(rated):
+        return f"all {barred:,} answers were cut at sample.max_tokens, and a cut answer is never chosen; {let}"
+    if cause:
+        return f"{cause}; take another model, or other prompts"
+    also = f"; {barred:,} of {len(rated):,} answers were cut at sample.max_tokens and never chosen: {let}"
+    return (
+        "the scores of their answers differ too little; look at 1-reward.jsonl, then lower pairs.min_gap or raise "
+        f"sample.n or sample.temperature{also if barred else ''}"
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -19,10 +19,11 @@ CUT = "answer cut at max_tokens"
 
 @dataclass(frozen=True)
 class Sampled:
-    """The usable answers to one question, and the replies that were not."""
+    """The usable answers to one question, the replies that were not, and the places of answers that were cut."""
 
     answers: tuple[str, ...]
     aside: tuple[Aside, ...] = ()
+    cut: tuple[int, ...] = ()
 
 
 class Sampler(ABC):
@@ -99,13 +100,17 @@ class ModelSampler(Sampler):
 
 def _merge(replies: Sequence[list[Sample] | Failure]) -> Sampled | Failure:
     """All answers to one question; a failure where one of its requests failed, so that all are put again."""
-    texts: list[str] = []
+    samples: list[Sample] = []
     for reply in replies:
         if isinstance(reply, Failure):
             return reply
-        texts += [sample.text for sample in reply]
-    filled = tuple(text for text in texts if text)
-    return Sampled(filled, (Aside("empty answer", ""),) * (len(texts) - len(filled)))
+        samples += reply
+    filled = [sample for sample in samples if sample.text]
+    return Sampled(
+        tuple(sample.text for sample in filled),
+        (Aside("empty answer", ""),) * (len(samples) - len(filled)),
+        tuple(place for place, sample in enumerate(filled) if not sample.finished),
+    )
 
 
 @dataclass(frozen=True)

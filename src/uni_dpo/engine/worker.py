@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.config import EngineConfig
-from uni_dpo.engine.records import Answered, Row, Scored
+from uni_dpo.engine.records import Answered, Row, Scored, wording
 from uni_dpo.engine.samplers import Sampled
 from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage
 from uni_dpo.settings.registry import find
@@ -48,7 +48,7 @@ class Worker:
         """Rows for `batch`, one each and in its order, and what they cost.
 
         Args:
-            batch: rows `{"question": …}`, for the reward stage with `"answers"` beside it.
+            batch: rows `{"question": …}`, for the reward stage with `"answers"` beside it, and `"cut"` where some were.
         """
         for backend in self.backends.values():
             backend.usage = Usage()
@@ -57,13 +57,25 @@ class Worker:
         if self.stage == "sample":
             results = self.sampler.sample(questions)
         else:
-            results = self.pipeline.reward(
-                [Answered(question, tuple(row["answers"])) for question, row in zip(questions, batch, strict=True)]
-            )
+            answered = [
+                Answered(question, tuple(row["answers"]), tuple(row.get("cut", ())))
+                for question, row in zip(questions, batch, strict=True)
+            ]
+            scored = self.pipeline.reward(answered)
+            results = [_with_cuts(item, one) for item, one in zip(answered, scored, strict=True)]
         usage = Usage()
         for backend in self.backends.values():
             usage.add(backend.usage)
         return [_row(question.id, result) for question, result in zip(questions, results, strict=True)], usage
+
+
+def _with_cuts(item: Answered, scored: Scored | Failure) -> Scored | Failure:
+    """The scored answers, each with whether it was cut."""
+    cut = item.cut_wordings
+    if isinstance(scored, Failure) or not cut:
+        return scored
+    answers = tuple(replace(answer, cut=wording(answer.text) in cut) for answer in scored.answers)
+    return replace(scored, answers=answers)
 
 
 def _row(question_id: str, result: Sampled | Scored | Failure) -> Row:
@@ -72,6 +84,7 @@ def _row(question_id: str, result: Sampled | Scored | Failure) -> Row:
     row: Row = {"id": question_id}
     if isinstance(result, Sampled):
         row["answers"] = list(result.answers)
+        row |= {"cut": list(result.cut)} if result.cut else {}
     else:
         row["answers"] = [asdict(answer) for answer in result.answers]
         row["detail"] = result.detail

@@ -6,10 +6,17 @@ from itertools import product
 from typing import Literal
 
 from uni_dpo.engine.asking import load_template
-from uni_dpo.engine.pairing import bound_mean_difference, distinct, drop_near_duplicates, make_pair
+from uni_dpo.engine.pairing import (
+    bound_mean_difference,
+    distinct,
+    drop_near_duplicates,
+    make_pair,
+    may_be_chosen,
+)
 from uni_dpo.engine.pipelines.base import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request
+from uni_dpo.settings.options import added
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class DpoRewardPairs:
         max_word_difference: a pair's answers differ by fewer words than this.
         max_mean_word_difference: bound on |mean words of chosen − mean words of rejected| over the data set.
         similarity: answers alike beyond this (Jaccard of word 10-grams) count as one.
+        allow_cut_answers: as in `PairOptions`.
     """
 
     choose: Literal["ranked", "published"] = "ranked"
@@ -47,6 +55,7 @@ class DpoRewardPairs:
     max_word_difference: int = 25
     max_mean_word_difference: float = 0.5
     similarity: float = 0.9
+    allow_cut_answers: bool = added(False)
 
 
 class DpoReward(Pipeline):
@@ -119,13 +128,15 @@ def rewards(aligned: AnswerLogprob, reference: AnswerLogprob, beta: float) -> tu
 
 def rank_pairs(question_id: str, answers: Sequence[ScoredAnswer], options: DpoRewardPairs) -> list[Pair]:
     """Pair the best answers by both rewards with the worst by both, as `options.choose` has it."""
-    by_sum = sorted(distinct(answers), key=lambda answer: (-answer.detail["sum"], answer.text))
+    choosable = may_be_chosen(options)
+    by_sum = sorted(distinct(answers), key=lambda answer: (not choosable(answer), -answer.detail["sum"], answer.text))
     by_sum = drop_near_duplicates(by_sum, threshold=options.similarity)
+    by_sum.sort(key=lambda answer: (-answer.detail["sum"], answer.text))
     by_mean = sorted(by_sum, key=lambda answer: (-answer.detail["mean"], answer.text))
     rank = min(options.rank, len(by_sum) // 2)
     if rank == 0:
         return []
-    best = [answer for answer in by_sum[:rank] if answer in by_mean[:rank]]
+    best = [answer for answer in by_sum[:rank] if answer in by_mean[:rank] and choosable(answer)]
     worst = [answer for answer in reversed(by_sum[-rank:]) if answer in by_mean[-rank:]]
     couples = product(best, worst) if options.choose == "published" else zip(best, worst, strict=False)
     pairs = [
