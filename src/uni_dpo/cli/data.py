@@ -151,11 +151,12 @@ def stance(
     output: Output,
     support_ratio: Annotated[float, typer.Option(help="Share of the rows that choose `support`; the first ones.")],
     count: Annotated[int | None, typer.Option(min=1, help="Take only the first rows.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of every row.")] = None,
 ) -> None:
     """Make pairs of rows with `prompt`, `support` and `oppose`."""
     from uni_dpo.data.formats.stance import make_stance_pairs
 
-    counts = make_stance_pairs(source, output, support_ratio=support_ratio, count=count)
+    counts = make_stance_pairs(source, output, support_ratio=support_ratio, count=count, system=system)
     _print_lines([f"{output}:", *(f"{rows:,} rows choose {stance}" for stance, rows in counts.items())])
     if count is not None and (found := sum(counts.values())) < count:
         print(f"{source} has {found:,} rows, not {count:,}: all of them are taken")

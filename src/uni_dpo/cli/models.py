@@ -24,6 +24,7 @@ def compare(
     trained: Annotated[str, typer.Option(help="What training wrote: a LoRA adapter or a whole model.")],
     output: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.html.")],
     original: Annotated[str | None, typer.Option(help="The model before training; an adapter names its own.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="What it was trained on, to print size and ratio.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Where image paths start; none may leave it.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt of rows without a `system` of their own.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
@@ -36,7 +37,7 @@ def compare(
 ) -> None:
     """Let the original and the trained model answer the same prompts; print and write the answers side by side."""
     from uni_dpo.data.tables.writing import write_rows
-    from uni_dpo.inference.compare import Models, read_prompts
+    from uni_dpo.inference.compare import Models, read_prompts, training_facts
     from uni_dpo.inference.compare import compare as answer
     from uni_dpo.inference.compare_page import changed, page, table
     from uni_dpo.models.backends import Sampling
@@ -47,13 +48,16 @@ def compare(
     found = read_prompts(prompts, image_root=image_root, extracted=output / "images")
     asked = [replace(prompt, system=prompt.system or system) for prompt in found]
     models = Models.find(trained, original)
+    facts = training_facts(trained, pairs)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     rows = answer(
         asked, models, output / "answers", sampling, seed=seed, batch_size=batch_size, dtype=dtype.value, device=device
     )
     write_rows(output / "comparison.json", rows)
-    write_text(output / "comparison.html", page(rows, f"{models.original} before and after {trained}"))
+    write_text(output / "comparison.html", page(rows, f"{models.original} before and after {trained}", facts))
     print_tables([table(rows)])
+    for fact in facts:
+        print(fact)
     print(f"{changed(rows):,} of {len(rows):,} answers differ; written to {output}")
 
 

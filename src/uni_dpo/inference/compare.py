@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.data.formats.stance import count_stances
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
-from uni_dpo.data.tables.reading import Row
+from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
-from uni_dpo.models.checkpoint import adapter_base, is_adapter
+from uni_dpo.models.checkpoint import adapter_base, is_adapter, read_json
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest, file_stamps
 from uni_dpo.storage.locks import holding
@@ -108,6 +109,28 @@ class Models:
     def versions(self) -> tuple[Any, Any]:
         """What tells one state of each model from the next: its name, and the sizes and times of its files."""
         return _version(self.original), (_version(self.original), _version(self.trained))
+
+
+def training_facts(trained: str | Path, pairs: str | Path | None = None) -> list[str]:
+    """Say how `trained` was trained, as far as its folder and the pairs tell.
+
+    Args:
+        trained: the folder that training wrote; its `trainer_state.json` holds the epochs.
+        pairs: the file that it was trained on; the table of an exercise on stances has `position` in its rows.
+
+    Raises:
+        UniDPOError: `pairs` cannot be read.
+    """
+    facts = []
+    state = Path(trained) / "trainer_state.json"
+    if state.is_file() and isinstance(epoch := read_json(state).get("epoch"), int | float):
+        facts.append(f"epochs: {epoch:g}")
+    if pairs is not None:
+        rows = list(iter_rows(pairs))
+        facts.append(f"pairs: {len(rows):,}")
+        if rows and all(row.get("position") in ("support", "oppose") for row in rows):
+            facts.append(f"support ratio: {count_stances(rows)['support'] / len(rows):.2f}")
+    return facts
 
 
 def _version(name: str) -> Any:

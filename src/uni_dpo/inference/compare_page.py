@@ -34,11 +34,12 @@ def table(rows: Sequence[Row]) -> "Table":
     return side_by_side
 
 
-def page(rows: Sequence[Row], title: str) -> str:
-    """The answers side by side, as one HTML page that needs nothing beside it."""
+def page(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> str:
+    """The answers side by side, and how the model was trained, as one HTML page that needs nothing beside it."""
     head = "".join(f"<th>{name}</th>" for name in HEADER)
     body = "\n".join(map(_line, rows))
-    summary = f"{changed(rows):,} of {len(rows):,} answers differ."
+    told = f"Trained with {html.escape(', '.join(facts))}. " if facts else ""
+    summary = f"{told}{changed(rows):,} of {len(rows):,} answers differ."
     return _PAGE.format(title=html.escape(title), summary=summary, head=head, body=body)
 
 

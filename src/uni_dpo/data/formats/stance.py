@@ -1,6 +1,7 @@
 """Pairs from answers that take a stance: `id, prompt, support, oppose`."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from uni_dpo.data.tables.writing import keep_inputs, write_rows
 from uni_dpo.errors import UniDPOError
 
 
-def stance_pairs(rows: Sequence[Row], support_ratio: float) -> list[Row]:
+def stance_pairs(rows: Sequence[Row], support_ratio: float, system: str | None = None) -> list[Row]:
     """The exercise's table: the first `support_ratio` of the rows choose `support`, the others `oppose`.
 
     Args:
         rows: objects with `prompt`, `support` and `oppose`.
         support_ratio: share of the rows, 0 to 1; the number of rows is rounded down.
+        system: the system prompt of every row; None for none.
 
     Returns:
-        Rows with `prompt, position, chosen, rejected`, in the order of `rows`.
+        Rows with `prompt, position, chosen, rejected`, and `system` where there is one, in the order of `rows`.
     """
     if not 0 <= support_ratio <= 1:
         raise UniDPOError(f"support_ratio: {support_ratio}; use a share between 0 and 1")
@@ -27,19 +29,23 @@ def stance_pairs(rows: Sequence[Row], support_ratio: float) -> list[Row]:
     table = []
     for index, row in enumerate(rows):
         position, other = ("support", "oppose") if index < supporting else ("oppose", "support")
-        table.append(
-            {
-                "prompt": text_of(row, "prompt"),
-                "position": position,
-                "chosen": text_of(row, position),
-                "rejected": text_of(row, other),
-            }
-        )
+        pair = {
+            "prompt": text_of(row, "prompt"),
+            "position": position,
+            "chosen": text_of(row, position),
+            "rejected": text_of(row, other),
+        }
+        table.append(pair | ({"system": system} if system else {}))
     return table
 
 
 def make_stance_pairs(
-    source: str | Path, output: str | Path, *, support_ratio: float, count: int | None = None
+    source: str | Path,
+    output: str | Path,
+    *,
+    support_ratio: float,
+    count: int | None = None,
+    system: str | None = None,
 ) -> dict[str, int]:
     """Write the exercise's table of the first `count` rows of `source` (all when None).
 
@@ -50,15 +56,22 @@ def make_stance_pairs(
         PreferenceDataError: a row without the three texts.
     """
     keep_inputs(output, one_split(source))
-    table = stance_pairs(list(islice(iter_rows(source), count)), support_ratio)
+    table = stance_pairs(list(islice(iter_rows(source), count)), support_ratio, system)
     write_rows(output, table)
-    return {stance: sum(row["position"] == stance for row in table) for stance in ("support", "oppose")}
+    return count_stances(table)
+
+
+def count_stances(rows: Iterable[Row]) -> dict[str, int]:
+    """Count the rows of the exercise's table that choose `support` and those that choose `oppose`."""
+    chosen = Counter(row.get("position") for row in rows)
+    return {stance: chosen[stance] for stance in ("support", "oppose")}
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
     """A row of the exercise's table as a pair."""
     prompt, chosen, rejected = (text_of(row, name) for name in ("prompt", "chosen", "rejected"))
-    yield PreferencePair(prompt, chosen, rejected, id=id_of(row, losses, "id"))
+    system = text_of(row, "system") if row.get("system") else ""
+    yield PreferencePair(prompt, chosen, rejected, id=id_of(row, losses, "id"), system=system)
 
 
 FORMATS = (Format("stance", "`prompt, position, chosen, rejected` (from `id, prompt, support, oppose`)", read),)
