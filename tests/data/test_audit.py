@@ -21,7 +21,7 @@ PAIRS = [
 def audit(pairs, **options):
     auditor = Auditor(**options)
     for index, pair in enumerate(pairs):
-        auditor.add(CheckedRow(Path("d.json"), index, {}, pair))
+        auditor.add(CheckedRow(Path("d.json"), index, {}, [pair]))
     return auditor.result()
 
 
@@ -43,9 +43,9 @@ def test_by_hand() -> None:
 
 def test_rows_with_faults_are_left_out_and_keep_their_numbers() -> None:
     auditor = Auditor()
-    auditor.add(CheckedRow(Path("d"), 0, {}, PAIRS[0], [Fault("x", "x", "x", "x")]))
-    auditor.add(CheckedRow(Path("d"), 1, {}, PAIRS[0]))
-    auditor.add(CheckedRow(Path("d"), 2, {}, PAIRS[1]))
+    auditor.add(CheckedRow(Path("d"), 0, {}, [PAIRS[0]], [Fault("x", "x", "x", "x")]))
+    auditor.add(CheckedRow(Path("d"), 1, {}, [PAIRS[0]]))
+    auditor.add(CheckedRow(Path("d"), 2, {}, [PAIRS[1]]))
     assert auditor.result().duplicates.examples == [(1, 2)]
 
 

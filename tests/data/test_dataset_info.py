@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.data.checks.preflight import preflight
-from uni_dpo.data.dataset_info import Columns, Tags, load_dataset_info, read_entry, register_entry
+from uni_dpo.data.dataset_info import SCORE_ROLES, Columns, Tags, load_dataset_info, read_entry, register_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.pair import read_pair
 from uni_dpo.data.register import detect_attributes, detect_entry, register_file
@@ -54,7 +54,7 @@ def test_the_same_defaults_as_the_installed_llamafactory(tmp_path) -> None:
             theirs.formatting, theirs.ranking, theirs.num_samples,
         )  # fmt: skip
         for name, value in (asdict(ours.columns) | asdict(ours.tags)).items():
-            assert name.startswith("score_") or getattr(theirs, name) == value, name
+            assert name in (*SCORE_ROLES, "answers") or getattr(theirs, name) == value, name
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_what_cutoff_len_keeps(prompt, answer, cutoff, kept) -> None:
 
 
 def row(pair: PreferencePair, *sizes: tuple[int, int]) -> CheckedRow:
-    return CheckedRow(Path("d"), 0, {}, pair, [], [ImageState(*size) for size in sizes])
+    return CheckedRow(Path("d"), 0, {}, [pair], [], [ImageState(*size) for size in sizes])
 
 
 def test_lengths_are_those_of_llamafactory_s_template(tiny_qwen2_vl) -> None:

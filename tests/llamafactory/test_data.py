@@ -180,7 +180,7 @@ def test_the_converter_names_scores_that_the_preflight_cannot_see(digits: dict[s
 
     converter = ScoredConverter(Upstream())  # type: ignore[arg-type]
     kept = converter({"rating": 3, "score_rejected": 1.5, "_row": 0})
-    assert (kept["_score_chosen"], kept["_score_rejected"]) == (3.0, 1.5)
+    assert kept["_scores"] == [3.0, 1.5]
     with pytest.raises(UniDPOError, match=r"user/pairs, row 7, rating: expected a finite number, found inf"):
         converter({"rating": float("inf"), "score_rejected": 1.5, "_row": 7})
 

@@ -159,7 +159,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(
 
 def test_damage_is_noticed_and_mended(cached: Any, references: dict[str, int], tmp_path: Path) -> None:
     expected = cached(max_steps=4)
-    (file,) = (tmp_path / "cache").glob("*/*.records")
+    (file,) = (tmp_path / "cache").glob("*/*.answers")
     content = bytearray(file.read_bytes())
     content[40] ^= 1
     file.write_bytes(content[:-3])
@@ -180,19 +180,19 @@ def test_streamed_pairs_are_refused(tmp_path: Path) -> None:
 
 def test_records_survive_a_torn_end(tmp_path: Path) -> None:
     with appending(tmp_path, 0) as records:
-        records.write([b"a" * 32, b"\0" * 32], [-1.5, -2.5], [-3.5, float("nan")])
+        records.write({b"a" * 32: -1.5, b"\0" * 32: float("nan")})
     with appending(tmp_path, 1) as records:
-        records.write([b"b" * 32], [-4.0], [-5.0])
+        records.write({b"b" * 32: -4.0})
     first, second = sorted(tmp_path.iterdir())
     assert first.name.startswith("rank-0000-")
     os.truncate(second, RECORD.itemsize - 1)
-    assert read_records(tmp_path) == ({b"a" * 32: (-1.5, -3.5)}, 2)
+    assert read_records(tmp_path) == ({b"a" * 32: -1.5}, 2)
 
 
 @pytest.mark.parametrize("at", range(0, RECORD.itemsize, 5))
 def test_no_damaged_byte_goes_unnoticed(tmp_path: Path, at: int) -> None:
     with appending(tmp_path, 0) as records:
-        records.write([b"a" * 32], [-1.5], [-3.5])
+        records.write({b"a" * 32: -1.5})
     (file,) = tmp_path.iterdir()
     content = np.frombuffer(file.read_bytes(), np.uint8).copy()
     content[at] ^= 4
@@ -209,7 +209,7 @@ def test_two_ranks_share_the_work(config: Any, cached: Any, references: dict[str
     launch = f"from uni_dpo.llamafactory.launch import train; train([{str(described)!r}])"
     environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", launch], env=environment, check=True, capture_output=True)
-    files = (tmp_path / "cache").glob("*/*.records")
-    assert [file.stat().st_size // RECORD.itemsize for file in files] == [8, 8]
+    files = (tmp_path / "cache").glob("*/*.answers")
+    assert [file.stat().st_size // RECORD.itemsize for file in files] == [16, 16]
     cached(max_steps=1)
     assert references == {"made": 0, "pairs": 0}

@@ -45,6 +45,8 @@ def check(
     images: Annotated[bool, typer.Option(help="Open the images.")] = True,
     qual_eta: Annotated[float, typer.Option(help="η for which w_qual is shown.")] = 0.7,
     tau_good: Annotated[float, typer.Option(help="τ_good for which the share above it is shown.")] = 2.5,
+    pairing: Annotated[Pairing, typer.Option(help="Which pairs of ranked answers count.")] = Pairing.ALL,
+    min_gap: Annotated[float, typer.Option(min=0, help="Least difference of two scores that makes a pair.")] = 0.0,
     model: Annotated[Path | None, typer.Option(help="A checkpoint whose tokenizer counts tokens.")] = None,
     cutoff_len: Annotated[int, typer.Option(help="LlamaFactory's limit, with --model.")] = 4096,
     image_max_pixels: Annotated[int, typer.Option(help="LlamaFactory's limit, with --model.")] = 768 * 768,
@@ -57,6 +59,7 @@ def check(
     from uni_dpo.data.checks.check import check_dataset
     from uni_dpo.data.checks.lengths import LengthCounter
     from uni_dpo.data.checks.report import page, tables
+    from uni_dpo.data.ranking import PairChoice
     from uni_dpo.storage.writing import check_writable, write_text
 
     if html is not None:
@@ -76,6 +79,7 @@ def check(
         tau_good=tau_good,
         lengths=counter,
         fix=fix,
+        choice=PairChoice(pairing.value, min_gap),
     )
     if html is not None:
         write_text(html, page(report))

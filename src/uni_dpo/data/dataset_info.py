@@ -1,4 +1,4 @@
-"""`dataset_info.json` as LlamaFactory reads it, and the two score columns that are ours.
+"""`dataset_info.json` as LlamaFactory reads it, and the columns of scores and of ranked answers that are ours.
 
 Follows LlamaFactory's documented format (data/README.md, 0.9.4 and 0.9.5): where `columns` is given, a column
 that it leaves out is not used; likewise `tags`.
@@ -17,12 +17,17 @@ from uni_dpo.storage.writing import write_text
 
 FILE_NAME = "dataset_info.json"
 FORMATS = ("alpaca", "sharegpt", "openai")
+SCORE_ROLES = ("score_chosen", "score_rejected", "scores")
+"""What `columns` may name and LlamaFactory does not know; a name that it leaves out is the role's own."""
 _HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column holds what; None where a dataset has no such column. Alpaca's defaults."""
+    """Which column holds what; None where a dataset has no such column. Alpaca's defaults.
+
+    `answers` is a list of rated answers in place of `chosen` and `rejected`, and `scores` that of their scores.
+    """
 
     prompt: str | None = "instruction"
     query: str | None = "input"
@@ -39,6 +44,8 @@ class Columns:
     kto_tag: str | None = None
     score_chosen: str = "score_chosen"
     score_rejected: str = "score_rejected"
+    answers: str | None = None
+    scores: str = "scores"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,10 @@ PAIR_COLUMNS = Columns(
     chosen="chosen", rejected="rejected",
 )  # fmt: skip
 """The columns of the pair record itself."""
+RANKED_COLUMNS = Columns(
+    query=None, response=None, messages=None, system="system", history="history", images="images", answers="answers",
+)  # fmt: skip
+"""The same with ranked answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,11 @@ class DatasetEntry:
     columns: Columns = Columns()
     tags: Tags = Tags()
     num_samples: int | None = None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a row holds several rated answers, rather than two."""
+        return self.columns.answers is not None
 
     @property
     def beside(self) -> Path | None:
@@ -161,8 +177,8 @@ def _names(kind: type[Columns] | type[Tags], given: object, place: str) -> dict[
         return {}
     if not isinstance(given, dict) or any(not isinstance(value, str | None) for value in given.values()):
         raise PreferenceDataError(f"{place}: {given!r}; an object of names belongs there")
-    scores = {key: given[key] for key in ("score_chosen", "score_rejected") if given.get(key)}
-    fields = [key for key in kind.__dataclass_fields__ if not key.startswith("score_")]
+    scores = {key: given[key] for key in SCORE_ROLES if given.get(key)}
+    fields = [key for key in kind.__dataclass_fields__ if key not in SCORE_ROLES]
     return {key: given.get(key) for key in fields} | (scores if kind is Columns else {})
 
 

@@ -50,8 +50,8 @@ def read_pair(
     Returns:
         None where no pair can be made of the row.
     """
-    reader = _PairReader(row, entry, faults)
-    turns = reader.alpaca_turns() if entry.formatting == "alpaca" else reader.message_turns()
+    reader = RowReader(row, entry, faults)
+    turns = reader.turns()
     chosen, rejected = reader.answer(entry.columns.chosen), reader.answer(entry.columns.rejected)
     system = reader.optional_text(entry.columns.system) or (turns.system if turns else "")
     images = reader.images()
@@ -110,13 +110,15 @@ def _not_a_number(value: object) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turns:
+class Turns:
+    """A question, what came before it as (question, answer), and the system prompt."""
+
     instruction: str
     history: tuple[tuple[str, str], ...] = ()
     system: str = ""
 
 
-class _PairReader:
+class RowReader:
     """Reads the typed parts of one row and notes what is not as it should be."""
 
     def __init__(self, row: dict[str, Any], entry: DatasetEntry, faults: list[Fault]) -> None:
@@ -139,7 +141,8 @@ class _PairReader:
         self._fault(kind, field, found, "write text there")
         return None
 
-    def _required(self, column: str | None, role: str) -> tuple[bool, Any]:
+    def required(self, column: str | None, role: str) -> tuple[bool, Any]:
+        """Whether the row has the column that the entry names for `role`, and what stands there."""
         if column is None:
             self._fault("column_unmapped", role, "dataset_info.json names no column", f'add "{role}" to its columns')
             return False, None
@@ -154,10 +157,14 @@ class _PairReader:
         value = self._row.get(column) if column else None
         return "" if value is None else self._text(value, str(column)) or ""
 
-    def alpaca_turns(self) -> _Turns | None:
+    def turns(self) -> Turns | None:
+        """The question and what came before it, in whatever format the entry says."""
+        return self.alpaca_turns() if not self._messages else self.message_turns()
+
+    def alpaca_turns(self) -> Turns | None:
         """The question and what came before it in alpaca's columns."""
         before = len(self._faults)
-        _, prompt = self._required(self._columns.prompt, "prompt")
+        _, prompt = self.required(self._columns.prompt, "prompt")
         if len(self._faults) > before:
             return None
         texts = [self._text(prompt, str(self._columns.prompt)), self.optional_text(self._columns.query)]
@@ -174,11 +181,11 @@ class _PairReader:
                 self._fault("history_shape", field, shown(turn), "write [question, answer]")
         if len(self._faults) > before:
             return None
-        return _Turns("\n".join(text for text in texts if text), tuple(history))
+        return Turns("\n".join(text for text in texts if text), tuple(history))
 
-    def message_turns(self) -> _Turns | None:
+    def message_turns(self) -> Turns | None:
         """The question and what came before it in a list of messages that ends with the question."""
-        present, messages = self._required(self._columns.messages, "messages")
+        present, messages = self.required(self._columns.messages, "messages")
         column = str(self._columns.messages)
         if not present:
             return None
@@ -195,7 +202,7 @@ class _PairReader:
         if not self._alternate([role for role, _ in turns], column):
             return None
         texts = [text for _, text in turns]
-        return _Turns(texts[-1], tuple(zip(texts[:-1:2], texts[1::2], strict=True)), system)
+        return Turns(texts[-1], tuple(zip(texts[:-1:2], texts[1::2], strict=True)), system)
 
     def _message(self, message: object, field: str) -> tuple[str, str] | None:
         role_tag, content_tag = str(self._tags.role_tag), str(self._tags.content_tag)
@@ -224,7 +231,7 @@ class _PairReader:
 
     def answer(self, column: str | None) -> str | None:
         """The answer under `column`: a text in alpaca, one message in the other formats."""
-        present, value = self._required(column, "chosen / rejected")
+        present, value = self.required(column, "chosen / rejected")
         if not present:
             return None
         field = str(column)
@@ -236,11 +243,13 @@ class _PairReader:
             if role not in (self._tags.assistant_tag, self._tags.function_tag):
                 self._fault("answer_role", field, f"role {role!r}", f"an answer's role is {self._tags.assistant_tag!r}")
         else:
-            checked = self._text(value, field)
-            if checked is None:
-                return None
-            text = checked
-        if not text.strip():
+            return self.answer_text(value, field)
+        return self.answer_text(text, field)
+
+    def answer_text(self, value: object, field: str) -> str | None:
+        """The text of an answer, which is never empty."""
+        text = self._text(value, field)
+        if text is not None and not text.strip():
             self._fault("answer_empty", field, "an empty answer", "write the answer, or remove the row")
         return text
 

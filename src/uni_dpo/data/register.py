@@ -49,6 +49,8 @@ _CANDIDATES = {
     "images": ("images", "image", "image_path"),
     "system": ("system",),
     "history": ("history",),
+    "answers": ("answers", "responses"),
+    "scores": ("scores",),
 }
 _OPENAI_TAGS = {
     "role_tag": "role",
@@ -70,11 +72,14 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
     rows = _first_rows(path)
     kinds = _column_kinds(rows)
     have = ", ".join(kinds)
-    if "chosen" not in kinds or "rejected" not in kinds:
-        raise PreferenceDataError(
-            f"{path}: its columns ({have}) hold no `chosen` and `rejected`; `uni-dpo data convert` reads other formats"
-        )
     found = {role: next((name for name in names if name in kinds), None) for role, names in _CANDIDATES.items()}
+    if "chosen" not in kinds or "rejected" not in kinds:
+        if _holds_ranked_answers(rows, found):
+            return _ranked_attributes(path, rows, kinds, found)
+        raise PreferenceDataError(
+            f"{path}: its columns ({have}) hold no `chosen` and `rejected`, nor `answers` with their `scores`; "
+            "`uni-dpo data convert` reads other formats"
+        )
     if kinds["chosen"] is dict:
         messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
         keys = next((set(row["chosen"]) for row in rows if isinstance(row.get("chosen"), dict)), set())
@@ -91,11 +96,43 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
             f"{path}: `chosen` holds a list of messages; `uni-dpo data convert --format trl` reads it"
         )
     else:
-        columns = {role: name for role, name in found.items() if name and role != "messages"}
+        columns = {role: name for role, name in found.items() if name and role not in ("messages", "answers", "scores")}
         if "prompt" not in columns:
             raise PreferenceDataError(f"{path}: its columns ({have}) hold no question; rename one to `instruction`")
         shape = {"formatting": "alpaca"}
     return {"ranking": True, **shape, "columns": columns}
+
+
+def _holds_ranked_answers(rows: list[Row], found: dict[str, str | None]) -> bool:
+    """Whether most rows have a list of answers with scores beside them, or in them."""
+    answers, scores = found["answers"], found["scores"]
+
+    def ranked(row: Row) -> bool:
+        listed = row.get(str(answers))
+        if not isinstance(listed, list):
+            return False
+        inside = bool(listed) and all(isinstance(answer, dict) and "score" in answer for answer in listed)
+        return inside or isinstance(row.get(str(scores)), list)
+
+    return 2 * sum(map(ranked, rows)) > len(rows)
+
+
+def _ranked_attributes(
+    path: str | Path, rows: list[Row], kinds: dict[str, type], found: dict[str, str | None]
+) -> dict[str, Any]:
+    """The entry of a file of ranked answers; its question is a text, or a list of messages."""
+    messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
+    if messages is None and found["prompt"] is None:
+        raise PreferenceDataError(f"{path}: its columns ({', '.join(kinds)}) hold no question; rename one")
+    roles = ("answers", "scores", "images", "system")
+    columns = {role: name for role in roles if (name := found[role])}
+    if messages is None:
+        more = {role: name for role in ("prompt", "query", "history") if (name := found[role])}
+        return {"ranking": True, "formatting": "alpaca", "columns": more | columns}
+    first: Any = next((row[messages][0] for row in rows if row.get(messages)), {})
+    openai = isinstance(first, dict) and first.keys() >= {"role", "content"}
+    shape = {"formatting": "openai", "tags": dict(_OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
+    return {"ranking": True, **shape, "columns": {"messages": messages} | columns}
 
 
 def _first_rows(path: str | Path) -> list[Row]:

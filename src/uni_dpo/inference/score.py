@@ -157,8 +157,8 @@ class PairLayout:
         """See `Layout.read`."""
         for checked in check_file(file, self.entry, images=images, scores_required=False):
             conversations: tuple[Conversation, ...] = ()
-            if checked.pair is not None and not checked.faults:
-                pair = replace(checked.pair, images=_resolved(checked.pair.images, images))
+            if checked.pairs and not checked.faults:
+                pair = replace(checked.pairs[0], images=_resolved(checked.pairs[0].images, images))
                 conversations = both_answers(pair)
             yield RateableRow(checked.row or {}, conversations, checked.faults)
 

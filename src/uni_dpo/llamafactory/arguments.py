@@ -1,11 +1,13 @@
 """What users may set: LlamaFactory's finetuning arguments and those of Uni-DPO."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 
+from uni_dpo.data.ranking import PairChoice, Pairing
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
 
@@ -72,6 +74,18 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
             )
         },
     )
+    uni_dpo_pairs: Pairing = field(
+        default="all",
+        metadata={
+            "help": (
+                "Which pairs of ranked answers count: every two of a question, each with the next, or the best with "
+                "the worst. Answers of equal scores make no pair."
+            )
+        },
+    )
+    uni_dpo_min_gap: float = field(
+        default=0.0, metadata={"help": "The least difference of two scores that makes a pair of ranked answers."}
+    )
     precompute_ref_log_probs: bool = field(
         default=False,
         metadata={"help": "Compute the reference's log-probabilities before training and keep them on disk."},
@@ -97,6 +111,10 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
                 self.dpo_average_log_prob = True
             self._refuse_what_uni_dpo_cannot_use()
             self.uni_dpo_config()
+        if not 0 <= self.uni_dpo_min_gap < math.inf:
+            raise UniDPOError(
+                f"uni_dpo_min_gap is {self.uni_dpo_min_gap}; a difference of scores, 0 or more, belongs there"
+            )
         if self.keep_image_features:
             self._refuse_what_changes_image_features()
         super().__post_init__()
@@ -116,6 +134,11 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     def averages_logps(self) -> bool:
         """Whether log-probabilities are averaged over an answer's tokens, rather than summed."""
         return self.pref_loss in AVERAGED_UPSTREAM if self.dpo_average_log_prob is None else self.dpo_average_log_prob
+
+    @property
+    def pair_choice(self) -> PairChoice:
+        """Which pairs of ranked answers count."""
+        return PairChoice(self.uni_dpo_pairs, self.uni_dpo_min_gap)
 
     def uni_dpo_config(self) -> UniDPOConfig:
         """The objective's hyperparameters as they were set."""

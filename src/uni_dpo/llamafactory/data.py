@@ -3,9 +3,7 @@
 Every step passes stock runs through unchanged; it acts only where the run needs scores (`RunContext`).
 """
 
-import copy
 import math
-from collections import defaultdict
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,19 @@ from llamafactory.data import converter, loader
 from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq, PairwiseDataCollatorWithPadding
 from llamafactory.data.converter import DatasetConverter
 from llamafactory.data.parser import DatasetAttr
-from llamafactory.data.processor import PairwiseDatasetProcessor
 from torch import Tensor
 
 from uni_dpo.data.checks.table import training_table
-from uni_dpo.data.dataset_info import Columns, DatasetEntry, Tags
+from uni_dpo.data.dataset_info import SCORE_ROLES, Columns, DatasetEntry, Tags
 from uni_dpo.data.images import image_paths
+from uni_dpo.data.ranking import PairChoice, answer_scores, answer_text
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory.question_pairs import MEDIA, QuestionPairs
 from uni_dpo.llamafactory.run_context import current_run
 
 SCORES = ("score_chosen", "score_rejected")
-MEDIA = ("images", "videos", "audios")
+ANSWERS = ("_better", "_worse")
+"""The columns under which LlamaFactory's converters are handed two of several answers."""
 _upstream_load_single_dataset = loader._load_single_dataset
 _upstream_align_dataset = loader.align_dataset
 _upstream_get_dataset_converter = converter.get_dataset_converter
@@ -35,10 +35,12 @@ _upstream_get_dataset_converter = converter.get_dataset_converter
 
 @dataclass(repr=False)
 class ScoredDatasetAttr(DatasetAttr):
-    """A dataset's description that also knows which columns hold the scores."""
+    """A dataset's description that also knows which columns hold the scores, and the ranked answers if any."""
 
     score_chosen: str = "score_chosen"
     score_rejected: str = "score_rejected"
+    answers: str | None = None
+    scores: str = "scores"
     source: str = ""
     """What the dataset is called where `dataset_name` is the table that stands for it."""
 
@@ -48,8 +50,10 @@ class ScoredDatasetAttr(DatasetAttr):
     def join(self, attr: dict[str, Any]) -> None:
         """Take over an entry of `dataset_info.json`."""
         super().join(attr)
-        for score in SCORES:
-            setattr(self, score, attr.get("columns", {}).get(score, score))
+        columns = attr.get("columns", {})
+        for role in SCORE_ROLES:
+            setattr(self, role, columns.get(role, role))
+        self.answers = columns.get("answers")
 
 
 @dataclass
@@ -59,37 +63,71 @@ class ScoredConverter:
     converter: DatasetConverter
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Convert one example; its scores become floats.
+        """Convert one example: all its answers in `_response`, their scores as floats in `_scores`.
 
         Raises:
             UniDPOError: a score is missing or is no finite number.
         """
-        attr = self.converter.dataset_attr
+        attr: Any = self.converter.dataset_attr
         source = f"{attr}, row {example['_row']}"
-        scores = {f"_{score}": _finite(example, getattr(attr, score), source) for score in SCORES}
+        if attr.answers is None:
+            converted = self.converter(example)
+            scores = {getattr(attr, score): example.get(getattr(attr, score)) for score in SCORES}
+        else:
+            converted = self._ranked(example, attr)
+            values = answer_scores(example, entry_of(attr, "").columns)
+            scores = {f"{attr.scores}[{at}]": value for at, value in enumerate(values)}
+        known = {
+            "_scores": [_finite(value, column, source) for column, value in scores.items()],
+            "_ranked": attr.answers is not None,
+            "_source": source,
+        }
         typed = {name: None for name in MEDIA if f"_{name}" in example}
-        return {**self.converter(example), **scores, **typed, "_source": source}
+        return {**converted, **known, **typed}
+
+    def _ranked(self, example: dict[str, Any], attr: Any) -> dict[str, Any]:
+        """What the converter makes of the first answer, and the others beside it."""
+        texts = [answer_text(answer) for answer in example[attr.answers]]
+        first: Any = texts[0] if texts else ""
+        if attr.formatting != "alpaca":
+            first = {attr.role_tag: attr.assistant_tag, attr.content_tag: first}
+        converted = self.converter({**example, **dict.fromkeys(ANSWERS, first)})
+        return {
+            **converted,
+            "_response": [{**role, "content": text} for role in converted["_response"][:1] for text in texts],
+        }
 
 
-def _finite(example: dict[str, Any], column: str, source: str) -> float:
-    value = example.get(column)
+def _finite(value: Any, column: str, source: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UniDPOError(
-            f"{source}, {column}: expected a finite number, found {value!r}. pref_loss: uni_dpo needs both scores of "
-            'every pair; if they stand in other columns, name them in dataset_info.json ("columns": '
-            '{"score_chosen": …, "score_rejected": …})'
+            f"{source}, {column}: expected a finite number, found {value!r}. pref_loss: uni_dpo needs the scores of "
+            'every answer; if they stand in other columns, name them in dataset_info.json ("columns": '
+            '{"score_chosen": …, "score_rejected": …}, or "scores" for ranked answers)'
         )
     return float(value)
 
 
 def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) -> Any:
     """LlamaFactory's converter of that name, wrapped where the loss needs scores."""
-    found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
-    return ScoredConverter(found) if current_run().needs_scores else found
+    if not current_run().needs_scores:
+        return _upstream_get_dataset_converter(name, dataset_attr, data_args)
+    if getattr(dataset_attr, "answers", None) is not None:
+        dataset_attr = replace(dataset_attr, chosen=ANSWERS[0], rejected=ANSWERS[1])
+    return ScoredConverter(_upstream_get_dataset_converter(name, dataset_attr, data_args))
 
 
 def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: Any, training_args: Any) -> Any:
-    """LlamaFactory's loading; where the loss needs scores, local pairs come as a table of checked rows."""
+    """LlamaFactory's loading; where the loss needs scores, local pairs come as a table of checked rows.
+
+    Raises:
+        UniDPOError: ranked answers are to train another loss.
+    """
+    if getattr(dataset_attr, "answers", None) is not None and not current_run().needs_scores:
+        raise UniDPOError(
+            f"dataset {dataset_attr}: ranked answers train with pref_loss: uni_dpo only; for another loss make pairs "
+            "of them: uni-dpo data convert --format llamafactory-ranked ANSWERS.jsonl PAIRS.jsonl"
+        )
     pairs = current_run().needs_scores and dataset_attr.load_from == "file" and dataset_attr.ranking
     if pairs and not dataset_attr.videos and not dataset_attr.audios:
         entry = entry_of(dataset_attr, data_args.dataset_dir)
@@ -131,52 +169,6 @@ def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, train
     return _upstream_align_dataset(dataset, dataset_attr, data_args, training_args)
 
 
-class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
-    """LlamaFactory's pairwise tokenization, keeping the scores and noting what `cutoff_len` cuts from an image."""
-
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenize a batch of aligned examples; rows that upstream drops lose their scores with them."""
-        if "_score_chosen" not in examples:
-            return super().preprocess_dataset(examples)
-        inputs: dict[str, list[Any]] = defaultdict(list)
-        for index in range(len(examples["_prompt"])):
-            example = {name: column[index : index + 1] for name, column in examples.items()}
-            encoded = super().preprocess_dataset(example)
-            if not encoded:
-                continue
-            for name, values in encoded.items():
-                inputs[name].extend(values)
-            for score in SCORES:
-                inputs[score].extend(example[f"_{score}"])
-            inputs["fault"].append(self._cut_media(example, encoded))
-        return inputs
-
-    def _cut_media(self, example: dict[str, list[Any]], encoded: dict[str, list[Any]]) -> str:
-        chosen, rejected = encoded["chosen_input_ids"][0], encoded["rejected_input_ids"][0]
-        if max(len(chosen), len(rejected)) < self.data_args.cutoff_len or not self._media_tokens():
-            return ""
-        unlimited = copy.copy(self.data_args)
-        unlimited.cutoff_len = 2**30
-        whole = PairwiseDatasetProcessor.preprocess_dataset(replace(self, data_args=unlimited), example)
-        kept, needed = self._count_media(chosen), self._count_media(whole["chosen_input_ids"][0])
-        if kept == needed:
-            return ""
-        length = max(len(whole["chosen_input_ids"][0]), len(whole["rejected_input_ids"][0]))
-        return (
-            f"{example['_source'][0]}: cutoff_len {self.data_args.cutoff_len} keeps {kept} of {needed} image tokens; "
-            f"the pair is {length} tokens long"
-        )
-
-    def _media_tokens(self) -> set[int]:
-        plugin = self.template.mm_plugin
-        tokens = (plugin.image_token, plugin.video_token, plugin.audio_token)
-        return {self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token}
-
-    def _count_media(self, input_ids: list[int]) -> int:
-        media = self._media_tokens()
-        return sum(token in media for token in input_ids)
-
-
 @dataclass
 class ScoredPairCollator(PairwiseDataCollatorWithPadding):
     """LlamaFactory's pairwise batch of n pairs in 2n rows, with `scores` of shape (2n,) where the features carry them.
@@ -214,27 +206,29 @@ def take_scores(batch: Any) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def check_tokenized(dataset: Any) -> None:
-    """Refuse a tokenized dataset that cannot train Uni-DPO.
+def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids: set[int]) -> Any:
+    """The pairs of a tokenized dataset.
 
     Args:
-        dataset: a `datasets.Dataset`, an iterable one (whose rows the collator checks), or None.
+        dataset: a `datasets.Dataset` of questions; an iterable one, whose pairs the collator checks; or None.
+        choice: which pairs of ranked answers count.
+        cutoff_len: LlamaFactory's limit on prompt and answer.
+        media_ids: see `media_token_ids`.
 
     Raises:
-        UniDPOError: it was tokenized without scores, or `cutoff_len` cut image tokens.
+        UniDPOError: it was tokenized for another loss, makes no pair, or `cutoff_len` cuts image tokens.
     """
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:
-        return
-    if "fault" not in columns:
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return dataset
+    if "answer_ids" not in dataset.column_names:
         raise UniDPOError(
-            "the data under tokenized_path has no scores: it was tokenized for another loss. "
+            "the data under tokenized_path has no scores: it was tokenized for another loss, or by an earlier version. "
             "Name another tokenized_path, or delete that folder, and tokenize with pref_loss: uni_dpo"
         )
-    if hasattr(dataset, "select_columns") and hasattr(dataset, "__len__"):
-        faults = [fault for fault in dataset["fault"] if fault]
-        if faults:
-            raise UniDPOError(cut_media_message(faults))
+    pairs = QuestionPairs(dataset, choice, cutoff_len, media_ids)
+    if faults := pairs.faults():
+        raise UniDPOError(cut_media_message(faults))
+    return pairs
 
 
 def cut_media_message(faults: list[str]) -> str:

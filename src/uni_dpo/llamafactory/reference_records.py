@@ -1,38 +1,38 @@
-"""Log-probabilities of pairs on disk, in files that are only ever appended to.
+"""Log-probabilities of answers on disk, in files that are only ever appended to.
 
-A record holds the digest of a pair, two numbers, and a checksum. Every pass writes a file of its own, so a pass
-that was cut off leaves whole records and at most one torn one behind, which its checksum gives away.
+A record holds the digest of a prompt with one answer, a number, and a checksum. Every pass writes a file of its own,
+so a pass that was cut off leaves whole records and at most one torn one behind, which its checksum gives away.
 """
 
 import os
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-RECORD = np.dtype([("digest", "V32"), ("chosen", "<f8"), ("rejected", "<f8"), ("checksum", "<u4")])
-SUFFIX = ".records"
+RECORD = np.dtype([("digest", "V32"), ("logp", "<f8"), ("checksum", "<u4")])
+SUFFIX = ".answers"
 
 
-def read_records(folder: Path) -> tuple[dict[bytes, tuple[float, float]], int]:
+def read_records(folder: Path) -> tuple[dict[bytes, float], int]:
     """Read what all passes wrote to `folder`.
 
     Returns:
-        Digest → (chosen, rejected), and how many records were damaged and left out.
+        Digest → log-probability, and how many records were damaged and left out.
     """
-    found: dict[bytes, tuple[float, float]] = {}
+    found: dict[bytes, float] = {}
     damaged = 0
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         content = path.read_bytes()
         whole = len(content) // RECORD.itemsize
         damaged += whole * RECORD.itemsize != len(content)
         for record in np.frombuffer(content, RECORD, whole):
-            if record["checksum"] == _checksum(record) and np.isfinite([record["chosen"], record["rejected"]]).all():
-                found[record["digest"].tobytes()] = (float(record["chosen"]), float(record["rejected"]))
+            if record["checksum"] == _checksum(record) and np.isfinite(record["logp"]):
+                found[record["digest"].tobytes()] = float(record["logp"])
             else:
                 damaged += 1
     return found, damaged
@@ -53,9 +53,9 @@ class RecordWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def write(self, digests: Iterable[bytes], chosen: Iterable[float], rejected: Iterable[float]) -> None:
-        """Append one record per pair."""
-        records = np.array([(d, c, r, 0) for d, c, r in zip(digests, chosen, rejected, strict=True)], RECORD)
+    def write(self, logps: Mapping[bytes, float]) -> None:
+        """Append one record per answer, given by its digest."""
+        records = np.array([(digest, logp, 0) for digest, logp in logps.items()], RECORD)
         for record in records:
             record["checksum"] = _checksum(record)
         self._file.write(records.tobytes())

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.shared_prefix import ImageStore
 
@@ -18,12 +19,14 @@ class RunContext:
         starts_from_adapter: whether the reference is the model with the adapter that it starts from.
         reference_cache: where reference log-probabilities are kept.
         image_store: where image features are kept.
+        pair_choice: which pairs of ranked answers count.
     """
 
     needs_scores: bool = False
     starts_from_adapter: bool = False
     reference_cache: ReferenceCache | None = None
     image_store: ImageStore | None = None
+    pair_choice: PairChoice = ALL_PAIRS
 
 
 _OWN = RunContext()

@@ -29,7 +29,7 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
     (
         "llamafactory.data.loader",
         "PairwiseDatasetProcessor",
-        "uni_dpo.llamafactory.data:ScoredPairwiseProcessor",
+        "uni_dpo.llamafactory.processor:ScoredPairwiseProcessor",
     ),
     (
         "llamafactory.train.dpo.workflow",

@@ -1,5 +1,6 @@
 """The DPO run: look at the data first, then hand over to LlamaFactory, then draw our curves."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from llamafactory.train.trainer_utils import create_ref_model as _upstream_creat
 
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.data import check_tokenized, media_places
-from uni_dpo.llamafactory.reference_cache import ReferenceCache, reference_identity, vision_identity
+from uni_dpo.llamafactory.data import media_places, pairs_to_train
+from uni_dpo.llamafactory.processor import media_token_ids
+from uni_dpo.llamafactory.reference_cache import ReferenceCache
+from uni_dpo.llamafactory.reference_identity import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
@@ -62,6 +65,7 @@ def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_arg
         starts_from_adapter=finetuning_args.uses_uni_dpo and bool(model_args.adapter_name_or_path),
         reference_cache=cache,
         image_store=store,
+        pair_choice=finetuning_args.pair_choice,
     )
 
 
@@ -90,11 +94,15 @@ def _prepare(data_args: Any, training_args: Any, finetuning_args: Any) -> None:
 def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """LlamaFactory's datasets, refused where the loss needs scores and they cannot train it."""
     module = _upstream_get_dataset(template, model_args, data_args, *args, **kwargs)
-    if current_run().needs_scores:
-        for split in module.values():
-            for dataset in split.values() if isinstance(split, dict) else [split]:
-                check_tokenized(dataset)
-    cache = current_run().reference_cache
+    run = current_run()
+    if run.needs_scores:
+        media_ids = media_token_ids(template, kwargs["tokenizer"])
+        pairs = partial(pairs_to_train, choice=run.pair_choice, cutoff_len=data_args.cutoff_len, media_ids=media_ids)
+        module = {
+            name: {part: pairs(found) for part, found in split.items()} if isinstance(split, dict) else pairs(split)
+            for name, split in module.items()
+        }
+    cache = run.reference_cache
     if cache is None:
         return module
     module = cache.expect(module)
@@ -133,6 +141,7 @@ def _check_files(data_args: Any, finetuning_args: Any) -> None:
         media_places(data_args)[1],
         tau_good=finetuning_args.uni_dpo_tau_good if finetuning_args.uni_dpo_nll_lambda > 0 else None,
         max_samples=data_args.max_samples,
+        choice=finetuning_args.pair_choice,
     )
     for warning in report.warnings:
         logger.warning_rank0(warning)

@@ -50,6 +50,19 @@ EXPECTED: dict[str, list[PreferencePair]] = {
         PreferencePair("<image>How many boats?", "Three boats.", "No boats.", 4.5, 8 / 3, ("harbour/1.png",), "v1"),
         PreferencePair("<image>What is the weather?", "Sun.", "Rain.", 3.0, 1.0, ("harbour/1.png",), "v2"),
     ],
+    "llamafactory-ranked": [
+        *(
+            PreferencePair("<image>How many boats?", *pair, ("harbour/1.png",), "q1", "Be brief.")
+            for pair in (
+                ("Three boats.", "Two boats.", 5.0, 3.0),
+                ("Three boats.", "No boats.", 5.0, 1.0),
+                ("Three boats.", "Two boats.", 4.5, 3.0),
+                ("Three boats.", "No boats.", 4.5, 1.0),
+                ("Two boats.", "No boats.", 3.0, 1.0),
+            )
+        ),
+        PreferencePair("Name a colour.", "Blue.", "Seven.", 4.0, 0.0, history=(("Hm?", "Hm."),)),
+    ],
     "llava": [
         PreferencePair(
             "How many boats are in the harbour?\n<image>", *answers, images=("000000013249.jpg",), id="000000013249"
@@ -60,6 +73,7 @@ EXPECTED: dict[str, list[PreferencePair]] = {
     "math": [PreferencePair("What is 2 + 3?", "2 + 3 = \\boxed{5}", "\\boxed{6}", 1.0, -0.5, system=BOXED)],
 }
 READ_LOSSES = {
+    "llamafactory-ranked": {"rows that make no pair, left out": 1},
     "mm-rlhf": {"pairs of equal answers, scores or ranks, left out": 1},
     "vlfeedback": {"answers without a rating, left out": 1, "ratings that are no number, left out": 4},
 }

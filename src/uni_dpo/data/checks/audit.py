@@ -155,9 +155,9 @@ class Auditor:
         """Take in a row; rows with faults are left out."""
         position = self._rows
         self._rows += 1
-        if row.pair is not None and not row.faults:
-            self.add_pair(row.pair, position)
-            self._add_judge(row.row or {}, row.pair)
+        for pair in () if row.faults else row.pairs:
+            self.add_pair(pair, position)
+            self._add_judge(row.row or {}, pair)
 
     def add_pair(self, pair: PreferencePair, position: int) -> None:
         """Take in a pair that stands at `position`."""

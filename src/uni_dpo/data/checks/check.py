@@ -19,6 +19,7 @@ from uni_dpo.data.checks.rows import CheckedRow, check_again, check_file
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import is_file, source_files
 from uni_dpo.data.tables.writing import keep_inputs
@@ -35,6 +36,7 @@ class CheckReport:
         entry: how its rows were read.
         rows: rows read.
         usable: rows without a fault.
+        pairless: usable rows of ranked answers of which no two make a pair.
         faults: the first 1,000 faults of rows.
         fault_counts: kind → how many.
         whole: the faults of files and of the dataset as a whole, which no row shows.
@@ -51,6 +53,7 @@ class CheckReport:
     entry: DatasetEntry
     rows: int = 0
     usable: int = 0
+    pairless: int = 0
     faults: list[Fault] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
     whole: list[Fault] = field(default_factory=list)
@@ -75,6 +78,7 @@ class CheckReport:
             "columns": {name: column for name, column in asdict(self.entry.columns).items() if column},
             "rows": self.rows,
             "usable": self.usable,
+            "pairless": self.pairless,
             "fault_counts": dict(self.fault_counts),
             "faults": [
                 {
@@ -124,6 +128,7 @@ def check_dataset(
     tau_good: float = 2.5,
     lengths: LengthCounter | None = None,
     fix: str | Path | None = None,
+    choice: PairChoice = ALL_PAIRS,
 ) -> CheckReport:
     """Check a dataset and say what it is like, in one pass and flat memory.
 
@@ -138,6 +143,7 @@ def check_dataset(
         tau_good: the τ_good for which the share of pairs above it is reported.
         lengths: counts tokens; None leaves them out.
         fix: where to write the rows without fault, repaired where it is safe; the others go beside it with the reasons.
+        choice: which pairs of ranked answers count.
 
     Raises:
         PreferenceDataError: nothing can be read, or `fix` is what is read.
@@ -154,6 +160,7 @@ def check_dataset(
         tau_good=tau_good,
         lengths=lengths,
         fix=fix,
+        choice=choice,
     )
     report.dataset = dataset
     audit = report.audit
@@ -175,6 +182,7 @@ def check_entry(
     lengths: LengthCounter | None = None,
     fix: str | Path | None = None,
     limit: int | None = None,
+    choice: PairChoice = ALL_PAIRS,
 ) -> CheckReport:
     """Judge the rows of a dataset: what `data check` and the training ask alike.
 
@@ -189,6 +197,7 @@ def check_entry(
         lengths: counts tokens.
         fix: where to write the rows without fault.
         limit: how many rows to read, as LlamaFactory's `max_samples`; None for all.
+        choice: which pairs of ranked answers count.
 
     Raises:
         PreferenceDataError: nothing can be read, or `fix` is what is read.
@@ -207,11 +216,11 @@ def check_entry(
         if fix is not None:
             keep_inputs(fix, files)
             paths = images.paths if images is not None else None
-            again = partial(check_again, entry=entry, images=images, scores_required=scores_required)
+            again = partial(check_again, entry=entry, images=images, scores_required=scores_required, choice=choice)
             sorter = stack.enter_context(sorting(Path(fix), entry, paths, again))
             report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))
-        rows = islice(_checked_rows(files, entry, images, scores_required, report), left)
+        rows = islice(_checked_rows(files, entry, images, scores_required, choice, report), left)
         for row in tqdm(rows, desc=f"Checking {entry.name}", unit=" rows", mininterval=1.0, delay=2.0):
             _note(report, row)
             auditor.add(row)
@@ -226,11 +235,16 @@ def check_entry(
 
 
 def _checked_rows(
-    files: list[Path], entry: DatasetEntry, images: ImageChecker | None, scores_required: bool, report: CheckReport
+    files: list[Path],
+    entry: DatasetEntry,
+    images: ImageChecker | None,
+    scores_required: bool,
+    choice: PairChoice,
+    report: CheckReport,
 ) -> Iterator[CheckedRow]:
     for file in files:
         try:
-            yield from check_file(file, entry, images=images, scores_required=scores_required)
+            yield from check_file(file, entry, images=images, scores_required=scores_required, choice=choice)
         except PreferenceDataError as error:
             fault = error.faults[0] if error.faults else Fault("file_unreadable", "", str(error), "")
             report.stopped = str(fault)
@@ -240,6 +254,7 @@ def _checked_rows(
 def _note(report: CheckReport, row: CheckedRow) -> None:
     report.rows += 1
     report.usable += not row.faults
+    report.pairless += not row.faults and not row.pairs
     report.columns.update(row.row or ())
     report.fault_counts.update(fault.kind for fault in row.faults)
     report.faults += row.faults[: max(0, _KEPT_FAULTS - len(report.faults))]
@@ -252,6 +267,9 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     assert entry.path is not None
     if not report.rows and not report.whole:
         report.whole.append(Fault("no_rows", "", "holds no rows", "", file=entry.path))
+    if report.usable and report.pairless == report.usable:
+        advice = "give two answers of a row unlike scores, or choose more pairs (uni_dpo_pairs, uni_dpo_min_gap)"
+        report.whole.append(Fault("no_pairs", "", "no row makes a pair", advice, file=entry.path))
     report.whole += unseen_columns(entry, report.columns)
     report.whole += swapped_scores(report.dataset, audit.inverted.count, audit.margins.count)
     if not entry.ranking:
@@ -264,6 +282,8 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     ):
         if rows.count:
             report.warnings.append(f"{what} in {rows.count:,} of {report.rows:,} rows ({rows})")
+    if report.pairless:
+        report.warnings.append(f"no two answers make a pair in {report.pairless:,} of {report.rows:,} rows")
     report.warnings += scale_warnings(audit)
     if reason := refused_by_llamafactory(entry.path, files):
         report.warnings.append(reason)

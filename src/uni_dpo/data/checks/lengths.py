@@ -13,7 +13,7 @@ from typing import Any
 
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
-from uni_dpo.data.images import ImageLimits
+from uni_dpo.data.images import ImageLimits, ImageState
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
 
@@ -97,14 +97,14 @@ class LengthCounter:
             raise UniDPOError(f"{model}: its tokenizer cannot be loaded ({error})") from None
         self._limits = model_limits(model, image_max_pixels, image_min_pixels)
         self._cutoff_len = cutoff_len
-        self._waiting: list[CheckedRow] = []
+        self._waiting: list[tuple[PreferencePair, list[ImageState]]] = []
         self._prompt, self._image, self._answer = array("l"), array("l"), array("l")
         self._cut = self._image_cut = 0
 
     def add(self, row: CheckedRow) -> None:
         """Take in a row; rows with faults are left out."""
-        if row.pair is not None and not row.faults:
-            self._waiting.append(row)
+        if row.pairs and not row.faults:
+            self._waiting += [(pair, row.image_states) for pair in row.pairs]
             if len(self._waiting) >= _ROWS_AT_ONCE:
                 self._count()
 
@@ -123,14 +123,13 @@ class LengthCounter:
 
     def _count(self) -> None:
         texts: list[str] = []
-        for row in self._waiting:
-            assert row.pair is not None
-            head, token, tail = chat_text(row.pair).rpartition(IMAGE_TOKEN)
-            texts += [(head + token).replace(IMAGE_TOKEN, _IMAGE_PLACE), tail, row.pair.chosen, row.pair.rejected]
+        for pair, _ in self._waiting:
+            head, token, tail = chat_text(pair).rpartition(IMAGE_TOKEN)
+            texts += [(head + token).replace(IMAGE_TOKEN, _IMAGE_PLACE), tail, pair.chosen, pair.rejected]
         counts = self._token_counts(texts)
-        for index, row in enumerate(self._waiting):
+        for index, (_, image_states) in enumerate(self._waiting):
             to_images_end, after_images, chosen, rejected = counts[4 * index : 4 * index + 4]
-            images = sum(self._limits.tokens(state.width, state.height) for state in row.image_states)
+            images = sum(self._limits.tokens(state.width, state.height) for state in image_states)
             # the template ends an answer with <|im_end|> and a line break
             self._add(to_images_end + images, after_images, images, max(chosen, rejected) + 2)
         self._waiting.clear()

@@ -8,6 +8,7 @@ from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.check import CheckReport, check_entry
 from uni_dpo.data.dataset_info import read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Preflight:
 
     Attributes:
         rows: how many rows were checked.
-        scored: how many of them have both scores.
+        scored: how many pairs of them have both scores.
         chosen_range: lowest and highest score of a chosen answer; None where no row has scores.
         rejected_range: likewise for the rejected answers.
         inverted: rows whose chosen score is below the rejected one.
@@ -44,6 +45,7 @@ def preflight(
     tau_good: float | None = None,
     max_samples: int | None = None,
     check_images: bool = True,
+    choice: PairChoice = ALL_PAIRS,
 ) -> Preflight:
     """Check every row of the datasets that a training run names, as LlamaFactory would read them.
 
@@ -56,6 +58,7 @@ def preflight(
         tau_good: the score from which the NLL term is active; None where the loss has none.
         max_samples: LlamaFactory's own limit of rows per dataset.
         check_images: whether to open the images.
+        choice: which pairs of ranked answers count.
 
     Raises:
         PreferenceDataError: with the first 20 faults and the count of all.
@@ -80,6 +83,7 @@ def preflight(
                 scores_required=scores_required,
                 check_images=check_images,
                 limit=max_samples,
+                choice=choice,
             )
         except PreferenceDataError as error:
             faults += error.faults or [Fault("dataset", "", str(error), "")]

@@ -10,6 +10,7 @@ from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker, ImageState
 from uni_dpo.data.pair import PreferencePair, is_image, listed_images, read_pair
+from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, unreadable_fault
 
 IMAGE_TOKEN = os.environ.get("IMAGE_PLACEHOLDER", "<image>")
@@ -31,7 +32,7 @@ class CheckedRow:
     Attributes:
         index: 0-based position in `file`.
         row: what the file holds there; None where it could not be read.
-        pair: what the row says; None where no pair can be made of it.
+        pairs: what the row says; none where no pair can be made of it.
         image_states: one per image, in the row's order; empty where images are left alone.
         line: the line of `file` that it starts in, from 1; None where the file has no lines.
     """
@@ -39,7 +40,7 @@ class CheckedRow:
     file: Path
     index: int
     row: Row | None
-    pair: PreferencePair | None = None
+    pairs: list[PreferencePair] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     image_states: list[ImageState] = field(default_factory=list)
     line: int | None = None
@@ -59,6 +60,7 @@ def check_file(
     images: ImageChecker | None,
     scores_required: bool = True,
     limit: int | None = None,
+    choice: PairChoice = ALL_PAIRS,
 ) -> Iterator[CheckedRow]:
     """Check the rows of one file.
 
@@ -68,12 +70,13 @@ def check_file(
         images: looks at the images; None leaves them alone.
         scores_required: whether a row without scores is a fault.
         limit: how many rows to check; None for all.
+        choice: which pairs of ranked answers count.
 
     Raises:
         PreferenceDataError: the file, or the rest of it, cannot be read.
     """
     checked = (
-        _check_row(file, index, line, row, entry, scores_required)
+        _check_row(file, index, line, row, entry, scores_required, choice)
         for index, line, row in islice(numbered_rows(file), limit)
     )
     for batch in _batches(checked, _ROWS_AT_ONCE):
@@ -83,38 +86,61 @@ def check_file(
 
 
 def check_again(
-    checked: CheckedRow, row: Row, entry: DatasetEntry, images: ImageChecker | None, scores_required: bool
+    checked: CheckedRow,
+    row: Row,
+    entry: DatasetEntry,
+    images: ImageChecker | None,
+    scores_required: bool,
+    choice: PairChoice = ALL_PAIRS,
 ) -> CheckedRow:
     """Judge a changed `row` that stands where `checked` stood."""
-    again = _check_row(checked.file, checked.index, checked.line, row, entry, scores_required)
+    again = _check_row(checked.file, checked.index, checked.line, row, entry, scores_required, choice)
     if images is not None and entry.columns.images is not None:
         _check_images([again], images, entry.columns.images)
     return again
 
 
 def _check_row(
-    file: Path, index: int, line: int | None, row: Row | Unreadable, entry: DatasetEntry, scores_required: bool
+    file: Path,
+    index: int,
+    line: int | None,
+    row: Row | Unreadable,
+    entry: DatasetEntry,
+    scores_required: bool,
+    choice: PairChoice,
 ) -> CheckedRow:
     if isinstance(row, Unreadable):
         return CheckedRow(file, index, None, faults=[unreadable_fault(row, index, file, line)], line=line)
     checked = CheckedRow(file, index, row, line=line)
-    checked.pair = read_pair(row, entry, checked.faults, scores_required=scores_required)
-    if checked.pair is not None:
-        checked.faults += _placeholder_faults(row, checked.pair, entry)
-        checked.faults += _marker_faults(checked.pair, entry)
+    question: PreferencePair | None
+    if entry.ranked:
+        ranked = read_ranked(row, entry, checked.faults, scores_required=scores_required)
+        question = ranked.question if ranked else None
+        checked.pairs = ranked.pairs(choice) if ranked else []
+        column = str(entry.columns.answers)
+        answers = [(f"{column}[{at}]", answer.text) for at, answer in enumerate(ranked.answers if ranked else ())]
+    else:
+        question = read_pair(row, entry, checked.faults, scores_required=scores_required)
+        checked.pairs = [question] if question else []
+        answers = [("chosen", question.chosen), ("rejected", question.rejected)] if question else []
+    if question is not None:
+        checked.faults += _placeholder_faults(row, question, answers, entry)
+        checked.faults += _marker_faults(question, answers, entry)
     checked.faults = [checked.placed(fault) for fault in checked.faults]
     return checked
 
 
-def _placeholder_faults(row: Row, pair: PreferencePair, entry: DatasetEntry) -> Iterator[Fault]:
+def _placeholder_faults(
+    row: Row, question: PreferencePair, answers: list[tuple[str, str]], entry: DatasetEntry
+) -> Iterator[Fault]:
     """LlamaFactory counts the placeholders of the whole conversation, once per answer."""
-    asked = [pair.instruction, *(text for turn in pair.history for text in turn)]
+    asked = [question.instruction, *(text for turn in question.history for text in turn)]
     for medium, token in MEDIA_TOKENS.items():
         column = getattr(entry.columns, medium)
         value = row.get(column) if column else None
         media = 0 if value is None else len(value) if isinstance(value, list) else 1
         before = sum(text.count(token) for text in asked)
-        for answer, name in ((pair.chosen, "chosen"), (pair.rejected, "rejected")):
+        for name, answer in answers:
             count = before + answer.count(token)
             if count != media:
                 found = f"{count} × {token} in the conversation with the {name} answer, {media} {medium}"
@@ -122,16 +148,15 @@ def _placeholder_faults(row: Row, pair: PreferencePair, entry: DatasetEntry) -> 
                 break
 
 
-def _marker_faults(pair: PreferencePair, entry: DatasetEntry) -> Iterator[Fault]:
+def _marker_faults(question: PreferencePair, answers: list[tuple[str, str]], entry: DatasetEntry) -> Iterator[Fault]:
     """Texts in which a model would see images that are not there."""
     columns = entry.columns
-    question = columns.prompt if entry.formatting == "alpaca" else columns.messages
+    prompt = columns.prompt if entry.formatting == "alpaca" else columns.messages
     texts = (
-        (columns.system or question, pair.system),
-        (columns.history or question, "\n".join(text for turn in pair.history for text in turn)),
-        (question, pair.instruction),
-        (columns.chosen, pair.chosen),
-        (columns.rejected, pair.rejected),
+        (columns.system or prompt, question.system),
+        (columns.history or prompt, "\n".join(text for turn in question.history for text in turn)),
+        (prompt, question.instruction),
+        *((getattr(columns, name, name), text) for name, text in answers),
     )
     for column, text in texts:
         for marker in MODEL_MARKERS:

@@ -15,6 +15,7 @@ from typing import Any
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import PreferenceDataError, shown
 from uni_dpo.data.images import BrokenImageError, ImageFolder, ImagePaths, image_source
+from uni_dpo.data.ranking import answer_scores, answer_text
 from uni_dpo.data.tables.reading import Row, iter_rows, source_files
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.writing import replacing
@@ -47,7 +48,9 @@ def training_table(entry: DatasetEntry, folder: str | Path, paths: ImagePaths, l
     if not table.exists():
         columns = _columns(entry, ImageFolder(Path(folder) / "images", paths), paths)
         with replacing(table) as temporary:
-            _write(temporary, islice(iter_rows(entry.path), limit), columns, entry.path)
+            rows = islice(iter_rows(entry.path), limit)
+            plain = (_plain_answers(row, entry) for row in rows) if entry.ranked else rows
+            _write(temporary, plain, columns, entry.path)
     return table
 
 
@@ -70,13 +73,27 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
             found.pop(getattr(names, role), None)
         answer = (message, lambda value: _as_message(value, entry))
         found[names.messages] = (pa.list_(message), lambda value: [_as_message(item, entry) for item in value])
-    found |= {names.chosen: answer, names.rejected: answer}
-    found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
+    if entry.ranked:
+        found |= {names.answers: (pa.list_(pa.string()), list), names.scores: (pa.list_(pa.float64()), _as_floats)}
+    else:
+        found |= {names.chosen: answer, names.rejected: answer}
+        found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
     found[names.images] = (
         pa.list_(pa.string()),
         lambda value: [_as_file(item, folder, paths) for item in _as_list(value)],
     )
     return {name: column for name, column in found.items() if name is not None}
+
+
+def _plain_answers(row: Row, entry: DatasetEntry) -> Row:
+    """A row whose ranked answers are texts, with their scores beside them."""
+    columns = entry.columns
+    texts = [answer_text(answer) for answer in row[str(columns.answers)]]
+    return row | {str(columns.answers): texts, columns.scores: answer_scores(row, columns)}
+
+
+def _as_floats(values: list[Any]) -> list[float]:
+    return [float(value) for value in values]
 
 
 def _as_text(value: Any) -> str:

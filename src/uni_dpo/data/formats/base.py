@@ -1,22 +1,22 @@
 """What a foreign format is: how its rows become pairs, and how pairs become its rows."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.messages import refuse as refuse
 from uni_dpo.data.pair import Image, PreferencePair, is_image
 from uni_dpo.data.questions import first_filled, is_empty
+from uni_dpo.data.ranking import Pairing as Pairing
+from uni_dpo.data.ranking import Ranked as Ranked
+from uni_dpo.data.ranking import candidates
 from uni_dpo.data.tables.reading import Row
 
 Losses = Counter[str]
 """What a conversion could not carry over: a name for it → how often."""
-Pairing = Literal["all", "neighbours", "ends"]
-"""Which pairs a ranked list gives: every two answers, each with the next, or the best with the worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +112,6 @@ def text_only(pair: PreferencePair) -> PreferencePair:
     return replace(pair, instruction=pair.instruction.replace(IMAGE_TOKEN, ""), images=(), history=history)
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """One answer of several, with its score or its rank (1 is best) where the format has them."""
-
-    text: str
-    score: float | None = None
-    rank: float | None = None
-
-
 def ranked_pairs(
     answers: Sequence[Ranked],
     instruction: str,
@@ -130,16 +121,10 @@ def ranked_pairs(
     **rest: Any,
 ) -> Iterator[PreferencePair]:
     """The pairs of a list of answers, best first; two answers of the same score, rank or text make none."""
-    chosen: Iterator[tuple[Ranked, Ranked]]
     if len(answers) < 2:
         losses["rows with fewer than two answers, left out"] += 1
-    if pairing == "all":
-        chosen = itertools.combinations(answers, 2)
-    elif pairing == "neighbours":
-        chosen = itertools.pairwise(answers)
-    else:
-        chosen = iter([(answers[0], answers[-1])] if len(answers) > 1 else [])
-    for better, worse in chosen:
+    for first, second in candidates(len(answers), pairing):
+        better, worse = answers[first], answers[second]
         ordered = (better.score, better.rank) != (None, None)
         if better.text == worse.text or (ordered and (better.score, better.rank) == (worse.score, worse.rank)):
             losses["pairs of equal answers, scores or ranks, left out"] += 1

@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from uni_dpo.data.dataset_info import PAIR_COLUMNS, Columns, DatasetEntry, Tags
+from uni_dpo.data.dataset_info import PAIR_COLUMNS, RANKED_COLUMNS, Columns, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, optional
 from uni_dpo.data.pair import PreferencePair, read_pair
+from uni_dpo.data.ranking import PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row
 
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
 _MESSAGES = Columns(prompt=None, query=None, response=None, images="images", chosen="chosen", rejected="rejected")
 ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=PAIR_COLUMNS)
+RANKED = replace(ALPACA, columns=RANKED_COLUMNS)
 SHAREGPT = DatasetEntry("pairs", Path(), formatting="sharegpt", ranking=True, columns=_MESSAGES)
 OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messages="messages"), tags=OPENAI_TAGS)
 
@@ -22,6 +24,16 @@ def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pre
 
     def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
         faults: list[Fault] = []
+        if entry.ranked:
+            ranked = read_ranked(row, entry, faults)
+            if faults or ranked is None:
+                raise PreferenceDataError.of(faults)
+            identity = id_of(row, losses, "id")
+            pairs = ranked.pairs(PairChoice(pairing))
+            if not pairs:
+                losses["rows that make no pair, left out"] += 1
+            yield from (replace(pair, id=identity) for pair in pairs)
+            return
         pair = read_pair(row, entry, faults, scores_required=_has_scores(row, entry.columns))
         if faults or pair is None:
             raise PreferenceDataError.of(faults)
@@ -75,6 +87,11 @@ FORMATS = (
         "`instruction, chosen, rejected, score_chosen, score_rejected, images, system, history` (alpaca)",
         reader(ALPACA),
         write_alpaca,
+    ),
+    Format(
+        "llamafactory-ranked",
+        "`instruction, answers, scores, images, system, history`: a list of texts and one of numbers",
+        reader(RANKED),
     ),
     Format(
         "llamafactory-sharegpt",

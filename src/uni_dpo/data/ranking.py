@@ -1,0 +1,166 @@
+"""Several rated answers to one question: reading them from a row, and which pairs of them count."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from uni_dpo.data.dataset_info import Columns, DatasetEntry
+from uni_dpo.data.faults import Fault, shown
+from uni_dpo.data.pair import PreferencePair, RowReader, read_score
+
+Pairing = Literal["all", "neighbours", "ends"]
+"""Which pairs a ranked list gives: every two answers, each with the next, or the best with the worst."""
+TEXT_KEYS = ("response", "answer", "text", "content", "value")
+"""Keys of an answer that is an object; the first that it has holds its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One answer of several, with its score or its rank (1 is best) where the format has them."""
+
+    text: str
+    score: float | None = None
+    rank: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairChoice:
+    """Which pairs of ranked answers count.
+
+    Attributes:
+        pairing: see `Pairing`.
+        min_gap: the least difference of two scores; 0 takes any difference.
+    """
+
+    pairing: Pairing = "all"
+    min_gap: float = 0.0
+
+    def pairs(self, scores: Sequence[float], same_as: Sequence[Any]) -> list[tuple[int, int]]:
+        """The pairs (better, worse) of some answers, best first, as places in `scores`.
+
+        Args:
+            scores: how good each answer is.
+            same_as: what tells answers apart; two that are equal here make no pair, nor do two of equal scores.
+        """
+        best_first = sorted(range(len(scores)), key=lambda at: -scores[at])
+        return [
+            (best_first[better], best_first[worse])
+            for better, worse in candidates(len(scores), self.pairing)
+            if self._counts(scores[best_first[better]] - scores[best_first[worse]])
+            and same_as[best_first[better]] != same_as[best_first[worse]]
+        ]
+
+    def _counts(self, gap: float) -> bool:
+        return gap > 0 and gap >= self.min_gap
+
+
+ALL_PAIRS = PairChoice()
+
+
+def candidates(count: int, pairing: Pairing) -> Iterator[tuple[int, int]]:
+    """The places (better, worse) that `pairing` takes of `count` answers, best first."""
+    if pairing == "all":
+        return itertools.combinations(range(count), 2)
+    if pairing == "neighbours":
+        return itertools.pairwise(range(count))
+    return iter([(0, count - 1)] if count > 1 else [])
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRow:
+    """A question and its rated answers, in the order of the file."""
+
+    answers: tuple[Ranked, ...]
+    question: PreferencePair
+    """What every pair of the row has in common; its answers are empty."""
+
+    def pairs(self, choice: PairChoice) -> list[PreferencePair]:
+        """The pairs that `choice` takes, best first; of every two different answers where they have no scores."""
+        question = self.question
+        texts = [answer.text for answer in self.answers]
+        scores = [answer.score for answer in self.answers]
+        known = [score for score in scores if score is not None]
+        whole = len(known) == len(scores)
+        places = choice.pairs(known, texts) if whole else list(candidates(len(texts), choice.pairing))
+        return [
+            PreferencePair(
+                question.instruction,
+                texts[better],
+                texts[worse],
+                scores[better] if whole else None,
+                scores[worse] if whole else None,
+                question.images,
+                question.id,
+                question.system,
+                question.history,
+            )
+            for better, worse in places
+        ]
+
+
+def read_ranked(
+    row: dict[str, Any], entry: DatasetEntry, faults: list[Fault], *, scores_required: bool = True
+) -> RankedRow | None:
+    """The question and rated answers that a row holds; what is wrong with the row is appended to `faults`.
+
+    Answers are texts, with their scores in a column beside them, or objects with a text and a `score`.
+
+    Returns:
+        None where they can't be made out.
+    """
+    reader = RowReader(row, entry, faults)
+    turns = reader.turns()
+    answers = _answers(row, entry.columns, reader, faults, scores_required)
+    system = reader.optional_text(entry.columns.system) or (turns.system if turns else "")
+    images = reader.images()
+    if turns is None or answers is None:
+        return None
+    identity = row.get("id") if isinstance(row.get("id"), str | int) else None
+    question = PreferencePair(
+        turns.instruction, "", "", images=images, id=identity, system=system, history=turns.history
+    )
+    return RankedRow(tuple(answers), question)
+
+
+def answer_text(answer: Any) -> Any:
+    """The text of an answer that is a text or an object; whatever stands there where it is neither."""
+    if isinstance(answer, dict):
+        return next((answer[key] for key in TEXT_KEYS if answer.get(key) is not None), None)
+    return answer
+
+
+def answer_scores(row: dict[str, Any], columns: Columns) -> list[Any]:
+    """The scores of a row's answers as they stand there: in their own column, or in each answer."""
+    beside = row.get(columns.scores)
+    if isinstance(beside, list):
+        return beside
+    return [answer.get("score") if isinstance(answer, dict) else None for answer in row[str(columns.answers)]]
+
+
+def _answers(
+    row: dict[str, Any], columns: Columns, reader: RowReader, faults: list[Fault], scores_required: bool
+) -> list[Ranked] | None:
+    column = str(columns.answers)
+    present, answers = reader.required(columns.answers, "answers")
+    if not present:
+        return None
+    if not isinstance(answers, list):
+        faults.append(Fault("answers_type", column, shown(answers), "write a list of answers"))
+        return None
+    before = len(faults)
+    texts = [reader.answer_text(answer_text(answer), f"{column}[{at}]") for at, answer in enumerate(answers)]
+    beside = isinstance(row.get(columns.scores), list)
+    scores = answer_scores(row, columns)
+    if len(scores) != len(answers):
+        found = f"{len(scores)} scores for {len(answers)} answers"
+        faults.append(Fault("scores_count", columns.scores, found, "give every answer one"))
+        return None
+    places = [f"{columns.scores}[{at}]" if beside else f"{column}[{at}].score" for at in range(len(answers))]
+    numbers = [
+        read_score({place: score}, place, faults, required=scores_required)
+        for place, score in zip(places, scores, strict=True)
+    ]
+    if len(faults) > before:
+        return None
+    return [Ranked(str(text), score) for text, score in zip(texts, numbers, strict=True)]

@@ -1,0 +1,101 @@
+"""Tokenizing scored rows: a question with all its answers, each once."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamafactory.data.processor import PairwiseDatasetProcessor
+from llamafactory.extras.constants import IGNORE_INDEX
+
+from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
+from uni_dpo.llamafactory.question_pairs import (
+    MEDIA,
+    QUESTION_COLUMNS,
+    Question,
+    cut_media,
+    drawn_pairs,
+    pair_feature,
+)
+from uni_dpo.llamafactory.run_context import current_run
+
+
+def _own_choice() -> PairChoice:
+    return current_run().pair_choice
+
+
+@dataclass
+class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
+    """LlamaFactory's pairwise tokenization; where there are scores, of questions with all their answers.
+
+    Attributes:
+        choice: which pairs a streamed question gives, since a stream has no rows to look up.
+    """
+
+    choice: PairChoice = field(default_factory=_own_choice)
+
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Tokenize a batch of aligned examples to `QUESTION_COLUMNS`, or to pairs where the data are streamed.
+
+        What upstream drops is dropped, and so are ranked answers of which no two could make a pair.
+        """
+        if "_scores" not in examples:
+            return super().preprocess_dataset(examples)
+        whole = copy.copy(self)
+        whole.data_args = copy.copy(self.data_args)
+        whole.data_args.cutoff_len = 2**30
+        rows = ({name: column[at] for name, column in examples.items()} for at in range(len(examples["_prompt"])))
+        questions = [question for row in rows if (question := whole.question(row)) is not None]
+        if not self.data_args.streaming:
+            return {name: [question[name] for question in questions] for name in QUESTION_COLUMNS}
+        pairs = [
+            pair | {"fault": cut_media(question, pair, self.data_args.cutoff_len, self._media_ids())}
+            for question in questions
+            for better, worse in drawn_pairs(question, self.choice)
+            for pair in [pair_feature(question, better, worse, self.data_args.cutoff_len)]
+        ]
+        return {name: [pair[name] for pair in pairs] for name in (pairs[0] if pairs else ())}
+
+    def question(self, example: dict[str, Any]) -> Question | None:
+        """The tokens of one example's prompt and of each of its answers, the latter encoded two by two."""
+        answers = example["_response"]
+        contents = [answer["content"] for answer in answers]
+        same_as = [contents.index(content) for content in contents]
+        if len(answers) < 2 or (example["_ranked"] and not ALL_PAIRS.pairs(example["_scores"], same_as)):
+            return None
+        prompt: list[int] = []
+        tokens: list[list[int]] = []
+        for at in range(0, len(answers), 2):
+            two = [answers[at], answers[min(at + 1, len(answers) - 1)]]
+            encoded = super().preprocess_dataset(
+                {name: [value] for name, value in {**example, "_response": two}.items()}
+            )
+            if not encoded:
+                return None
+            (labels,) = encoded["chosen_labels"]
+            prompt = encoded["chosen_input_ids"][0][: labels.count(IGNORE_INDEX)]
+            tokens += [encoded[f"{side}_input_ids"][0][len(prompt) :] for side in ("chosen", "rejected")]
+        answer_ids = tokens[: len(answers)]
+        known = {
+            "prompt_ids": prompt,
+            "answer_ids": answer_ids,
+            "same_as": same_as,
+            "scores": example["_scores"],
+            "ranked": example["_ranked"],
+            "length": len(prompt) + max(map(len, answer_ids)),
+            "source": example["_source"],
+        }
+        return known | {name: example[f"_{name}"] for name in MEDIA}
+
+    def print_data_example(self, example: dict[str, Any]) -> None:
+        """Print a pair, the first two answers of a question."""
+        super().print_data_example(pair_feature(example, 0, 1, 2**30) if "prompt_ids" in example else example)
+
+    def _media_ids(self) -> set[int]:
+        return media_token_ids(self.template, self.tokenizer)
+
+
+def media_token_ids(template: Any, tokenizer: Any) -> set[int]:
+    """The tokens that stand for parts of images, videos and audios."""
+    plugin = template.mm_plugin
+    tokens = (plugin.image_token, plugin.video_token, plugin.audio_token)
+    return {tokenizer.convert_tokens_to_ids(token) for token in tokens if token}

@@ -1,0 +1,123 @@
+"""Tokenized questions, and the pairs of their answers, made when they are asked for.
+
+A question is tokenized once, with each of its answers once; five ranked answers to it are one row on disk, and ten
+pairs in training. A row of a pair file is a question with two answers.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from llamafactory.data.processor.processor_utils import infer_seqlen
+from llamafactory.extras.constants import IGNORE_INDEX
+from torch.utils.data import Dataset
+
+from uni_dpo.data.ranking import PairChoice
+from uni_dpo.errors import UniDPOError
+
+MEDIA = ("images", "videos", "audios")
+QUESTION_COLUMNS = ("prompt_ids", "answer_ids", "same_as", "scores", "ranked", "length", "source", *MEDIA)
+"""Of a tokenized question: the tokens of its prompt and of each answer; for each answer the first that is equal, and
+its score; whether its answers are ranked, or a pair as it stands; tokens with the longest answer; its file and row;
+its media."""
+
+Question = dict[str, Any]
+
+
+def drawn_pairs(question: Question, choice: PairChoice) -> list[tuple[int, int]]:
+    """The pairs (better, worse) of a question's answers; a row of a pair file is the pair that it is."""
+    return choice.pairs(question["scores"], question["same_as"]) if question["ranked"] else [(0, 1)]
+
+
+def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -> dict[str, Any]:
+    """A pair as LlamaFactory's pairwise tokenization gives it, cut to `cutoff_len` as it cuts, with its scores."""
+    prompt, answers = question["prompt_ids"], question["answer_ids"]
+    sides = {"chosen": better, "rejected": worse}
+    longest = max(len(answers[place]) for place in sides.values())
+    kept_prompt, kept_answer = infer_seqlen(len(prompt), longest, cutoff_len)
+    feature: dict[str, Any] = {}
+    for side, place in sides.items():
+        answer = answers[place][:kept_answer]
+        ids = prompt[:kept_prompt] + answer
+        feature[f"{side}_input_ids"] = ids
+        feature[f"{side}_attention_mask"] = [1] * len(ids)
+        feature[f"{side}_labels"] = [IGNORE_INDEX] * (len(ids) - len(answer)) + answer
+    feature |= {name: question[name] for name in MEDIA}
+    return feature | {f"score_{side}": question["scores"][place] for side, place in sides.items()}
+
+
+def cut_media(question: Question, pair: dict[str, Any], cutoff_len: int, media_ids: Collection[int]) -> str:
+    """What `cutoff_len` cuts from the images of a pair; empty where it cuts nothing."""
+    if question["length"] <= cutoff_len:
+        return ""
+    prompt = pair["chosen_labels"].count(IGNORE_INDEX)
+    kept, needed = (
+        sum(token in media_ids for token in ids) for ids in (pair["chosen_input_ids"][:prompt], question["prompt_ids"])
+    )
+    if kept == needed:
+        return ""
+    return (
+        f"{question['source']}: cutoff_len {cutoff_len} keeps {kept} of {needed} image tokens; "
+        f"the pair is {question['length']} tokens long"
+    )
+
+
+class QuestionPairs(Dataset[dict[str, Any]]):
+    """The pairs of tokenized questions, question by question in the order of the file, best first.
+
+    Args:
+        questions: a `datasets.Dataset` of `QUESTION_COLUMNS`.
+        choice: which pairs of ranked answers count.
+        cutoff_len: LlamaFactory's limit on prompt and answer.
+        media_ids: the tokens that stand for parts of images, videos and audios.
+
+    Raises:
+        UniDPOError: no row makes a pair.
+    """
+
+    def __init__(self, questions: Any, choice: PairChoice, cutoff_len: int, media_ids: Collection[int]) -> None:
+        self.questions, self.cutoff_len, self.media_ids = questions, cutoff_len, media_ids
+        ranks = questions.select_columns(["scores", "same_as", "ranked"])
+        places = [(row, *pair) for row, rank in enumerate(ranks) for pair in drawn_pairs(rank, choice)]
+        self._places = np.array(places, np.int64).reshape(-1, 3)
+        self._last: tuple[int, Question] | None = None
+        if not places:
+            raise UniDPOError(
+                "no row of the training data makes a pair: give the answers of a row unlike scores, or let more pairs "
+                "count (uni_dpo_pairs: all, uni_dpo_min_gap: 0)"
+            )
+
+    @property
+    def column_names(self) -> list[str]:
+        """What a pair holds."""
+        return list(self[0])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row, better, worse = map(int, self._places[place])
+        return pair_feature(self._question(row), better, worse, self.cutoff_len)
+
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Several pairs, of which neighbours of one question read it once."""
+        return [self[place] for place in places]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[place] for place in range(len(self)))
+
+    def faults(self) -> list[str]:
+        """Of every question of which `cutoff_len` cuts image tokens: what it cuts from the first such pair."""
+        lengths = np.fromiter((row["length"] for row in self.questions.select_columns(["length"])), np.int64)
+        found: dict[int, str] = {}
+        for place in np.flatnonzero(lengths[self._places[:, 0]] > self.cutoff_len).tolist():
+            row = int(self._places[place, 0])
+            if row not in found:
+                fault = cut_media(self._question(row), self[place], self.cutoff_len, self.media_ids)
+                found |= {row: fault} if fault else {}
+        return list(found.values())
+
+    def _question(self, row: int) -> Question:
+        if self._last is None or self._last[0] != row:
+            self._last = row, self.questions[row]
+        return self._last[1]
