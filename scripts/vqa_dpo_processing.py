@@ -2,7 +2,8 @@
 
     python scripts/vqa_dpo_processing.py --csv rejected.csv --output data/vqa_rad_dpo
 
-The three functions are `uni_dpo.data.vqa_rad`'s and may be imported from here.
+What `CSV` and `OUTPUT` below say is used where a flag is not given. The three functions are
+`uni_dpo.data.vqa_rad`'s and may be imported from here.
 """
 
 import argparse
@@ -13,6 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from uni_dpo.cli import run
 from uni_dpo.data.vqa_rad import check_new_folder, download_file, load_and_process_vqa_dpo, load_splits, save_dataset
+from uni_dpo.errors import UniDPOError
+
+CSV = ""
+"""File or address of the rejected answers."""
+OUTPUT = "vqa_rad_dpo"
+"""Folder that `datasets.load_from_disk` opens."""
 
 __all__ = ["download_file", "load_and_process_vqa_dpo", "save_dataset"]
 
@@ -20,11 +27,13 @@ __all__ = ["download_file", "load_and_process_vqa_dpo", "save_dataset"]
 def main() -> None:
     """Parse, fetch what is named by an address, align, save."""
     parser = argparse.ArgumentParser(description="VQA-RAD with rejected answers from a CSV file.")
-    parser.add_argument("--csv", required=True, help="file or address; its column `rejected`: training rows, then test")
-    parser.add_argument("--output", required=True, help="folder for `datasets.load_from_disk`")
+    parser.add_argument("--csv", default=CSV, help="file or address; its column `rejected`: training rows, then test")
+    parser.add_argument("--output", default=OUTPUT, help="folder for `datasets.load_from_disk`")
     parser.add_argument("--dataset", default="flaviagiammarino/vqa-rad", help="name on the hub, or a saved folder")
     parser.add_argument("--grey", action="store_true", help="turn images to grey-scale")
     given = parser.parse_args()
+    if not given.csv:
+        raise UniDPOError("name the file or address of the rejected answers: --csv, or CSV at the top of this script")
     process(given.csv, given.dataset, Path(given.output), grey=given.grey)
 
 

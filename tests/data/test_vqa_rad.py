@@ -1,5 +1,7 @@
 import http.server
 import importlib.util
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -235,6 +237,25 @@ def test_grey_images_and_the_way_on(csv, tmp_path) -> None:
     assert len(trl) == 7
     assert trl[0]["images"][0].size == (9, 7)
     assert [part["type"] for part in trl[0]["prompt"][0]["content"]] == ["image", "text"]
+
+
+def test_the_script_says_where_its_setting_stands(tmp_path) -> None:
+    path = Path(__file__).parents[2] / "scripts" / "vqa_dpo_processing.py"
+    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: name the file or address of the rejected answers: --csv, or CSV at the top of this script\n"
+    )
+    filled = tmp_path / "scripts" / "vqa_dpo_processing.py"
+    filled.parent.mkdir()
+    text = path.read_text(encoding="utf-8").replace('CSV = ""', 'CSV = "gone.csv"')
+    filled.write_text(text.replace("parents[1]", f"parents[0] / '{path.parents[1]}'"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(filled), "--dataset", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "no CSV" not in done.stderr
+    assert "name the file or address" not in done.stderr
 
 
 def test_the_script_s_functions_and_its_run(csv, tmp_path, capsys) -> None:

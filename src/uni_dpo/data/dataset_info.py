@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.published import where_to_get
 from uni_dpo.storage.locks import holding
 from uni_dpo.storage.writing import write_text
 
@@ -142,6 +143,40 @@ def read_entry(name: str, folder: str | Path) -> DatasetEntry:
         hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(info)[:10]) or 'no entry'}"
         raise PreferenceDataError(f"{Path(folder) / FILE_NAME}: no dataset {name!r}; {hint}")
     return parse_entry(name, info[name], folder)
+
+
+def check_named(settings: Mapping[str, Any]) -> None:
+    """See that the datasets which a training names are there, before anything is imported.
+
+    Args:
+        settings: of the training, as its configuration gives them.
+
+    Raises:
+        PreferenceDataError: there is no such entry or file; all of them are named.
+    """
+    folder = settings.get("dataset_dir", "data")
+    if not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:") or tokenized(settings):
+        return
+    faults = []
+    for key in ("dataset", "eval_dataset"):
+        names = settings.get(key) or []
+        for name in names.split(",") if isinstance(names, str) else names:
+            try:
+                entry = read_entry(str(name).strip(), folder)
+            except PreferenceDataError as error:
+                faults.append(str(error))
+                continue
+            if entry.path is not None and not entry.path.exists():
+                advice = where_to_get(entry.path) or f"correct file_name in {Path(folder) / FILE_NAME}"
+                faults.append(f"{key} {entry.name}: there is no file {entry.path}; {advice}")
+    if faults:
+        raise PreferenceDataError("\n".join(dict.fromkeys(faults)))
+
+
+def tokenized(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a training reads rows that were tokenized before, and no data file."""
+    path = settings.get("tokenized_path")
+    return isinstance(path, str) and Path(path).is_dir()
 
 
 def parse_entry(name: str, attributes: Any, folder: str | Path) -> DatasetEntry:

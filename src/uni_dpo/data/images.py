@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 from uni_dpo.data.pair import Image
+from uni_dpo.data.published import where_to_get
 from uni_dpo.data.tables.reading import is_file
 from uni_dpo.storage.writing import replacing
 
@@ -90,7 +91,8 @@ def _why_no_file(path: str, tried: Sequence[Path]) -> BrokenImageError:
             return BrokenImageError("missing", f"no file {_named(path)} ({error.strerror})", "correct the path")
         what = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"
         return BrokenImageError("unreadable", f"{_named(path)} is {what}", "name an image file")
-    return BrokenImageError("missing", f"no file {_named(path)}", "correct the path, or name the folder it starts in")
+    advice = where_to_get(path) or "correct the path, or name the folder it starts in"
+    return BrokenImageError("missing", f"no file {_named(path)}", advice)
 
 
 def embedded_image(text: str) -> bytes | None:

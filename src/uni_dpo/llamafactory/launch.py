@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.data.dataset_info import check_named
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
 from uni_dpo.llamafactory.seams import refuse_uni_dpo
@@ -34,6 +35,8 @@ def train(arguments: list[str]) -> None:
         return
     given = read_arguments(arguments)
     check_early(given)
+    if isinstance(given, dict):
+        check_named(given)
     _register()
     refuse_uni_dpo(given)
     check_settings(given)

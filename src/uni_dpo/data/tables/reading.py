@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
+from uni_dpo.data.published import where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
 
 Row = dict[str, Any]
@@ -33,7 +34,7 @@ def source_files(path: str | Path, split: str | None = None) -> list[Path]:
         _check_type(path)
         return [path]
     if not path.is_dir():
-        raise PreferenceDataError(f"{path}: no such file or folder; check the name")
+        raise PreferenceDataError(f"{path}: no such file or folder; {where_to_get(path) or 'check the name'}")
     if (path / "dataset_dict.json").is_file():
         names = _listed(path / "dataset_dict.json", "splits")
         if split is not None and split not in names:

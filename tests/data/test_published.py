@@ -1,0 +1,56 @@
+"""Data that a training names and that are not there: said at once, and where the published ones lie."""
+
+import json
+
+import pytest
+
+from uni_dpo.data.dataset_info import check_named
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.published import where_to_get
+
+
+@pytest.fixture
+def folder(tmp_path):
+    entries = {
+        "here": {"file_name": "here.json", "ranking": True},
+        "gone": {"file_name": "gone.json", "ranking": True},
+        "published": {"file_name": "uni_dpo_image_only_mcq_short_long_50k.json", "ranking": True},
+        "hub": {"hf_hub_url": "someone/pairs", "ranking": True},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    (tmp_path / "here.json").write_text("[]")
+    return tmp_path
+
+
+@pytest.mark.parametrize("settings", [{"dataset": "here"}, {"dataset": "here,hub"}, {"dataset": ["here"]}, {}])
+def test_what_is_there_passes(folder, settings):
+    check_named({"dataset_dir": str(folder), **settings})
+
+
+def test_every_missing_dataset_is_named_at_once(folder):
+    with pytest.raises(PreferenceDataError) as error:
+        check_named({"dataset_dir": str(folder), "dataset": "here, gone,her", "eval_dataset": "gone"})
+    gone, unknown, again = str(error.value).splitlines()
+    assert gone.startswith(f"dataset gone: there is no file {folder / 'gone.json'}; correct file_name in")
+    assert "no dataset 'her'; did you mean here" in unknown
+    assert again.startswith("eval_dataset gone")
+
+
+def test_the_published_pairs_and_images_are_named_with_their_place(folder):
+    with pytest.raises(PreferenceDataError, match=r"Multimodal of https://huggingface.co/datasets/psp-dada/Uni-DPO"):
+        check_named({"dataset_dir": str(folder), "dataset": "published"})
+    assert "long.zip" in str(where_to_get("/your/path/to/MM-RLHF/long/1.jpg"))
+    assert where_to_get("photos/1.jpg") is None
+
+
+@pytest.mark.parametrize("settings", [{"dataset_dir": "ONLINE"}, {"dataset_dir": "REMOTE:x"}, {"dataset_dir": 3}])
+def test_data_elsewhere_are_not_looked_for(settings):
+    check_named({"dataset": "gone", **settings})
+
+
+def test_rows_that_were_tokenized_before_need_no_file(folder, tmp_path):
+    (tmp_path / "tokens").mkdir()
+    given = {"dataset_dir": str(folder), "dataset": "gone"}
+    check_named({**given, "tokenized_path": str(tmp_path / "tokens")})
+    with pytest.raises(PreferenceDataError):
+        check_named({**given, "tokenized_path": str(tmp_path / "to_be_written")})
