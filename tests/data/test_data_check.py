@@ -176,11 +176,17 @@ def test_the_judge_whose_scale_differs_is_named(folder, good_row, scores, expect
     assert expected in "".join(found)
 
 
-def test_two_scales_are_seen_without_a_judge(folder, good_row) -> None:
-    rows = [good_row(i, score_chosen=0.25 + 0.5 * (i % 2), score_rejected=0.1) for i in range(10)]
-    rows += [good_row(i, score_chosen=9, score_rejected=4) for i in range(10)]
+@pytest.mark.parametrize(
+    ("lower", "higher", "top"),
+    [((0.75, 0.1), (9, 4), "1"), ((5, 1), (90, 30), "5"), ((9, 2), (99, 40), "10"), ((5, 1), (10, 4), ""),
+     ((1, 0), (10, 0), ""), ((10, 4), (24, 1), "")],
+)  # fmt: skip
+def test_two_scales_are_seen_without_a_judge(folder, good_row, lower, higher, top) -> None:
+    rows = [good_row(i, score_chosen=high, score_rejected=low) for high, low in (lower, higher) for i in range(10)]
     (folder / "d.json").write_text(json.dumps(rows))
-    assert any("50% of the pairs have fractions" in line for line in check_dataset(str(folder / "d.json")).warnings)
+    found = [line for line in check_dataset(str(folder / "d.json")).warnings if "two scales" in line]
+    assert len(found) == bool(top)
+    assert not top or f"50% of the pairs have scores up to {top}, the others far above" in found[0]
 
 
 @pytest.mark.parametrize(("margin", "warned"), [(40, "w_qual is 1 "), (2, ""), (0.01, "w_qual is 0.5 ")])

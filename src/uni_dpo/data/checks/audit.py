@@ -93,7 +93,7 @@ class Audit:
         inverted_scores: share of the scored pairs whose chosen score is lower.
         judges: lowest score, highest score and rows of everyone who is named in `judge_column`.
         judge_column: the column that names who gave the scores; empty where there is none.
-        two_scales: share of the pairs whose scores are fractions up to 1 where others are far above; 0 if none are.
+        two_scales: share of the pairs on the lower one of two scales, and its upper end; 0 where one scale is seen.
         above_tau_good: share of the scored pairs with chosen score ≥ τ_good.
         quality_weights: σ(η · margin), the w_qual that training will use.
         qual_eta: the η that was asked for.
@@ -120,7 +120,7 @@ class Audit:
     inverted_scores: float
     judges: dict[str, tuple[float, float, int]]
     judge_column: str
-    two_scales: float
+    two_scales: tuple[float, float]
     above_tau_good: float
     quality_weights: Spread
     qual_eta: float
@@ -244,15 +244,16 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return np.unique(np.linspace(low, high, 21))
 
 
-def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> float:
-    """The share of pairs on a scale of 0 to 1 in a file whose other pairs are above 2, with nothing in between."""
-    if not chosen.size:
-        return 0.0
+def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> tuple[float, float]:
+    """The share of pairs up to 1, 5 or 10 in a file whose other pairs lie far above, with nothing in between."""
     high, low = np.maximum(chosen, rejected), np.minimum(chosen, rejected)
-    fractions = (low >= 0) & (high <= 1) & ((high % 1 != 0) | (low % 1 != 0))
-    between = _mean((high > 1) & (high <= 2))
-    share = _mean(fractions)
-    return share if share >= 0.05 and _mean(high > 2) >= 0.05 and between < 0.02 else 0.0
+    fractions = (high % 1 != 0) | (low % 1 != 0)
+    for top, above in ((1.0, 2.0), (5.0, 12.5), (10.0, 25.0)):
+        lower = (low >= 0) & (high <= top) & (fractions if top == 1 else high > 0)
+        share = _mean(lower)
+        if share >= 0.05 and _mean(high > above) >= 0.05 and _mean((high > top) & (high <= above)) < 0.02:
+            return share, top
+    return 0.0, 0.0
 
 
 def _keys(pair: PreferencePair) -> tuple[int, int]:

@@ -45,9 +45,10 @@ def scale_warnings(audit: Audit) -> list[str]:
             f"two scales in one file: {audit.judge_column} {' and '.join(ranges)}; "
             f"bring them onto one with `uni-dpo data calibrate --by {audit.judge_column}`"
         )
-    elif audit.two_scales:
+    elif audit.two_scales[0]:
+        share, top = audit.two_scales
         found.append(
-            f"two scales in one file: {audit.two_scales:.0%} of the pairs have fractions up to 1, others exceed 2; "
+            f"two scales in one file: {share:.0%} of the pairs have scores up to {top:g}, the others far above; "
             "add a column that names the rater, and run `uni-dpo data calibrate --by` it"
         )
     if audit.margins.count >= 10:
