@@ -62,6 +62,25 @@ def test_the_recipe_trains_on_rows_in_the_published_layout(tmp_path, name, layou
     assert settings["uni_dpo_tau_good"] < (9.5 if name == "math" else 4.0)
 
 
+def test_the_published_script_converts_the_pairs_of_mathematics(tmp_path):
+    script = [sys.executable, str(ROOT / "scripts" / "convert_jsonl_to_llamafactory.py")]
+    (tmp_path / "Train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in math_rows()))
+    subprocess.run([*script, "--input", "Train.jsonl"], cwd=tmp_path, check=True, capture_output=True)
+    rows = json.loads((tmp_path / "Train_llama_factory.json").read_text())
+    assert len(rows) == 8
+    assert rows[3] == {
+        "system": "Reason.",
+        "instruction": "What is 3 + 1?",
+        "chosen": "It is \\boxed{4}.",
+        "rejected": "It is \\boxed{3}.",
+        "score_chosen": 9.5,
+        "score_rejected": 1.0,
+    }
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--input, or INPUT at the top of this script" in done.stderr
+
+
 def run(folder, *arguments):
     done = subprocess.run(
         [Path(sys.executable).with_name("uni-dpo"), *map(str, arguments)], cwd=folder, capture_output=True, text=True
