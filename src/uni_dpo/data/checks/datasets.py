@@ -31,7 +31,11 @@ def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
     if inverted * 2 <= scored:
         return []
     found = f"below the rejected score in {inverted:,} of {scored:,} rows of {name!r}"
-    return [Fault("scores_swapped", "score_chosen", found, "the two columns are probably swapped")]
+    advice = (
+        "either the two columns are swapped, or who gave the scores disagrees with the choice (a reward model below "
+        "chance, another judge): read some rows, then swap them, rate again, or choose by the scores"
+    )
+    return [Fault("scores_swapped", "score_chosen", found, advice)]
 
 
 def scale_warnings(audit: Audit) -> list[str]:
