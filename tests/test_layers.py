@@ -15,7 +15,7 @@ LAYERS = (
     {"errors"},
     {"storage"},
     {"settings"},
-    {"objective", "logprobs", "shared_prefix", "trainer_mixins"},
+    {"objective", "logprobs", "shared_prefix", "trainer_mixins", "ledger"},
     {"data"},
     {"models", "preferences"},
     {"graders"},

@@ -56,6 +56,8 @@ def test_settings_that_llamafactory_refuses_are_one_message(
     tmp_path: Path, settings: dict[str, object], words: str
 ) -> None:
     config = tmp_path / "c.json"
+    if "output_dir" in settings:
+        settings = settings | {"output_dir": str(tmp_path / "o")}
     config.write_text(json.dumps(settings))
     with pytest.raises(UniDPOError, match=words):
         launch.train([str(config)])

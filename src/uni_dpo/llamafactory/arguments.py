@@ -103,6 +103,16 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         metadata={"help": "Where image features are kept, for any number of runs."},
     )
 
+    uni_dpo_ledger: bool = field(
+        default=True,
+        metadata={
+            "help": (
+                "Record what training and evaluation do to every pair, whatever the preference loss, in "
+                "OUTPUT/uni_dpo/pairs.parquet (docs/report.md)."
+            )
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.pref_beta is None:
             self.pref_beta = UniDPOConfig.beta if self.uses_uni_dpo else FinetuningArguments.pref_beta

@@ -22,10 +22,14 @@ from uni_dpo.data.dataset_info import SCORE_ROLES, Columns, DatasetEntry, Tags
 from uni_dpo.data.images import image_paths
 from uni_dpo.data.ranking import PairChoice, answer_scores, answer_text
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.question_pairs import MEDIA, QuestionPairs
+from uni_dpo.ledger.texts import KEY
+from uni_dpo.llamafactory.question_pairs import MEDIA, QUESTION_COLUMNS, QuestionPairs
 from uni_dpo.llamafactory.run_context import current_run
 
 SCORES = ("score_chosen", "score_rejected")
+KEYS = "pair_keys"
+CARRIED = ("scores", KEYS)
+"""Keys of a batch that are no inputs of the model; the trainer takes them out."""
 ANSWERS = ("_better", "_worse")
 """The columns under which LlamaFactory's converters are handed two of several answers."""
 _upstream_load_single_dataset = loader._load_single_dataset
@@ -108,10 +112,29 @@ def _finite(value: Any, column: str, source: str) -> float:
     return float(value)
 
 
+@dataclass
+class NamedConverter:
+    """Any LlamaFactory converter, with what the ledger of another loss wants: the row's place, and scores if any."""
+
+    converter: DatasetConverter
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Convert one example; NaN stands for a score that is missing or no number."""
+        attr = self.converter.dataset_attr
+        scores = {f"_{score}": _number(example.get(getattr(attr, score, score))) for score in SCORES}
+        return {**self.converter(example), **scores, "_source": f"{attr}, row {example['_row']}"}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
 def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) -> Any:
-    """LlamaFactory's converter of that name, wrapped where the loss needs scores."""
-    if not current_run().needs_scores:
-        return _upstream_get_dataset_converter(name, dataset_attr, data_args)
+    """LlamaFactory's converter of that name, wrapped where the run needs scores or keeps a ledger."""
+    run = current_run()
+    if not run.needs_scores:
+        found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
+        return NamedConverter(found) if run.keeps_ledger else found
     if getattr(dataset_attr, "answers", None) is not None:
         dataset_attr = replace(dataset_attr, chosen=ANSWERS[0], rejected=ANSWERS[1])
     return ScoredConverter(_upstream_get_dataset_converter(name, dataset_attr, data_args))
@@ -156,8 +179,8 @@ def media_places(data_args: Any) -> tuple[str, str | None]:
 
 
 def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, training_args: Any) -> Any:
-    """LlamaFactory's alignment; where the loss needs scores, rows are numbered first, so that faults can name them."""
-    if current_run().needs_scores:
+    """LlamaFactory's alignment; where rows have to be named, in faults or in the ledger, they are numbered first."""
+    if current_run().needs_scores or current_run().keeps_ledger:
         names = [name for medium in MEDIA for name in (medium, f"_{medium}") if name not in dataset.column_names]
         features = None
         if getattr(dataset_attr, "source", ""):
@@ -174,8 +197,9 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
     """LlamaFactory's pairwise batch of n pairs in 2n rows, with `scores` of shape (2n,) where the features carry them.
 
     `scores` holds the bits of float32 numbers as int32, row by row like `input_ids`: DeepSpeed casts
-    floating-point inputs to its own dtype, and a score of 3.14 is not the same number in bf16. The trainer
-    takes it out again before the model sees the batch.
+    floating-point inputs to its own dtype, and a score of 3.14 is not the same number in bf16. `pair_keys` of
+    shape (2n,) holds twice what the ledger knows each pair by. The trainer takes both out again before the model
+    sees the batch.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -184,26 +208,35 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
         Raises:
             UniDPOError: a streamed row lost image tokens to `cutoff_len`.
         """
-        scores = self.scores(features)
-        return {**super().__call__(features), **scores}
+        carried = self.carried(features)
+        return {**super().__call__(features), **carried}
 
     def rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows of `input_ids`, `attention_mask`, `labels`, `images`, `videos` and `audios`, one row each."""
         return MultiModalDataCollatorForSeq2Seq.__call__(self, rows)
 
-    def scores(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The key `scores` of a batch of these features, or nothing where they carry none."""
+    def carried(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a batch holds beside the model's inputs: `CARRIED`, or nothing where the features carry none."""
         for feature in features:
             if feature.get("fault"):
                 raise UniDPOError(cut_media_message([feature["fault"]]))
         scores = [feature[score] for score in SCORES for feature in features if score in feature]
-        return {"scores": torch.tensor(scores, dtype=torch.float32).view(torch.int32)} if scores else {}
+        keys = [feature[KEY] for feature in features if KEY in feature]
+        named = {KEYS: torch.tensor([*keys, *keys])} if keys else {}
+        return {"scores": torch.tensor(scores, dtype=torch.float32).view(torch.int32), **named} if scores else named
 
 
-def take_scores(batch: Any) -> tuple[Tensor, Tensor]:
+def take_scores(batch: Any) -> tuple[Tensor, Tensor] | None:
     """Remove the scores from a batch and return those of the chosen and of the rejected answers, float32 (n,) each."""
+    if "scores" not in batch:
+        return None
     chosen, rejected = batch.pop("scores").view(torch.float32).chunk(2)
     return chosen, rejected
+
+
+def take_keys(batch: Any) -> Tensor | None:
+    """Remove from a batch what the ledger knows its pairs by, and return it, int64 (n,)."""
+    return batch.pop(KEYS).chunk(2)[0] if KEYS in batch else None
 
 
 def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids: set[int]) -> Any:
@@ -220,7 +253,7 @@ def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids:
     """
     if dataset is None or not hasattr(dataset, "__len__"):
         return dataset
-    if "answer_ids" not in dataset.column_names:
+    if not {*QUESTION_COLUMNS} <= {*dataset.column_names}:
         raise UniDPOError(
             "the data under tokenized_path has no scores: it was tokenized for another loss, or by an earlier version. "
             "Name another tokenized_path, or delete that folder, and tokenize with pref_loss: uni_dpo"

@@ -4,15 +4,17 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.dataset_info import check_named
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
-from uni_dpo.llamafactory.seams import refuse_uni_dpo
+from uni_dpo.llamafactory.console import VERBOSE, readable
+from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo
 from uni_dpo.llamafactory.settings import check_settings
-from uni_dpo.settings.training import check_early, help_lines
+from uni_dpo.settings.training import check_early, flags, help_lines
 
 
 def train(arguments: list[str]) -> None:
@@ -23,7 +25,8 @@ def train(arguments: list[str]) -> None:
     `MASTER_ADDR`, `MASTER_PORT`, and `RDZV_ID`, `MIN_NNODES`, `MAX_NNODES`, `MAX_RESTARTS` for elastic runs.
 
     Args:
-        arguments: a YAML or JSON file followed by `key=value` overrides, or `--key value` flags.
+        arguments: a YAML or JSON file followed by `key=value` overrides, or `--key value` flags. `--verbose` among
+            them shows everything that LlamaFactory says, which otherwise goes to `OUTPUT/uni_dpo/train.log`.
 
     Raises:
         UniDPOError: the configuration cannot be read or the data cannot be trained on.
@@ -33,6 +36,9 @@ def train(arguments: list[str]) -> None:
     if arguments in (["--help"], ["-h"]):
         print("\n".join(help_lines()))
         return
+    if "--verbose" in arguments:
+        os.environ[VERBOSE] = "1"
+        arguments = [argument for argument in arguments if argument != "--verbose"]
     given = read_arguments(arguments)
     check_early(given)
     if isinstance(given, dict):
@@ -93,7 +99,7 @@ def _run(arguments: list[str]) -> None:
         )
     read = read_arguments(arguments)
     try:
-        run_exp(read)
+        _show(read, run_exp)
     except (ValueError, OSError) as error:
         if _is_about_arguments(error):
             raise UniDPOError(str(error)) from None
@@ -103,6 +109,21 @@ def _run(arguments: list[str]) -> None:
                 f"could be loaded: {str(error.__cause__ or error).splitlines()[0]}"
             ) from None
         raise
+
+
+def _show(given: dict[str, Any] | list[str], run_exp: Callable[..., Any]) -> None:
+    """Run LlamaFactory with its words in a file and one line per logging step, or all of it on the terminal."""
+    output = (flags(given) if isinstance(given, list) else given).get("output_dir")
+    if os.environ.get(VERBOSE) or not isinstance(output, str):
+        run_exp(given)
+        return
+    from uni_dpo.llamafactory.progress import ProgressLines
+
+    quiet = [*given, "--disable_tqdm", "true"] if isinstance(given, list) else {"disable_tqdm": True, **given}
+    with readable(output) as file:
+        run_exp(quiet, callbacks=[ProgressLines()])
+    if first_process():
+        print(f"{output}: finished; what LlamaFactory said is in {file}", file=sys.stderr)
 
 
 def _is_about_arguments(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from llamafactory.extras import logging
 from torch import Tensor, nn
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.data import ScoredPairCollator
+from uni_dpo.llamafactory.data import CARRIED, ScoredPairCollator
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.shared_prefix import (
     ImageFeatures,
@@ -51,8 +51,8 @@ class SharedPrefixCollator:
     names_images: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate a batch; `scores` pass through, and come first, since Trainer counts by the first tensor."""
-        scores = self.collator.scores(features)
+        """Collate a batch; what is carried comes first, since Trainer counts by the first tensor."""
+        carried = self.collator.carried(features)
         shared = share_questions(
             features, self.collator.rows, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token
         )
@@ -61,13 +61,13 @@ class SharedPrefixCollator:
                 say_once(f"Some batches are trained as two sequences per pair: {shared}.")
             batch = self.collator(features)
             tokens = ResponseTokens.from_labels(batch.pop("labels"))
-            inputs = {key: value for key, value in batch.items() if key != "scores"}
+            inputs = {key: value for key, value in batch.items() if key not in CARRIED}
         else:
             inputs, tokens = shared
         if self.names_images:
             inputs[KEYS] = image_keys(inputs)
         fields = {name: value for name, value in vars(tokens).items() if value is not None}
-        return {**scores, TOKENS: dict(sorted(fields.items(), key=lambda item: item[0] != "rows")), **inputs}
+        return {**carried, TOKENS: dict(sorted(fields.items(), key=lambda item: item[0] != "rows")), **inputs}
 
 
 class PairForward:
@@ -136,8 +136,8 @@ class PairForward:
             ld_alpha: see `ResponseTokens.sum`.
 
         Returns:
-            The keys that LlamaFactory's trainer reads, each (pairs,). In place of all logits stand their means, and
-            for the reference nothing.
+            The keys that LlamaFactory's trainer reads, each (pairs,), and `lengths`, the tokens scored of each row.
+            In place of all logits stand their means, and for the reference nothing.
         """
         inputs = {key: value for key, value in batch.items() if key not in (TOKENS, KEYS)}
         with ExitStack() as vision:
@@ -154,6 +154,7 @@ class PairForward:
             "chosen_logps": chosen_logps,
             "rejected_logps": rejected_logps,
             "chosen_logps_avg": averages.chunk(2)[0],
+            "lengths": scores.lengths,
         }
         if scores.mean_logits is not None:
             output["chosen_logits"], output["rejected_logits"] = scores.mean_logits.chunk(2)

@@ -1,6 +1,7 @@
 """Tokenizing scored rows: a question with all its answers, each once."""
 
 import copy
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.extras.constants import IGNORE_INDEX
 
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
+from uni_dpo.ledger.texts import KEY, NAME, pair_key
 from uni_dpo.llamafactory.question_pairs import (
     MEDIA,
     QUESTION_COLUMNS,
@@ -39,7 +41,7 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         What upstream drops is dropped, and so are ranked answers of which no two could make a pair.
         """
         if "_scores" not in examples:
-            return super().preprocess_dataset(examples)
+            return self._named(examples) if "_source" in examples else super().preprocess_dataset(examples)
         whole = copy.copy(self)
         whole.data_args = copy.copy(self.data_args)
         whole.data_args.cutoff_len = 2**30
@@ -54,6 +56,24 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
             for pair in [pair_feature(question, better, worse, self.data_args.cutoff_len)]
         ]
         return {name: [pair[name] for pair in pairs] for name in (pairs[0] if pairs else ())}
+
+    def _named(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Pairs as LlamaFactory tokenizes them for another loss, with what the ledger knows them by."""
+        inputs: dict[str, list[Any]] = defaultdict(list)
+        for at in range(len(examples["_prompt"])):
+            encoded = super().preprocess_dataset({name: [column[at]] for name, column in examples.items()})
+            if not encoded:
+                continue
+            question, name = question_text(examples["_prompt"][at]), examples["_source"][at]
+            chosen, rejected = (answer["content"] for answer in examples["_response"][at][:2])
+            texts = {"question": question, "chosen": chosen, "rejected": rejected}
+            scores = {score: examples[f"_{score}"][at] for score in ("score_chosen", "score_rejected")}
+            key = pair_key(name, question, chosen, rejected)
+            for column, value in {**texts, **scores, KEY: key, NAME: name}.items():
+                inputs[column].append(value)
+            for column, values in encoded.items():
+                inputs[column].extend(values)
+        return inputs
 
     def question(self, example: dict[str, Any]) -> Question | None:
         """The tokens of one example's prompt and of each of its answers, the latter encoded two by two."""
@@ -83,6 +103,8 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
             "ranked": example["_ranked"],
             "length": len(prompt) + max(map(len, answer_ids)),
             "source": example["_source"],
+            "question": question_text(example["_prompt"]),
+            "answers": contents,
         }
         return known | {name: example[f"_{name}"] for name in MEDIA}
 
@@ -92,6 +114,11 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
 
     def _media_ids(self) -> set[int]:
         return media_token_ids(self.template, self.tokenizer)
+
+
+def question_text(turns: list[dict[str, str]]) -> str:
+    """What is asked, with the turns before it."""
+    return "\n\n".join(turn["content"] for turn in turns)
 
 
 def media_token_ids(template: Any, tokenizer: Any) -> set[int]:

@@ -14,12 +14,18 @@ from torch.utils.data import Dataset
 
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.texts import KEY, NAME, pair_key
 
 MEDIA = ("images", "videos", "audios")
-QUESTION_COLUMNS = ("prompt_ids", "answer_ids", "same_as", "scores", "ranked", "length", "source", *MEDIA)
+TEXT_COLUMNS = ("question", "answers")
+QUESTION_COLUMNS = (
+    *("prompt_ids", "answer_ids", "same_as", "scores", "ranked", "length", "source"),
+    *TEXT_COLUMNS,
+    *MEDIA,
+)
 """Of a tokenized question: the tokens of its prompt and of each answer; for each answer the first that is equal, and
 its score; whether its answers are ranked, or a pair as it stands; tokens with the longest answer; its file and row;
-its media."""
+its text and those of its answers; its media."""
 
 Question = dict[str, Any]
 
@@ -42,8 +48,26 @@ def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -
         feature[f"{side}_input_ids"] = ids
         feature[f"{side}_attention_mask"] = [1] * len(ids)
         feature[f"{side}_labels"] = [IGNORE_INDEX] * (len(ids) - len(answer)) + answer
-    feature |= {name: question[name] for name in MEDIA}
+    feature |= {name: question[name] for name in MEDIA} | {KEY: pair_texts_of(question, better, worse)[KEY]}
     return feature | {f"score_{side}": question["scores"][place] for side, place in sides.items()}
+
+
+def pair_texts_of(question: Question, better: int, worse: int) -> dict[str, Any]:
+    """A pair as the ledger's texts have it: its key and name, its texts, images and scores."""
+    name = question["source"]
+    if question["ranked"]:
+        name += f", answers {better + 1} and {worse + 1}"
+    chosen, rejected = (question["answers"][place] for place in (better, worse))
+    return {
+        KEY: pair_key(name, question["question"], chosen, rejected),
+        NAME: name,
+        "question": question["question"],
+        "chosen": chosen,
+        "rejected": rejected,
+        "images": question.get("images"),
+        "score_chosen": question["scores"][better],
+        "score_rejected": question["scores"][worse],
+    }
 
 
 def cut_media(question: Question, pair: dict[str, Any], cutoff_len: int, media_ids: Collection[int]) -> str:
@@ -105,6 +129,15 @@ class QuestionPairs(Dataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[place] for place in range(len(self)))
+
+    def texts(self) -> Iterator[dict[str, Any]]:
+        """Every pair in turn, as `pair_texts_of` gives it."""
+        questions = self.questions.select_columns([*TEXT_COLUMNS, "source", "ranked", "scores", "images"])
+        last: tuple[int, Question] = -1, {}
+        for row, better, worse in self._places.tolist():
+            if row != last[0]:
+                last = row, questions[row]
+            yield pair_texts_of(last[1], better, worse)
 
     def faults(self) -> list[str]:
         """Of every question of which `cutoff_len` cuts image tokens: what it cuts from the first such pair."""

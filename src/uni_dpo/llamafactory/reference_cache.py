@@ -129,8 +129,8 @@ class ReferenceCache:
         ):
             for batch_digests, batch in loader:
                 with torch.no_grad(), trainer.accelerator.autocast():
-                    batch.pop("scores", None)
-                    logps = trainer.compute_reference_log_probs(model, trainer._prepare_inputs(batch))
+                    inputs = trainer._prepare_inputs(trainer.model_inputs(batch))
+                    logps = trainer.compute_reference_log_probs(model, inputs)
                 values = torch.cat(list(logps)).double().tolist()
                 found = dict(zip(batch_digests, values, strict=True))
                 records.write({digest: found[digest] for digest in found.keys() - self._known.keys()})

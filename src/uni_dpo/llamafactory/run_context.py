@@ -16,6 +16,8 @@ class RunContext:
 
     Attributes:
         needs_scores: whether rows must have scores.
+        keeps_ledger: whether what happens to every pair is recorded, for which rows are numbered.
+        reference_beta: β where the logged rewards are β times what the policy gained on a reference; None elsewhere.
         starts_from_adapter: whether the reference is the model with the adapter that it starts from.
         reference_cache: where reference log-probabilities are kept.
         image_store: where image features are kept.
@@ -23,10 +25,17 @@ class RunContext:
     """
 
     needs_scores: bool = False
+    keeps_ledger: bool = False
+    reference_beta: float | None = None
     starts_from_adapter: bool = False
     reference_cache: ReferenceCache | None = None
     image_store: ImageStore | None = None
     pair_choice: PairChoice = ALL_PAIRS
+
+    @property
+    def unit(self) -> str:
+        """What a batch is counted in."""
+        return "samples" if self is _OWN else "pairs"
 
 
 _OWN = RunContext()

@@ -1,16 +1,24 @@
 """LlamaFactory's DPO trainer with the Uni-DPO objective in the one place where losses are made."""
 
+import math
+import os
 from typing import Any
 
 from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
+from transformers import PrinterCallback
+from transformers.trainer_callback import ProgressCallback
 
+from uni_dpo.ledger.columns import NUMBERS
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
-from uni_dpo.llamafactory.data import take_scores
+from uni_dpo.llamafactory.console import VERBOSE
+from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
+from uni_dpo.llamafactory.ledger import LedgerCallback, open_ledger
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
+from uni_dpo.llamafactory.progress import ProgressLines
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.llamafactory.run_context import current_run
@@ -49,7 +57,9 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         self.objective = arguments.uni_dpo_config() if arguments.uses_uni_dpo else None
         self.averages = PairAverages(METRICS)
         self._phase = "train"
+        self._split = "eval"
         self._scores: tuple[Tensor, Tensor] | None = None
+        self._seen: dict[str, Tensor | None] = {}
         self._reference: tuple[Tensor, Tensor] | None = None
         self.pair_forward = None
         if arguments.shares_prefix:
@@ -58,6 +68,10 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             )
         if self.pair_forward is not None:
             self.data_collator = self.pair_forward.collator(self.data_collator)
+        self._show_lines()
+        self.ledger = open_ledger(self) if run.keeps_ledger else None
+        if self.ledger is not None:
+            self.add_callback(LedgerCallback(self.ledger))
         cache = run.reference_cache
         if cache is not None:
             self.data_collator = ReferenceCollator(self.data_collator, cache)
@@ -66,6 +80,15 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             else:
                 cache.fill(self)
                 self.ref_model = None
+
+    def _show_lines(self) -> None:
+        """With Uni-DPO, print one line where transformers prints a dict; `--verbose` keeps the dict."""
+        if self.objective is None or os.environ.get(VERBOSE):
+            return
+        for kind in (ProgressCallback, PrinterCallback):
+            self.remove_callback(kind)
+        if not any(isinstance(callback, ProgressLines) for callback in self.callback_handler.callbacks):
+            self.add_callback(ProgressLines())
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Draw question by question where it is asked for, else as LlamaFactory does."""
@@ -79,25 +102,53 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         average = self.finetuning_args.averages_logps
         if self.pair_forward is not None:
             ld_alpha = None if is_ref_model else self.ld_alpha
-            return self.pair_forward(model, batch, is_reference=is_ref_model, average=average, ld_alpha=ld_alpha)
-        labels = batch["labels"]
-        output = super().concatenated_forward(model, batch, is_ref_model)
+            output = self.pair_forward(model, batch, is_reference=is_ref_model, average=average, ld_alpha=ld_alpha)
+            return self._noting_lengths(output, is_ref_model)
+        lengths = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(-1)
+        output = super().concatenated_forward(model, batch, is_ref_model) | {"lengths": lengths}
+        self._noting_lengths(output, is_ref_model)
         if average == averaged_upstream:
             return output
-        lengths = (labels[:, 1:] != IGNORE_INDEX).sum(-1)
         for name, length in zip(("chosen_logps", "rejected_logps"), lengths.chunk(2), strict=True):
             output[name] = output[name] / length if average else output[name] * length
         return output
 
+    def _noting_lengths(self, output: dict[str, Tensor], is_reference: bool) -> dict[str, Tensor]:
+        if not is_reference:
+            self._seen["tokens_chosen"], self._seen["tokens_rejected"] = output["lengths"].chunk(2)
+        return output
+
+    @staticmethod
+    def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch without what the trainer would take out of it."""
+        return {name: value for name, value in batch.items() if name not in CARRIED}
+
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Loss and metrics of one batch; its scores are set aside before the model sees it."""
+        """Loss and metrics of one batch; what it carries is set aside before the model sees it."""
         self._reference = take_reference(batch)
-        if self.objective is not None:
-            self._phase = train_eval
-            self._scores = take_scores(batch)
-        return super().get_batch_loss_metrics(model, batch, train_eval)
+        self._phase = train_eval
+        self._scores = take_scores(batch)
+        self._seen = {}
+        keys = take_keys(batch)
+        result = super().get_batch_loss_metrics(model, batch, train_eval)
+        if self.ledger is not None and keys is not None:
+            self._record(keys)
+        return result
+
+    def _record(self, keys: Tensor) -> None:
+        """Put the pairs of a batch into the ledger; an auxiliary loss has been added to theirs by now."""
+        assert self.ledger is not None
+        scores = zip(("score_chosen", "score_rejected"), self._scores or (), strict=False)
+        trains, passes = self._phase == "train", self.state.epoch or 0.0
+        self.ledger.add(
+            "train" if trains else self._split,
+            self.state.global_step + trains,
+            math.floor(passes) + 1 if trains else max(1, math.ceil(passes)),
+            keys,
+            {**self._seen, **dict(scores)},
+        )
 
     def compute_reference_log_probs(self, model: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
         """What the batch brought from the reference cache, or else what the reference model makes of it now."""
@@ -115,21 +166,51 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         reference_rejected_logps: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
+        seen = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+        self._seen |= zip(NUMBERS[:4], seen, strict=True)
         if self.objective is None or self._scores is None:
-            return super().compute_preference_loss(
-                policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
-            )
-        logps = PairLogps(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+            result = super().compute_preference_loss(*seen)
+            self._seen["loss"] = result[0].detach() if result[0].shape == policy_chosen_logps.shape else None
+            return result
+        logps = PairLogps(*seen)
         score_chosen, score_rejected = self._scores
         loss = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
         refuse_not_a_number(loss.losses.detach().mean(), self.state.global_step, **_detached(logps))
         terms = (loss.quality_weight, loss.performance_weight, loss.nll_active, score_chosen - score_rejected)
         self.averages.add(self._phase, dict(zip(METRICS, terms, strict=True)))
+        self._seen |= {
+            "loss": loss.losses.detach(),
+            **dict(zip(("w_qual", "w_perf", "nll_active"), terms, strict=False)),
+        }
         return (
             loss.losses,
             self.beta * (policy_chosen_logps - reference_chosen_logps).detach(),
             self.beta * (policy_rejected_logps - reference_rejected_logps).detach(),
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what the ledger holds reaches the disk however that ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.ledger is not None:
+                self.ledger.flush()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one dataset; an earlier evaluation at the same step makes room in the ledger."""
+        self._split = str(kwargs.get("metric_key_prefix", "eval"))
+        if self.ledger is not None:
+            self.ledger.forget(self._split, self.state.global_step)
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.ledger is not None and not self.is_in_train:
+            self.ledger.flush()
+        return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save; the ledger first, since a run that resumes from here does not do these steps again."""
+        if self.ledger is not None:
+            self.ledger.flush()
+        super()._save_checkpoint(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Other losses resume as they do in LlamaFactory."""

@@ -62,6 +62,8 @@ def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_arg
         store = _image_store(model_args, data_args, training_args, finetuning_args)
     return RunContext(
         needs_scores=finetuning_args.uses_uni_dpo,
+        keeps_ledger=finetuning_args.uni_dpo_ledger,
+        reference_beta=finetuning_args.pref_beta if finetuning_args.use_ref_model else None,
         starts_from_adapter=finetuning_args.uses_uni_dpo and bool(model_args.adapter_name_or_path),
         reference_cache=cache,
         image_store=store,

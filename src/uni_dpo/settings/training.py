@@ -95,7 +95,7 @@ def help_lines() -> list[str]:
     settings = known_settings()
     ours = [setting for setting in settings if setting.group in ("ObjectiveArguments", "UniDPOFinetuningArguments")]
     lines = [
-        "usage: uni-dpo train CONFIG.yaml [key=value …], or --key value flags",
+        "usage: uni-dpo train CONFIG.yaml [key=value …] [--verbose], or --key value flags",
         "",
         "Train with LlamaFactory. `pref_loss: uni_dpo` turns Uni-DPO on; its settings:",
     ]
@@ -123,13 +123,14 @@ def check_early(given: Mapping[str, Any] | Sequence[str]) -> None:
     Raises:
         UniDPOError: one line for each fault.
     """
-    settings = dict(given) if isinstance(given, Mapping) else _flags(given)
+    settings = dict(given) if isinstance(given, Mapping) else flags(given)
     faults = [*_unknown(settings), *_conditions(settings)]
     if faults:
         raise UniDPOError("\n".join(faults))
 
 
-def _flags(given: Sequence[str]) -> dict[str, Any]:
+def flags(given: Sequence[str]) -> dict[str, Any]:
+    """`--key value` flags as settings, their values as text."""
     settings: dict[str, Any] = {}
     name = ""
     for word in given:

@@ -1,0 +1,77 @@
+"""The texts of the pairs beside the ledger, so that a page can show them without the files that they came from."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uni_dpo.ledger.columns import TEXTS
+from uni_dpo.ledger.writing import PairNames
+from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.storage.writing import replacing
+
+KEY, NAME = "pair_key", "pair_name"
+"""Columns of a tokenized dataset: what batches know a pair by, and what it is called."""
+COLUMNS = (KEY, NAME, "question", "chosen", "rejected", "images", "score_chosen", "score_rejected")
+"""Columns of a tokenized dataset that are read here; only the first two must be there."""
+_AT_ONCE = 1_000
+
+
+def pair_key(name: str, question: str, chosen: str, rejected: str) -> int:
+    """What a batch knows a pair by: a 63-bit number made from its name and texts."""
+    return derive_seed(name, *(digest(text) for text in (question, chosen, rejected)))
+
+
+def pair_texts(datasets: Iterable[Any]) -> pa.Table:
+    """Collect the texts of tokenized datasets that can be read more than once.
+
+    Args:
+        datasets: `datasets.Dataset` with `COLUMNS`, or anything whose `texts()` gives rows of them.
+
+    Returns:
+        Columns `TEXTS`, one row per key. Of pairs that are called the same, the second is called `NAME, pair 2`.
+    """
+    seen: set[int] = set()
+    called: Counter[str] = Counter()
+    rows = []
+    for row in _rows(datasets):
+        if row[KEY] in seen:
+            continue
+        seen.add(row[KEY])
+        called[row[NAME]] += 1
+        count = called[row[NAME]]
+        name = row[NAME] if count == 1 else f"{row[NAME]}, pair {count}"
+        texts = {column: row.get(column) for column in COLUMNS[2:]}
+        rows.append({**texts, "pair": name, "key": row[KEY], "images": _paths(row.get("images"))})
+    return pa.Table.from_pylist(rows, schema=TEXTS)
+
+
+def _rows(datasets: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for dataset in datasets:
+        if hasattr(dataset, "texts"):
+            yield from dataset.texts()
+            continue
+        part = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
+        for start in range(0, len(part), _AT_ONCE):
+            columns = part[start : start + _AT_ONCE]
+            for at in range(len(columns[KEY])):
+                yield {name: values[at] for name, values in columns.items()}
+
+
+def _paths(images: Any) -> list[str]:
+    found = [image.get("path") if isinstance(image, dict) else image for image in images or ()]
+    return [path for path in found if isinstance(path, str)]
+
+
+def names_of(texts: pa.Table) -> PairNames:
+    """The names that a ledger gives the pairs of these texts."""
+    return PairNames(texts["key"].to_numpy(), texts["pair"].combine_chunks())
+
+
+def write_texts(texts: pa.Table, file: Path) -> None:
+    """Write the texts, whole or not at all."""
+    with replacing(file) as temporary:
+        pq.write_table(texts, temporary, compression="zstd")

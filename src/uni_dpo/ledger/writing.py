@@ -1,0 +1,157 @@
+"""Recording: rows wait as tensors where the model is, and reach the disk in whole files at each checkpoint."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from uni_dpo.ledger.columns import LEDGER, NUMBERS
+from uni_dpo.storage.writing import replacing
+
+WAITING = 65_536
+"""Pairs that wait at most before a file is written."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pairs of one forward pass: keys (n,), numbers (n, len(NUMBERS)) with NaN where there is none."""
+
+    step: int
+    epoch: int
+    split: str
+    keys: Tensor
+    numbers: Tensor
+
+
+class PairLedger:
+    """The rows of one process of one training.
+
+    Args:
+        folder: where the files of all processes stand; see `columns.ledger_folder`.
+        names: what the pairs are called.
+        rank: the number of this process, from 0.
+        ranks: how many processes there are.
+    """
+
+    def __init__(self, folder: Path, names: "PairNames", rank: int = 0, ranks: int = 1) -> None:
+        self.folder = folder
+        self._names = names
+        self._rank, self._ranks = rank, ranks
+        self._waiting: list[_Batch] = []
+        self._pairs = 0
+
+    def add(self, split: str, step: int, epoch: int, keys: Tensor, numbers: Mapping[str, Tensor | None]) -> None:
+        """Record the pairs of one forward pass. Costs one small copy on the model's device.
+
+        Args:
+            split, step, epoch: see `columns.LEDGER`.
+            keys: (pairs,) int64.
+            numbers: from names in `columns.NUMBERS` to values of shape (pairs,), or None.
+        """
+        missing = torch.full(keys.shape, torch.nan, device=keys.device)
+        columns = [numbers.get(name) for name in NUMBERS]
+        values = torch.stack([missing if column is None else column.detach().float() for column in columns], 1)
+        self._waiting.append(_Batch(step, epoch, split, keys, values))
+        self._pairs += len(keys)
+        if self._pairs >= WAITING:
+            self.flush()
+
+    def waiting(self) -> pa.Table:
+        """The rows that no file holds yet, with the columns `columns.LEDGER`."""
+        if not self._waiting:
+            return LEDGER.empty_table()
+        lengths = [len(batch.keys) for batch in self._waiting]
+        numbers = torch.cat([batch.numbers for batch in self._waiting]).cpu().numpy()
+        keys = torch.cat([batch.keys for batch in self._waiting]).cpu().numpy()
+        found = {name: numbers[:, place] for place, name in enumerate(NUMBERS)}
+        found["policy_margin"] = found["policy_chosen"] - found["policy_rejected"]
+        found["reference_margin"] = found["reference_chosen"] - found["reference_rejected"]
+        columns: dict[str, Any] = {name: pa.array(values, from_pandas=True) for name, values in found.items()}
+        columns["step"] = np.repeat([batch.step for batch in self._waiting], lengths)
+        columns["epoch"] = np.repeat([batch.epoch for batch in self._waiting], lengths)
+        columns["split"] = np.repeat([batch.split for batch in self._waiting], lengths).tolist()
+        columns["pair"] = self._names.of(keys)
+        arrays = [
+            pa.array(columns[name], from_pandas=True).cast(kind)
+            for name, kind in zip(LEDGER.names, LEDGER.types, strict=True)
+        ]
+        return pa.Table.from_arrays(arrays, schema=LEDGER)
+
+    def flush(self) -> None:
+        """Write what waits as one file, whole or not at all."""
+        if self._waiting:
+            _write(self.waiting(), self.folder / f"rank-{self._rank:04}-part-{self._next():06}.parquet")
+            self._waiting.clear()
+            self._pairs = 0
+
+    def _next(self) -> int:
+        taken = [int(part.stem.rpartition("-")[2]) for part in self.folder.glob(f"rank-{self._rank:04}-part-*.parquet")]
+        return max(taken, default=0) + 1
+
+    def cut(self, step: int) -> None:
+        """Remove what lies behind a checkpoint at `step`, which a resumed run does again; one process calls this."""
+        for part in sorted(self.folder.glob("*.parquet")):
+            _keep(part, pc.field("step") <= step)
+
+    def forget(self, split: str, step: int) -> None:
+        """Remove an evaluation that is about to be done again at the same step; all processes call this."""
+        self._waiting = [batch for batch in self._waiting if (batch.split, batch.step) != (split, step)]
+        self._pairs = sum(len(batch.keys) for batch in self._waiting)
+        for part in self._own_parts():
+            _keep(part, ~((pc.field("split").cast(pa.string()) == split) & (pc.field("step") == step)))
+
+    def _own_parts(self) -> Iterator[Path]:
+        """This process's files, and its share of those of a run that had more processes."""
+        for part in sorted(self.folder.glob("rank-*.parquet")):
+            if int(part.name.split("-")[1]) % self._ranks == self._rank:
+                yield part
+
+
+class PairNames:
+    """What pairs are called, by the keys that batches carry.
+
+    Args:
+        keys: int64, in any order; of equal ones the first counts.
+        names: as many.
+    """
+
+    def __init__(self, keys: np.ndarray, names: pa.Array) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._names = keys[order], names.take(pa.array(order))
+
+    def of(self, keys: np.ndarray) -> pa.Array:
+        """The names of some keys; a key without a name stands for itself in hexadecimal digits."""
+        places = np.searchsorted(self._keys, keys)
+        known = places < len(self._keys)
+        known[known] = self._keys[places[known]] == keys[known]
+        if known.all():
+            return self._names.take(pa.array(places))
+        found = [
+            self._names[int(place)].as_py() if there else f"{key:016x}"
+            for place, there, key in zip(places, known, keys, strict=True)
+        ]
+        return pa.array(found, pa.string())
+
+
+def _keep(part: Path, rows: pc.Expression) -> None:
+    """Leave in a file only the rows that an expression is true for, and no file where there are none."""
+    table = pq.read_table(part, schema=LEDGER)
+    kept = table.filter(rows)
+    if len(kept) == len(table):
+        return
+    if len(kept):
+        _write(kept, part)
+    else:
+        part.unlink()
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    with replacing(file) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

@@ -1,0 +1,120 @@
+"""What a training shows while it runs: one line per logging step."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from uni_dpo.llamafactory.run_context import current_run
+
+
+class ProgressLines(TrainerCallback):
+    """Prints one line per logging step and per evaluation; a bar below them where a person looks on."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._first: float | None = None
+        self._begun = self._last = (0, 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin to count."""
+        self._begun = self._last = (state.global_step, time.monotonic())
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print the line of these metrics."""
+        if not logs or not state.is_world_process_zero:
+            return
+        if "loss" in logs:
+            line = train_line(logs, state.global_step, state.max_steps, self._drift(logs))
+            self._say(line + self._pace(args, state))
+        elif "train_runtime" in logs:
+            steps = state.global_step - self._begun[0]
+            self._say(f"trained {steps:,} steps in {clock(logs['train_runtime'])}")
+        elif line := evaluation_line(logs, state.global_step):
+            self._say(line)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def _drift(self, logs: Mapping[str, Any]) -> float | None:
+        """How far the chosen answers are from the reference or, without one, from the first line, in nats."""
+        chosen, beta = logs.get("logps/chosen"), current_run().reference_beta
+        if chosen is None:
+            return None
+        if beta is not None and "rewards/chosen" in logs:
+            return float(logs["rewards/chosen"]) / beta
+        self._first = chosen if self._first is None else self._first
+        return float(chosen - self._first)
+
+    def _pace(self, args: Any, state: Any) -> str:
+        (step, before), now = self._last, time.monotonic()
+        self._last = (state.global_step, now)
+        done, left = state.global_step - self._begun[0], state.max_steps - state.global_step
+        pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * (state.global_step - step)
+        pace = f"  {pairs / (now - before):.3g} {current_run().unit}/s" if now > before else ""
+        return f"{pace}  {clock((now - self._begun[1]) / done * left)} left" if done else pace
+
+
+def train_line(logs: Mapping[str, Any], step: int, steps: int, drift: float | None = None) -> str:
+    """The metrics of a logging step that a person reads, those that are there.
+
+    Args:
+        logs: by their names in `trainer_state.json`.
+        step: steps taken.
+        steps: steps in all.
+        drift: of the chosen answers' log-probability, in nats.
+    """
+    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {logs['loss']:.4f}"]
+    for name, metric, form in (
+        ("acc", "rewards/accuracies", "{:.2f}"),
+        ("margin", "rewards/margins", "{:+.3f}"),
+        ("logp", "logps/chosen", "{:.3f}"),
+        ("w_qual", "uni_dpo/w_qual", "{:.2f}"),
+        ("w_perf", "uni_dpo/w_perf", "{:.2f}"),
+        ("nll", "uni_dpo/nll_active", "{:.0%}"),
+    ):
+        if metric in logs:
+            parts.append(f"{name} {form.format(logs[metric])}")
+        if name == "logp" and drift is not None:
+            parts[-1] += f" ({drift:+.3f})"
+    if "logps/chosen" not in logs and "learning_rate" in logs:
+        parts.append(f"lr {logs['learning_rate']:.2e}")
+    return "  ".join(parts)
+
+
+def evaluation_line(logs: Mapping[str, Any], step: int) -> str:
+    """The metrics of an evaluation that a person reads; empty where these are none."""
+    forms = {"acc": ("rewards/accuracies", "{:.2f}"), "margin": ("rewards/margins", "{:+.3f}")}
+    shown = []
+    for loss in (name for name in logs if name.endswith("_loss")):
+        shown.append(f"{loss} {logs[loss]:.4f}")
+        for short, (metric, form) in forms.items():
+            found = logs.get(loss.removesuffix("loss") + metric, logs.get(f"eval_{metric}"))
+            shown += [] if found is None else [f"{short} {form.format(found)}"]
+    return f"evaluated at step {step}: {'  '.join(shown)}" if shown else ""
+
+
+def clock(seconds: float) -> str:
+    """A span of time as h:mm:ss, or m:ss where it is below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
