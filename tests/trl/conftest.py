@@ -2,9 +2,60 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+
+
+class Pair(NamedTuple):
+    """The tokens of one pair of a batch, without padding, and the row that its prompt has."""
+
+    prompt: Any
+    chosen: Any
+    rejected: Any
+
+
+def _pairs_of_0_24(batch: dict[str, Any]) -> list[Pair]:
+    rows = []
+    for row in range(len(batch["prompt_input_ids"])):
+        rows.append(
+            Pair(
+                *(
+                    batch[f"{part}_input_ids"][row][batch[f"{part}_attention_mask"][row].bool()]
+                    for part in ("prompt", "chosen", "rejected")
+                )
+            )
+        )
+    return rows
+
+
+def _pairs_of_1(batch: dict[str, Any]) -> list[Pair]:
+    ids, answer = batch["input_ids"].chunk(2), batch["completion_mask"].bool().chunk(2)
+    prompt = (batch["attention_mask"].bool() & ~batch["completion_mask"].bool()).chunk(2)[0]
+    return [
+        Pair(ids[0][row][prompt[row]], ids[0][row][answer[0][row]], ids[1][row][answer[1][row]])
+        for row in range(len(ids[0]))
+    ]
+
+
+@pytest.fixture(scope="session")
+def pairs_in() -> Callable[[dict[str, Any]], list[Pair]]:
+    """`pairs_in(batch)` undoes the layout that the installed TRL gives to a batch."""
+    return lambda batch: (_pairs_of_0_24 if "prompt_input_ids" in batch else _pairs_of_1)(batch)
+
+
+@pytest.fixture(scope="session")
+def step() -> Callable[..., tuple[Any, dict[str, float]]]:
+    """`step(trainer, model, batch)` is the loss of one batch and what would be logged of it."""
+
+    def compute(trainer: Any, model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        if hasattr(trainer, "get_batch_loss_metrics"):
+            return trainer.get_batch_loss_metrics(model, batch)
+        loss = trainer.compute_loss(model, batch)
+        mode = "train" if trainer.model.training else "eval"
+        return loss, {name: values[-1] for name, values in trainer._metrics[mode].items()}
+
+    return compute
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_the_documented_command_parses() -> None:
     assert (program, name) == ("uni-dpo", "trl-dpo")
     script, settings, model, _ = parse([*arguments, "--use_cpu", "true", "--bf16", "false"])
     assert script.dataset_name == "trl-lib/ultrafeedback_binarized"
-    assert (settings.loss_type, settings.beta, settings.learning_rate) == ("uni_dpo", 2.0, 5e-6)
+    assert (settings.uses_uni_dpo, settings.beta, settings.learning_rate) == (True, 2.0, 5e-6)
     assert (model.use_peft, model.lora_r, model.lora_alpha) == (True, 32, 16)
 
 

@@ -1,16 +1,26 @@
-"""LlamaFactory's path and TRL's give the same Uni-DPO loss on the same batch."""
+"""LlamaFactory's path and TRL's give the same Uni-DPO loss on the same batch.
+
+No environment holds both LlamaFactory and TRL 1.x. So what LlamaFactory logs for a batch is kept beside this file,
+checked where LlamaFactory is installed, and compared with wherever any TRL is. `UNI_DPO_RECORD=1` writes it anew.
+"""
 
 import json
+import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = -100
 PAIRS = 4
+FOLDER = Path(__file__).parent
+TERMS = ("w_qual", "w_perf", "nll_active", "score_margin")
+LOGGED = ("loss", "rewards/chosen", "rewards/rejected", *(f"uni_dpo/{name}" for name in TERMS))
 
 
 def llamafactory_pairs(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -86,9 +96,24 @@ def llamafactory_step(
     return batches[0], log[0]
 
 
-def as_trl_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """The same tokens, images and scores under the names that TRL uses."""
-    from uni_dpo.llamafactory.data import take_scores
+def in_trls_layout(batch: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    """The tokens, images and scores of LlamaFactory's batch as the installed TRL lays them out."""
+    return (_apart if hasattr(trainer, "concatenated_forward") else _joined)(batch, trainer)
+
+
+def _joined(batch: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    from uni_dpo.trl.data import SCORES
+
+    names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", *SCORES)
+    joined = {name: batch[name] for name in names if name in batch}
+    joined["completion_mask"] = (batch["labels"] != IGNORE).long()
+    if "pixel_values" in batch:
+        joined["mm_token_type_ids"] = (batch["input_ids"] == trainer.model.config.image_token_id).int()
+    return joined
+
+
+def _apart(batch: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    from uni_dpo.trl.data import SCORES
 
     chosen, rejected = batch["input_ids"].chunk(2)
     chosen_labels, rejected_labels = batch["labels"].chunk(2)
@@ -108,55 +133,85 @@ def as_trl_batch(batch: dict[str, Any]) -> dict[str, Any]:
     for name in ("pixel_values", "image_grid_thw"):
         if name in batch:
             out[name] = batch[name].chunk(2)[0]
-    out["score_chosen"], out["score_rejected"] = take_scores(dict(batch))
-    return out
+    return out | {name: batch[name] for name in SCORES}
 
 
-@pytest.mark.parametrize("kind", ["text", "images"])
-def test_one_batch_one_loss(
+@pytest.fixture(params=["text", "images"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """What the pairs are about."""
+    return request.param
+
+
+@pytest.fixture
+def models(kind: str, tiny_text: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> dict[str, Path]:
+    """Policy and reference, which differ, so that every term of the objective counts; the same in every world."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    start, loader = (
+        (tiny_text, AutoModelForCausalLM) if kind == "text" else (tiny_qwen2_vl, AutoModelForImageTextToText)
+    )
+    model = loader.from_pretrained(start, dtype=torch.float32)
+    folders = {}
+    for seed, name in enumerate(("reference", "policy")):
+        for key, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {key}".encode()))
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.06 * noise + float("norm" in key and key.endswith("weight"))
+        folders[name] = tmp_path / name
+        model.save_pretrained(folders[name])
+        for file in start.iterdir():
+            if not (folders[name] / file.name).exists():
+                (folders[name] / file.name).write_bytes(file.read_bytes())
+    return folders
+
+
+def test_what_llamafactory_logs_is_what_was_recorded(
     kind: str,
-    tiny_text: Path,
-    tiny_qwen2_vl: Path,
+    models: dict[str, Path],
     text_rows: list[dict[str, Any]],
     image_rows: list[dict[str, Any]],
-    settings: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Policy and reference differ, so that every term of the objective counts."""
+    pytest.importorskip("llamafactory")
+    from uni_dpo.llamafactory.data import take_scores
+
+    rows, template = (text_rows, "qwen") if kind == "text" else (image_rows, "qwen2_vl")
+    llamafactory_pairs(rows, tmp_path)
+    batch, logged = llamafactory_step(models["policy"], models["reference"], template, tmp_path, monkeypatch)
+    batch["score_chosen"], batch["score_rejected"] = take_scores(batch)
+    kept = {name: value.numpy() for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
+    found = kept | {name: np.float64(logged[name]) for name in LOGGED}
+    if os.environ.get("UNI_DPO_RECORD"):
+        np.savez_compressed(FOLDER / f"parity_{kind}.npz", **found)
+    recorded = np.load(FOLDER / f"parity_{kind}.npz")
+    for name in ("input_ids", "labels", *LOGGED):
+        np.testing.assert_allclose(found[name], recorded[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_one_batch_one_loss(
+    kind: str,
+    models: dict[str, Path],
+    text_rows: list[dict[str, Any]],
+    image_rows: list[dict[str, Any]],
+    settings: Callable[..., Any],
+    step: Callable[..., Any],
+) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     from uni_dpo.trl import UniDPOTrainer
 
-    reference, rows, template, loader = (
-        (tiny_text, text_rows, "qwen", AutoModelForCausalLM)
-        if kind == "text"
-        else (tiny_qwen2_vl, image_rows, "qwen2_vl", AutoModelForImageTextToText)
-    )
-    model = loader.from_pretrained(reference, dtype=torch.float32)
-    torch.manual_seed(5)
-    for parameter in model.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    model.save_pretrained(tmp_path / "policy")
-    for file in reference.iterdir():
-        if not (tmp_path / "policy" / file.name).exists():
-            (tmp_path / "policy" / file.name).write_bytes(file.read_bytes())
-    llamafactory_pairs(rows, tmp_path)
-    batch, logged = llamafactory_step(tmp_path / "policy", reference, template, tmp_path, monkeypatch)
-
-    trainer = UniDPOTrainer(
-        str(tmp_path / "policy"),
-        str(reference),
-        settings(uni_dpo_nll_lambda=0.2),
-        train_dataset=Dataset.from_list(rows),
-    )
+    recorded = np.load(FOLDER / f"parity_{kind}.npz")
+    loader = AutoModelForCausalLM if kind == "text" else AutoModelForImageTextToText
+    policy, reference = (loader.from_pretrained(models[name], dtype=torch.float32) for name in ("policy", "reference"))
+    rows = text_rows if kind == "text" else image_rows
+    trainer = UniDPOTrainer(policy, reference, settings(uni_dpo_nll_lambda=0.2), train_dataset=Dataset.from_list(rows))
     trainer.model.eval()
+    batch = {name: torch.from_numpy(recorded[name]) for name in recorded.files if recorded[name].ndim}
     with torch.no_grad():
-        loss, metrics = trainer.get_batch_loss_metrics(trainer.model, as_trl_batch(batch))
-    assert loss.item() == pytest.approx(logged["loss"], abs=1e-5)
+        loss, metrics = step(trainer, trainer.model, in_trls_layout(batch, trainer))
+    assert loss.item() == pytest.approx(recorded["loss"], abs=1e-5)
     assert abs(metrics["rewards/margins"]) > 1e-3, "policy and reference are the same: the test shows nothing"
-    for name in ("w_qual", "w_perf", "nll_active", "score_margin"):
-        assert metrics[f"uni_dpo/{name}"] == pytest.approx(logged[f"uni_dpo/{name}"], abs=1e-5)
-    assert metrics["rewards/chosen"] == pytest.approx(logged["rewards/chosen"], abs=1e-5)
-    assert metrics["rewards/rejected"] == pytest.approx(logged["rewards/rejected"], abs=1e-5)
+    for name in LOGGED[1:]:
+        assert metrics[name] == pytest.approx(recorded[name], abs=1e-5), name

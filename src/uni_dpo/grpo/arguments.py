@@ -21,6 +21,8 @@ PPO_NAMES = {
 }
 """What TRL calls a setting of `uni-dpo ppo`."""
 
+CUT = "max_prompt_length"
+
 ABOVE_ZERO = (
     "temperature",
     "max_completion_length",
@@ -45,10 +47,12 @@ def trl_arguments(settings: GRPOSettings) -> Any:
     Raises:
         UniDPOError: a setting that TRL does not have, or a value that it does not take.
     """
-    given = {"max_prompt_length": None} | dict(settings.training)  # a prompt with images cannot be cut
+    given = dict(settings.training)
+    if given.pop(CUT, None) is not None:
+        raise UniDPOError(f"{CUT}: cutting a prompt would tear its images; remove this setting")
     _check_names(given)
-    if given["max_prompt_length"] is not None:
-        raise UniDPOError("max_prompt_length: cutting a prompt would tear its images; remove this setting")
+    if CUT in GRPOConfig.__dataclass_fields__:  # of TRL 0.24; 1.x cuts no prompt
+        given[CUT] = None
     given |= {name: getattr(settings, name) for name in ("output_dir", "seed", "bf16", "gradient_checkpointing")}
     parser = _Parser((GRPOConfig,))
     parser.set_defaults(**given)

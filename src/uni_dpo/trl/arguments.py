@@ -62,14 +62,16 @@ class TRLUniDPOConfig(ObjectiveArguments, DPOConfig):
 
     def _refuse_what_uni_dpo_cannot_use(self) -> None:
         plain: dict[str, Any] = {
-            "loss_type": UNI_DPO,
             "label_smoothing": 0.0,
+            "use_weighting": False,
             "reference_free": False,
             "use_liger_loss": False,
             "f_divergence_type": DPOConfig.f_divergence_type,
         }
+        if self.loss_type not in (UNI_DPO, [UNI_DPO]):
+            raise UniDPOError(f"loss_type is {self.loss_type!r}: uni_dpo mixes with no other loss, name it alone")
         for name, value in plain.items():
-            if getattr(self, name) != value:
+            if getattr(self, name, value) != value:  # one TRL has settings that another has not
                 raise UniDPOError(
                     f"{name} is {getattr(self, name)!r}, but the loss uni_dpo only works with {value!r}: "
                     "set it to that, or choose another loss_type"

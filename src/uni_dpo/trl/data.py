@@ -1,9 +1,8 @@
-"""Score columns and images on their way from a dataset to a batch."""
+"""Score columns and images of a dataset: what is at fault, and how they come into a batch."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,12 @@ import datasets
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from uni_dpo.data.images import BrokenImageError, check_shape
 from uni_dpo.errors import UniDPOError
 
 SCORES = ("score_chosen", "score_rejected")
 """The scores' names in a batch, whatever their columns are called."""
-
-PASSED_ON = ("ref_chosen_logps", "ref_rejected_logps")
-"""Columns that TRL adds when it computes the reference's log-probabilities beforehand."""
 
 
 def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") -> None:
@@ -86,98 +80,16 @@ def _check_image(image: Any, name: str) -> None:
         raise UniDPOError(f"{name} cannot be read: {error}; fix or remove the row") from None
 
 
-@dataclass
-class ScoredTextPairCollator:
-    """TRL's collator for texts, and the scores beside its batch.
+def batch_scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str] | None) -> dict[str, Tensor]:
+    """Collate the scores of rows, (pairs,) each, under the names that a batch has for them.
 
     Args:
-        pad_token_id: fills up token ids.
-        columns: the dataset's columns with the scores; None for a loss without scores.
+        examples: rows of a dataset.
+        columns: the two columns that hold the scores; None for a loss without scores.
+
+    Raises:
+        UniDPOError: a score is no finite number.
     """
-
-    pad_token_id: int
-    columns: tuple[str, str] | None
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows that TRL has tokenized."""
-        batch = DataCollatorForPreference(pad_token_id=self.pad_token_id)(list(examples))
-        return {**batch, **_scores(examples, self.columns)}
-
-
-@dataclass
-class ScoredVisionPairCollator:
-    """Rows with images to TRL's batch: prompt and images through the model's own processor.
-
-    Args:
-        processor: the model's; a prompt holds its placeholder once per image.
-        pad_token_id: fills up token ids.
-        columns: the dataset's columns with the scores; None for a loss without scores.
-        max_length: tokens of prompt and answer that are kept; a prompt must fit, for none of its images can be cut.
-    """
-
-    processor: Any
-    pad_token_id: int
-    columns: tuple[str, str] | None
-    max_length: int | None = None
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows of `prompt`, `images`, `chosen_input_ids`, `rejected_input_ids`."""
-        images = [_opened(image) for example in examples for image in example.get("images") or ()]
-        inputs = self.processor(
-            text=[example["prompt"] for example in examples],
-            **({"images": images} if images else {}),
-            add_special_tokens=False,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        batch = {
-            "prompt_input_ids": inputs.pop("input_ids"),
-            "prompt_attention_mask": inputs.pop("attention_mask"),
-        }
-        # Told from the token ids again, once prompts and answers are joined.
-        inputs.pop("mm_token_type_ids", None)
-        longest = int(batch["prompt_attention_mask"].sum(1).max())
-        if self.max_length is not None and longest >= self.max_length:
-            raise UniDPOError(
-                f"a prompt with its images has {longest} tokens, and max_length is {self.max_length}: raise it, set it "
-                "to None, or make the images smaller"
-            )
-        for side in ("chosen", "rejected"):
-            answers = [torch.tensor(example[f"{side}_input_ids"]) for example in examples]
-            batch[f"{side}_input_ids"] = pad_sequence(answers, batch_first=True, padding_value=self.pad_token_id)
-            batch[f"{side}_attention_mask"] = pad_sequence([torch.ones_like(a) for a in answers], batch_first=True)
-        for name in PASSED_ON:
-            if name in examples[0]:
-                batch[name] = torch.tensor([example[name] for example in examples])
-        return {**batch, **inputs, **_scores(examples, self.columns)}
-
-
-def tokenize_answers(
-    features: Mapping[str, Any],
-    processing_class: Any,
-    max_prompt_length: int | None = None,
-    max_completion_length: int | None = None,
-    add_special_tokens: bool = True,
-) -> dict[str, list[int]]:
-    """Tokenize both answers of a row with images, ended as TRL ends them; the prompt waits for the collator.
-
-    Args:
-        features: a row with `chosen` and `rejected`.
-        processing_class: the model's processor.
-        max_prompt_length: not used: a prompt with images is not cut.
-        max_completion_length: tokens of an answer that are kept.
-        add_special_tokens: not used; the chat template has written them.
-    """
-    tokenizer = processing_class.tokenizer
-    answers = {}
-    for side in ("chosen", "rejected"):
-        ids = [*tokenizer(features[side], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        answers[f"{side}_input_ids"] = ids[:max_completion_length]
-    return answers
-
-
-def _scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str] | None) -> dict[str, Tensor]:
     if columns is None:
         return {}
     scores = {}
@@ -193,14 +105,12 @@ def _is_score(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _opened(image: Any) -> Any:
+def opened(image: Any) -> Any:
     """An image of a dataset as the processor takes it: decoded already, or a path."""
     if not isinstance(image, str | Path):
         return image.convert("RGB")
-    from PIL import Image
-
     try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
+        with PIL.Image.open(image) as file:
+            return file.convert("RGB")
     except OSError as error:
         raise UniDPOError(f"image {image} cannot be read: {error}") from error

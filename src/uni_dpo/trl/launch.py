@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import yaml
+from accelerate import PartialState
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser, get_dataset
 from trl.trainer.model_config import ModelConfig
-from trl.trainer.utils import get_kbit_device_map, get_peft_config, get_quantization_config
+from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
@@ -51,10 +53,11 @@ def train(arguments: Sequence[str]) -> None:
     for name, split in splits.items():
         check_images(split, name)
     checkpoint = find_checkpoint(model_settings.model_name_or_path, revision=model_settings.model_revision)
-    processor = load_processor(checkpoint, trust_remote_code=model_settings.trust_remote_code)
+    trusted = any(getattr(part, "trust_remote_code", False) for part in (settings, model_settings))
+    processor = load_processor(checkpoint, trust_remote_code=trusted)
     _check_template(processor, model_settings.model_name_or_path, splits)
     trainer = UniDPOTrainer(
-        _load_model(model_settings, checkpoint, settings.output_dir),
+        _load_model(model_settings, checkpoint, settings.output_dir, trusted),
         args=settings,
         train_dataset=splits["train"],
         eval_dataset=splits.get("eval"),
@@ -112,15 +115,16 @@ def _split(data: Any, name: str) -> Any:
     return data[name]
 
 
-def _load_model(settings: Any, checkpoint: Checkpoint, output: str) -> Any:
+def _load_model(settings: Any, checkpoint: Checkpoint, output: str, trusted: bool) -> Any:
     quantization = get_quantization_config(settings)
-    placed = {} if quantization is None else {"device_map": get_kbit_device_map(), "quantization_config": quantization}
+    here = {"": PartialState().local_process_index} if torch.cuda.is_available() else None
+    placed = {} if quantization is None else {"device_map": here, "quantization_config": quantization}
     return load_start(
         checkpoint,
         output,
         dtype=settings.dtype or "auto",
         attention=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=trusted,
         **placed,
     )
 

@@ -1,0 +1,277 @@
+"""What TRL 0.24 calls: prompts and answers apart until the forward pass, one method per part of the loss.
+
+TRL 1.x calls other things: `version_1.py`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.objective import PairLogps
+from uni_dpo.shared_prefix import image_token_id
+from uni_dpo.shared_prefix.families import unwrapped
+from uni_dpo.trainer_mixins import REFERENCE_ADAPTER, add_reference_adapter
+from uni_dpo.trl.data import batch_scores, opened
+
+GRID = "image_grid_thw"
+"""The input of Qwen-VL, one row per image, that TRL 0.24 does not know of."""
+
+PASSED_ON = ("ref_chosen_logps", "ref_rejected_logps")
+"""Columns that TRL adds when it computes the reference's log-probabilities beforehand."""
+
+
+class ConcatenatedPairTrainer(DPOTrainer):
+    """TRL 0.24's trainer, asking `pair_losses` for the loss, with images of any shape.
+
+    A subclass has `objective`, None for TRL's own losses, `columns` and `pair_losses`.
+    """
+
+    def __init__(self, model: Any, ref_model: Any, args: Any, data_collator: Any, **kwargs: Any) -> None:
+        self._scores: tuple[Tensor, Tensor] | None = None
+        adapted = _is_adapted(model) and ref_model is None and not kwargs.get("peft_config")
+        keeps_adapter = self.objective is not None and adapted and args.ref_adapter_name is None
+        if keeps_adapter:
+            add_reference_adapter(model)
+        super().__init__(model, ref_model, args, data_collator, **kwargs)
+        if keeps_adapter:
+            self.model_adapter_name, self.ref_adapter_name = model.active_adapter, REFERENCE_ADAPTER
+        if data_collator is None:
+            self.data_collator = self._collator()
+
+    def _collator(self) -> "ScoredTextPairCollator | ScoredVisionPairCollator":
+        if not self.is_vision_model:
+            return ScoredTextPairCollator(self.pad_token_id, self.columns)
+        # Cutting at the end is what keeps the images whole.
+        self.truncation_mode = "keep_start"
+        return ScoredVisionPairCollator(self.processing_class, self.pad_token_id, self.columns, self.max_length)
+
+    @staticmethod
+    def process_row(
+        features: Mapping[str, Any],
+        processing_class: Any,
+        max_prompt_length: int | None = None,
+        max_completion_length: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> dict[str, list[int]]:
+        """Tokenize both answers of a row with images, ended as TRL ends them; the prompt waits for the collator.
+
+        Args:
+            features: a row with `chosen` and `rejected`.
+            processing_class: the model's processor.
+            max_prompt_length: not used: a prompt with images is not cut.
+            max_completion_length: tokens of an answer that are kept.
+            add_special_tokens: not used; the chat template has written them.
+        """
+        tokenizer = processing_class.tokenizer
+        answers = {}
+        for side in ("chosen", "rejected"):
+            ids = [*tokenizer(features[side], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            answers[f"{side}_input_ids"] = ids[:max_completion_length]
+        return answers
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        # TRL asks the configuration, which in transformers 4.57 answers for the language model of a Qwen-VL.
+        self.is_vision_model = isinstance(processing_class, ProcessorMixin)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _prepare_peft_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        return with_warnings_issued(super()._prepare_peft_model(model, *args, **kwargs))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        ours = {*(self.columns or ()), "prompt", "images"}
+        self._signature_columns += sorted(ours.difference(self._signature_columns))
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any], is_ref_model: bool = False) -> dict[str, Tensor]:
+        """Log-probabilities of both answers of every pair, averaged over their tokens where the settings say so."""
+        output = super().concatenated_forward(_with_grids(model, batch.get(GRID)), batch, is_ref_model)
+        if self.objective is not None and self.args.average_log_prob:
+            for side in ("chosen", "rejected"):
+                output[f"{side}_logps"] = output[f"{side}_logps"] / self._answer_lengths(batch, side)
+        return output
+
+    def get_batch_loss_metrics(
+        self, model: Any, batch: dict[str, Any], train_eval: str = "train"
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and metrics of one batch, with the objective's terms among them."""
+        if self.objective is None:
+            return super().get_batch_loss_metrics(model, batch, train_eval)
+        self._scores = self.scores_in(batch)
+        loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
+        prefix = "eval_" if train_eval == "eval" else ""
+        return loss, metrics | {f"{prefix}{name}": value for name, value in self.logged_terms().items()}
+
+    def dpo_loss(
+        self,
+        chosen_logps: Tensor,
+        rejected_logps: Tensor,
+        ref_chosen_logps: Tensor,
+        ref_rejected_logps: Tensor,
+        loss_type: str = "sigmoid",
+        model_output: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
+        if self.objective is None or self._scores is None:
+            return super().dpo_loss(
+                chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, loss_type, model_output
+            )
+        device = chosen_logps.device
+        logps = PairLogps(chosen_logps, rejected_logps, ref_chosen_logps.to(device), ref_rejected_logps.to(device))
+        return (
+            self.pair_losses(logps, *self._scores),
+            self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
+            self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
+        )
+
+    def _answer_lengths(self, batch: dict[str, Any], side: str) -> Tensor:
+        """Scored tokens of each answer, (pairs,): those that TRL's cut at `max_length` leaves."""
+        lengths = batch[f"{side}_attention_mask"].sum(1)
+        if self.max_length is not None:
+            prompt = 1 if self.truncation_mode == "keep_end" else batch["prompt_attention_mask"].sum(1)
+            lengths = lengths.minimum((self.max_length - prompt) * torch.ones_like(lengths))
+        return lengths.clamp(min=1)
+
+
+@dataclass
+class ScoredTextPairCollator:
+    """TRL's collator for texts, and the scores beside its batch.
+
+    Args:
+        pad_token_id: fills up token ids.
+        columns: the dataset's columns with the scores; None for a loss without scores.
+    """
+
+    pad_token_id: int
+    columns: tuple[str, str] | None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows that TRL has tokenized."""
+        batch = DataCollatorForPreference(pad_token_id=self.pad_token_id)(list(examples))
+        return {**batch, **batch_scores(examples, self.columns)}
+
+
+@dataclass
+class ScoredVisionPairCollator:
+    """Rows with images to TRL's batch: prompt and images through the model's own processor.
+
+    Args:
+        processor: the model's; a prompt holds its placeholder once per image.
+        pad_token_id: fills up token ids.
+        columns: the dataset's columns with the scores; None for a loss without scores.
+        max_length: tokens of prompt and answer that are kept; a prompt must fit, for none of its images can be cut.
+    """
+
+    processor: Any
+    pad_token_id: int
+    columns: tuple[str, str] | None
+    max_length: int | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows of `prompt`, `images`, `chosen_input_ids`, `rejected_input_ids`."""
+        images = [opened(image) for example in examples for image in example.get("images") or ()]
+        inputs = self.processor(
+            text=[example["prompt"] for example in examples],
+            **({"images": images} if images else {}),
+            add_special_tokens=False,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        batch = {
+            "prompt_input_ids": inputs.pop("input_ids"),
+            "prompt_attention_mask": inputs.pop("attention_mask"),
+        }
+        # Told from the token ids again, once prompts and answers are joined.
+        inputs.pop("mm_token_type_ids", None)
+        longest = int(batch["prompt_attention_mask"].sum(1).max())
+        if self.max_length is not None and longest >= self.max_length:
+            raise UniDPOError(
+                f"a prompt with its images has {longest} tokens, and max_length is {self.max_length}: raise it, set it "
+                "to None, or make the images smaller"
+            )
+        for side in ("chosen", "rejected"):
+            answers = [torch.tensor(example[f"{side}_input_ids"]) for example in examples]
+            batch[f"{side}_input_ids"] = pad_sequence(answers, batch_first=True, padding_value=self.pad_token_id)
+            batch[f"{side}_attention_mask"] = pad_sequence([torch.ones_like(a) for a in answers], batch_first=True)
+        for name in PASSED_ON:
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
+        return {**batch, **inputs, **batch_scores(examples, self.columns)}
+
+
+class SeeingSampler:
+    """What TRL 0.24's GRPO trainer needs to ask a vision-language model; put before it."""
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(with_warnings_issued(model), **kwargs)  # type: ignore[call-arg]
+
+    def _generate_single_turn(self, prompts: list[Any], images: list[Any] | None) -> tuple[Any, ...]:
+        *sampled, inputs = super()._generate_single_turn(prompts, images)  # type: ignore[misc]
+        # Told from the token ids again, once prompts and answers are joined.
+        inputs.pop("mm_token_type_ids", None)
+        return *sampled, inputs
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **inputs: Any) -> Any:
+        return super()._get_per_token_logps_and_entropies(_seeing(model), *arguments, **inputs)  # type: ignore[misc]
+
+
+def with_warnings_issued(model: Any) -> Any:
+    """`model` with the list of past warnings that TRL writes into; the models of transformers 5 have none."""
+    if not hasattr(model, "warnings_issued"):
+        model.warnings_issued = {}
+    return model
+
+
+def with_token_types(model: Any) -> Callable[..., Any]:
+    """`model` as TRL calls it, told which tokens stand for images: Qwen-VL places them by that.
+
+    Args:
+        model: takes `input_ids` and more by name; wrapped or not.
+    """
+    if "mm_token_type_ids" not in inspect.signature(unwrapped(model).forward).parameters:
+        return model
+
+    def forward(input_ids: Tensor, **inputs: Any) -> Any:
+        token = torch.tensor(image_token_id(model), device=input_ids.device)
+        return model(input_ids, mm_token_type_ids=(input_ids == token).int(), **inputs)
+
+    return forward
+
+
+def _is_adapted(model: Any) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _with_grids(model: Any, grid: Tensor | None) -> Callable[..., Any]:
+    """`model` as TRL calls it, and beside TRL's inputs those that tell Qwen-VL where its images are.
+
+    Args:
+        model: the policy or the reference, wrapped or not.
+        grid: (images, 3) patches in time, height and width; None for a batch or a family without.
+    """
+    if grid is None:
+        return model
+    typed = with_token_types(model)
+    return lambda input_ids, **inputs: typed(input_ids, **inputs, **{GRID: torch.cat([grid, grid])})
+
+
+def _seeing(model: Any) -> Any:
+    """`model` with token types, and without pixels where none of the rows has an image."""
+    typed = with_token_types(model)
+
+    def forward(input_ids: Any, **inputs: Any) -> Any:
+        blind = "pixel_values" in inputs and not len(inputs["pixel_values"])
+        kept = {name: value for name, value in inputs.items() if not (blind and name in ("pixel_values", GRID))}
+        return typed(input_ids, **kept)
+
+    return forward

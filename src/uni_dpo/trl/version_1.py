@@ -1,0 +1,192 @@
+"""What TRL 1.x calls: prompt and answer joined in a batch, one `_compute_loss`, a head that gives log-probabilities.
+
+TRL 0.24 calls other things: `version_0_24.py`.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.data_utils import is_conversational
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVisionPreference, DPOTrainer
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.objective import PairLogps
+from uni_dpo.trl.data import SCORES, batch_scores, opened
+
+ROW = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
+"""What TRL's vision collator reads of a row, beside its images."""
+
+
+class FusedPairTrainer(DPOTrainer):
+    """TRL 1.x's trainer, asking `pair_losses` for the loss.
+
+    A subclass has `objective`, None for TRL's own losses, `columns`, `scores_in`, `pair_losses` and `logged_terms`.
+    """
+
+    def __init__(self, model: Any, ref_model: Any, args: Any, data_collator: Any, **kwargs: Any) -> None:
+        if ref_model is None and _is_whole(model, args, kwargs):
+            # TRL would load the reference again by the model's name, which need not be what is in memory.
+            ref_model = copy.deepcopy(model).requires_grad_(False).eval()
+        if args.precompute_ref_log_probs and _sees(kwargs.get("train_dataset")):
+            raise UniDPOError("precompute_ref_log_probs: TRL 1.x cannot for data with images; set it to false")
+        super().__init__(model, ref_model, args, data_collator, **kwargs)
+        if self.objective is not None:
+            self.loss_types: list[str] = []
+            self.loss_weights: list[float] = []
+        if data_collator is None:
+            self.data_collator = self._collator()
+
+    def _collator(self) -> "JoinedTextPairCollator | JoinedVisionPairCollator":
+        if self._is_vision_dataset:
+            return JoinedVisionPairCollator(
+                processor=self.processing_class, max_length=self.args.max_length, columns=self.columns
+            )
+        return JoinedTextPairCollator(
+            pad_token_id=self._tokenizer.pad_token_id,
+            max_length=self.args.max_length,
+            truncation_mode=self.args.truncation_mode,
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
+            columns=self.columns,
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in self.columns or () if name not in self._signature_columns]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self.objective is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        scores = self.scores_in(inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in SCORES}
+        with self._answer_logps(inputs["completion_mask"]) as found:
+            # Forward passes and metrics; of no loss, for there are no loss types.
+            loss, outputs = _pair(super()._compute_loss(model, inputs, return_outputs))
+        reference = found[1].chunk(2) if len(found) > 1 else (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
+        loss = loss + self.pair_losses(PairLogps(*found[0].chunk(2), *reference), *scores).mean()
+        mode = "train" if self.model.training else "eval"
+        for name, value in self.logged_terms().items():
+            self._metrics[mode][name].append(value)
+        return (loss, outputs) if return_outputs else loss
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The reference's log-probabilities of a batch, as `_compute_loss` takes them."""
+        if self.objective is None:
+            return super().compute_ref_log_probs(model, inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in SCORES}
+        with self._answer_logps(inputs["completion_mask"]):
+            return super().compute_ref_log_probs(model, inputs)
+
+    @contextmanager
+    def _answer_logps(self, mask: Tensor) -> Iterator[list[Tensor]]:
+        """Gather each answer's log-probability from every pass through the fused head in this block.
+
+        Where the settings ask for averages, each token's counts by its answer's length: TRL's sums are averages then.
+
+        Args:
+            mask: (2 · pairs, T), 1 at the answers' tokens.
+
+        Returns:
+            A list that grows by (2 · pairs,) with each pass, the policy's first.
+        """
+        mask = mask[:, 1:]
+        lengths = mask.sum(1, keepdim=True).clamp(min=1) if self.args.average_log_prob else 1
+        weights = _shared_weights(mask, self.ld_alpha)
+        found: list[Tensor] = []
+
+        def gather(module: Any, arguments: Any, output: Any) -> None:
+            if getattr(output, "log_probs", None) is not None:
+                output.log_probs = output.log_probs / lengths
+                found.append((output.log_probs[:, -mask.shape[1] :] * weights).sum(1))
+
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        with ExitStack() as hooks:
+            for model in models:
+                handle = self.accelerator.unwrap_model(model).register_forward_hook(gather)
+                hooks.callback(handle.remove)
+            yield found
+
+
+@dataclass
+class JoinedTextPairCollator(DataCollatorForPreference):
+    """TRL's collator for texts, and the scores beside its batch.
+
+    Args:
+        columns: the dataset's columns with the scores; None for a loss without scores.
+        …: as TRL's collator takes them.
+    """
+
+    columns: tuple[str, str] | None = None
+
+    def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows that TRL has tokenized."""
+        return {**super().torch_call(list(examples)), **batch_scores(examples, self.columns)}
+
+
+@dataclass
+class JoinedVisionPairCollator(DataCollatorForVisionPreference):
+    """TRL's collator for images, for images by path too and any number in a row, and the scores beside its batch.
+
+    Args:
+        columns: the dataset's columns with the scores; None for a loss without scores.
+        …: as TRL's collator takes them.
+    """
+
+    columns: tuple[str, str] | None = None
+
+    def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows of `prompt`, `images` or `image`, `chosen` and `rejected`.
+
+        Raises:
+            UniDPOError: an image cannot be read, or a prompt leaves no room for an answer.
+        """
+        batch = super().torch_call([self._row(example) for example in examples])
+        if not batch["completion_mask"].any(1).all():
+            raise UniDPOError(
+                f"a prompt with its images has {self.max_length} tokens or more, and max_length is {self.max_length}: "
+                "raise it, set it to None, or make the images smaller"
+            )
+        return {**batch, **batch_scores(examples, self.columns)}
+
+    def _row(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        row = {name: example[name] for name in ROW if example.get(name) is not None}
+        images = [example["image"]] if example.get("image") is not None else example.get("images") or ()
+        row["images"] = [opened(image) for image in images]
+        if not is_conversational(row):
+            # Templates end an answer; a plain text ends as TRL ends those of datasets without images.
+            end = self.processor.tokenizer.eos_token
+            row |= {side: row[side].removesuffix(end) + end for side in ("chosen", "rejected")}
+        return row
+
+
+class SeeingSampler:
+    """TRL 1.x's GRPO trainer sees images by itself."""
+
+
+def _is_whole(model: Any, args: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a model in memory is trained as a whole against a reference in memory, of which no weight is sharded."""
+    adapted = options.get("peft_config") is not None or not isinstance(model, PreTrainedModel)
+    return not (adapted or args.precompute_ref_log_probs or is_deepspeed_zero3_enabled())
+
+
+def _sees(dataset: Any) -> bool:
+    """Whether TRL takes a dataset for one with images."""
+    return dataset is not None and not {"image", "images"}.isdisjoint(next(iter(dataset), {}))
+
+
+def _shared_weights(mask: Tensor, ld_alpha: float | None) -> Tensor:
+    """The weight of every token, (2 · pairs, T): `ld_alpha` past the length of a pair's shorter answer (LD-DPO)."""
+    if ld_alpha is None:
+        return mask
+    shorter = mask.sum(1).view(2, -1).amin(0).repeat(2)
+    return torch.where(mask.cumsum(1) > shorter[:, None], ld_alpha, 1.0) * mask
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    return result if isinstance(result, tuple) else (result, None)
