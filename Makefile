@@ -3,14 +3,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-lf094
 VLLM := .venv-vllm
+TRL := .venv-trl
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
 SLOW := e2e demo grpo inference llamafactory models/rewards models/test_every_checkpoint.py online ppo trl vlmeval shared_prefix/test_forward.py shared_prefix/test_sharded.py
+# All but trl, which no environment holds together with LlamaFactory.
+EXTRAS := $(addprefix --extra ,train eval engine math dev)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup upstream oldest vllm wheel demo test test-quick test-vllm fuzz check lock clean
+.PHONY: setup upstream oldest vllm trl wheel demo test test-quick test-vllm test-trl fuzz check lock clean
 
 setup: $(VENV)/.installed
 
@@ -48,6 +51,15 @@ $(VLLM)/.installed: requirements/vllm.lock | setup
 	mkdir -p $$info; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$info/METADATA
 	touch $@
 
+# TRL 1.x and the newest transformers, without LlamaFactory.
+trl: $(TRL)/.installed
+
+$(TRL)/.installed: requirements/trl.lock pyproject.toml | setup
+	test -x $(TRL)/bin/python || $(PYTHON) -m venv --without-pip $(TRL)
+	$(INSTALL) --python $(TRL)/bin/python -r requirements/trl.lock
+	$(INSTALL) --python $(TRL)/bin/python --no-deps -e .
+	touch $@
+
 # The package as users install it, for the test that installs it into an empty environment.
 wheel: setup
 	rm -rf dist && $(BIN)/uv build --quiet --wheel --out-dir dist
@@ -66,6 +78,9 @@ test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	$(VLLM)/bin/python -m pytest tests/vlmeval/test_vllm.py tests/models/backends/test_vllm.py
 
+test-trl: trl
+	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -n 2 --dist loadfile tests/trl tests/grpo
+
 # Broken inputs by the ten thousand; each line that a fuzzer ends with names its seed and counts.
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/files.py --count 10000
@@ -76,10 +91,11 @@ check: setup
 	$(BIN)/mypy
 
 lock: setup
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras pyproject.toml -c requirements/constraints.txt -o requirements/main.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 $(EXTRAS) pyproject.toml -c requirements/constraints.txt -o requirements/main.lock
 	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements/lf094.in -o requirements/lf094.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements/trl.in -o requirements/trl.lock
 	$(BIN)/uv pip compile --quiet --no-header --python-version 3.11 $(addprefix --find-links ,$(FIND_LINKS)) \
 	--override requirements/overrides-vllm.txt requirements/vllm.in -o requirements/vllm.lock
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(VLLM) .upstream build dist
+	rm -rf $(VENV) $(OLDEST) $(VLLM) $(TRL) .upstream build dist

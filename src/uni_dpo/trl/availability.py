@@ -17,7 +17,7 @@ def mend_availability() -> None:
     except ModuleNotFoundError as error:
         if error.name != "trl":
             raise
-        raise UniDPOError("TRL is not installed: pip install trl==0.24.0") from None
+        raise UniDPOError("TRL is not installed: pip install 'uni-dpo[trl]'") from None
     for name, answer in vars(import_utils).items():
         if name.endswith("_available") and isinstance(answer, tuple):
             setattr(import_utils, name, bool(answer[0]))

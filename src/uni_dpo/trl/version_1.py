@@ -166,7 +166,31 @@ class JoinedVisionPairCollator(DataCollatorForVisionPreference):
 
 
 class SeeingSampler:
-    """TRL 1.x's GRPO trainer sees images by itself."""
+    """What TRL 1.x's GRPO trainer needs for questions of which some have images and some have none; put before it."""
+
+    def __init__(self, model: Any, *, processing_class: Any, **kwargs: Any) -> None:
+        # TRL pads tokens on the left itself, and what tells them apart on the side that the tokenizer names.
+        getattr(processing_class, "tokenizer", processing_class).padding_side = "left"
+        super().__init__(model, processing_class=processing_class, **kwargs)  # type: ignore[call-arg]
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
+        ids, images, fields = super()._tokenize_prompts(prompts)  # type: ignore[misc]
+        # Processors take an empty list for "no image", not None.
+        return ids, None if images is None else [shown or [] for shown in images], fields
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **inputs: Any) -> Any:
+        return super()._get_per_token_logps_and_entropies(_seeing(model), *arguments, **inputs)  # type: ignore[misc]
+
+
+def _seeing(model: Any) -> Any:
+    """`model` without the inputs of images where none of the rows has one."""
+
+    def forward(**inputs: Any) -> Any:
+        blind = "pixel_values" in inputs and not len(inputs["pixel_values"])
+        dropped = ("pixel_values", "image_grid_thw", "image_sizes") if blind else ()
+        return model(**{name: value for name, value in inputs.items() if name not in dropped})
+
+    return forward
 
 
 def _is_whole(model: Any, args: Any, options: Mapping[str, Any]) -> bool:
