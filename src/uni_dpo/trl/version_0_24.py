@@ -207,7 +207,7 @@ class ScoredVisionPairCollator:
         return {**batch, **inputs, **batch_scores(examples, self.columns)}
 
 
-class SeeingSampler:
+class TypedSampler:
     """What TRL 0.24's GRPO trainer needs to ask a vision-language model; put before it."""
 
     def __init__(self, model: Any, **kwargs: Any) -> None:

@@ -165,7 +165,7 @@ class JoinedVisionPairCollator(DataCollatorForVisionPreference):
         return row
 
 
-class SeeingSampler:
+class MixedSampler:
     """What TRL 1.x's GRPO trainer needs for questions of which some have images and some have none; put before it."""
 
     def __init__(self, model: Any, *, processing_class: Any, **kwargs: Any) -> None:
