@@ -65,7 +65,8 @@ wheel: setup
 	rm -rf dist && $(BIN)/uv build --quiet --wheel --out-dir dist
 
 demo: setup
-	$(BIN)/uni-dpo demo
+	$(BIN)/uni-dpo demo outputs/demo
+	$(BIN)/uni-dpo align examples/align/digits.yaml
 
 test: setup upstream oldest wheel
 	UNI_DPO_REQUIRE_UPSTREAM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -24,7 +24,7 @@ LAYERS = (
     {"online"},
     {"ppo", "grpo"},
     {"report"},
-    {"overlay", "demo"},
+    {"overlay", "demo", "align"},
     {"cli"},
 )
 """From left to right; a part may import parts of layers further left, and itself."""

@@ -41,7 +41,7 @@ def settings(tiny_qwen2_vl: Path, tmp_path: Path) -> MakeSettings:
     ours = {
         "model": str(tiny_qwen2_vl),
         "output_dir": str(tmp_path / "out"),
-        "reward": RewardOptions(function="uni_dpo.demo.stages:closeness"),
+        "reward": RewardOptions(function="uni_dpo.demo.digits:closeness"),
         "finetuning": "full",
         "freeze_vision_tower": False,
     }

@@ -29,7 +29,7 @@ def test_a_reward_that_cannot_be_had_is_named(options: RewardOptions, questions:
 
 def test_a_function_needs_what_it_needs() -> None:
     check_reward(RewardOptions(function="exact"), QUESTIONS)
-    check_reward(RewardOptions(function="uni_dpo.demo.stages:closeness"), [Question("c", "Four?")])
+    check_reward(RewardOptions(function="uni_dpo.demo.digits:closeness"), [Question("c", "Four?")])
 
 
 def test_an_answer_that_cannot_be_graded_earns_nothing() -> None:

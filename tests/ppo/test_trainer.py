@@ -8,8 +8,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from uni_dpo.demo.digits import QUESTION, Digit
-from uni_dpo.demo.stages import closeness
+from uni_dpo.demo.digits import QUESTION, Digit, closeness
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.online.policy import language_model

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import chat, data, demo, engine, eval, models, overlay, train
+from uni_dpo.cli import align, chat, data, demo, engine, eval, models, overlay, train
 
 app = typer.Typer(
     name="uni-dpo",
@@ -32,6 +32,7 @@ def _options(
     pass
 
 
+app.command("align")(align.align)
 app.command("demo")(demo.demo)
 app.command("train", context_settings=train.SETTINGS)(train.train)
 app.command("trl-dpo", context_settings=train.SETTINGS)(train.trl_dpo)

@@ -1,4 +1,4 @@
-"""`uni-dpo demo`: the whole chain on the embedded tiny model and real images."""
+"""`uni-dpo demo`: the embedded model and its task as files, for `uni-dpo align`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +7,10 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Everything is left here; a stopped demo goes on here.")] = Path(
-        "outputs/demo"
-    ),
-    seed: Annotated[int, typer.Option(help="Of splits, weights, training and sampled answers.")] = 0,
+    output: Annotated[Path, typer.Argument(help="A folder.")] = Path("outputs/demo"),
+    seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
 ) -> None:
-    """Teach a tiny Qwen2-VL handwritten digits: SFT, its own scored pairs, Uni-DPO against DPO, evaluation."""
-    from rich.console import Console
+    """Write a tiny Qwen2-VL and questions about handwritten digits; `uni-dpo align` goes on from there."""
+    from uni_dpo.demo.task import write_digits_task
 
-    from uni_dpo.demo.run import run_demo
-    from uni_dpo.demo.settings import DemoSettings
-
-    run_demo(output, DemoSettings(seed=seed), Console())
+    print(write_digits_task(output, seed=seed))

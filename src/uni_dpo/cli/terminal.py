@@ -4,7 +4,7 @@ import codecs
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,3 +71,19 @@ def print_tables(tables: Iterable[Any]) -> None:
     console = Plain(markup=False)
     for table in tables:
         console.print(table)
+
+
+@contextmanager
+def live_line(console: Any) -> Iterator[Callable[[str], None]]:
+    """Yield what shows a text in the last line of a terminal, in place of the text before; elsewhere nothing shows.
+
+    Args:
+        console: Rich's.
+    """
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    from rich.text import Text
+
+    with console.status("") as status:
+        yield lambda text: status.update(Text(plain(text), overflow="ellipsis", no_wrap=True))

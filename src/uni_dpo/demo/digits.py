@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uni_dpo.data.questions import Question
 from uni_dpo.storage.writing import write_text
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -53,6 +54,18 @@ def write_digits(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, l
             splits[split].append(Digit(path, int(digits.target[index])))
         start += count
     return splits
+
+
+def closeness(given: str, question: Question) -> float:
+    """How close an answer is to the truth, from 0 to 1.
+
+    1 for the right answer; for another digit 0.4 less the further away it lies (at most 0.36); 0 for anything else.
+    """
+    labels = {answer(label): label for label in range(len(WORDS))}
+    if given.strip() not in labels:
+        return 0.0
+    distance = abs(labels[given.strip()] - labels[str(question.reference)])
+    return 1.0 if distance == 0 else 0.4 * (1 - distance / (len(WORDS) - 1))
 
 
 LETTERS = "ABCD"

@@ -1,0 +1,193 @@
+"""The commands of this program that do the stages, and the configuration files that they read."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uni_dpo.align.config import training, whole_and_adapter
+from uni_dpo.align.layout import Arm, WorkLayout, checkpoints
+from uni_dpo.models.backends.base import parse_model
+from uni_dpo.models.checkpoint import read_json
+from uni_dpo.storage.writing import write_text
+
+NO_REFERENCE = ("orpo", "simpo")
+"""Losses that compare with no other model."""
+PLACEHOLDERS = {name: f"{{{name}}}" for name in ("model", "base", "previous")}
+"""What a configuration of the engine says before it is known which models a round has."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of this program: its words, and the file that is there, whole, once it is done."""
+
+    words: tuple[str, ...]
+    output: Path | None = None
+
+
+class Commands:
+    """What is to be run for each stage. A method is called when the stages before are done."""
+
+    def __init__(self, layout: WorkLayout) -> None:
+        self.layout = layout
+        self.config = layout.config
+        self.settings = layout.settings
+
+    def split(self) -> list[Command]:
+        """Divide the questions into files."""
+        source = str(Path(self.config.questions.path).absolute())
+        folder = self.layout.work / "questions"
+        parts = [f"--part={folder / name}.jsonl={share:.10g}" for name, share in self.config.shares().items()]
+        return [Command(("data", "split", source, *parts, "--seed", str(self.settings.seed)))]
+
+    def warm_up(self) -> list[Command]:
+        """Train before the first round."""
+        folder = self.layout.work / "warm-up"
+        return [_train(folder, self.warm_up_options(), self.settings.model, self.settings.seed, {})]
+
+    def warm_up_options(self) -> dict[str, Any]:
+        """LlamaFactory's settings of the training before the first round."""
+        options = {**training({}), "stage": "sft", "save_strategy": "no", **self.settings.warm_up}
+        return {name: value for name, value in options.items() if name != "pref_loss"}
+
+    def engine(self, number: int, place: int) -> list[Command]:
+        """Do one stage of the engine: 0 sample, 1 reward, 2 pair."""
+        start = self.layout.start(number)
+        previous = self.layout.start(number - 1) if number > 1 else start
+        models = {"model": start, "base": self.layout.base(), "previous": previous}
+        file = _write_yaml(self.layout.round(number) / "engine.yaml", self.engine_options(number, models))
+        work = str(self.layout.engine(number))
+        return [Command(("engine", "run", file, "--work-dir", work, "--run-stage", str(place)))]
+
+    def engine_options(self, number: int, models: Mapping[str, str]) -> dict[str, Any]:
+        """The engine's configuration in a round; `models` is what `{model}`, `{base}` and `{previous}` stand for."""
+        dataset = {**(self.settings.engine.get("dataset") or {}), "name": "pairs"}
+        given = {"path": str(self.layout.questions("training", number)), "image_root": self.config.image_root}
+        options = {**given, "limit": self.config.questions.limit}
+        return self.config.engine(models, dataset=dataset, input=options, seed=self.layout.seed(number))
+
+    def calibrate(self, number: int) -> list[Command]:
+        """Bring the scores of the pairs onto one scale."""
+        scale, folder = self.settings.calibrate, self.layout.dataset(number)
+        assert scale is not None
+        options = ("--method", scale.method, "--low", f"{scale.low:g}", "--high", f"{scale.high:g}")
+        return [Command(("data", "calibrate", str(folder / "pairs.json"), str(folder / "calibrated.json"), *options))]
+
+    def register(self, number: int) -> list[Command]:
+        """Make the calibrated pairs known to LlamaFactory."""
+        folder = self.layout.dataset(number)
+        file = str(folder / "calibrated.json")
+        return [Command(("data", "register", "calibrated", file, "--dataset-dir", str(folder), "--replace"))]
+
+    def check(self, number: int, options: Mapping[str, Any]) -> list[Command]:
+        """Find every fault of the pairs."""
+        page = str(self.layout.round(number) / "check.html")
+        words = [word for name, value in options.items() for word in (name, str(value))]
+        folder = str(self.layout.dataset(number))
+        named = ("data", "check", self.layout.dataset_name, "--dataset-dir", folder, "--html", page)
+        return [Command((*named, *words))]
+
+    def train(self, number: int, arm: Arm) -> list[Command]:
+        """Train on a round's pairs."""
+        found = {"dataset": self.layout.dataset_name, "dataset_dir": str(self.layout.dataset(number))}
+        start, base = self.layout.start(number), self.layout.base()
+        if self.settings.reference == "base" and start != base and arm.options["pref_loss"] not in NO_REFERENCE:
+            found["ref_model"], adapter = whole_and_adapter(base)
+            found |= {"ref_model_adapters": adapter} if adapter else {}
+        return [_train(arm.folder, arm.options, start, self.layout.seed(number), found)]
+
+    def ask(self, part: str, models: Mapping[str, str], folder: Path) -> list[Command]:
+        """Let models answer the questions of a part, or have their answers scored; by name in `folder`."""
+        if self.settings.evaluate.by == "score":
+            return [command for name, model in models.items() for command in self._score(part, model, folder / name)]
+        return [self._predict(part, model, folder / f"{name}.jsonl") for name, model in models.items()]
+
+    def _predict(self, part: str, model: str, output: Path) -> Command:
+        options, root = self.settings.evaluate, self.config.image_root
+        backend, _ = parse_model(self.config.engine(PLACEHOLDERS)["models"]["sampler"], "sampler")
+        words = [
+            *("predict", str(self.layout.questions(part)), str(output), "--model", model, "--temperature", "0"),
+            *("--grader", options.grader, "--max-tokens", str(options.max_tokens)),
+            *("--batch-size", str(options.batch_size), "--seed", str(self.settings.seed)),
+            *(("--backend", "vllm") if backend == "vllm" else ()),
+            *(("--image-root", root) if root else ()),
+            *(("--system", options.system) if options.system else ()),
+        ]
+        return Command(tuple(words), output)
+
+    def _score(self, part: str, model: str, folder: Path) -> list[Command]:
+        """The pipeline that scores the samples, on one greedy answer per question."""
+        given = {"path": str(self.layout.questions(part)), "image_root": self.config.image_root, "limit": None}
+        prompt = (self.settings.engine.get("sample") or {}).get("prompt")
+        sample = {"n": 1, "temperature": 0.0, "max_tokens": self.settings.evaluate.max_tokens}
+        sample |= {"prompt": prompt} if prompt else {}
+        models = {"model": model, "base": self.layout.base(), "previous": model}
+        changed = {"input": given, "sample": sample, "seed": self.settings.seed}
+        file = _write_yaml(folder.with_suffix(".yaml"), self.config.engine(models, **changed))
+        command = ("engine", "run", file, "--work-dir", str(folder), "--run-stage")
+        return [Command((*command, place)) for place in ("0", "1")]
+
+    def benchmarks(self) -> list[Command]:
+        """Evaluate the first and the last model, and the baselines' ones."""
+        folder = self.layout.work / "benchmarks"
+        models = {"before": self.layout.base()}
+        models |= {"after": final} if (final := self.layout.final()) != models["before"] else {}
+        baselines = {arm.name.replace("/", "-"): arm.choice() for arm in self.layout.baselines()}
+        models |= {name: choice.model for name, choice in baselines.items() if choice is not None}
+        limit = self.settings.evaluate.max_tokens
+        found = {name: {"model_path": model, "max_new_tokens": limit} for name, model in models.items()}
+        data = {name: _absolute(options) for name, options in self.settings.benchmarks.items()}
+        text = json.dumps({"model": found, "data": data}, indent=1, ensure_ascii=False)
+        write_text(folder / "config.json", text + "\n")
+        work = ("--work-dir", str(folder / "work"), "--seed", str(self.settings.seed))
+        return [Command(("eval", str(folder / "config.json"), *work))]
+
+
+def _train(folder: Path, options: Mapping[str, Any], start: str, seed: int, found: Mapping[str, Any]) -> Command:
+    """The command that trains, or goes on with a training that was stopped where that ends with the same model."""
+    output = folder / "model"
+    whole, adapter = whole_and_adapter(start)
+    settings = {"seed": seed, **options, **found, "model_name_or_path": whole, "output_dir": str(output)}
+    settings |= {"adapter_name_or_path": adapter} if adapter else {}
+    # A fully tuned model is resumed by other names than it was saved by, unless the loss is ours: docs/train.md.
+    resumes = options.get("pref_loss") == "uni_dpo" or options.get("finetuning_type", "lora") == "lora"
+    last = _last_whole(output) if resumes and not options.get("save_only_model") else None
+    if last is None:
+        shutil.rmtree(output, ignore_errors=True)
+    else:
+        settings["resume_from_checkpoint"] = str(last)
+    return Command(("train", _write_yaml(folder / "train.yaml", settings)))
+
+
+def _last_whole(model: Path) -> Path | None:
+    """The last checkpoint that was written to its end; what a kill cut off after it is removed."""
+    for folder in sorted(checkpoints(model), key=lambda found: -int(found.name.partition("-")[2])):
+        try:
+            whole = bool(read_json(folder / "trainer_state.json")) and any(folder.glob("*processor_config.json"))
+        except ValueError:
+            whole = False
+        if whole:
+            return folder
+        shutil.rmtree(folder)
+    return None
+
+
+def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of the benchmarks with paths that hold wherever its file lies."""
+    places = ("path", "image_root")
+    return {key: str(Path(value).absolute()) if key in places else value for key, value in options.items()}
+
+
+def _write_yaml(path: Path, settings: Mapping[str, Any]) -> str:
+    write_text(path, yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True))
+    return str(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,313 @@
+"""The configuration of `uni-dpo align`, checked before anything is started."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from uni_dpo.engine.config import EngineConfig
+from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.graders.grading import load_grader
+from uni_dpo.models.checkpoint import is_adapter
+from uni_dpo.settings.options import override, parse, read_mapping, runtime
+from uni_dpo.settings.training import check_early
+
+KINDS = (
+    "split", "warm-up", "sample", "score", "pair", "calibrate", "register", "check", "train", "validate", "test",
+    "benchmarks",
+)  # fmt: skip
+"""What stages start commands; a launcher may be named for each."""
+OURS = ("model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir", "output_dir", "resume_from_checkpoint")
+"""LlamaFactory's settings that follow from the stages before."""
+_NOT_GRADED_ALONE = ("dpo_reward", "process_reward")
+
+
+@dataclass(frozen=True)
+class TrainingQuestions:
+    """The questions whose answers the model learns from.
+
+    Attributes:
+        path: a file that the engine reads (docs/engine.md).
+        image_root: where image paths start, and which none may leave; without it the folder of the file where that is
+            split, else as the engine has it.
+        limit: use only this many (the first by id).
+        per_round: ask the same questions in every round, or give each round its own part of them.
+    """
+
+    path: str
+    image_root: str | None = None
+    limit: int | None = None
+    per_round: Literal["repeated", "new"] = "repeated"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How models are compared, on validation and test questions.
+
+    Attributes:
+        by: `answers` grades one greedy answer to each question with `grader`; `score` lets the pipeline that scores
+            the samples score it.
+        grader: exact, numeric, multiple_choice, math, vqa, or `package.module:function`.
+        system: the system prompt of rows without one.
+        max_tokens: of an answer.
+        batch_size: questions at once.
+    """
+
+    by: Literal["answers", "score"] = "answers"
+    grader: str = "exact"
+    system: str | None = None
+    max_tokens: int = 256
+    batch_size: int = runtime(64)
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The scale that the pairs' scores are mapped onto; as `uni-dpo data calibrate` has it."""
+
+    method: Literal["linear", "rank", "zscore"] = "linear"
+    low: float = 0.0
+    high: float = 5.0
+
+
+@dataclass(frozen=True)
+class AlignSettings:
+    """All keys of a configuration.
+
+    Attributes:
+        model: folder or hub name of the checkpoint to begin with, or the folder of a LoRA adapter.
+        work_dir: everything is left here.
+        questions: a path, or a mapping (`TrainingQuestions`).
+        validation: file of questions on which checkpoints are chosen, or the share of `questions` that is set aside.
+        test: file of questions on which before and after are compared, or a share; nothing is chosen on it.
+        engine: a configuration of the data engine without its `input`, `dataset.name`, `seed` and the sampler's model.
+        train: any of LlamaFactory's settings.
+        warm_up: LlamaFactory's settings of a training before the first round, as SFT; none where empty.
+        calibrate: whether and how scores are brought onto one scale.
+        evaluate: how models are compared.
+        benchmarks: the `data` part of an `uni-dpo eval` configuration; the first and the last model are evaluated.
+        baselines: name → settings that replace those of `train`, to train on the same pairs and compare with.
+        rounds: at most so many.
+        reference: of a later round: the model that the round starts from, or the one that the first round started from.
+        go_on: a further round follows where validation is better, surely better (the interval lies above 0), or always.
+        seed: of everything drawn; round r uses seed + r − 1.
+        launcher: template of the command that starts a stage, with `{command}` in it, or stage kind → template.
+        attempts: how often a stage that fails is started in one run.
+        pause: seconds between two attempts.
+    """
+
+    model: str
+    work_dir: str
+    questions: Any
+    engine: Mapping[str, Any]
+    train: Mapping[str, Any]
+    validation: Any = 0.1
+    test: Any = 0.1
+    warm_up: Mapping[str, Any] = field(default_factory=dict)
+    calibrate: CalibrationOptions | None = None
+    evaluate: EvaluationOptions = field(default_factory=EvaluationOptions)
+    benchmarks: Mapping[str, Any] = field(default_factory=dict)
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 1
+    reference: Literal["base", "previous"] = "previous"
+    go_on: Literal["better", "surely_better", "always"] = "better"
+    seed: int = 0
+    launcher: Any = runtime("{command}")  # noqa: RUF009  # a field, as the others
+    attempts: int = runtime(1)
+    pause: float = runtime(30.0)
+
+
+class AlignConfig:
+    """A checked configuration: every setting of every stage parsed, nothing started.
+
+    Args:
+        raw: the mapping of a configuration file.
+
+    Raises:
+        UniDPOError: an unknown name or setting, a value of the wrong type, a file that is not there.
+    """
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = dict(raw)
+        self.settings = settings = parse(AlignSettings, raw, "")
+        self.work = Path(settings.work_dir).absolute()
+        given = settings.questions
+        self.questions = parse(TrainingQuestions, {"path": given} if isinstance(given, str) else given, "questions")
+        self.validation = _held_out(settings.validation, "validation")
+        self.test = _held_out(settings.test, "test")
+        self._check_numbers()
+        for path in (self.questions.path, *(part for part in (self.validation, self.test) if isinstance(part, str))):
+            if not Path(path).exists():
+                raise UniDPOError(f"questions, validation, test: there is no file {path}")
+        self._check_engine()
+        for name, options in {"train": settings.train, "warm_up": settings.warm_up, **self.baselines}.items():
+            _check_training(name, options)
+        self.launchers = _launchers(settings.launcher)
+
+    @classmethod
+    def load(cls, path: str | Path, given: Sequence[str] = ()) -> "AlignConfig":
+        """Read a YAML file and the `key=value` settings given beside it; paths are relative to the working folder."""
+        return cls(override(read_mapping(path, "a mapping with the key `model` is expected"), given))
+
+    @property
+    def splits(self) -> bool:
+        """Whether the questions are divided before anything else."""
+        return self.parts > 1 or any(isinstance(part, float) for part in (self.validation, self.test))
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the questions for training are divided."""
+        return self.settings.rounds if self.questions.per_round == "new" else 1
+
+    def shares(self) -> dict[str, float]:
+        """Name → share of the questions, for each file that they are divided into."""
+        held_out = {"validation": self.validation, "test": self.test}
+        shares = {name: share for name, share in held_out.items() if isinstance(share, float)}
+        names = [f"training-{n + 1}" for n in range(self.parts)] if self.parts > 1 else ["training"]
+        return shares | dict.fromkeys(names, (1 - sum(shares.values())) / self.parts)
+
+    @property
+    def image_root(self) -> str | None:
+        """Where image paths start."""
+        if self.questions.image_root is None and self.splits:
+            return str(Path(self.questions.path).absolute().parent)
+        return self.questions.image_root
+
+    @property
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """Name → all training settings of a baseline."""
+        return {
+            name: {**self.settings.train, **parse_mapping(changed, f"baselines.{name}")}
+            for name, changed in self.settings.baselines.items()
+        }
+
+    def engine(self, models: Mapping[str, str], **changed: Any) -> dict[str, Any]:
+        """The engine's configuration.
+
+        Args:
+            models: what `{model}`, `{base}` and `{previous}` stand for.
+            changed: sections that are put in.
+        """
+        filled = {role: _filled(spec, models) for role, spec in self._models().items()}
+        return {**self.settings.engine, "models": filled, **changed}
+
+    def _models(self) -> dict[str, Any]:
+        roles = dict(self.settings.engine.get("models") or {})
+        roles["sampler"] = {"model": "{model}", **(roles.get("sampler") or {})}
+        return roles
+
+    def _check_numbers(self) -> None:
+        settings = self.settings
+        if settings.rounds < 1 or settings.attempts < 1 or settings.pause < 0:
+            raise UniDPOError("rounds and attempts start at 1, pause at 0")
+        held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
+        if held_out >= 1:
+            raise UniDPOError(f"validation, test: shares of {held_out:g} leave no questions to learn from")
+        for name in settings.baselines:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise UniDPOError(f"baselines.{name}: a name has letters, digits, - and _, since a folder is named so")
+
+    def _check_engine(self) -> None:
+        engine, evaluate = self.settings.engine, self.settings.evaluate
+        for key, instead in (("input", "questions"), ("seed", "seed")):
+            if key in engine:
+                raise UniDPOError(f"engine.{key}: it follows from `{instead}`; leave it out")
+        if "name" in (engine.get("dataset") or {}):
+            raise UniDPOError("engine.dataset.name: the stages know it; leave it out")
+        try:
+            EngineConfig(self.engine(dict.fromkeys(("model", "base", "previous"), self.settings.model)))
+        except UniDPOError as error:
+            raise UniDPOError(f"engine: {error}") from None
+        if evaluate.by == "answers":
+            load_grader(evaluate.grader)
+        compares = (engine.get("reward") or {}).get("method") == "compare"
+        if evaluate.by == "score" and (engine["pipeline"] in _NOT_GRADED_ALONE or compares):
+            raise UniDPOError(
+                f"evaluate.by: score: the pipeline {engine['pipeline']} does not score one answer by itself; take "
+                "answers, or another pipeline"
+            )
+
+
+def training(options: Mapping[str, Any]) -> dict[str, Any]:
+    """LlamaFactory's settings of a training on pairs, with what a configuration may leave out."""
+    defaults = {
+        "stage": "dpo",
+        "do_train": True,
+        "pref_loss": "uni_dpo",
+        "template": "qwen2_vl",
+        "save_strategy": "epoch",
+        "logging_steps": 5,
+        "report_to": "none",
+    }
+    return {**defaults, **options}
+
+
+def parse_mapping(value: object, where: str) -> dict[str, Any]:
+    """The mapping that `value` is.
+
+    Raises:
+        UniDPOError: it is none.
+    """
+    if not isinstance(value, Mapping):
+        raise UniDPOError(f"{where}: a mapping of settings is expected, not {value!r}")
+    return dict(value)
+
+
+def whole_and_adapter(model: str | Path) -> tuple[str, str | None]:
+    """What LlamaFactory calls `model_name_or_path` and `adapter_name_or_path`."""
+    folder = Path(model)
+    if not is_adapter(folder):
+        return str(folder) if not folder.is_dir() else str(folder.absolute()), None
+    from uni_dpo.models.checkpoint import read_json
+
+    named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    return named, str(folder.absolute())
+
+
+def _held_out(value: object, name: str) -> str | float:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1:
+        return float(value)
+    raise UniDPOError(f"{name}: a file of questions, or a share between 0 and 1; not {value!r}")
+
+
+def _check_training(name: str, options: Mapping[str, Any]) -> None:
+    ours = OURS if name != "warm_up" else tuple(key for key in OURS if not key.startswith("dataset"))
+    for key in ours:
+        if key in options:
+            raise UniDPOError(f"{name}.{key}: it follows from the stages before; leave it out")
+    if name == "warm_up" and options and "dataset" not in options:
+        raise UniDPOError("warm_up.dataset: name the dataset that it learns from (and dataset_dir)")
+    if options or name != "warm_up":
+        try:
+            check_early(dict(options))
+        except UniDPOError as error:
+            raise UniDPOError("\n".join(f"{name}.{line}" for line in str(error).splitlines())) from None
+
+
+def _launchers(given: object) -> dict[str, list[str]]:
+    """Stage kind → the words of its launcher's template."""
+    templates = given if isinstance(given, Mapping) else dict.fromkeys(KINDS, given)
+    launchers = {kind: ["{command}"] for kind in KINDS}
+    for kind, template in templates.items():
+        where = f"launcher.{kind}" if isinstance(given, Mapping) else "launcher"
+        if kind not in KINDS:
+            hint = did_you_mean(kind, KINDS) or f"; known: {', '.join(KINDS)}"
+            raise UniDPOError(f"{where}: no stage is of this kind{hint}")
+        try:
+            words = shlex.split(str(template))
+        except ValueError as error:
+            raise UniDPOError(f"{where}: {template!r} cannot be split into words: {error}") from None
+        if not any("{command}" in word for word in words):
+            raise UniDPOError(f"{where}: {template!r} has no {{command}}, which stands for the stage's command")
+        launchers[str(kind)] = words
+    return launchers
+
+
+def _filled(value: Any, models: Mapping[str, str]) -> Any:
+    """A model's settings with `{model}`, `{base}` and `{previous}` put in."""
+    if not isinstance(value, Mapping):
+        return value
+    names = {f"{{{name}}}": path for name, path in models.items()}
+    return {key: names.get(item, item) if isinstance(item, str) else item for key, item in value.items()}

@@ -1,0 +1,107 @@
+"""Starting a stage's command, here or by a launcher, and ending what an interrupted run left behind."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from uni_dpo.errors import UniDPOError
+
+MARK = "UNI_DPO_ALIGN_WORK_DIR"
+"""The environment variable by which the processes of a work dir are known."""
+PATIENCE = 1.0
+"""Seconds that a command has for its own ending after Ctrl-C."""
+_LAST_LINES = 15
+
+
+def launched(words: Sequence[str], template: Sequence[str]) -> list[str]:
+    """The words of a launcher with those of a command put in for `{command}`.
+
+    A word that is `{command}` becomes the command's words; within a longer word (`ssh host "cd /data && {command}"`)
+    the command stands as one text, quoted for the shell that the launcher starts elsewhere.
+    """
+    command = [sys.executable, "-m", "uni_dpo.cli", *words]
+    return [
+        part
+        for word in template
+        for part in (command if word == "{command}" else [word.replace("{command}", shlex.join(command))])
+    ]
+
+
+def run_command(
+    words: Sequence[str], template: Sequence[str], *, log: Path, work: Path, show: Callable[[str], None]
+) -> int:
+    """Run a command of this program to its end and return its exit status.
+
+    Args:
+        words: of the command, without the program's name.
+        template: of the launcher.
+        log: file to which everything that it prints is appended.
+        work: the work dir, by which its processes are known.
+        show: gets its latest line.
+
+    Raises:
+        UniDPOError: the launcher's program is not there.
+    """
+    command = launched(words, template)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab", buffering=0) as file:
+        file.write(f"$ {shlex.join(command)}\n".encode(errors="surrogateescape"))
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, MARK: str(work)},
+            )
+        except OSError as error:
+            raise UniDPOError(f"launcher: {command[0]} cannot be started ({error.strerror})") from error
+        assert process.stdout is not None
+        try:
+            line = b""
+            while chunk := os.read(process.stdout.fileno(), 1 << 16):
+                file.write(chunk)
+                line = (line + chunk)[-2000:]
+                shown = [part for part in line.replace(b"\r", b"\n").split(b"\n") if part.strip()]
+                if shown:
+                    show(shown[-1].decode(errors="replace").strip())
+            return process.wait()
+        except BaseException:
+            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.wait(PATIENCE)  # Ctrl-C reached it too
+            process.kill()
+            end_left_over(work)
+            raise
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log, for a message."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-_LAST_LINES:])
+
+
+def end_left_over(work: Path) -> int:
+    """End the processes on this machine that a killed run of this work dir left behind; return how many there were.
+
+    They are known by `MARK` in their environment, which whatever a stage starts inherits.
+    """
+    import psutil
+
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid not in spared and process.environ().get(MARK) == str(work):
+                process.kill()
+                found.append(process)
+    _, left = psutil.wait_procs(found, timeout=10)
+    if left:
+        raise UniDPOError(f"{work}: process {left[0].pid} of an earlier run does not end; end it and run again")
+    return len(found)

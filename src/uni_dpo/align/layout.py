@@ -1,0 +1,133 @@
+"""Where things lie in a work dir, and which model a round begins with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.align.choice import Choice, read_choice
+from uni_dpo.align.config import AlignConfig, training
+from uni_dpo.align.outcomes import read_grades
+from uni_dpo.models.checkpoint import read_json
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training on a round's pairs: the model's own, or a baseline's.
+
+    Attributes:
+        name: what its stages' names begin with, as `1` or `1/DPO`.
+        folder: of all that it leaves.
+        options: LlamaFactory's settings.
+        baseline: whether it is only compared with.
+    """
+
+    name: str
+    folder: Path
+    options: Mapping[str, Any]
+    baseline: bool
+
+    @property
+    def model(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / "model"
+
+    def candidates(self) -> dict[str, str]:
+        """The checkpoints of its finished training, first the earliest: name → folder. The last state is `final`."""
+        steps = sorted(int(folder.name.partition("-")[2]) for folder in checkpoints(self.model))
+        last = read_json(self.model / "trainer_state.json").get("global_step")
+        found = {f"checkpoint-{step}": str(self.model / f"checkpoint-{step}") for step in steps if step != last}
+        return {**found, "final": str(self.model)}
+
+    def choice(self) -> Choice | None:
+        """What was chosen of it, once that is known."""
+        return read_choice(self.folder / "choice.json")
+
+
+class WorkLayout:
+    """The paths of a configuration's work dir, and what they hold so far."""
+
+    def __init__(self, config: AlignConfig) -> None:
+        self.config = config
+        self.settings = config.settings
+        self.work = config.work
+
+    def round(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.work / f"round-{number}"
+
+    def engine(self, number: int) -> Path:
+        """The engine's work dir in a round."""
+        return self.round(number) / "engine"
+
+    def dataset(self, number: int) -> Path:
+        """The folder of a round's pairs and their `dataset_info.json`."""
+        return self.engine(number) / "dataset"
+
+    @property
+    def dataset_name(self) -> str:
+        """What is trained on, in `dataset_info.json`."""
+        return "pairs" if self.settings.calibrate is None else "calibrated"
+
+    def seed(self, number: int) -> int:
+        """Of a round's samples and training."""
+        return self.settings.seed + number - 1
+
+    @property
+    def unit(self) -> float:
+        """What a grade is multiplied by, for people: answers are right in per cent, scores keep their scale."""
+        return 100.0 if self.settings.evaluate.by == "answers" else 1.0
+
+    def arms(self, number: int) -> list[Arm]:
+        """The trainings of a round; the first is the model's own."""
+        folder = self.round(number)
+        own = Arm(str(number), folder, training(self.settings.train), False)
+        return [own] + [
+            Arm(f"{number}/{name}", folder / "baselines" / name, training(options), True)
+            for name, options in self.config.baselines.items()
+        ]
+
+    def baselines(self) -> list[Arm]:
+        """The baselines of all rounds."""
+        return [arm for number in range(1, self.settings.rounds + 1) for arm in self.arms(number)[1:]]
+
+    def base(self) -> str:
+        """The model that the first round begins with."""
+        if self.settings.warm_up:
+            return str(self.work / "warm-up" / "model")
+        folder = Path(self.settings.model)
+        return str(folder.absolute()) if folder.is_dir() else self.settings.model
+
+    def start(self, number: int) -> str:
+        """The model that a round begins with."""
+        choice = self.arms(number - 1)[0].choice() if number > 1 else None
+        return self.base() if choice is None else choice.model
+
+    def final(self) -> str:
+        """The best model so far."""
+        choices = [self.arms(number)[0].choice() for number in range(1, self.settings.rounds + 1)]
+        return next((choice.model for choice in reversed(choices) if choice is not None), self.base())
+
+    def grades_before(self, number: int) -> dict[str, float]:
+        """Validation question → grade of the model that a round begins with."""
+        by = self.settings.evaluate.by
+        for earlier in range(number - 1, 0, -1):
+            arm = self.arms(earlier)[0]
+            choice = arm.choice()
+            if choice is not None and choice.kept:
+                return read_grades(arm.folder / "validation" / choice.candidate, by)
+        return read_grades(self.work / "base" / "validation" / "model", by)
+
+    def questions(self, part: str, number: int = 1) -> Path:
+        """The file of the questions for `training` (in a round), `validation` or `test`."""
+        config = self.config
+        given = {"training": config.questions.path, "validation": config.validation, "test": config.test}[part]
+        if isinstance(given, str) and (part != "training" or not config.splits):
+            return Path(given).absolute()
+        several = part == "training" and config.parts > 1
+        return self.work / "questions" / f"{part}-{number}.jsonl" if several else self.work / f"questions/{part}.jsonl"
+
+
+def checkpoints(model: Path) -> list[Path]:
+    """The folders of a training's checkpoints, in no order."""
+    return [folder for folder in model.glob("checkpoint-*") if folder.name.partition("-")[2].isdecimal()]

@@ -1,0 +1,105 @@
+"""What a configuration will do: its stages, how they stand, and the most that each can cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.align.config import AlignConfig
+from uni_dpo.align.layout import WorkLayout
+from uni_dpo.align.run import result, standings
+from uni_dpo.align.stages import AlignStage
+from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.models.backends.base import parse_model
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One row of the plan's table."""
+
+    stage: str
+    standing: str
+    what: str
+
+
+def plan_lines(config: AlignConfig) -> list[PlanLine]:
+    """The stages in their order, with counts; those of stages that are not done are upper bounds."""
+    counts = _Counts(config)
+    lines = []
+    for stage, standing, seconds in standings(config):
+        if standing.word == "done":
+            what = f"{result(stage, config.work)} ({seconds:.0f} s)"
+        elif standing.word == "stale":
+            what = f"{standing.why}: --from {stage.name} does it again"
+        else:
+            what = counts.of(stage)
+        lines.append(PlanLine(stage.name, standing.word, what))
+    return lines
+
+
+class _Counts:
+    def __init__(self, config: AlignConfig) -> None:
+        self.config = config
+        self.layout = WorkLayout(config)
+        engine = config.settings.engine
+        self.sample: Mapping[str, Any] = engine.get("sample") or {}
+        seeds = self.sample.get("seeds") or ()
+        self.answers = (len(seeds) or 1) * int(self.sample.get("n") or (1 if seeds else 8))
+        self.rows = _rows(config.questions.path)
+
+    def of(self, stage: AlignStage) -> str:
+        """The most that a stage can come to."""
+        number = int(stage.name.partition("/")[0]) if stage.name[0].isdecimal() else 1
+        asked = self.questions("training", number)
+        answers = asked * self.answers
+        if stage.kind == "sample":
+            tokens = answers * int(self.sample.get("max_tokens", 256))
+            return f"{asked:,} questions × {self.answers} answers, at most {tokens:,} tokens"
+        if stage.kind == "score":
+            return self._scoring(asked, answers)
+        if stage.kind == "pair":
+            pairs = (self.config.settings.engine.get("pairs") or {}).get("max_pairs_per_question", 2)
+            return f"at most {asked * int(pairs):,} pairs"
+        if stage.kind in ("validate", "test"):
+            part = "validation" if stage.kind == "validate" else "test"
+            return f"{stage.says}: {self.questions(part):,}"
+        return stage.says
+
+    def questions(self, part: str, number: int = 1) -> int:
+        """How many questions a part has; for a share, about so many."""
+        file = self.layout.questions(part, number)
+        if file.is_file():
+            count = _rows(file)
+        else:
+            name = f"{part}-{number}" if part == "training" and self.config.parts > 1 else part
+            count = round(self.config.shares()[name] * self.rows)
+        return min(count, self.config.questions.limit or count) if part == "training" else count
+
+    def _scoring(self, asked: int, answers: int) -> str:
+        engine = self.config.settings.engine
+        reward = engine.get("reward") or {}
+        served = {}
+        for role, spec in (engine.get("models") or {}).items():
+            if role != "sampler" and parse_model(spec, role, _rater(engine["pipeline"], role))[0] == "openai":
+                served[role] = spec
+        if not served:
+            return f"at most {answers:,} answers by {engine['pipeline']}"
+        if engine["pipeline"] != "judge":
+            return f"at most {answers:,} answers by {engine['pipeline']}, asked of {', '.join(served)}"
+        several = reward.get("method") == "compare"
+        requests = asked * self.answers * (self.answers - 1) if several else answers
+        tokens = requests * int(reward.get("max_tokens", 512))
+        price = float(served["judge"].get("price_completion", 0.0)) * tokens / 1e6
+        cost = f", replies at most {price:.2f} by price_completion" if price else ""
+        return f"at most {requests:,} requests, {tokens:,} tokens of replies{cost}"
+
+
+def _rater(pipeline: str, role: str) -> str | None:
+    from uni_dpo.settings.registry import find
+
+    found: str | None = find("pipeline", pipeline).raters.get(role)
+    return found
+
+
+def _rows(path: str | Path) -> int:
+    return sum(1 for _ in iter_rows(path))

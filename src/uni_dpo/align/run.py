@@ -1,0 +1,182 @@
+"""Running a configuration: every stage that is not done, in order, from where the last run stopped."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.align.commands import Command
+from uni_dpo.align.config import AlignConfig
+from uni_dpo.align.launch import end_left_over, last_lines, run_command
+from uni_dpo.align.stages import ENGINE_STAGES, AlignStage, AlignStages
+from uni_dpo.align.state import AlignState, Fingerprints, Standing, stale_lines
+from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.models.checkpoint import read_json
+from uni_dpo.storage.locks import holding
+
+Say = Callable[[str], None]
+
+
+def run_align(
+    config: AlignConfig,
+    *,
+    until: str | None = None,
+    restart: str | None = None,
+    say: Say = print,
+    show: Say = lambda line: None,
+) -> None:
+    """Run what is left to do.
+
+    Args:
+        config: the configuration.
+        until: the last stage to run.
+        restart: this stage and those after it are done again; what they made is put aside.
+        say: gets a line per stage.
+        show: gets the latest line of the stage at work.
+
+    Raises:
+        UniDPOError: another run is at work here, the configuration does not fit what is done, or a stage failed.
+    """
+    with holding(config.work / ".lock", str(config.work)):
+        ended = end_left_over(config.work)
+        if ended:
+            say(f"ended {ended} processes that an earlier run had left behind")
+        stages, state = AlignStages(config), AlignState(config.work)
+        _check_names(stages, (until, restart))
+        if restart := restart or state.restart:
+            _put_aside(stages, state, restart)
+        _refuse_stale(stages, state, until)
+        fingerprints = Fingerprints()
+        for stage in stages:
+            fingerprint = fingerprints.add(stage)
+            if state.standing(stage, fingerprint).word != "done":
+                state.begin(stage, fingerprint)
+                seconds = _do(stage, config, say, show)
+                state.end(stage, seconds)
+                say(f"{stage.name:<16} {seconds:>7.1f} s  {result(stage, config.work)}")
+            if stage.name == until:
+                break
+
+
+def standings(config: AlignConfig) -> list[tuple[AlignStage, Standing, float]]:
+    """Every stage with how it stands and the seconds that it took."""
+    state, fingerprints = AlignState(config.work), Fingerprints()
+    found = []
+    for stage in AlignStages(config):
+        standing = state.standing(stage, fingerprints.add(stage))
+        found.append((stage, standing, state.stages.get(stage.name, {}).get("seconds", 0.0)))
+    return found
+
+
+def result(stage: AlignStage, work: Path) -> str:
+    """What a finished stage made, in a few words."""
+    if counts := _engine_counts(stage, work):
+        named = [f"{counts[name]:,} {name}" for name in ("questions", "answers", "pairs") if name in counts]
+        usage = counts.get("usage", {})
+        named += [f"{usage['requests']:,} requests"] if usage.get("requests") else []
+        named += [f"cost {usage['cost']:.4f}"] if usage.get("cost") else []
+        return ", ".join(named)
+    if stage.kind == "choose":
+        return str(read_json(stage.outputs[0]).get("reason", ""))
+    return stage.says
+
+
+def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
+    """Run a stage's commands, again where they fail and `attempts` allows it; return the seconds that it took."""
+    began = time.monotonic()
+    for attempt in range(1, config.settings.attempts + 1):
+        try:
+            for command in stage.commands():
+                _run(stage, command, config, show)
+            if attempt < config.settings.attempts and (failed := _unanswered(stage, config.work)):
+                raise UniDPOError(f"{failed} questions got no reply")
+            break
+        except UniDPOError as error:
+            if attempt == config.settings.attempts:
+                raise
+            say(f"{stage.name}: {str(error).splitlines()[0]}; trying again in {config.settings.pause:g} s")
+            time.sleep(config.settings.pause)
+    if stage.own is not None:
+        stage.own()
+    return time.monotonic() - began
+
+
+def _run(stage: AlignStage, command: Command, config: AlignConfig, show: Say) -> None:
+    if command.output is not None and command.output.exists():
+        return
+    log = config.work / "logs" / f"{stage.name.replace('/', '-')}.log"
+    status = run_command(
+        command.words, config.launchers[stage.kind], log=log, work=config.work,
+        show=lambda line: show(f"{stage.name}: {line}"),
+    )  # fmt: skip
+    if status:
+        raise UniDPOError(
+            f"{stage.name} ended with status {status}; the end of {log}:\n{last_lines(log)}\n"
+            "What is done is kept: run the same command again when the cause is removed"
+        )
+
+
+def _unanswered(stage: AlignStage, work: Path) -> int:
+    """Questions that a server did not answer, though few enough for the engine to go on without them."""
+    return int(_engine_counts(stage, work).get("failed", 0))
+
+
+def _engine_counts(stage: AlignStage, work: Path) -> dict[str, Any]:
+    """What the engine counted in a stage of its own; empty for the others."""
+    if stage.kind not in ENGINE_STAGES:
+        return {}
+    manifest = read_json(work / f"round-{stage.name.partition('/')[0]}" / "engine" / "manifest.json")
+    found: dict[str, Any] = manifest.get("stages", {}).get(ENGINE_STAGES[stage.kind], {}).get("counts", {})
+    return found
+
+
+def _check_names(stages: AlignStages, names: Sequence[str | None]) -> None:
+    known = [stage.name for stage in stages]
+    for name in names:
+        if name is not None and name not in known:
+            hint = did_you_mean(name, known) or f"; the stages are {', '.join(known)}"
+            raise UniDPOError(f"no stage is called {name!r}{hint}")
+
+
+def _refuse_stale(stages: AlignStages, state: AlignState, until: str | None) -> None:
+    """Stop where what is there was made by other settings, and say what changed."""
+    fingerprints, stale = Fingerprints(), []
+    for stage in stages:
+        standing = state.standing(stage, fingerprints.add(stage))
+        if standing.word == "stale":
+            stale.append((stage.name, standing.why))
+        if stage.name == until:
+            break
+    if stale:
+        raise UniDPOError(
+            f"the configuration does not fit what is in {state.path.parent}; stale now:\n{stale_lines(stale)}\n"
+            f"run with --from {stale[0][0]} to do them again (what they made is put aside), or take another work_dir"
+        )
+
+
+def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
+    """Move what a stage and those after it made to `aside/`, and forget that they were done."""
+    state.restart = restart
+    state.write()
+    ordered = list(stages)
+    names = [stage.name for stage in ordered]
+    left = ordered[names.index(restart) :]
+    work = stages.config.work
+    outputs = [output for stage in left for output in stage.outputs]
+    number = restart.partition("/")[0]
+    if len(left) and number.isdecimal():  # rounds that are no stages now, since an earlier one ended the run
+        outputs += [work / f"round-{later}" for later in range(int(number) + 1, stages.settings.rounds + 1)]
+    else:
+        outputs += [work / f"round-{later}" for later in range(1, stages.settings.rounds + 1)]
+    place = next(folder for n in range(1, 10_000) if not (folder := work / "aside" / str(n)).exists())
+    for output in outputs:
+        if output.exists():
+            target = place / output.relative_to(work)
+            while target.exists():  # a stage before put something of its round there
+                target = target.with_name(f"{target.name}-rest")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            output.replace(target)
+    for name in [*(stage.name for stage in left), *(state.stages.keys() - set(names))]:
+        state.forget(name)
+    state.restart = None
+    state.write()

@@ -1,0 +1,212 @@
+"""What the stages are: their order, what each depends on, and what it leaves."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.align.choice import choose, write_choice
+from uni_dpo.align.commands import NO_REFERENCE, PLACEHOLDERS, Command, Commands
+from uni_dpo.align.config import AlignConfig, training
+from uni_dpo.align.layout import Arm, WorkLayout
+from uni_dpo.align.outcomes import read_grades
+from uni_dpo.align.summary import write_summary
+from uni_dpo.engine.config import EngineConfig
+from uni_dpo.settings.options import fingerprinted
+from uni_dpo.storage.identity import WEIGHTS, file_digest, file_stamps
+
+ENGINE_STAGES = {"sample": "sample", "score": "reward", "pair": "pair"}
+"""Kind of stage → the engine's name for it."""
+
+
+@dataclass(frozen=True)
+class AlignStage:
+    """One stage.
+
+    Attributes:
+        name: as `1/train`.
+        kind: one of `config.KINDS`, or what this program does by itself: `choose`, `summary`.
+        says: what it does, for a table.
+        settings: what its result depends on, beside the stages before it.
+        after: names of those stages.
+        outputs: files and folders that are put aside when it is done anew.
+        commands: what is to be run; it is asked when the stages before are done.
+        own: what this process does after that.
+        follows: whether it is done again by itself where a stage before it changed.
+    """
+
+    name: str
+    kind: str
+    says: str
+    settings: Mapping[str, Any]
+    after: tuple[str, ...]
+    outputs: tuple[Path, ...]
+    commands: Callable[[], list[Command]] = list
+    own: Callable[[], None] | None = None
+    follows: bool = False
+
+
+class AlignStages:
+    """The stages of a configuration in their order."""
+
+    def __init__(self, config: AlignConfig) -> None:
+        self.config = config
+        self.settings = config.settings
+        self.layout = WorkLayout(config)
+        self.commands = Commands(self.layout)
+
+    def __iter__(self) -> Iterator[AlignStage]:
+        """Yield every stage; after one is done, those that follow from its result."""
+        work = self.config.work
+        if self.config.splits:
+            yield self._split()
+        if self.settings.warm_up:
+            options = {**self.commands.warm_up_options(), **self._weights(), "seed": self.settings.seed}
+            says, outputs = "a training before the first round", (work / "warm-up",)
+            yield AlignStage("warm-up", "warm-up", says, options, (), outputs, self.commands.warm_up)
+        start: tuple[str, ...] = ("warm-up",) if self.settings.warm_up else ()
+        yield self._before("validate", "validation", start)
+        yield self._before("test", "test", start)
+        ends = ["test"]
+        for number in range(1, self.settings.rounds + 1):
+            yield from self._sampling(number, start)
+            yield from self._dataset(number)
+            for arm in self.layout.arms(number):
+                yield from self._training(number, arm, start)
+                ends.append(f"{arm.name}/test")
+            start = (f"{number}/choose",)
+            choice = self.layout.arms(number)[0].choice()
+            if choice is not None and not choice.goes_on:
+                break
+        if self.settings.benchmarks:
+            says, options = f"before and after on {', '.join(self.settings.benchmarks)}", dict(self.settings.benchmarks)
+            after, outputs = tuple(ends), (work / "benchmarks",)
+            run = self.commands.benchmarks
+            yield AlignStage("benchmarks", "benchmarks", says, options, after, outputs, run, follows=True)
+            ends.append("benchmarks")
+        pages, summarize = (work / "summary.md", work / "summary.json"), partial(write_summary, self.layout)
+        yield AlignStage("summary", "summary", "what came of it", {}, tuple(ends), pages, own=summarize, follows=True)
+
+    def _split(self) -> AlignStage:
+        shares = self.config.shares()
+        asked = {"questions": _content(self.config.questions.path), "shares": shares, "seed": self.settings.seed}
+        says, outputs = f"{len(shares)} files of questions; no image stands in two", (self.config.work / "questions",)
+        return AlignStage("split", "split", says, asked, (), outputs, self.commands.split)
+
+    def _before(self, kind: str, part: str, start: tuple[str, ...]) -> AlignStage:
+        """The model before the first round."""
+        folder = self.config.work / "base" / part
+        asked = {**self._asked(part), **({} if self.settings.warm_up else self._weights())}
+        says = f"the model before the first round, on the {part} questions"
+        after = (*start, *(("split",) if self.config.splits else ()))
+        return AlignStage(
+            kind, kind, says, asked, after, (folder,),
+            lambda: self.commands.ask(part, {"model": self.layout.base()}, folder),
+        )  # fmt: skip
+
+    def _sampling(self, number: int, start: tuple[str, ...]) -> Iterator[AlignStage]:
+        """The engine's three stages."""
+        described = EngineConfig(self.commands.engine_options(number, PLACEHOLDERS))
+        source = {"questions": _content(self.config.questions.path), "limit": self.config.questions.limit}
+        folder = self.layout.engine(number)
+        says = {
+            "sample": f"answers of the model, seed {self.layout.seed(number)}",
+            "score": f"scores by {self.settings.engine['pipeline']}",
+            "pair": "pairs of better and worse answers",
+        }
+        after = (*start, *(("split",) if self.config.splits else ()))
+        for place, (kind, stage) in enumerate(ENGINE_STAGES.items()):
+            asked = {**described.describe(stage), **(source if place == 0 else {})}
+            output = folder / f"{place}-{stage}.jsonl" if place < 2 else folder / "dataset" / "pairs.json"
+            yield AlignStage(
+                name=f"{number}/{kind}",
+                kind=kind,
+                says=says[kind],
+                settings=asked,
+                after=after,
+                outputs=(output,),
+                commands=partial(self.commands.engine, number, place),
+            )
+            after = (f"{number}/{kind}",)
+
+    def _dataset(self, number: int) -> Iterator[AlignStage]:
+        """From pairs to a dataset that has no faults."""
+        after, scale = f"{number}/pair", self.settings.calibrate
+        if scale is not None:
+            says, output = (
+                f"scores onto {scale.low:g} … {scale.high:g}",
+                self.layout.dataset(number) / "calibrated.json",
+            )
+            calibrate = partial(self.commands.calibrate, number)
+            register = partial(self.commands.register, number)
+            name = f"{number}/calibrate"
+            yield AlignStage(name, "calibrate", says, fingerprinted(scale), (after,), (output,), calibrate)
+            after = f"{number}/register"
+            yield AlignStage(after, "register", "the pairs as a dataset", {}, (name,), (), register)
+        options = training(self.settings.train)
+        limits = {
+            "--qual-eta": options.get("uni_dpo_qual_eta", 0.7),
+            "--tau-good": options.get("uni_dpo_tau_good", 2.5),
+        }
+        page = self.layout.round(number) / "check.html"
+        check = partial(self.commands.check, number, limits)
+        yield AlignStage(f"{number}/check", "check", "every fault of the pairs", limits, (after,), (page,), check)
+
+    def _training(self, number: int, arm: Arm, start: tuple[str, ...]) -> Iterator[AlignStage]:
+        """Train, choose, test."""
+        seed, loss = self.layout.seed(number), str(arm.options["pref_loss"])
+        reference = self.settings.reference if number > 1 and loss not in NO_REFERENCE else None
+        asked = {"seed": seed, **arm.options, **({"reference": reference} if reference else {})}
+        says = loss + (f", reference: the {reference} model" if reference else "")
+        validation, test = arm.folder / "validation", arm.folder / "test"
+        train, validate, name = f"{arm.name}/train", f"{arm.name}/validate", f"{arm.name}/choose"
+        yield AlignStage(
+            train, "train", says, asked, (f"{number}/check", *start), (arm.model,),
+            lambda: self.commands.train(number, arm),
+        )  # fmt: skip
+        yield AlignStage(
+            validate, "validate", "every checkpoint, on the validation questions", self._asked("validation"),
+            (train, "validate"), (validation,), lambda: self.commands.ask("validation", arm.candidates(), validation),
+        )  # fmt: skip
+        yield AlignStage(
+            name, "choose", "the best checkpoint, by the validation questions", {"go_on": self.settings.go_on},
+            (validate, *start), (arm.folder / "choice.json",), own=lambda: self._choose(number, arm), follows=True,
+        )  # fmt: skip
+        yield AlignStage(
+            f"{arm.name}/test", "test", "the chosen checkpoint, on the test questions", self._asked("test"),
+            (name, "test"), (test,), lambda: self._test(arm, test),
+        )  # fmt: skip
+
+    def _choose(self, number: int, arm: Arm) -> None:
+        paths, by = arm.candidates(), self.settings.evaluate.by
+        choice = choose(
+            self.layout.grades_before(number),
+            {name: read_grades(arm.folder / "validation" / name, by) for name in paths},
+            paths,
+            self.layout.start(number),
+            go_on="always" if arm.baseline else self.settings.go_on,
+            seed=self.settings.seed,
+            unit=self.layout.unit,
+        )
+        write_choice(arm.folder / "choice.json", choice)
+
+    def _test(self, arm: Arm, folder: Path) -> list[Command]:
+        choice = arm.choice()
+        return self.commands.ask("test", {"model": choice.model}, folder) if choice is not None and choice.kept else []
+
+    def _asked(self, part: str) -> dict[str, Any]:
+        """What an evaluation depends on beside the model."""
+        given = getattr(self.config, part)
+        asked = {**fingerprinted(self.settings.evaluate), "seed": self.settings.seed}
+        if self.settings.evaluate.by == "score":
+            asked["scoring"] = EngineConfig(self.config.engine(PLACEHOLDERS)).describe("reward")
+        return asked | ({"questions": _content(given)} if isinstance(given, str) else {})
+
+    def _weights(self) -> dict[str, Any]:
+        return {"model": self.settings.model, "weights": file_stamps(self.settings.model, WEIGHTS)}
+
+
+def _content(path: str) -> Any:
+    """What a file of questions is known by."""
+    return file_digest(path)[:16] if Path(path).is_file() else file_stamps(path)

@@ -1,0 +1,57 @@
+"""How commands are started, logged, and ended."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from uni_dpo.align.launch import MARK, end_left_over, last_lines, launched, run_command
+from uni_dpo.errors import UniDPOError
+
+ITSELF = ["{command}"]
+
+
+def test_a_launcher_gets_words_or_one_quoted_text():
+    ours = [sys.executable, "-m", "uni_dpo.cli"]
+    assert launched(["train", "a b.yaml"], ITSELF) == [*ours, "train", "a b.yaml"]
+    assert launched(["train"], ["srun", "--gpus=8", "{command}"]) == ["srun", "--gpus=8", *ours, "train"]
+    remote = launched(["train", "a b; rm x"], ["ssh", "host", "cd /data && {command}"])
+    assert remote == ["ssh", "host", f"cd /data && {sys.executable} -m uni_dpo.cli train 'a b; rm x'"]
+
+
+def test_what_a_command_prints_is_logged_and_its_status_returned(tmp_path):
+    log, shown = tmp_path / "logs" / "a.log", []
+    assert run_command(["--version"], ITSELF, log=log, work=tmp_path, show=shown.append) == 0
+    assert run_command(["engine", "run"], ITSELF, log=log, work=tmp_path, show=shown.append) == 2
+    text = log.read_text()
+    assert text.startswith(f"$ {sys.executable} -m uni_dpo.cli --version\n")
+    assert "Missing argument" in text
+    assert "Missing argument" in last_lines(log)
+    assert shown
+
+
+def test_a_launcher_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UniDPOError, match="launcher: no-such-launcher cannot be started"):
+        run_command(["--version"], ["no-such-launcher", "{command}"], log=tmp_path / "a", work=tmp_path, show=print)
+
+
+def test_only_what_this_work_dir_left_behind_is_ended(tmp_path):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ours, theirs = (
+        subprocess.Popen(sleep, env={**os.environ, MARK: str(tmp_path / name)}) for name in ("ours", "theirs")
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not (ended := end_left_over(tmp_path / "ours")) and time.monotonic() < deadline:
+            time.sleep(0.05)  # the child has its environment once it runs
+        assert ended == 1
+        assert not psutil.pid_exists(ours.pid)
+        assert psutil.pid_exists(theirs.pid)
+        assert theirs.poll() is None
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait()

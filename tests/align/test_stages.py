@@ -1,0 +1,149 @@
+"""Which stages there are, what makes them stale, and what their commands say."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from uni_dpo.align.choice import Choice, write_choice
+from uni_dpo.align.commands import _last_whole
+from uni_dpo.align.config import AlignConfig
+from uni_dpo.align.stages import AlignStages
+from uni_dpo.align.state import AlignState, Fingerprints
+
+
+def names(raw):
+    return [stage.name for stage in AlignStages(AlignConfig(raw))]
+
+
+def stage(raw, name):
+    return next(found for found in AlignStages(AlignConfig(raw)) if found.name == name)
+
+
+def choice(work, number, *, goes_on=True, kept=True, model="chosen"):
+    made = Choice("final", model, 0.0, {"final": 1.0}, 1.0, 0.0, 2.0, 6, kept, goes_on, "because")
+    write_choice(work / f"round-{number}" / "choice.json", made)
+
+
+def changed_between(one, two):
+    prints = Fingerprints(), Fingerprints()
+    found = [
+        {stage.name: kept.add(stage) for stage in AlignStages(AlignConfig(raw))}
+        for kept, raw in zip(prints, (one, two), strict=True)
+    ]
+    return [name for name in found[0] if found[0][name] != found[1].get(name)]
+
+
+def test_the_order_of_the_stages(settings):
+    assert names(settings()) == [
+        *("validate", "test", "1/sample", "1/score", "1/pair", "1/check", "1/train", "1/validate", "1/choose"),
+        *("1/test", "summary"),
+    ]
+    raw = settings(validation=0.2, calibrate={"high": 5}, baselines={"DPO": {"pref_loss": "sigmoid"}}, rounds=2)
+    found = names(raw)
+    assert found[:3] == ["split", "validate", "test"]
+    assert found[5:9] == ["1/pair", "1/calibrate", "1/register", "1/check"]
+    assert "2/DPO/choose" in found
+
+
+def test_a_round_that_does_not_go_on_is_the_last(settings, tmp_path):
+    raw = settings(rounds=3)
+    choice(tmp_path / "work", 1, goes_on=False)
+    assert "2/sample" not in names(raw)
+    choice(tmp_path / "work", 1)
+    assert "3/sample" in names(raw)
+
+
+def test_a_change_makes_stale_what_depends_on_it(settings):
+    base = settings()
+    after_training = ["1/train", "1/validate", "1/choose", "1/test", "summary"]
+    assert changed_between(base, settings(train={"finetuning_type": "full", "learning_rate": 1e-5})) == after_training
+    scored = settings(engine={**base["engine"], "reward": {"high": 5.0}})
+    assert changed_between(base, scored) == ["1/score", "1/pair", "1/check", *after_training]
+    assert changed_between(base, settings(launcher="srun {command}", attempts=3)) == []
+    faster = settings(engine={**base["engine"], "batch_size": 4, "models": {"sampler": {"batch_size": 2}}})
+    assert changed_between(base, faster) == []
+    assert changed_between(base, settings(rounds=2)) == ["summary"]
+
+
+def test_an_edited_file_of_questions_is_noticed(settings):
+    raw = settings()
+    before = {name: stage(raw, name).settings for name in ("1/sample", "validate", "test")}
+    with Path(raw["test"]).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "new", "question": "?", "answer": "x"}) + "\n")
+    changed = [name for name, known in before.items() if stage(raw, name).settings != known]
+    assert changed == ["test"]
+
+
+def test_the_state_says_what_changed(settings, tmp_path):
+    state = AlignState(tmp_path)
+    first = stage(settings(), "1/train")
+    state.begin(first, "abc")
+    assert state.standing(first, "abc").word == "begun"
+    state.end(first, 2.0)
+    again = AlignState(tmp_path)
+    assert again.standing(first, "abc").word == "done"
+    second = stage(settings(train={"finetuning_type": "full", "learning_rate": 1e-5}), "1/train")
+    standing = again.standing(second, "def")
+    assert (standing.word, standing.why) == ("stale", "learning_rate was null, is 1e-05")
+
+
+def test_a_later_round_begins_with_the_chosen_model_and_its_stated_reference(settings, tmp_path, tiny_qwen2_vl):
+    choice(tmp_path / "work", 1, model="/somewhere/chosen")
+    raw = settings(rounds=2, seed=5)
+    for reference, expected in (("previous", None), ("base", str(tiny_qwen2_vl))):
+        stage({**raw, "reference": reference}, "2/train").commands()
+        written = yaml.safe_load((tmp_path / "work" / "round-2" / "train.yaml").read_text())
+        assert written["model_name_or_path"] == "/somewhere/chosen"
+        assert written.get("ref_model") == expected
+        assert written["seed"] == 6
+    [command] = stage(raw, "2/sample").commands()
+    assert command.words[:2] == ("engine", "run")
+    engine = yaml.safe_load((tmp_path / "work" / "round-2" / "engine.yaml").read_text())
+    assert engine["models"]["sampler"]["model"] == "/somewhere/chosen"
+    assert engine["seed"] == 6
+    simpo = {**raw, "reference": "base", "train": {"finetuning_type": "full", "pref_loss": "simpo"}}
+    stage(simpo, "2/train").commands()
+    assert "ref_model" not in yaml.safe_load((tmp_path / "work" / "round-2" / "train.yaml").read_text())
+
+
+def test_an_adapter_lies_on_its_base(settings, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/base"}))
+    choice(tmp_path / "work", 1, model=str(adapter))
+    stage(settings(rounds=2, train={"finetuning_type": "lora"}), "2/train").commands()
+    written = yaml.safe_load((tmp_path / "work" / "round-2" / "train.yaml").read_text())
+    assert (written["model_name_or_path"], written["adapter_name_or_path"]) == ("/models/base", str(adapter))
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint_only(tmp_path):
+    for step, state, processor in ((2, '{"global_step": 2}', True), (4, '{"global_st', True), (6, "{}", False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+        if processor:
+            (folder / "preprocessor_config.json").write_text("{}")
+    assert _last_whole(tmp_path) == tmp_path / "checkpoint-2"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_stopped_training_of_another_loss_begins_again(settings, tmp_path):
+    """A fully tuned model is resumed by other names than it was saved by, unless the loss is ours."""
+    for loss, resumed in (("uni_dpo", True), ("sigmoid", False)):
+        folder = tmp_path / "work" / "round-1" / "model" / "checkpoint-2"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trainer_state.json").write_text('{"global_step": 2}')
+        (folder / "preprocessor_config.json").write_text("{}")
+        stage(settings(train={"finetuning_type": "full", "pref_loss": loss}), "1/train").commands()
+        written = yaml.safe_load((tmp_path / "work" / "round-1" / "train.yaml").read_text())
+        assert ("resume_from_checkpoint" in written) is resumed
+        assert folder.exists() is resumed
+
+
+def test_candidates_name_the_last_state_once(settings, tmp_path):
+    arm = AlignStages(AlignConfig(settings())).layout.arms(1)[0]
+    for step in (10, 5, 20):
+        (arm.model / f"checkpoint-{step}").mkdir(parents=True)
+    (arm.model / "trainer_state.json").write_text('{"global_step": 20}')
+    assert list(arm.candidates()) == ["checkpoint-5", "checkpoint-10", "final"]
