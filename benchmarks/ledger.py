@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.demo.digits import QUESTION, answer, write_digits
-from uni_dpo.demo.stages import train
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.ledger.writing import PairLedger
+from uni_dpo.llamafactory import register
 
 spent = {"add": 0.0, "flush": 0.0}
 
@@ -67,7 +67,10 @@ def main() -> None:
             "per_device_train_batch_size": options.batch, "save_steps": 32, "save_only_model": True,
             "logging_steps": 8, "overwrite_cache": True,
         }  # fmt: skip
-        train(settings, title="ledger", log=folder / "train.log")
+        register()
+        from llamafactory.train.tuner import run_exp
+
+        run_exp(settings)
         runtime = json.loads((folder / "out" / "train_results.json").read_text())["train_runtime"]
     print(f"{options.pairs} pairs in {runtime:.2f} s; recording {spent['add']:.4f} s, writing {spent['flush']:.4f} s")
     print(f"the ledger takes {sum(spent.values()) / runtime:.2%} of the training")

@@ -69,9 +69,16 @@ def test_grades_come_from_predictions_and_from_scored_answers(tmp_path):
     (tmp_path / "model.jsonl").write_text(rows)
     assert read_grades(tmp_path / "model", "answers") == {"a": 1.0, "b": 0.25}
     (tmp_path / "model").mkdir()
-    lines = '{"id": "a", "answers": [{"text": "x", "score": 7.5}]}\n{"id": "b", "failed": "HTTP 500"}\n{"commit": {}}\n'
-    (tmp_path / "model" / "1-reward.jsonl").write_text(lines)
-    assert read_grades(tmp_path / "model", "score") == {"a": 7.5}
+    sampled = "".join(f'{{"id": "{name}", "answers": []}}\n' for name in "abc")
+    (tmp_path / "model" / "0-sample.jsonl").write_text(sampled)
+    row = '{{"id": "{}", "answers": [{{"text": "x", "score": {}}}]}}\n'
+    scored = row.format("a", 7.5) + row.format("b", 6.5)
+    file = tmp_path / "model" / "1-reward.jsonl"
+    file.write_text('{"id": "b", "failed": "HTTP 500"}\n{"commit": {}}\n' + scored)
+    assert read_grades(tmp_path / "model", "score") == {"a": 7.5, "b": 6.5, "c": 6.5}  # c: the empty answer
+    file.write_text(scored + '{"id": "b", "failed": "HTTP 500"}\n')
+    with pytest.raises(UniDPOError, match=r"1 questions got no reply \(HTTP 500\); run again"):
+        read_grades(tmp_path / "model", "score")
     (tmp_path / "none.jsonl").write_text('{"id": "c", "prediction": "x"}\n')
     with pytest.raises(UniDPOError, match="no question in it has a grade"):
         read_grades(tmp_path / "none", "answers")

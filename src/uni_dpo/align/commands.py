@@ -126,7 +126,8 @@ class Commands:
         sample = {"n": 1, "temperature": 0.0, "max_tokens": self.settings.evaluate.max_tokens}
         sample |= {"prompt": prompt} if prompt else {}
         models = {"model": model, "base": self.layout.base(), "previous": model}
-        changed = {"input": given, "sample": sample, "seed": self.settings.seed}
+        # Empty answers are the model's own fault and count as such; questions without a reply are asked again.
+        changed = {"input": given, "sample": sample, "seed": self.settings.seed, "max_failed_share": 1.0}
         file = _write_yaml(folder.with_suffix(".yaml"), self.config.engine(models, **changed))
         command = ("engine", "run", file, "--work-dir", str(folder), "--run-stage")
         return [Command((*command, place)) for place in ("0", "1")]

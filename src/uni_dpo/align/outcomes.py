@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Literal
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.rowlog import log_lines
+from uni_dpo.storage.rowlog import Row, log_lines
 from uni_dpo.vlmeval.bootstrap import Outcomes, difference_interval
 
 
 def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]:
     """Question id → grade (0 … 1), or the pipeline's score.
 
+    An empty answer, which no pipeline is asked about, gets the lowest score that the file holds.
+
     Args:
         path: without its ending: `predict` wrote PATH.jsonl, the engine the folder PATH.
         by: which of them.
 
     Raises:
-        UniDPOError: nothing in it is graded.
+        UniDPOError: nothing in it is graded, or a question got no reply.
     """
     if by == "answers":
         file = path.with_name(f"{path.name}.jsonl")
@@ -27,12 +29,26 @@ def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]
         advice = "give the questions a column `answer`, or set evaluate.by: score"
     else:
         file = path / "1-reward.jsonl"
-        scored = {row["id"]: row for row, _ in log_lines(file) if row is not None and row.get("answers")}
-        grades = {str(key): float(row["answers"][0]["score"]) for key, row in scored.items()}
+        grades = _scores(path)
         advice = "look at its log"
     if not grades:
         raise UniDPOError(f"{file}: no question in it has a grade; {advice}")
     return grades
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    sampled, scored = (_last_rows(folder / name) for name in ("0-sample.jsonl", "1-reward.jsonl"))
+    failed = [str(row["failed"]) for row in (*sampled.values(), *scored.values()) if "failed" in row]
+    if failed:
+        raise UniDPOError(f"{folder}: {len(failed)} questions got no reply ({failed[0]}); run again to ask them")
+    scores = {key: float(row["answers"][0]["score"]) for key, row in scored.items() if row["answers"]}
+    lowest = min(scores.values(), default=0.0)
+    return {key: scores.get(key, lowest) for key in sampled} if scores else {}
+
+
+def _last_rows(file: Path) -> dict[str, Row]:
+    """The rows of a stage of the engine; a question that was asked again counts as asked last."""
+    return {str(row["id"]): row for row, _ in log_lines(file) if row is not None and "id" in row}
 
 
 def gain(

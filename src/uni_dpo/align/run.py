@@ -90,14 +90,14 @@ def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
                 _run(stage, command, config, show)
             if attempt < config.settings.attempts and (failed := _unanswered(stage, config.work)):
                 raise UniDPOError(f"{failed} questions got no reply")
+            if stage.own is not None:
+                stage.own()
             break
         except UniDPOError as error:
             if attempt == config.settings.attempts:
                 raise
             say(f"{stage.name}: {str(error).splitlines()[0]}; trying again in {config.settings.pause:g} s")
             time.sleep(config.settings.pause)
-    if stage.own is not None:
-        stage.own()
     return time.monotonic() - began
 
 

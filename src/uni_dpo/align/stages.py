@@ -102,7 +102,7 @@ class AlignStages:
         after = (*start, *(("split",) if self.config.splits else ()))
         return AlignStage(
             kind, kind, says, asked, after, (folder,),
-            lambda: self.commands.ask(part, {"model": self.layout.base()}, folder),
+            lambda: self.commands.ask(part, {"model": self.layout.base()}, folder), partial(self._graded, folder),
         )  # fmt: skip
 
     def _sampling(self, number: int, start: tuple[str, ...]) -> Iterator[AlignStage]:
@@ -168,6 +168,7 @@ class AlignStages:
         yield AlignStage(
             validate, "validate", "every checkpoint, on the validation questions", self._asked("validation"),
             (train, "validate"), (validation,), lambda: self.commands.ask("validation", arm.candidates(), validation),
+            partial(self._graded, validation),
         )  # fmt: skip
         yield AlignStage(
             name, "choose", "the best checkpoint, by the validation questions", {"go_on": self.settings.go_on},
@@ -175,7 +176,7 @@ class AlignStages:
         )  # fmt: skip
         yield AlignStage(
             f"{arm.name}/test", "test", "the chosen checkpoint, on the test questions", self._asked("test"),
-            (name, "test"), (test,), lambda: self._test(arm, test),
+            (name, "test"), (test,), lambda: self._test(arm, test), partial(self._graded, test),
         )  # fmt: skip
 
     def _choose(self, number: int, arm: Arm) -> None:
@@ -194,6 +195,12 @@ class AlignStages:
     def _test(self, arm: Arm, folder: Path) -> list[Command]:
         choice = arm.choice()
         return self.commands.ask("test", {"model": choice.model}, folder) if choice is not None and choice.kept else []
+
+    def _graded(self, folder: Path) -> None:
+        """See that every question got a reply and a grade."""
+        by = self.settings.evaluate.by
+        for name in {path.stem for path in folder.glob("*.jsonl" if by == "answers" else "*.yaml")}:
+            read_grades(folder / name, by)
 
     def _asked(self, part: str) -> dict[str, Any]:
         """What an evaluation depends on beside the model."""
