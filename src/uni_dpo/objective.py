@@ -12,14 +12,13 @@ policy π and the frozen reference:
 Everything is computed in float32 (or float64, where that comes in) and stays finite for any finite input.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.settings.options import Finite, NotNegative, Positive, check_ranges
 
 
 @dataclass(frozen=True)
@@ -30,43 +29,34 @@ class UniDPOConfig:
         UniDPOError: a value is outside the range where the objective means something.
     """
 
-    beta: float = 2.0
-    eta: float = 0.7
-    tau_ref: float = 2.0
-    gamma: float = 3.0
-    nll_lambda: float = 0.001
-    tau_good: float = 2.5
+    beta: Positive = 2.0
+    eta: NotNegative = 0.7
+    tau_ref: Finite = 2.0
+    gamma: NotNegative = 3.0
+    nll_lambda: NotNegative = 0.001
+    tau_good: Finite = 2.5
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UniDPOError(f"{name} is {value!r}: set it to a number")
-            if not math.isfinite(value):
-                raise UniDPOError(f"{name} is {value}: set it to a finite number")
-        if not self.beta > 0:
-            raise UniDPOError(f"beta is {self.beta}: set it above 0, it scales every log-ratio")
-        for name in ("eta", "gamma", "nll_lambda"):
-            if not getattr(self, name) >= 0:
-                raise UniDPOError(f"{name} is {getattr(self, name)}: set it to 0 (off) or above")
+        check_ranges(self)
 
 
 @dataclass
 class ObjectiveArguments:
     """The objective's settings under the names that a trainer's arguments give them; β is the trainer's own."""
 
-    uni_dpo_qual_eta: float = field(
+    uni_dpo_qual_eta: NotNegative = field(
         default=UniDPOConfig.eta, metadata={"help": "η: how fast the quality weight grows with the score gap."}
     )
-    uni_dpo_tau_ref: float = field(
+    uni_dpo_tau_ref: Finite = field(
         default=UniDPOConfig.tau_ref, metadata={"help": "τ_ref: the policy margin from which a pair counts as learnt."}
     )
-    uni_dpo_perf_gamma: float = field(
+    uni_dpo_perf_gamma: NotNegative = field(
         default=UniDPOConfig.gamma, metadata={"help": "γ: how strongly learnt pairs lose weight (0: not at all)."}
     )
-    uni_dpo_nll_lambda: float = field(
+    uni_dpo_nll_lambda: NotNegative = field(
         default=UniDPOConfig.nll_lambda, metadata={"help": "λ: weight of the calibrated NLL term (0: off)."}
     )
-    uni_dpo_tau_good: float = field(
+    uni_dpo_tau_good: Finite = field(
         default=UniDPOConfig.tau_good,
         metadata={"help": "τ_good: the score from which a chosen answer is good enough for the NLL term."},
     )

@@ -191,8 +191,7 @@ def test_the_full_size_recipes_are_what_llamafactory_takes(stage: str) -> None:
 
 
 def test_the_full_size_online_recipes_are_configs() -> None:
-    from uni_dpo.grpo.arguments import trl_arguments
-    from uni_dpo.grpo.config import GRPOSettings
+    from uni_dpo.grpo.config import GRPOSettings, trl_arguments
     from uni_dpo.ppo.config import PPOConfig
 
     ppo = PPOConfig.load(RECIPES / "ppo.yaml")

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.grpo.arguments import trl_arguments
-from uni_dpo.grpo.config import GRPOSettings
+from uni_dpo.grpo.config import GRPOSettings, trl_arguments
 
 GOOD = "model: m\noutput_dir: out\nreward: {function: exact}\nuse_cpu: true\n"
 
@@ -33,13 +32,13 @@ def test_ours_and_trls(tmp_path: Path) -> None:
         (GOOD + "num_generation: 4\n", "did you mean 'num_generations'"),
         (GOOD + "lora_rnk: 4\n", "did you mean 'lora_rank'"),
         (GOOD + "kl_coef: 0.1\n", "TRL calls it beta"),
-        (GOOD + "learning_rate: fast\n", "learning-rate: invalid float value: 'fast'"),
+        (GOOD + "learning_rate: fast\n", "learning_rate: 'fast' is not a finite number"),
         (GOOD + "num_generations: 3\n", "divisible by num_generations"),
         (GOOD + "max_prompt_length: 64\n", "tear its images"),
-        (GOOD + "temperature: -1\n", "temperature is -1; it lies above 0"),
-        (GOOD + "learning_rate: 0\n", "learning_rate is 0; it lies above 0"),
-        (GOOD + "max_steps: 0\n", "max_steps is 0; name how many"),
-        (GOOD + "top_p: 1.5\n", "top_p is 1.5; it lies above 0, up to 1"),
+        (GOOD + "temperature: -1\n", "temperature: -1 is out of range; it can be above 0"),
+        (GOOD + "learning_rate: 0\n", "learning_rate: 0 is out of range; it can be above 0"),
+        (GOOD + "max_steps: 0\n", "max_steps: 0 trains nothing; name how many"),
+        (GOOD + "top_p: 1.5\n", "top_p: 1.5 is out of range; it can be above 0 and 1 at most"),
         ("model: m\noutput_dir: out\nreward: {}\n", "set one of"),
         (GOOD + "finetuning: qlora\n", "finetuning: one of full, lora"),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uni_dpo.engine import Question
-from uni_dpo.grpo.arguments import trl_arguments
+from uni_dpo.grpo.config import trl_arguments
 from uni_dpo.grpo.run import make_trainer
 
 Trainer = Callable[..., Any]

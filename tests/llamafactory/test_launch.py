@@ -34,7 +34,7 @@ def test_json_and_flags(tmp_path: Path) -> None:
     assert launch.read_arguments(["--dataset", "a"]) == ["--dataset", "a"]
 
 
-@pytest.mark.parametrize(("text", "why"), [("a: [", "not a readable"), ("- a\n- b\n", "key: value"), (None, "no such")])
+@pytest.mark.parametrize(("text", "why"), [("a: [", "not valid YAML"), ("- a\n- b\n", "key: value"), (None, "no such")])
 def test_unreadable_files_are_named(tmp_path: Path, text: str | None, why: str) -> None:
     config = tmp_path / "c.yaml"
     if text is not None:

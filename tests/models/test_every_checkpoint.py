@@ -118,8 +118,7 @@ def start_ppo(folder: Path, image: str, made: Path) -> None:
 
 
 def start_grpo(folder: Path, image: str, made: Path) -> None:
-    from uni_dpo.grpo.arguments import trl_arguments
-    from uni_dpo.grpo.config import GRPOSettings
+    from uni_dpo.grpo.config import GRPOSettings, trl_arguments
     from uni_dpo.grpo.run import make_trainer
     from uni_dpo.online.config import RewardOptions
 

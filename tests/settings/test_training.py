@@ -1,26 +1,82 @@
 """What a training configuration says wrong is said without torch, transformers or LlamaFactory."""
 
+import dataclasses
 import importlib.util
+import re
 import subprocess
 import sys
+from ast import literal_eval
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory import launch, register, seams
 from uni_dpo.settings import training
-from uni_dpo.settings.training import check_early, help_lines, known_settings
+from uni_dpo.settings.options import parts_of
+from uni_dpo.settings.sources import known_settings, known_templates
+from uni_dpo.settings.training import RANGES, check_early, check_trl, help_lines
+
+FLAGS = ["--model_name_or_path", "m", "--output_dir", "o"]
 
 
-def test_the_names_are_those_of_the_imported_classes() -> None:
-    import dataclasses
+def flat(kind: Any) -> set[Any]:
+    """The parts of a type, with the values of its enumerations and literals as texts."""
+    found: set[Any] = set()
+    for part in parts_of(kind)[0]:
+        if isinstance(part, type) and issubclass(part, Enum):
+            found |= {str(member.value) for member in part}
+        elif get_origin(part) is Literal:
+            found |= {str(value) for value in get_args(part)}
+        else:
+            found.add(get_origin(part) or part)
+    return found
 
-    from uni_dpo.llamafactory import register, seams
 
+def test_names_and_types_are_those_of_the_imported_classes() -> None:
     register()
-    imported = {field.name for group in seams.train_arguments() for field in dataclasses.fields(group) if field.init}
-    assert imported <= {setting.name for setting in known_settings()}
+    known = {setting.name: setting.kind for setting in known_settings()}
+    for group in seams.train_arguments():
+        fields = {field.name for field in dataclasses.fields(group) if field.init}
+        assert fields <= known.keys()
+        for name, kind in get_type_hints(group).items():
+            if name in fields and Any not in flat(known[name]):
+                assert flat(known[name]) == flat(kind), name
+    assert sum(Any in flat(kind) for kind in known.values()) <= 3
+
+
+def test_templates_are_those_of_the_imported_module() -> None:
+    from llamafactory.data import TEMPLATES
+
+    assert known_templates() == {name: one.mm_plugin.image_token is not None for name, one in TEMPLATES.items()}
+
+
+def test_every_range_is_of_a_setting_and_holds_its_default() -> None:
+    known = {setting.name: setting for setting in known_settings()}
+    assert RANGES.keys() <= known.keys()
+    defaults = {
+        name: literal_eval(known[name].default) for name in RANGES if re.fullmatch(r"[\d.e-]+", known[name].default)
+    }
+    assert len(defaults) > 20
+    check_early({name: value for name, value in defaults.items() if value is not None})
+
+
+def test_trls_settings_are_checked_without_trl(tmp_path: Path) -> None:
+    config = tmp_path / "dpo.yaml"
+    config.write_text("learning_rate: -1\nloss_tpe: sigmoid\nenv: {A: b}\nuni_dpo_qual_eta: x\n")
+    with pytest.raises(UniDPOError) as refused:
+        check_trl([str(config), "score_chosen_colum=a"])
+    assert str(refused.value).splitlines() == [
+        f"{config}:2: loss_tpe: unknown setting; did you mean 'loss_type'?",
+        "command line: score_chosen_colum: unknown setting; did you mean 'score_chosen_column'?",
+        f"{config}:1: learning_rate: -1 is out of range; it can be 0 or more",
+        f"{config}:4: uni_dpo_qual_eta: 'x' is not a finite number",
+    ]
+    with pytest.raises(UniDPOError, match=r"^lerning_rate: unknown setting"):
+        check_trl(["--lerning_rate", "1"])
+    check_trl(["--help"])
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -106,3 +162,88 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UniDPOError, match=r"output_dir: .* cannot be written"):
         check_early({"output_dir": str(tmp_path / "taken" / "below")})
     check_early({"output_dir": str(tmp_path / "new" / "deeper")})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_step": 2, "dataset": "a", "uni_dpo_perf_gama": 1}, [*FLAGS, "--max_stepps", "2", "--uni_dpo_perf_gama=1"]],
+    ids=["file", "flags"],
+)
+def test_slips_of_the_pen_are_named_with_what_was_meant(given: Any) -> None:
+    with pytest.raises(UniDPOError) as caught:
+        check_early(given)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("max_step")
+    assert first.endswith(": unknown setting; did you mean 'max_steps'?")
+    assert second == "uni_dpo_perf_gama: unknown setting; did you mean 'uni_dpo_perf_gamma'?"
+
+
+def test_what_llamafactory_takes_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of every group; flags may be cut short; and a switch lets anything through."""
+    check_early({"trust_remote_code": True, "cutoff_len": 1, "max_steps": 1, "uni_dpo_nll_lambda": 0, "top_p": 1})
+    check_early([*FLAGS, "--max_step", "2"])
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    check_early({"max_step": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pref_loss": "uni_dop"}, "pref_loss: 'uni_dop' is none of its values; did you mean 'uni_dpo'?"),
+        ({"save_strategy": "n"}, "save_strategy: 'n' is none of its values; did you mean 'no'?"),
+        ({"pair_forward": "x"}, "pair_forward: 'x' is none of its values; known: auto, shared_prefix, ordinary"),
+        ({"learning_rate": "abc"}, "learning_rate: 'abc' is not a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
+        ({"uni_dpo_qual_eta": -1}, "uni_dpo_qual_eta: -1 is out of range; it can be 0 or more"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0 is out of range; it can be 1 or more"),
+        ({"lora_rank": 1.5}, "lora_rank: a whole number is expected, not 1.5"),
+        ({"do_train": "false"}, "do_train: true or false is expected, not 'false'"),
+        ({"learning_rate": [1]}, "learning_rate: [1] is not a finite number"),
+        (["--warmup_ratio", "2"], "warmup_ratio: 2.0 is out of range; it can be 0 or more and 1 at most"),
+        ({"model_name_or_path": "./gone"}, "model_name_or_path: there is no folder ./gone"),
+        ({"pref_beta": float("inf")}, "pref_beta: inf is not a finite number"),
+        ({"uni_dpo_tau_ref": "nan"}, "uni_dpo_tau_ref: 'nan' is not a finite number"),
+        ({"template": "qwen2_v"}, "template: LlamaFactory has none called 'qwen2_v'; did you mean 'qwen2_vl'?"),
+    ],
+    ids=str,
+)
+def test_values_that_a_setting_cannot_have_are_named(given: Any, message: str) -> None:
+    with pytest.raises(UniDPOError) as caught:
+        check_early(given)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_flag_of_the_published_launch_line_needs_no_value() -> None:
+    check_early([*FLAGS, "--pref_loss", "uni_dpo", "--dpo_average_log_prob", "--max_steps", "1"])
+
+
+def test_every_recipe_has_values_that_its_settings_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "has_accelerator", lambda: True)
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    recipes = [path for path in Path(__file__).parents[2].glob("examples/*/*.yaml") if "stage:" in path.read_text()]
+    assert len(recipes) > 8
+    for recipe in recipes:
+        changed = {"learning_rate": "1e-6", "fsdp": "full_shard auto_wrap", "model_name_or_path": "m"}
+        check_early(launch.read_arguments([str(recipe)]) | changed)
+
+
+def test_the_command_checks_first(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("model_name_or_path: no-such-model\noutput_dir: o\n")
+    with pytest.raises(UniDPOError, match=r"^command line: max_step: unknown setting"):
+        launch.train([str(config), "max_step=2"])
+
+
+def test_a_template_with_images_needs_a_processor(tmp_path: Path, tiny_qwen2_vl: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    text = {"model_name_or_path": str(tmp_path), "stage": "dpo"}
+    with pytest.raises(
+        UniDPOError, match=r"^template: qwen2_vl reads images, and .* no image processor.*`template: qwen`"
+    ):
+        check_early({**text, "template": "qwen2_vl"})
+    with pytest.raises(UniDPOError, match="template: llava"):
+        check_early([*FLAGS, "--model_name_or_path", str(tmp_path), "--template", "llava"])
+    check_early({**text, "template": "qwen"})
+    check_early({**text, "template": "qwen2_vl", "stage": "pt"})
+    check_early({**text, "template": "qwen2_vl", "model_name_or_path": "a/name-on-the-hub"})
+    check_early({**text, "template": "qwen2_vl", "model_name_or_path": str(tiny_qwen2_vl)})

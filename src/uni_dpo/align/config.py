@@ -10,7 +10,8 @@ from uni_dpo.engine.config import EngineConfig
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.graders.grading import load_grader
 from uni_dpo.models.checkpoint import is_adapter
-from uni_dpo.settings.options import override, parse, read_mapping, runtime
+from uni_dpo.settings.options import parse, runtime
+from uni_dpo.settings.reading import beneath, located, override, read_mapping
 from uni_dpo.settings.training import check_early
 
 KINDS = (
@@ -147,7 +148,9 @@ class AlignConfig:
     @classmethod
     def load(cls, path: str | Path, given: Sequence[str] = ()) -> "AlignConfig":
         """Read a YAML file and the `key=value` settings given beside it; paths are relative to the working folder."""
-        return cls(override(read_mapping(path, "a mapping with the key `model` is expected"), given))
+        raw = override(read_mapping(path), given)
+        with located(raw):
+            return cls(raw)
 
     @property
     def splits(self) -> bool:
@@ -214,10 +217,8 @@ class AlignConfig:
                 raise UniDPOError(f"engine.{key}: it follows from `{instead}`; leave it out")
         if "name" in (engine.get("dataset") or {}):
             raise UniDPOError("engine.dataset.name: the stages know it; leave it out")
-        try:
+        with beneath("engine"):
             EngineConfig(self.engine(dict.fromkeys(("model", "base", "previous"), self.settings.model)))
-        except UniDPOError as error:
-            raise UniDPOError(f"engine: {error}") from None
         if evaluate.by == "answers":
             load_grader(evaluate.grader)
         compares = (engine.get("reward") or {}).get("method") == "compare"
@@ -280,10 +281,8 @@ def _check_training(name: str, options: Mapping[str, Any]) -> None:
     if name == "warm_up" and options and "dataset" not in options:
         raise UniDPOError("warm_up.dataset: name the dataset that it learns from (and dataset_dir)")
     if options or name != "warm_up":
-        try:
+        with beneath(name):
             check_early(dict(options))
-        except UniDPOError as error:
-            raise UniDPOError("\n".join(f"{name}.{line}" for line in str(error).splitlines())) from None
 
 
 def _launchers(given: object) -> dict[str, list[str]]:

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import align, chat, data, demo, engine, eval, models, overlay, train
+from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, schema, train
+from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 app = typer.Typer(
     name="uni-dpo",
@@ -40,10 +41,11 @@ app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
 app.command("eval")(eval.evaluate)
 app.command("chat")(chat.chat)
-app.command("compare")(models.compare)
+configured.add(app, "compare", CompareSettings, models.compare)
 app.command("compose")(models.compose)
-app.command("predict")(models.predict)
-app.command("score")(models.score)
+configured.add(app, "predict", PredictSettings, models.predict)
+configured.add(app, "score", ScoreSettings, models.score)
 app.command("ppo")(train.ppo)
 app.command("grpo")(train.grpo)
+app.command("schema")(schema.schema)
 app.add_typer(overlay.app, name="overlay")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from uni_dpo.cli.terminal import Overrides
+
 if TYPE_CHECKING:
     from uni_dpo.engine import EngineResult
 
@@ -27,11 +29,13 @@ def run(
         int | None, typer.Option(min=0, max=2, help="Do this stage and those after it again if the config changed.")
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Keep every request and reply in WORK_DIR/debug.")] = False,
+    overrides: Overrides = None,
 ) -> None:
     """Run a config: sample answers, score them, pair them. A stopped run resumes."""
-    from uni_dpo.engine import run_engine
+    from uni_dpo.engine import EngineConfig, run_engine
 
-    result = run_engine(config, work_dir, run_stage=run_stage, continue_from_stage=continue_from_stage, debug=debug)
+    settings = EngineConfig.load(config, overrides or ())
+    result = run_engine(settings, work_dir, run_stage=run_stage, continue_from_stage=continue_from_stage, debug=debug)
     print_result(result)
 
 

@@ -11,10 +11,13 @@ from uni_dpo.errors import UniDPOError
 
 def evaluate(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.json", help='{"model": {…}, "data": {…}}, as VLMEvalKit reads it.')
+        Path, typer.Argument(metavar="CONFIG", help='{"model": {…}, "data": {…}}, as VLMEvalKit reads it, or YAML.')
     ],
     work_dir: Annotated[Path, typer.Option(help="Answers, scores and results; an unfinished run goes on here.")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's, such as model.NAME.seed=1."),
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(metavar="NAME...", help="Only these benchmarks.")] = None,
     judge: Annotated[str, typer.Option(help="exact_matching, or a judge model of VLMEvalKit's.")] = "exact_matching",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each benchmark.")] = None,
@@ -40,9 +43,11 @@ def evaluate(
     from uni_dpo.vlmeval.run import Options
     from uni_dpo.vlmeval.run import evaluate as run
 
-    if more and not data:
-        raise UniDPOError(f"unexpected argument {more[0]!r}; benchmarks are named after --data")
-    names = [*(data or []), *(more or [])]  # `--data A B`, as VLMEvalKit takes it
+    given = [word for word in more or [] if "=" in word]
+    others = [word for word in more or [] if "=" not in word]
+    if others and not data:
+        raise UniDPOError(f"unexpected argument {others[0]!r}; benchmarks are named after --data")
+    names = [*(data or []), *others]  # `--data A B`, as VLMEvalKit takes it
     overrides = {key: value for key, value in (("backend", backend), ("base_url", base_url)) if value is not None}
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise UniDPOError(f"--batch-size is {batch_size!r}; it can be a number from 1 on, or auto")
@@ -56,7 +61,7 @@ def evaluate(
         download=download,
         seed=seed,
     )
-    results = run(read_config(config, names, overrides), work_dir, options)
+    results = run(read_config(config, names, overrides, given), work_dir, options)
     if not is_first_process():
         return
     print_tables([as_rich_table(results)])

@@ -6,10 +6,17 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from uni_dpo.errors import CONTROL, escaped, plain
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
+]
+"""The words after a configuration file."""
 _COLOUR = r"\x1b\[[\d;]*m|\x1b\[\d*[A-K]|\x1b\[\?25[hl]"
 """What Rich and tqdm draw with: colours, moves within the lines, the cursor shown and hidden."""
 _ESCAPES = "uni-dpo.escapes"

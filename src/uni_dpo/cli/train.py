@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from uni_dpo.cli.terminal import Overrides
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)]
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -16,19 +19,16 @@ def train(context: typer.Context) -> None:
 
 
 def trl_dpo(context: typer.Context) -> None:
-    """Train with TRL: the flags of `trl dpo`, or --config FILE.yaml. The loss is uni_dpo unless set."""
+    """Train with TRL: CONFIG.yaml [key=value …], or the flags of `trl dpo`. The loss is uni_dpo unless set."""
+    from uni_dpo.settings.training import check_trl
+
+    check_trl(context.args)
     from uni_dpo.trl.launch import train
 
     train(context.args)
 
 
-def ppo(
-    config: Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
-    ] = None,
-) -> None:
+def ppo(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a vision-language model with PPO. A stopped run resumes from its last saved state."""
     from uni_dpo.ppo.config import PPOConfig
 
@@ -43,13 +43,7 @@ def ppo(
     say(settings.output_dir)
 
 
-def grpo(
-    config: Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
-    ] = None,
-) -> None:
+def grpo(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a vision-language model with TRL's GRPO. A run that was stopped goes on from its last checkpoint."""
     from uni_dpo.grpo.config import GRPOSettings
 

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from uni_dpo.data.questions import InputOptions, Question
 from uni_dpo.engine.asking import load_template
-from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import parse_model, weights_of
-from uni_dpo.settings.options import fingerprinted, parse, read_mapping
-from uni_dpo.settings.registry import find, load_plugins
+from uni_dpo.models.backends.settings import BUILT_IN
+from uni_dpo.settings.options import Count, NotNegative, Share, fingerprinted, parse
+from uni_dpo.settings.reading import FaultCollector, located, override, read_mapping
+from uni_dpo.settings.registry import find, load_plugins, names
+from uni_dpo.settings.schema import Schema, object_schema, schema_of
 
 STAGES = ("sample", "reward", "pair")
 
@@ -39,9 +41,9 @@ class RayOptions:
     """
 
     address: str | None = None
-    workers: int = 2
-    cpus_per_worker: float = 1
-    gpus_per_worker: float = 0
+    workers: Count = 2
+    cpus_per_worker: NotNegative = 1
+    gpus_per_worker: NotNegative = 0
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Settings:
     plugins: list[str] = field(default_factory=list)
     engine: Literal["local", "ray"] = "local"
     ray: RayOptions = field(default_factory=RayOptions)
-    batch_size: int = 16
-    max_failed_share: float = 0.1
-    max_cost: float | None = None
+    batch_size: Count = 16
+    max_failed_share: Share = 0.1
+    max_cost: NotNegative | None = None
 
 
 class EngineConfig:
@@ -71,38 +73,65 @@ class EngineConfig:
         raw: the mapping of a config file.
 
     Raises:
-        UniDPOError: an unknown name or setting, a missing model, a value of the wrong type.
+        SettingsError: every unknown name or setting, missing model, and value of the wrong type or out of range.
     """
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = dict(raw)
-        self.settings = parse(Settings, raw, "")
-        if self.settings.batch_size < 1 or not 0 <= self.settings.max_failed_share <= 1:
-            raise UniDPOError("batch_size starts at 1; max_failed_share lies between 0 and 1")
-        load_plugins(tuple(self.settings.plugins))
-        self.pipeline_class = find("pipeline", self.settings.pipeline)
-        sample = dict(self.settings.sample)
-        self.sampler_name = str(sample.pop("sampler", "model"))
-        self.sampler_class = find("sampler", self.sampler_name)
-        self.sample = parse(self.sampler_class.Options, sample, "sample")
-        self.reward = parse(self.pipeline_class.RewardOptions, self.settings.reward, "reward")
-        self.pairs = parse(self.pipeline_class.PairOptions, self.settings.pairs, "pairs")
-        raters = self.pipeline_class.raters
-        self.models = {role: parse_model(spec, role, raters.get(role)) for role, spec in self.settings.models.items()}
+        faults = FaultCollector()
+        with faults.collecting():
+            self.settings = parse(Settings, raw, "")
+            load_plugins(tuple(self.settings.plugins))
+        self._read_sections(raw, faults)
+        faults.raise_any()
         for role in self.roles("sample") + self.roles("reward"):
             if role not in self.models:
-                raise UniDPOError(f"models.{role}: the {self.settings.pipeline} pipeline needs a model in this role")
-
-        self.instruction = load_template(self.settings.dataset.prompt, gaps=("question",))
-
+                needs = f"the {self.settings.pipeline} pipeline needs a model in this role"
+                faults.faults.append((f"models.{role}", needs))
         # Built once without models: their constructors check graders, prompts and what else options name.
-        self.sampler_class(self.sample, {}, self.settings.seed)
-        self.pipeline_class(self.reward, {}, self.settings.seed)
+        with faults.collecting("sample"):
+            self.sampler_class(self.sample, {}, self.settings.seed)
+        with faults.collecting("reward"):
+            self.pipeline_class(self.reward, {}, self.settings.seed)
+        with faults.collecting("dataset.prompt"):
+            self.instruction = load_template(self.settings.dataset.prompt, gaps=("question",))
+        faults.raise_any()
+
+    def _read_sections(self, raw: Mapping[str, Any], faults: FaultCollector) -> None:
+        """Read what sampler, pipeline and backends define, each by its own options."""
+        given = {name: value if isinstance(value, Mapping) else {} for name, value in raw.items()}
+        sample = dict(given.get("sample", {}))
+        self.sampler_name = str(sample.pop("sampler", "model"))
+        self.models = {}
+        with faults.collecting("sample.sampler"):
+            self.sampler_class = find("sampler", self.sampler_name)
+            self.sample = parse(self.sampler_class.Options, sample, "sample")
+        if not isinstance(raw.get("pipeline"), str):
+            return
+        with faults.collecting("pipeline"):
+            self.pipeline_class = find("pipeline", raw["pipeline"])
+            with faults.collecting():
+                self.reward = parse(self.pipeline_class.RewardOptions, given.get("reward"), "reward")
+            with faults.collecting():
+                self.pairs = parse(self.pipeline_class.PairOptions, given.get("pairs"), "pairs")
+            for role, spec in given.get("models", {}).items():
+                with faults.collecting(f"models.{role}"):
+                    self.models[role] = parse_model(spec, role, self.pipeline_class.raters.get(role))
 
     @classmethod
-    def load(cls, path: str | Path) -> "EngineConfig":
-        """Read a YAML file; paths in it are relative to the working directory."""
-        return cls(read_mapping(path, "a mapping with the key `pipeline` is expected"))
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "EngineConfig":
+        """Read a YAML or JSON file; paths in it are relative to the working directory.
+
+        Args:
+            path: the file.
+            overrides: `key=value`, put in the place of what the file says, such as `sample.temperature=0.7`.
+
+        Raises:
+            UniDPOError: no such file, or all settings that are at fault.
+        """
+        given = override(read_mapping(path), overrides)
+        with located(given):
+            return cls(given)
 
     def roles(self, stage: str) -> tuple[str, ...]:
         """Names of the models that a stage asks."""
@@ -153,3 +182,41 @@ class EngineConfig:
             if weights := weights_of(options):
                 described[f"models.{role}"]["weights"] = weights
         return described
+
+
+def schema() -> Schema:
+    """Make the JSON schema of the config file: what a pipeline, a sampler and a backend take depends on their names."""
+    whole = schema_of(Settings)
+    sections = whole["properties"]
+    sections["pipeline"]["examples"] = names("pipeline")
+    by_backend = [
+        _with(schema_of(options), "backend", name, required=name != "transformers")
+        for name, options in BUILT_IN.items()
+    ]
+    own = {"type": "object", "properties": {"backend": {"pattern": ":"}}, "required": ["backend"]}
+    sections["models"] = object_schema({}, (), {"anyOf": [*by_backend, own]})
+    samplers = [
+        _with(schema_of(find("sampler", name).Options), "sampler", name, required=name != "model")
+        for name in names("sampler")
+    ]
+    sections["sample"] = {"anyOf": [*samplers, {"properties": {"sampler": {"pattern": ":"}}, "required": ["sampler"]}]}
+    whole["allOf"] = [
+        {
+            "if": {"properties": {"pipeline": {"const": name}}},
+            "then": {
+                "properties": {
+                    "reward": schema_of(find("pipeline", name).RewardOptions),
+                    "pairs": schema_of(find("pipeline", name).PairOptions),
+                }
+            },
+        }
+        for name in names("pipeline")
+    ]
+    return whole
+
+
+def _with(schema: Schema, key: str, value: str, *, required: bool) -> Schema:
+    """The schema of a mapping in which `key` names what takes it; the default need not be named."""
+    schema["properties"] = {key: {"const": value}, **schema["properties"]}
+    schema["required"] = [*schema.get("required", []), *([key] if required else [])]
+    return schema

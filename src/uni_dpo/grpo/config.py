@@ -1,16 +1,45 @@
 """What a GRPO config may say: the settings of every online recipe, and TRL's own."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from annotated_types import Ge, Gt, Le
+
+from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.online.config import OnlineConfig
-from uni_dpo.settings.options import override, parse, read_mapping
+from uni_dpo.settings.options import parse
+from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
+from uni_dpo.settings.schema import Schema, schema_of, schema_of_known
+from uni_dpo.settings.sources import GRPO, known_settings
+from uni_dpo.settings.training import RANGES, setting_faults
 from uni_dpo.storage.identity import digest
 
+CUT = "max_prompt_length"
 MAY_CHANGE = {"max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps"}
 """Settings of TRL's that a resumed run need not share with the run that it goes on from."""
+
+PPO_NAMES = {
+    "steps": "max_steps",
+    "max_tokens": "max_completion_length",
+    "kl_coef": "beta",
+    "clip": "epsilon",
+    "rollout_batch_size": "generation_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "ppo_epochs": "num_iterations",
+}
+"""What TRL calls a setting of `uni-dpo ppo`."""
+
+GRPO_RANGES: dict[str, tuple[object, ...]] = {
+    **RANGES,
+    **dict.fromkeys(("temperature", "learning_rate", "epsilon"), (Gt(0),)),
+    **dict.fromkeys(("max_completion_length", "num_iterations", "generation_batch_size"), (Ge(1),)),
+    "num_generations": (Ge(2),),
+    "beta": (Ge(0),),
+    "min_p": (Ge(0), Le(1)),
+}
+"""Ranges of settings that TRL takes at any value, and stumbles over in the first step, or learns nothing from."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +57,87 @@ class GRPOSettings(OnlineConfig):
         """Read a YAML file; paths in it are relative to the working directory.
 
         Args:
+            path: YAML or JSON.
             overrides: `key=value`, put in the place of what the file says.
 
         Raises:
-            UniDPOError: no such file, or a setting of ours that is missing or of the wrong type.
+            UniDPOError: no such file, or all settings of ours and of TRL's that are unknown, missing or out of range.
         """
-        raw = override(read_mapping(path, "expected `key: value` lines"), overrides)
+        raw = override(read_mapping(path), overrides)
         shared = {name.name for name in fields(OnlineConfig)}
         training = {name: value for name, value in raw.items() if name not in shared}
-        return parse(cls, {name: raw[name] for name in raw if name in shared} | {"training": training}, "")
+        faults = FaultCollector()
+        with located(raw):
+            with faults.collecting():
+                check_training(training)
+            with faults.collecting():
+                settings = parse(cls, {name: raw[name] for name in raw if name in shared}, "")
+            faults.raise_any()
+            return replace(settings, training=training)
 
     def digest(self) -> str:
-        """A name for the settings that a resumed run must share with the run that it goes on from."""
+        """Name the settings that a resumed run must share with the run that it goes on from."""
         settings = asdict(self)
         del settings["output_dir"], settings["gradient_checkpointing"]
         settings["training"] = {name: value for name, value in self.training.items() if name not in MAY_CHANGE}
         return digest(settings)
+
+
+def schema() -> Schema:
+    """Make the JSON schema of the configuration: our settings, and those of TRL."""
+    ours = schema_of(OnlineConfig)
+    theirs = schema_of_known(known_settings(GRPO), GRPO_RANGES)["properties"]
+    return ours | {"properties": theirs | ours["properties"]}
+
+
+def check_training(training: Mapping[str, Any]) -> None:
+    """See that TRL has these settings and takes their values, without importing it.
+
+    Raises:
+        SettingsError: every setting that is unknown, of the wrong type or out of range.
+    """
+    known = {setting.name: setting for setting in known_settings(GRPO)}
+    faults = [*_unknown(training, known), *setting_faults(training, known, GRPO_RANGES)]
+    if training.get(CUT) is not None:
+        faults.append((CUT, "cutting a prompt would tear its images; remove this setting"))
+    if training.get("max_steps") == 0:
+        faults.append(("max_steps", "0 trains nothing; name how many, or -1 to train for num_train_epochs"))
+    if faults:
+        raise SettingsError(faults)
+
+
+def _unknown(training: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "num_generations" not in known:
+        return  # TRL is not installed, and says so itself
+    for name in training:
+        if name == CUT:
+            continue
+        if name not in known and name in PPO_NAMES:
+            yield name, f"unknown setting; TRL calls it {PPO_NAMES[name]}"
+        elif name not in known:
+            hint = did_you_mean(name, {*known} | {shared.name for shared in fields(OnlineConfig)})
+            yield str(name), f"unknown setting, to us and to TRL's GRPOConfig{hint}"
+
+
+def trl_arguments(settings: GRPOSettings) -> Any:
+    """Make TRL's settings, ours among them.
+
+    Raises:
+        UniDPOError: a setting that TRL does not have, or a value that it does not take.
+    """
+    from argparse import ArgumentError
+
+    from trl.scripts.utils import TrlParser
+    from trl.trainer.grpo_config import GRPOConfig
+
+    check_training(settings.training)
+    given = {name: value for name, value in settings.training.items() if name != CUT}
+    if CUT in GRPOConfig.__dataclass_fields__:  # of TRL 0.24; 1.x cuts no prompt
+        given[CUT] = None
+    given |= {name: getattr(settings, name) for name in ("output_dir", "seed", "bf16", "gradient_checkpointing")}
+    parser = TrlParser((GRPOConfig,), exit_on_error=False)
+    parser.set_defaults(**given)
+    try:
+        return parser.parse_args_into_dataclasses(args=[])[0]
+    except (ValueError, TypeError, ArgumentError) as error:
+        raise UniDPOError(f"GRPOConfig: {error}") from error

@@ -11,8 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import uni_dpo.trl  # noqa: F401  # makes TRL importable
 from uni_dpo.data.questions import Question, read_questions
 from uni_dpo.errors import UniDPOError
-from uni_dpo.grpo.arguments import trl_arguments
-from uni_dpo.grpo.config import GRPOSettings
+from uni_dpo.grpo.config import GRPOSettings, trl_arguments
 from uni_dpo.grpo.trainer import VisionGRPOTrainer
 from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.online.policy import (

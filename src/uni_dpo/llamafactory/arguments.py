@@ -1,6 +1,5 @@
 """What users may set: LlamaFactory's finetuning arguments and those of Uni-DPO."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,6 +9,7 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 from uni_dpo.data.ranking import PairChoice, Pairing
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
+from uni_dpo.settings.options import NotNegative, check_ranges
 
 UNI_DPO = "uni_dpo"
 AVERAGED_UPSTREAM = ("ipo", "orpo", "simpo")
@@ -83,7 +83,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
             )
         },
     )
-    uni_dpo_min_gap: float = field(
+    uni_dpo_min_gap: NotNegative = field(
         default=0.0, metadata={"help": "The least difference of two scores that makes a pair of ranked answers."}
     )
     precompute_ref_log_probs: bool = field(
@@ -114,6 +114,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.pref_beta is None:
             self.pref_beta = UniDPOConfig.beta if self.uses_uni_dpo else FinetuningArguments.pref_beta
         if self.uses_uni_dpo:
@@ -121,10 +122,6 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
                 self.dpo_average_log_prob = True
             self._refuse_what_uni_dpo_cannot_use()
             self.uni_dpo_config()
-        if not 0 <= self.uni_dpo_min_gap < math.inf:
-            raise UniDPOError(
-                f"uni_dpo_min_gap is {self.uni_dpo_min_gap}; a difference of scores, 0 or more, belongs there"
-            )
         if self.keep_image_features:
             self._refuse_what_changes_image_features()
         super().__post_init__()

@@ -13,7 +13,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
 from uni_dpo.llamafactory.console import VERBOSE, readable
 from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo
-from uni_dpo.llamafactory.settings import check_settings
+from uni_dpo.settings.reading import is_config, located, override, read_mapping
 from uni_dpo.settings.training import check_early, flags, help_lines
 
 
@@ -40,12 +40,12 @@ def train(arguments: list[str]) -> None:
         os.environ[VERBOSE] = "1"
         arguments = [argument for argument in arguments if argument != "--verbose"]
     given = read_arguments(arguments)
-    check_early(given)
-    if isinstance(given, dict):
-        check_named(given)
-    _register()
-    refuse_uni_dpo(given)
-    check_settings(given)
+    with located(given if isinstance(given, dict) else {}):
+        check_early(given)
+        if isinstance(given, dict):
+            check_named(given)
+        _register()
+        refuse_uni_dpo(given)
     if _wants_torchrun():
         _torchrun(arguments)
     else:
@@ -53,28 +53,31 @@ def train(arguments: list[str]) -> None:
 
 
 def read_arguments(arguments: list[str]) -> dict[str, Any] | list[str]:
-    """A configuration file with its overrides merged in, or the flags as they are.
+    """Read a configuration file with its overrides, or give the flags as they are.
+
+    `${…}` in a value is OmegaConf's interpolation, as in LlamaFactory.
 
     Raises:
         UniDPOError: the file is missing, or is no mapping in YAML or JSON.
     """
-    if not arguments or not arguments[0].endswith((".yaml", ".yml", ".json")):
+    if not arguments or not is_config(arguments[0]):
         return arguments
+    given = override(read_mapping(arguments[0]), arguments[1:])
+    values = _interpolated(given) if "${" in str(given.values()) else dict(given)
+    given.clear()
+    given |= {str(key): _strategy(value) if str(key).endswith("_strategy") else value for key, value in values.items()}
+    return given
+
+
+def _interpolated(values: dict[str, Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    path = Path(arguments[0])
-    if not path.is_file():
-        raise UniDPOError(f"{path}: there is no such configuration file")
     try:
-        config = OmegaConf.load(path)
-        if not OmegaConf.is_dict(config):
-            raise UniDPOError(f"{path}: expected `key: value` lines")
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_cli(arguments[1:])))
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise UniDPOError(f"{path}: not a readable configuration: {error}") from error
-    return {str(key): _strategy(value) if str(key).endswith("_strategy") else value for key, value in merged.items()}
+        filled: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UniDPOError(f"an interpolation cannot be filled in: {str(error).splitlines()[0]}") from error
+    return dict(filled)
 
 
 def _strategy(value: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from uni_dpo.data.questions import InputOptions
 from uni_dpo.errors import UniDPOError
+from uni_dpo.settings.options import Count, check_ranges
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,17 @@ class OnlineConfig:
     reward: RewardOptions
     questions: InputOptions = field(default_factory=InputOptions)
     finetuning: Literal["full", "lora"] = "lora"
-    lora_rank: int = 64
-    lora_alpha: int = 16
+    lora_rank: Count = 64
+    lora_alpha: Count = 16
     freeze_vision_tower: bool = True
     gradient_checkpointing: bool = False
     bf16: bool = False
-    min_pixels: int | None = None
-    max_pixels: int | None = None
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
     trust_remote_code: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if (self.reward.model is None) == (self.reward.function is None):
             raise UniDPOError("reward: set one of `model` and `function`")
-        if self.lora_rank < 1:
-            raise UniDPOError(f"lora_rank is {self.lora_rank}; it starts at 1")

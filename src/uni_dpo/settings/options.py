@@ -1,20 +1,37 @@
-"""From a YAML mapping to a frozen dataclass, with every mistake named by its key."""
+"""From a mapping to a frozen dataclass, with every mistake named by its key.
 
-import copy
+A range is part of a field's type: `steps: Count = 100`, `top_p: Annotated[float, Gt(0), Le(1)] = 1.0`.
+"""
+
 import dataclasses
 import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.settings.reading import SettingsError, located, override, read_mapping
 
 T = TypeVar("T")
+Finite = Annotated[float, Interval()]
+Count = Annotated[int, Ge(1)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Argument = Annotated[Path, "argument"]
+"""A path that a command line gives without its name."""
+ImageRoot = Annotated[Path | None, "--image-root --media-dir"]
+"""Where image paths start, under both names that a command line has for it."""
+TopP = Annotated[float, Gt(0), Le(1)]
+
+_TYPES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
 def runtime(default: Any) -> Any:
-    """A dataclass field that changes how fast or where the work is done, never what comes out of it.
+    """Declare a field that changes how fast or where the work is done, never what comes out of it.
 
     Such fields stay out of a stage's fingerprint, so changing one makes nothing stale.
     """
@@ -22,90 +39,72 @@ def runtime(default: Any) -> Any:
 
 
 def added(default: Any) -> Any:
-    """A dataclass field that came later: at its default it stays out of a fingerprint, so old work stays good."""
+    """Declare a field that came later: at its default it stays out of a fingerprint, so old work stays good."""
     return dataclasses.field(default=default, metadata={"added": True})
+
+
+def named(key: str | None, default: Any) -> Any:
+    """Declare a field that a file calls `key`; with None no file can set it."""
+    return dataclasses.field(default=default, metadata={"key": key})
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read a configuration file into the dataclass `cls`; paths in it are relative to the working directory.
+
+    Args:
+        cls: as for `parse`.
+        path: YAML or JSON.
+        overrides: `key=value`, put in the place of what the file says.
+
+    Raises:
+        UniDPOError: no such file, or all settings that are unknown, missing, of the wrong type or out of range.
+    """
+    raw = read_mapping(path)
+    given = override(raw, overrides)
+    with located(given):
+        return parse(cls, given, "")
 
 
 def parse(cls: type[T], raw: object, where: str) -> T:
     """Build the dataclass `cls` from a mapping.
 
     Args:
-        cls: fields of type str, int, float, bool, Path, Literal, optional, list of str, mapping, or dataclass.
+        cls: fields of type str, int, float, bool, Path, Literal, optional, list of str, mapping, or dataclass; each
+            with a range or without.
         raw: the mapping as YAML gave it; None stands for an empty one.
         where: the dotted key that leads to the mapping, for messages.
 
     Raises:
-        UniDPOError: an unknown or missing key, or a value of the wrong type.
+        SettingsError: every unknown or missing key, and every value of the wrong type or out of range.
     """
-    raw = {} if raw is None else raw
-    if not isinstance(raw, Mapping):
-        raise UniDPOError(f"{where}: a mapping of settings is expected, not {raw!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in raw:
-        if key not in fields:
-            hint = did_you_mean(key, fields) or f"; known: {', '.join(fields) or 'none'}"
-            raise UniDPOError(f"{_join(where, key)}: unknown setting{hint}")
-    hints = get_type_hints(cls)
-    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in raw.items()}
-    for name, field in fields.items():
-        no_default = field.default is field.default_factory is dataclasses.MISSING
-        if name not in values and no_default:
-            raise UniDPOError(f"{_join(where, name)}: this setting is required")
-    return cls(**values)
+    faults: list[tuple[str, str]] = []
+    value = _build(cls, raw, where, faults)
+    if faults:
+        raise SettingsError(faults)
+    return value
 
 
-def read_mapping(path: str | Path, expected: str) -> dict[str, Any]:
-    """Read a YAML file of settings.
-
-    Args:
-        expected: what the message says where the file holds something else.
+def check_ranges(instance: Any) -> None:
+    """See that the fields of a dataclass instance lie in the ranges of their types.
 
     Raises:
-        UniDPOError: there is no such file, or no mapping in it.
+        SettingsError: every value that does not, or that is no finite number.
     """
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise UniDPOError(f"there is no config file {path}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UniDPOError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise UniDPOError(f"{path}: {expected}")
-    return raw
-
-
-def override(raw: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
-    """A mapping of settings with those of a command line put in.
-
-    Args:
-        given: `key=value`, the value in YAML; `reward.function=exact` reaches into a mapping.
-
-    Raises:
-        UniDPOError: something else than `key=value`, or a key that leads into what is no mapping.
-    """
-    import yaml
-
-    changed = copy.deepcopy(dict(raw))
-    for item in given:
-        key, equals, value = item.partition("=")
-        *outer, name = key.split(".")
-        place: Any = changed
-        for part in outer:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else None
-        if not equals or not name or not isinstance(place, dict):
-            raise UniDPOError(f"{item!r}: `key=value` is expected, with a key of the config")
-        try:
-            place[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UniDPOError(f"{item!r}: the value is not valid YAML: {error}") from error
-    return changed
+    faults: list[tuple[str, str]] = []
+    for name, kind in get_type_hints(type(instance), include_extras=True).items():
+        value = getattr(instance, name, None)
+        if not _has_range(kind):
+            continue
+        if isinstance(value, str):
+            faults.append((name, f"a number is expected, not {value!r}"))
+        else:
+            _convert(kind, value, name, faults)
+    if faults:
+        raise SettingsError(faults)
 
 
 def fingerprinted(options: Any) -> dict[str, Any]:
-    """The settings of a dataclass instance that decide what comes out, as JSON values."""
+    """Give the settings of a dataclass instance that decide what comes out, as JSON values."""
     return {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
@@ -114,47 +113,140 @@ def fingerprinted(options: Any) -> dict[str, Any]:
     }
 
 
+def range_fault(value: float, bounds: Sequence[object]) -> str | None:
+    """Say what is wrong with a number by the range of its type, or nothing.
+
+    Args:
+        value: a number.
+        bounds: `Ge`, `Gt`, `Le` and `Lt` of annotated_types.
+    """
+    if not math.isfinite(value):
+        return f"{value!r} is not a finite number"
+    words = []
+    fits = True
+    for bound in bounds:
+        match bound:
+            case Ge(ge=limit):
+                words.append(f"{limit} or more")
+                fits &= value >= limit  # type: ignore[operator]
+            case Gt(gt=limit):
+                words.append(f"above {limit}")
+                fits &= value > limit  # type: ignore[operator]
+            case Le(le=limit):
+                words.append(f"{limit} at most")
+                fits &= value <= limit  # type: ignore[operator]
+            case Lt(lt=limit):
+                words.append(f"below {limit}")
+                fits &= value < limit  # type: ignore[operator]
+    return None if fits else f"{value!r} is out of range; it can be {' and '.join(words)}"
+
+
+def parts_of(kind: Any) -> tuple[list[Any], tuple[object, ...]]:
+    """Take a type apart: the types of a union (one otherwise, None among them), and the range that goes with them."""
+    bounds: tuple[object, ...] = ()
+    if get_origin(kind) is Annotated:
+        kind, *rest = get_args(kind)
+        bounds = tuple(rest)
+    if get_origin(kind) in (Union, types.UnionType):
+        pieces = [parts_of(part) for part in get_args(kind)]
+        return [part for piece, _ in pieces for part in piece], bounds + tuple(b for _, more in pieces for b in more)
+    return [kind], bounds
+
+
+def _has_range(kind: Any) -> bool:
+    parts, bounds = parts_of(kind)
+    return bool(bounds) and {*parts} <= {int, float, type(None)}
+
+
+def _build(cls: Any, raw: object, where: str, faults: list[tuple[str, str]]) -> Any:
+    raw = {} if raw is None else raw
+    if not isinstance(raw, Mapping):
+        faults.append((where, f"a mapping of settings is expected, not {raw!r}"))
+        return None
+    before = len(faults)
+    fields = settable(cls)
+    hints = get_type_hints(cls, include_extras=True)
+    values = {}
+    for key, value in raw.items():
+        if key not in fields:
+            hint = did_you_mean(key, fields) or f"; known: {', '.join(fields) or 'none'}"
+            faults.append((_join(where, key), f"unknown setting{hint}"))
+        else:
+            values[fields[key].name] = _convert(hints[fields[key].name], value, _join(where, key), faults)
+    for name, field in fields.items():
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        if name not in raw and no_default:
+            faults.append((_join(where, name), "this setting is required"))
+    if len(faults) > before:
+        return None
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        faults += [(_join(where, key) if key else where, text) for key, text in error.faults]
+    except UniDPOError as error:
+        faults.append((where if where and not str(error).startswith(where) else "", str(error)))
+    return None
+
+
+def settable(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a dataclass that a file may set, by what it calls them."""
+    named = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls) if field.init}
+    return {key: field for key, field in named.items() if key is not None}
+
+
 def _join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _convert(kind: Any, value: object, where: str) -> Any:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(part for part in get_args(kind) if part is not type(None))
-        return _convert(kind, value, where)
+def _convert(kind: Any, value: object, where: str, faults: list[tuple[str, str]]) -> Any:
+    parts, bounds = parts_of(kind)
+    if value is None and type(None) in parts:
+        return None
+    part = next((part for part in parts if part is not type(None)), Any)
+    origin = get_origin(part)
+    if dataclasses.is_dataclass(part):
+        return _build(part, value, where, faults)
     if origin is Literal:
-        if value not in get_args(kind):
-            raise UniDPOError(f"{where}: one of {', '.join(map(str, get_args(kind)))}; not {value!r}")
+        choices = get_args(part)
+        if not isinstance(value, str | int) or value not in choices:
+            meant = did_you_mean(value, choices) if isinstance(value, str) else ""
+            faults.append((where, f"one of {', '.join(map(str, choices))}; not {value!r}{meant}"))
         return value
-    if dataclasses.is_dataclass(kind):
-        return parse(kind, value, where)  # type: ignore[arg-type]
     if origin is tuple or origin is list:
-        item = get_args(kind)[0]
         if not isinstance(value, list | tuple):
-            raise UniDPOError(f"{where}: a list is expected, not {value!r}")
-        return tuple(_convert(item, part, f"{where}[{index}]") for index, part in enumerate(value))
-    return _convert_scalar(kind, value, where)
+            faults.append((where, f"a list is expected, not {value!r}"))
+            return ()
+        item = get_args(part)[0]
+        return tuple(_convert(item, one, f"{where}[{index}]", faults) for index, one in enumerate(value))
+    return _convert_scalar(part, value, bounds, where, faults)
 
 
-def _convert_scalar(kind: Any, value: object, where: str) -> Any:
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return float(value)
-    elif kind is float and isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
-            return _convert_scalar(float, float(value), where)
-        except ValueError:
-            pass
-    elif kind is Path:
-        if isinstance(value, str | Path) and str(value):
-            return Path(value)
-    elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif kind is Any or isinstance(value, get_origin(kind) or kind):
+def _convert_scalar(
+    kind: Any, value: object, bounds: Sequence[object], where: str, faults: list[tuple[str, str]]
+) -> Any:
+    converted: Any = None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    shown: Any = value
+    if kind is float and isinstance(value, str):  # a flag's text
+        converted = shown = _as_number(value)
+    elif kind is float and number:
+        converted = float(value)  # type: ignore[arg-type]
+    elif kind is Path and isinstance(value, str | Path) and str(value):
+        converted = Path(value)
+    elif kind is int and number and not isinstance(value, float):
+        converted = value
+    elif kind not in (float, int, Path) and (kind is Any or isinstance(value, get_origin(kind) or kind)):
         return value
-    name = getattr(kind, "__name__", str(kind))
-    raise UniDPOError(f"{where}: a value of type {name} is expected, not {value!r}")
+    if converted is None:
+        name = _TYPES.get(kind) or ("a mapping" if get_origin(kind) is not None else f"a value of type {kind}")
+        faults.append((where, f"{name} is expected, not {value!r}"))
+    elif isinstance(converted, int | float) and (fault := range_fault(shown, bounds)):
+        faults.append((where, fault))
+    return converted
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -56,7 +56,7 @@ def find(kind: Kind, name: str) -> Any:
     """
     thing = _known[kind].get(name, name if ":" in name else None)
     if thing is None:
-        raise UniDPOError(f"no {kind} is called {name!r}; known: {', '.join(sorted(_known[kind]))}")
+        raise UniDPOError(f"no {kind} is called {name!r}; known: {', '.join(names(kind))}")
     if not isinstance(thing, str):
         return thing
     module, _, attribute = thing.partition(":")
@@ -66,6 +66,11 @@ def find(kind: Kind, name: str) -> Any:
         raise UniDPOError(f"{kind} {name!r}: the Python module {error.name!r} is not installed") from error
     except AttributeError as error:
         raise UniDPOError(f"{kind} {name!r}: {module} has no {attribute!r}") from error
+
+
+def names(kind: Kind) -> list[str]:
+    """List the names that are known."""
+    return sorted(_known[kind])
 
 
 def load_plugins(plugins: tuple[str, ...]) -> None:

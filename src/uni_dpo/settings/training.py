@@ -1,18 +1,22 @@
 """What of a training configuration will not work here, said before torch, transformers or LlamaFactory is imported.
 
-The names that LlamaFactory knows are read from the source of its argument classes, which takes a fraction of a second
-where importing them takes ten. What only the imported classes can tell is checked after.
+The settings that LlamaFactory and TRL know are read from the source of their argument classes.
 """
 
-import ast
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-from uni_dpo.errors import UniDPOError, did_you_mean
+from annotated_types import Ge, Gt, Le, Lt
+
+from uni_dpo.errors import did_you_mean
+from uni_dpo.settings.options import parts_of, range_fault
+from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
+from uni_dpo.settings.schema import Schema, schema_of_known
+from uni_dpo.settings.sources import TRAIN, TRL_DPO, KnownSetting, Places, known_settings, known_templates
 
 ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/davinci0", "/dev/dxg", "/dev/accel0", "/dev/dri")
 """Device files of NVIDIA, AMD, Ascend, WSL, Gaudi and Intel accelerators."""
@@ -28,72 +32,45 @@ LOGGERS = {
     "dvclive": ("dvclive",),
 }
 """`report_to` → the Python packages of which one must be there."""
-_SOURCES = (
-    ("uni_dpo", ("objective.py", "llamafactory/arguments.py")),
-    ("llamafactory", ("hparams",)),
-    ("transformers", ("training_args.py", "training_args_seq2seq.py")),
-)
-
-
-@dataclass(frozen=True)
-class KnownSetting:
-    """One setting as its source has it: name, the class it stands in, default and help as text."""
-
-    name: str
-    group: str
-    default: str
-    help: str
-
-
-def known_settings() -> list[KnownSetting]:
-    """The settings of Uni-DPO, then LlamaFactory's, then transformers'; none of a package that is not installed."""
-    found: dict[str, KnownSetting] = {}
-    for package, places in _SOURCES:
-        spec = find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            for place in places:
-                path = Path(folder, place)
-                for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-                    for setting in _fields(file):
-                        found.setdefault(setting.name, setting)
-    return list(found.values())
-
-
-def _fields(file: Path) -> Iterator[KnownSetting]:
-    """The fields of a file's argument classes."""
-    if not file.is_file():
-        return
-    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    fields = {
-        (group.name, item.target.id): item.value
-        for group in classes
-        for item in group.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    }
-    constants = {f"{group}.{name}": ast.unparse(value) for (group, name), value in fields.items() if value is not None}
-    endings = ("Arguments", "Argument")
-    settable = {group.name for group in classes if group.decorator_list and group.name.endswith(endings)}
-    for (group, name), value in fields.items():
-        options = {word.arg: word.value for word in value.keywords} if isinstance(value, ast.Call) else {}
-        init = options.get("init")
-        if group in settable and not (isinstance(init, ast.Constant) and init.value is False):
-            default = options.get("default", None if options else value)
-            text = "" if default is None else ast.unparse(default)
-            yield KnownSetting(name, group, constants.get(text, text), _help(options.get("metadata")))
-
-
-def _help(metadata: ast.expr | None) -> str:
-    if isinstance(metadata, ast.Dict):
-        for key, value in zip(metadata.keys, metadata.values, strict=True):
-            if isinstance(key, ast.Constant) and key.value == "help" and isinstance(value, ast.Constant):
-                return str(value.value)
-    return ""
+OBJECTIVE = ("ObjectiveArguments", "UniDPOFinetuningArguments")
+"""The classes of Uni-DPO's own settings, whose ranges stand in their types."""
+_FROM_1, _FROM_0, _ABOVE_0, _SHARE = (Ge(1),), (Ge(0),), (Gt(0),), (Ge(0), Le(1))
+RANGES: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(
+        (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "cutoff_len"),
+            *("lora_rank", "lora_alpha", "max_samples", "preprocessing_num_workers", "preprocessing_batch_size"),
+            *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "save_total_limit"),
+            *("max_new_tokens", "num_beams"),
+        ),
+        _FROM_1,
+    ),
+    **dict.fromkeys(
+        (
+            *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "val_size", "pref_ftx", "seed"),
+            *("simpo_gamma", "adam_epsilon", "dataloader_num_workers", "top_k", "neftune_noise_alpha"),
+        ),
+        _FROM_0,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "pref_beta", "temperature"),
+            *("repetition_penalty", "loraplus_lr_ratio"),
+        ),
+        _ABOVE_0,
+    ),
+    **dict.fromkeys(("warmup_ratio", "lora_dropout"), _SHARE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (Ge(0), Lt(1))),
+    "dpo_label_smoothing": (Ge(0), Le(0.5)),
+    "top_p": (Gt(0), Le(1)),
+}
+"""Ranges of settings of LlamaFactory's and transformers', which take any number and fail or learn nothing later."""
 
 
 def help_lines() -> list[str]:
     """What `uni-dpo train --help` prints: Uni-DPO's settings with their meaning, then the names of all others."""
     settings = known_settings()
-    ours = [setting for setting in settings if setting.group in ("ObjectiveArguments", "UniDPOFinetuningArguments")]
+    ours = [setting for setting in settings if setting.group in OBJECTIVE]
     lines = [
         "usage: uni-dpo train CONFIG.yaml [key=value …] [--verbose], or --key value flags",
         "",
@@ -114,70 +91,160 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def check_early(given: Mapping[str, Any] | Sequence[str]) -> None:
+def check_early(given: Mapping[str, Any] | Sequence[str], places: Places = TRAIN) -> None:
     """Refuse what can be seen to be wrong in the settings and on this machine without importing anything heavy.
 
     Args:
         given: a configuration's mapping, or `--key value` flags.
+        places: whose settings they are.
+
+    Raises:
+        SettingsError: one line for each fault.
+    """
+    known = {setting.name: setting for setting in known_settings(places)}
+    settings = dict(given) if isinstance(given, Mapping) else flags(given, places)
+    faults = [
+        *_unknown(settings, known),
+        *setting_faults(settings, known, as_text=not isinstance(given, Mapping)),
+        *_conditions(settings),
+    ]
+    if faults:
+        raise SettingsError(faults)
+
+
+def check_trl(arguments: Sequence[str]) -> None:
+    """Refuse what can be seen to be wrong in the arguments of `uni-dpo trl-dpo` without importing TRL.
+
+    Args:
+        arguments: CONFIG.yaml and `key=value`, or TRL's flags, `--config CONFIG.yaml` among them.
 
     Raises:
         UniDPOError: one line for each fault.
     """
-    settings = dict(given) if isinstance(given, Mapping) else flags(given)
-    faults = [*_unknown(settings), *_conditions(settings)]
-    if faults:
-        raise UniDPOError("\n".join(faults))
+    words = list(arguments)
+    if {"-h", "--help"} & {*words}:
+        return
+    given: Mapping[str, Any] = {}
+    if words and is_config(words[0]):
+        given, words = override(read_mapping(words[0]), words[1:]), []
+    elif "--config" in words[:-1]:
+        place = words.index("--config")
+        given = read_mapping(words[place + 1])
+        del words[place : place + 2]
+    with located(given):
+        check_early({name: value for name, value in given.items() if name != "env"}, TRL_DPO)
+    check_early(words, TRL_DPO)
 
 
-def flags(given: Sequence[str]) -> dict[str, Any]:
-    """`--key value` flags as settings, their values as text."""
+def setting_faults(
+    settings: Mapping[str, Any],
+    known: Mapping[str, KnownSetting],
+    ranges: Mapping[str, Sequence[object]] = RANGES,
+    *,
+    as_text: bool = False,
+) -> Iterator[tuple[str, str]]:
+    """Yield every value that is not of its setting's type or range, with what is wrong.
+
+    Args:
+        settings: names and values.
+        known: the settings of the argument classes, by name.
+        ranges: of settings whose types have none.
+        as_text: whether values are the texts of `--key value` flags.
+    """
+    for name, value in settings.items():
+        if name in known and (fault := _value_fault(known[name], value, ranges.get(name, ()), as_text)):
+            yield name, fault
+
+
+def _value_fault(setting: KnownSetting, value: Any, ranges: Sequence[object], as_text: bool) -> str | None:
+    parts, bounds = parts_of(setting.kind)
+    plain = {*parts} - {type(None)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value!r} is not a finite number"
+    choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    if choices and isinstance(value, str) and value not in choices:
+        return f"{value!r} is none of its values{did_you_mean(value, choices) or '; known: ' + ', '.join(choices)}"
+    if plain == {bool} and not isinstance(value, bool | None) and not (as_text and isinstance(value, str)):
+        return f"true or false is expected, not {value!r}"
+    if not plain or not plain <= {int, float} or (value is None and type(None) in parts):
+        return None
+    number = _as_number(value)
+    if number is None:
+        return f"{value!r} is not a finite number"
+    if plain == {int} and number != int(number):
+        return f"a whole number is expected, not {value!r}"
+    return range_fault(number if isinstance(value, str) else value, bounds or ranges)
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, or the number that a text stands for, as LlamaFactory reads both; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return number if math.isfinite(number := float(value)) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def flags(given: Sequence[str], places: Places = TRAIN) -> dict[str, Any]:
+    """Read `--key value` flags as settings, their values as text.
+
+    A key may be cut short, or have hyphens, as argparse takes it.
+    """
+    known = {setting.name for setting in known_settings(places)}
     settings: dict[str, Any] = {}
     name = ""
     for word in given:
         if word.startswith("--"):
             name, has_value, value = word.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            longer = [setting for setting in known if setting.startswith(name)]
+            name = longer[0] if name not in known and len(longer) == 1 else name
             settings[name] = value if has_value else "true"
         elif name:
             settings[name] = word
     return settings
 
 
-def _unknown(settings: Mapping[str, Any]) -> Iterator[str]:
-    known = {setting.name for setting in known_settings()}
+def _unknown(settings: Mapping[str, Any], known: Mapping[str, KnownSetting]) -> Iterator[tuple[str, str]]:
     allowed = {name for name in ("ALLOW_EXTRA_ARGS", "USE_MCA") if _is_true(os.environ.get(name))}
     if allowed or "model_name_or_path" not in known or "learning_rate" not in known:
         return
     for name in settings:
-        plain = name.removeprefix("no_")
+        plain = str(name).removeprefix("no_")
         if name not in known and plain not in known and name != "local_rank":
-            yield f"{name}: unknown setting{did_you_mean(name, known)}"
+            yield str(name), f"unknown setting{did_you_mean(name, known)}"
 
 
-def _conditions(settings: Mapping[str, Any]) -> Iterator[str]:
+def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What this machine, its packages and its files do not allow."""
     if settings.get("pref_loss") == "uni_dpo" and _is_true(os.environ.get("USE_V1")):
-        yield "USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: uni_dpo; unset it"
+        yield "", "USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: uni_dpo; unset it"
     on_cpu = _is_true(settings.get("use_cpu")) or _is_true(settings.get("no_cuda"))
     for name in ("bf16", "fp16", "pure_bf16"):
         if _is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
             on_cpu_too = "use_cpu=true to compute in bfloat16 on the CPU, or bf16=false"
             remedy = on_cpu_too if name == "bf16" else f"{name}=false"
-            yield f"{name}: true needs a GPU, and this machine shows none; set {remedy}"
+            yield name, f"true needs a GPU, and this machine shows none; set {remedy}"
     by_bnb = str(settings.get("quantization_method", "bnb")).lower() in ("bnb", "bitsandbytes")
     if settings.get("quantization_bit") and by_bnb and find_spec("bitsandbytes") is None:
-        yield "quantization_bit: needs the package bitsandbytes, which is not installed: pip install bitsandbytes"
+        yield "quantization_bit", "needs the package bitsandbytes, which is not installed: pip install bitsandbytes"
+    if (fault := _template(settings)) is not None:
+        yield "template", fault
+    if (fault := _no_folder(settings.get("model_name_or_path"))) is not None:
+        yield "model_name_or_path", fault
     if (fault := _deepspeed(settings.get("deepspeed"))) is not None:
-        yield fault
+        yield "deepspeed", fault
     reporters = settings.get("report_to")
     for name in [reporters] if isinstance(reporters, str) else reporters or ():
         packages = LOGGERS.get(str(name), ())
         if packages and all(find_spec(package) is None for package in packages):
             missing = packages[0]
-            yield f"report_to: {name} needs the package {missing}, which is not installed: pip install {missing}"
+            yield "report_to", f"{name} needs the package {missing}, which is not installed: pip install {missing}"
     if (fault := _unwritable(settings.get("output_dir"))) is not None:
-        yield fault
+        yield "output_dir", fault
     if (fault := _best_model(settings)) is not None:
-        yield fault
+        yield "load_best_model_at_end", fault
 
 
 def has_accelerator() -> bool:
@@ -187,13 +254,40 @@ def has_accelerator() -> bool:
     return any(Path(device).exists() for device in ACCELERATORS) or os.uname().sysname == "Darwin"
 
 
+def _template(settings: Mapping[str, Any]) -> str | None:
+    """Name a template that is none, or that makes LlamaFactory ask for an image processor that is not there."""
+    templates = known_templates()
+    name = settings.get("template")
+    if name is None or not templates:
+        return None
+    if str(name) not in templates:
+        return f"LlamaFactory has none called {name!r}{did_you_mean(name, templates)}"
+    folder = Path(str(settings.get("model_name_or_path")))
+    if not templates[str(name)] or settings.get("stage") == "pt" or not folder.is_dir():
+        return None
+    if any(folder.glob("*processor_config.json")):
+        return None
+    return (
+        f"{name} reads images, and {folder} has no image processor; for a text-only model set `template` to its own, "
+        "as `template: qwen` for Qwen2 and Qwen2.5 (docs/models.md)"
+    )
+
+
+def _no_folder(model: Any) -> str | None:
+    """Name a checkpoint that can only be a folder, and is none; a hub name has one slash at most."""
+    path = Path(str(model)).expanduser()
+    if not isinstance(model, str) or not (path.is_absolute() or model[:1] == "." or model.count("/") > 1):
+        return None
+    return None if path.is_dir() else f"there is no folder {model}; name a checkpoint that is there, or its hub name"
+
+
 def _deepspeed(value: Any) -> str | None:
     if not isinstance(value, str) or value.lstrip().startswith("{"):
         return None
     if not Path(value).is_file():
-        return f"deepspeed: there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
+        return f"there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
     if find_spec("deepspeed") is None:
-        return "deepspeed: the package is not installed: pip install deepspeed"
+        return "the package is not installed: pip install deepspeed"
     return None
 
 
@@ -202,10 +296,10 @@ def _unwritable(output: Any) -> str | None:
         return None
     path = Path(output).expanduser()
     if path.exists() and not path.is_dir():
-        return f"output_dir: {output} is a file; name a folder"
+        return f"{output} is a file; name a folder"
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return f"output_dir: {output} cannot be written, since {there} does not allow it"
+        return f"{output} cannot be written, since {there} does not allow it"
     return None
 
 
@@ -217,11 +311,20 @@ def _best_model(settings: Mapping[str, Any]) -> str | None:
     )
     if saved in (evaluated, "best"):
         return None
-    return (
-        f"load_best_model_at_end: eval_strategy is {evaluated!r} and save_strategy is {saved!r}; set both to the same, "
-        "as `steps` or `epoch`"
-    )
+    return f"eval_strategy is {evaluated!r} and save_strategy is {saved!r}; set both to the same, as `steps` or `epoch`"
 
 
 def _is_true(value: Any) -> bool:
     return value is True or str(value).lower() in ("true", "1", "y", "yes")
+
+
+def train_schema() -> Schema:
+    """Make the JSON schema of `uni-dpo train`'s configuration."""
+    return schema_of_known(known_settings(TRAIN), RANGES)
+
+
+def trl_dpo_schema() -> Schema:
+    """Make the JSON schema of `uni-dpo trl-dpo`'s configuration; `env` sets environment variables."""
+    schema = schema_of_known(known_settings(TRL_DPO), RANGES)
+    schema["properties"]["env"] = {"type": "object"}
+    return schema

@@ -8,6 +8,7 @@ from trl.trainer.dpo_config import DPOConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import ObjectiveArguments
 from uni_dpo.objective import UniDPOConfig as Objective
+from uni_dpo.settings.options import check_ranges
 
 UNI_DPO = "uni_dpo"
 
@@ -45,6 +46,7 @@ class TRLUniDPOConfig(ObjectiveArguments, DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self)
         if self.beta is None:
             self.beta = Objective.beta if self.uses_uni_dpo else DPOConfig.beta
         if self.uses_uni_dpo:

@@ -4,6 +4,7 @@ On several GPUs: `accelerate launch -m uni_dpo.trl.launch ARGUMENTS`.
 """
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
+from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import check_images, check_scores
@@ -32,8 +34,8 @@ def train(arguments: Sequence[str]) -> None:
     """Train as `trl dpo ARGUMENTS` would.
 
     Args:
-        arguments: TRL's flags and those of `TRLUniDPOConfig`; `--config FILE.yaml` gives defaults for both. The
-            dataset may also be a file, or a folder that `save_to_disk` wrote.
+        arguments: CONFIG.yaml and `key=value`, or TRL's flags and those of `TRLUniDPOConfig`, for which
+            `--config FILE.yaml` gives defaults. The dataset may also be a file, or a folder that `save_to_disk` wrote.
 
     Raises:
         UniDPOError: an argument or the data cannot be used; no model has been loaded by then.
@@ -81,9 +83,16 @@ def parse(arguments: Sequence[str]) -> tuple[Any, TRLUniDPOConfig, Any, Any]:
     Raises:
         UniDPOError: the file after `--config` cannot be read, or holds a setting that none of the four has.
     """
+    arguments = list(arguments)
+    if arguments and is_config(arguments[0]):
+        given = override(read_mapping(arguments[0]), arguments[1:])
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml") as file:
+            yaml.safe_dump(dict(given), file)
+            file.flush()
+            return parse(["--config", file.name])
     parser = TrlParser((ScriptArguments, TRLUniDPOConfig, ModelConfig, DatasetMixtureConfig), prog="uni-dpo trl-dpo")
     try:
-        return parser.parse_args_and_config(args=list(arguments))
+        return parser.parse_args_and_config(args=arguments)
     except UniDPOError:
         raise
     except (OSError, ValueError, TypeError, IndexError, yaml.YAMLError) as error:

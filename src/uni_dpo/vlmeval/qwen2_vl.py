@@ -17,7 +17,7 @@ from uni_dpo.models.backends.base import Backend, Failure, Request
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, Checkpoint, find_checkpoint
 from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, prompt_of
 from uni_dpo.storage.identity import derive_seed
-from uni_dpo.vlmeval.settings import ModelSettings
+from uni_dpo.vlmeval.config import ModelSettings
 
 Message = Sequence[Mapping[str, str]]
 """VLMEvalKit's message: items with `type` (text, image or video) and `value`."""

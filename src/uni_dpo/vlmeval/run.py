@@ -14,7 +14,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, find_checkpoint
 from uni_dpo.storage.locks import holding
 from uni_dpo.storage.writing import replacing
-from uni_dpo.vlmeval.config import Benchmark, Config, describe, parse_benchmark
+from uni_dpo.vlmeval.config import Benchmark, Config, ModelSettings, describe, parse_benchmark
 from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
 from uni_dpo.vlmeval.kit import import_kit
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
@@ -23,7 +23,6 @@ from uni_dpo.vlmeval.ranks import Ranks, is_first_process
 from uni_dpo.vlmeval.results import Line, Results, write_results
 from uni_dpo.vlmeval.rows import AskedRow, build_questions, keep_whole_units, questions_digest
 from uni_dpo.vlmeval.score import EXACT, check_judge, score
-from uni_dpo.vlmeval.settings import ModelSettings
 from uni_dpo.vlmeval.sheets import texts_as_they_are
 
 if TYPE_CHECKING:
@@ -129,8 +128,8 @@ def evaluate_tables(
     data = {name: dict(t) if isinstance(t, Mapping) else {"path": str(t)} for name, t in tables.items()}
     here = Path.cwd()
     config = Config(
-        {name: ModelSettings.parse(entry, f"model {name!r}") for name, entry in entries.items()},
-        {name: parse_benchmark(name, entry, f"data {name!r}", here) for name, entry in data.items()},
+        {name: ModelSettings.parse(entry, f"model.{name}") for name, entry in entries.items()},
+        {name: parse_benchmark(name, entry, f"data.{name}", here) for name, entry in data.items()},
     )
     return evaluate(config, work_dir, options)
 

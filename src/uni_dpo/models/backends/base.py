@@ -10,6 +10,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.settings import BUILT_IN, RATERS
 from uni_dpo.models.checkpoint import adapter_base, is_adapter
 from uni_dpo.settings.options import added, parse
+from uni_dpo.settings.reading import SettingsError
 from uni_dpo.settings.registry import find
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
@@ -186,12 +187,12 @@ def parse_model(raw: Mapping[str, Any], role: str, rater: str | None = None) -> 
         rater: the backend that alone fills this role; None for a role that any model fills which writes text.
     """
     if not isinstance(raw, Mapping):
-        raise UniDPOError(f"models.{role}: a mapping with `backend` and `model` is expected, not {raw!r}")
+        raise SettingsError([(f"models.{role}", f"a mapping with `backend` and `model` is expected, not {raw!r}")])
     settings = dict(raw)
     name = str(settings.pop("backend", rater or "transformers"))
     if name != rater and (rater or name in RATERS):
         wanted = f"only the backend {rater} fits this role" if rater else "it rates answers and writes none"
-        raise UniDPOError(f"models.{role}.backend: {name} does not fit here; {wanted}")
+        raise SettingsError([(f"models.{role}.backend", f"{name} does not fit here; {wanted}")])
     options = BUILT_IN[name] if name in BUILT_IN else find("backend", name).Options
     return name, parse(options, settings, f"models.{role}")
 

@@ -1,0 +1,86 @@
+"""Commands whose arguments and options are the fields of a dataclass, and that take CONFIG.yaml key=value too."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field
+from enum import Enum, StrEnum
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from uni_dpo.settings.options import load, parse, parts_of, settable
+from uni_dpo.settings.schema import described
+
+
+def add(app: typer.Typer, name: str, settings: type, run: Callable[[Any], None]) -> None:
+    """Add the command `name` to `app`.
+
+    Args:
+        app: gets the command.
+        name: of the command.
+        settings: its dataclass; the docstring is the help. A field of type `settings.options.Argument` comes
+            without a `--name`.
+        run: is called with an instance.
+    """
+
+    def call(**values: Any) -> None:
+        given = {key: value.value if isinstance(value, Enum) else value for key, value in values.items()}
+        run(parse(settings, {key: value for key, value in given.items() if value is not None}, ""))
+
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args and args[0].endswith((".yaml", ".yml")):
+                args = _flags(load(settings, args[0], args[1:]))
+            return super().parse_args(ctx, args)
+
+    hints = get_type_hints(settings, include_extras=True)
+    helps = described(settings)
+    parameters = [_parameter(field, hints[field.name], helps.get(key, "")) for key, field in settable(settings).items()]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {}
+    summary = str(settings.__doc__).splitlines()[0]
+    call.__doc__ = f"{summary} Or: {name} CONFIG.yaml [KEY=VALUE]..."
+    app.command(name, cls=Command)(call)
+
+
+def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
+    text = text[:1].upper() + text[1:]
+    spelling = _spelling(kind)
+    default: Any = inspect.Parameter.empty if field.default is MISSING else field.default
+    (kind, *others), _ = parts_of(kind)
+    if get_origin(kind) is Literal:
+        kind = _choice(field.name, get_args(kind))
+        default = kind(default)
+    about: Any
+    if spelling == "argument":
+        about = typer.Argument(help=text)
+    else:
+        flag = (f"--{field.name.replace('_', '-')}",) if kind is bool else ()
+        about = typer.Option(*(spelling.split() or flag), help=text)
+    annotation: Any = Annotated[kind | None if others else kind, about]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _choice(name: str, values: tuple[str, ...]) -> Any:
+    return StrEnum(name, {value.upper(): value for value in values})
+
+
+def _spelling(kind: Any) -> str:
+    """How a command line spells a field: `argument`, or its options; nothing for the field's own name."""
+    return next((bound for bound in parts_of(kind)[1] if isinstance(bound, str)), "")
+
+
+def _flags(settings: Any) -> list[str]:
+    """The words of a command line that say what a dataclass instance does."""
+    words, arguments = [], []
+    hints = get_type_hints(type(settings), include_extras=True)
+    for name, field in settable(type(settings)).items():
+        value = getattr(settings, name)
+        if _spelling(hints[field.name]) == "argument":
+            arguments.append(str(value))
+        elif value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value is not None and value is not False:
+            words.append(f"--{name.replace('_', '-')}={value}")
+    return [*words, "--", *arguments]

@@ -1,0 +1,118 @@
+"""What `predict`, `score` and `compare` may be told, on the command line or in a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from uni_dpo.settings.options import Argument, Count, ImageRoot, NotNegative, TopP
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Write every question with its answer and label. A stopped run resumes.
+
+    Attributes:
+        source: rows of `question`, `images`, and maybe `id` and `answer`.
+        output: a .json, .jsonl or .parquet file.
+        model: folder or hub name of a checkpoint, or its name on the server.
+        backend: what asks the model; `package.module:Class` for one of your own.
+        base_url: of the server, for backend openai; ends in /v1.
+        grader: exact, numeric, multiple_choice, math, vqa, or package.module:function.
+        system: system prompt; without it what the chat template does.
+        prompt: math, or a file with the gap {question}.
+        samples: answers per question; their mean and pass@k are printed.
+        max_tokens: of an answer.
+        temperature: 0 takes the likeliest token each time.
+        top_p: share of the probability that tokens are drawn from.
+        image_root: where image paths start; none may leave it.
+        limit: only the first N questions by id.
+        batch_size: questions at once.
+        seed: of everything drawn.
+    """
+
+    source: Argument
+    output: Argument
+    model: str
+    backend: str = "transformers"
+    base_url: str | None = None
+    grader: str = "exact"
+    system: str | None = None
+    prompt: str | None = None
+    samples: Count = 1
+    max_tokens: Count = 256
+    temperature: NotNegative = 0.0
+    top_p: TopP = 1.0
+    image_root: Path | None = None
+    limit: Count | None = None
+    batch_size: Count = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Write score_chosen and score_rejected (or score). A stopped run resumes.
+
+    Attributes:
+        source: pairs, or questions with answers; see docs/vision_alignment.md.
+        output: a .json, .jsonl or .parquet file.
+        model: the output_dir of a `stage: rm` run, or a sequence classifier.
+        template: LlamaFactory's template, as in the training.
+        answer_column: rate this column's answers.
+        image_root: where image paths start; none may leave it.
+        batch_size: answers in one forward pass.
+        image_max_pixels: LlamaFactory's limit, as in the training.
+        image_min_pixels: LlamaFactory's limit, as in the training.
+        dtype: how the weights are held; auto is the checkpoint's own.
+        trust_remote_code: run Python code that comes with the checkpoint.
+    """
+
+    source: Argument
+    output: Argument
+    model: Path
+    template: str | None = None
+    answer_column: str | None = None
+    image_root: ImageRoot = None
+    batch_size: Count = 8
+    image_max_pixels: Count = 768 * 768
+    image_min_pixels: Count = 32 * 32
+    dtype: Dtype = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Let the original and the trained model answer the same prompts; print and write the answers side by side.
+
+    Attributes:
+        prompts: a table of questions, as `predict` reads them.
+        trained: what training wrote: a LoRA adapter or a whole model.
+        output: folder for comparison.json and comparison.html.
+        original: the model before training; an adapter names its own.
+        pairs: what it was trained on, to print size and ratio.
+        image_root: where image paths start; none may leave it.
+        system: system prompt of rows without a `system` of their own.
+        max_tokens: longest answer.
+        temperature: 0 takes the likeliest token each time.
+        top_p: share of the probability that tokens are drawn from.
+        seed: fixes what is drawn.
+        batch_size: prompts at once.
+        dtype: of the weights; auto is the checkpoint's own.
+        device: auto takes the GPU if there is one.
+    """
+
+    prompts: Argument
+    trained: str
+    output: Path
+    original: str | None = None
+    pairs: Path | None = None
+    image_root: Path | None = None
+    system: str | None = None
+    max_tokens: Count = 256
+    temperature: NotNegative = 0.0
+    top_p: TopP = 1.0
+    seed: int = 0
+    batch_size: Count = 8
+    dtype: Dtype = "auto"
+    device: str = "auto"

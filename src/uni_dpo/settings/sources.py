@@ -1,0 +1,201 @@
+"""The settings of argument classes, read from their source: importing LlamaFactory or TRL takes ten seconds.
+
+Known are names, types, ranges, defaults and help. What only the imported classes can tell is checked after.
+"""
+
+import ast
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Places = tuple[tuple[str, tuple[str, ...]], ...]
+"""Package, and the files or folders in it."""
+TRANSFORMERS = ("transformers", ("trainer_utils.py", "training_args.py"))
+TRAIN: Places = (
+    ("uni_dpo", ("data/ranking.py", "objective.py", "llamafactory/arguments.py")),
+    ("llamafactory", ("extras/constants.py", "hparams")),
+    TRANSFORMERS,
+    ("transformers", ("training_args_seq2seq.py",)),
+)
+TRL_DPO: Places = (
+    ("uni_dpo", ("objective.py", "trl/arguments.py")),
+    ("trl", ("scripts/utils.py", *(f"trainer/{name}_config.py" for name in ("base", "dpo", "model")))),
+    TRANSFORMERS,
+)
+GRPO: Places = (("trl", ("trainer/base_config.py", "trainer/grpo_config.py")), TRANSFORMERS)
+_CONFIGS = ("TRLUniDPOConfig", "DPOConfig", "GRPOConfig", "ModelConfig", "DatasetMixtureConfig", "_BaseConfig")
+"""Classes of settings whose names do not end in Arguments."""
+_PLAIN: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "None": type(None), "dict": dict}
+_BOUNDS = {bound.__name__: bound for bound in (Ge, Gt, Le, Lt)}
+_RANGES: dict[str, Any] = {
+    "Count": Annotated[int, Ge(1)],
+    "Finite": float,
+    "NotNegative": Annotated[float, Ge(0)],
+    "Positive": Annotated[float, Gt(0)],
+    "Share": Annotated[float, Ge(0), Le(1)],
+    "TopP": Annotated[float, Gt(0), Le(1)],
+}
+"""The names that `settings.options` has for types with ranges."""
+
+
+@dataclass(frozen=True)
+class KnownSetting:
+    """One setting as its source has it: name, the class it stands in, type, default as source, help."""
+
+    name: str
+    group: str
+    kind: Any
+    default: str
+    help: str
+
+
+@lru_cache
+def known_settings(places: Places = TRAIN) -> tuple[KnownSetting, ...]:
+    """Read the settings of packages, in the order of `places`; none of a package that is not installed.
+
+    A name that stands in several classes is the first one's.
+    """
+    files = list(_files(places))
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    choices = {name: values for tree in trees for name, values in _enumerations(tree)}
+    found: dict[str, KnownSetting] = {}
+    for tree in trees:
+        for setting in _fields(tree, choices):
+            first = found.setdefault(setting.name, setting)
+            if (
+                first.kind is Any and get_origin(setting.kind) is Literal
+            ):  # `pref_loss` takes one value more than theirs
+                found[setting.name] = replace(first, kind=Literal[(*get_args(setting.kind), "uni_dpo")])
+    return tuple(found.values())
+
+
+def _files(places: Places) -> Iterator[Path]:
+    for package, names in places:
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            for path in (Path(folder, name) for name in names):
+                yield from sorted(path.glob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+
+
+def _enumerations(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    """The enumerations of a file, as Literal types of their values; and its own Literal types by name."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases):
+            values = [item.value.value for item in node.body if _is_text(item)]  # type: ignore[attr-defined]
+            if values:
+                yield node.name, Literal[tuple(values)]
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            kind = kind_of(node.value, {})
+            if get_origin(kind) is Literal:
+                yield node.targets[0].id, kind
+
+
+def _is_text(item: ast.stmt) -> bool:
+    return isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+
+
+def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetting]:
+    """The fields of a file's argument classes."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    fields = {
+        (group.name, item.target.id): item
+        for group in classes
+        for item in group.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+    constants = {
+        f"{group}.{name}": ast.unparse(item.value) for (group, name), item in fields.items() if item.value is not None
+    }
+    settable = {group.name for group in classes if group.decorator_list and _is_settable(group.name)}
+    for (group, name), item in fields.items():
+        options = {word.arg: word.value for word in item.value.keywords} if isinstance(item.value, ast.Call) else {}
+        init = options.get("init")
+        if group in settable and not (isinstance(init, ast.Constant) and init.value is False):
+            default = options.get("default", None if options else item.value)
+            text = "" if default is None else ast.unparse(default)
+            kind = kind_of(item.annotation, choices)
+            yield KnownSetting(name, group, kind, constants.get(text, text), _help(options.get("metadata")))
+
+
+def _is_settable(name: str) -> bool:
+    return name.endswith(("Arguments", "Argument")) or name in _CONFIGS
+
+
+def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:
+    """Read a type from its source; `Any` where it is none of the plain ones.
+
+    Args:
+        node: an annotation.
+        choices: the enumerations that are known by name, as Literal types.
+    """
+    match node:
+        case ast.Constant(value=None):
+            return type(None)
+        case ast.Constant(value=str(text)):
+            return kind_of(ast.parse(text, mode="eval").body, choices)
+        case ast.Name(id=name):
+            return _PLAIN.get(name) or _RANGES.get(name) or choices.get(name, Any)
+        case ast.BinOp(op=ast.BitOr()):
+            return Union[kind_of(node.left, choices), kind_of(node.right, choices)]  # noqa: UP007
+        case ast.Subscript(value=ast.Name(id=outer), slice=inside):
+            parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+            return _subscripted(outer, parts, choices)
+    return Any
+
+
+def _subscripted(outer: str, parts: list[ast.expr], choices: Mapping[str, Any]) -> Any:
+    if outer == "Literal" and all(isinstance(part, ast.Constant) for part in parts):
+        return Literal[tuple(part.value for part in parts)]  # type: ignore[attr-defined]
+    kinds = [kind_of(part, choices) for part in parts]
+    if outer == "Optional":
+        return Union[kinds[0], type(None)]  # noqa: UP007
+    if outer == "Union":
+        return Union[tuple(kinds)]  # noqa: UP007
+    if outer in ("list", "List"):
+        return types.GenericAlias(list, (kinds[0],))
+    if outer in ("dict", "Dict"):
+        return dict
+    if outer == "Annotated":
+        bounds = [bound for part in parts[1:] if (bound := _bound(part)) is not None]
+        return Annotated[(kinds[0], *bounds)] if bounds else kinds[0]
+    return Any
+
+
+def _bound(node: ast.expr) -> Any:
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[limit]) if name in _BOUNDS:
+            return _BOUNDS[name](ast.literal_eval(limit))
+    return None
+
+
+def _help(metadata: ast.expr | None) -> str:
+    if isinstance(metadata, ast.Dict):
+        for key, value in zip(metadata.keys, metadata.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == "help" and isinstance(value, ast.Constant):
+                return str(value.value)
+    return ""
+
+
+@lru_cache
+def known_templates() -> dict[str, bool]:
+    """Read LlamaFactory's templates from its source.
+
+    Returns:
+        name → whether the template takes images; nothing where LlamaFactory is not installed.
+    """
+    found: dict[str, bool] = {}
+    for file in _files((("llamafactory", ("data/template.py",)),)):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                words = {word.arg: word.value for word in node.value.keywords}
+                plugin, name = words.get("mm_plugin"), words.get("name")
+                if isinstance(name, ast.Constant):
+                    parts = plugin.keywords if isinstance(plugin, ast.Call) else []
+                    found[str(name.value)] = any(part.arg == "image_token" for part in parts)
+    return found
