@@ -109,9 +109,9 @@ def test_the_published_script_of_rlaif_v_runs_the_same_engine(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.yaml", "--work-dir", "w"], "there is no config file gone.yaml"),
-        (["bad.yaml", "--work-dir", "w"], "bad.yaml is not valid YAML"),
-        (["list.yaml", "--work-dir", "w"], "a mapping with the key `pipeline` is expected"),
+        (["gone.yaml", "--work-dir", "w"], "gone.yaml: there is no such configuration file"),
+        (["bad.yaml", "--work-dir", "w"], "not valid YAML"),
+        (["list.yaml", "--work-dir", "w"], "expected `key: value` lines"),
         (["typo.yaml", "--work-dir", "w"], "pairs.min_gpa: unknown setting; did you mean 'min_gap'?"),
         (["nofile.yaml", "--work-dir", "w"], "nofile.jsonl: no such file"),
     ],

@@ -208,7 +208,7 @@ def test_debug_keeps_every_request_and_reply(tmp_path, questions):
         ({"sample": {"top_p": 0}}, "top_p lies above 0"),
         ({"reward": {"grader": "taste"}}, "no grader is called 'taste'"),
         ({"reward": {"grader": "nowhere.at.all:f"}}, "the Python module 'nowhere' is not installed"),
-        ({"batch_size": 0}, "batch_size starts at 1"),
+        ({"batch_size": 0}, "batch_size: 0 is out of range"),
         ({"plugins": ["gone.py"]}, "there is no file gone.py"),
         ({"sampel": {}}, "sampel: unknown setting; did you mean 'sample'?"),
         ({"sample": {"prompt": "gone.txt"}}, "prompt 'gone.txt': no such file"),
