@@ -2,10 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 """Control characters, and those that turn the direction of writing; not tab, line feed and carriage return."""
@@ -37,23 +35,3 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: `; did you mean 'x'?`, or nothing where none is like it."""
     close = get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-@contextmanager
-def naming_the_model(model: str) -> Iterator[None]:
-    """Turn what loading a checkpoint raises in this block into one line that names it.
-
-    Args:
-        model: folder or hub name of the checkpoint.
-
-    Raises:
-        UniDPOError: it cannot be loaded, because of the first line of what was raised.
-    """
-    try:
-        yield
-    except UniDPOError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        missing = "" if Path(model).exists() else "; there is no such folder here"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UniDPOError(f"model {model!r} cannot be loaded{missing}: {reason}") from error

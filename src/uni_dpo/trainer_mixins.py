@@ -1,7 +1,6 @@
 """What every trainer here adds to transformers': loading by published names, a reference adapter, ending together."""
 
 import copy
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.loading import load_alike
 
 
 class EndsTogether(Trainer):
@@ -156,10 +156,7 @@ def load_by_published_names(model: PreTrainedModel, checkpoint: str) -> None:
         model: any model of transformers; its weights keep their precision and device.
         checkpoint: the folder that holds the weights.
     """
-    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    widest = functools.reduce(torch.promote_types, dtypes)  # frozen parts may be in bf16 beside a trained float32
-    saved = type(model).from_pretrained(checkpoint, config=model.config, dtype=widest)
-    model.load_state_dict(saved.state_dict())
+    model.load_state_dict(load_alike(model, checkpoint).state_dict())
 
 
 def names_not_loaded(model: PreTrainedModel, checkpoint: str) -> tuple[int, int]:

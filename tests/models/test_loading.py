@@ -1,6 +1,7 @@
 """Device, dtype and attention follow what is there."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -47,3 +48,27 @@ def test_half_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_unknown_dtype_is_named() -> None:
     with pytest.raises(UniDPOError, match=r"dtype is 'bfloat15'; it can be auto, .*; did you mean 'bfloat16'\?"):
         backend.find_dtype("bfloat15", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (OSError("no weights\nsee …"), "no weights"),
+        (KeyError("qwen9"), "'qwen9'"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_named_in_one_line(raised: Exception, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UniDPOError) as caught, backend.one_line(str(tmp_path)):
+        raise raised
+    assert str(caught.value) == f"{tmp_path} cannot be loaded: {reason}"
+    with (
+        pytest.raises(UniDPOError, match=r"^gone cannot be loaded; there is no such folder here: "),
+        backend.one_line("gone"),
+    ):
+        raise raised
+
+
+def test_what_has_a_message_of_its_own_keeps_it() -> None:
+    with pytest.raises(UniDPOError, match=r"^it has no chat template$"), backend.one_line("gone"):
+        raise UniDPOError("it has no chat template")

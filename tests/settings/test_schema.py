@@ -23,8 +23,8 @@ def command_of(path: Path) -> str:
     """The command that a configuration is for."""
     if path.name == "config.json":
         return "eval"
-    if path.parent.name == "engine":
-        return "engine"
+    if path.parent.name in ("engine", "align"):
+        return path.parent.name
     online = re.match(r"ppo|grpo", path.name)
     return online.group() if online else "train"
 
@@ -49,10 +49,11 @@ def test_every_example_is_valid(path: Path) -> None:
 
 def test_all_kinds_of_configurations_are_among_the_examples() -> None:
     assert len(CONFIGS) > 25
-    assert {command_of(path) for path in CONFIGS} == {"train", "engine", "eval", "ppo", "grpo"}
+    assert {command_of(path) for path in CONFIGS} == {"train", "engine", "eval", "ppo", "grpo", "align"}
 
 
 GOOD: dict[str, dict[str, Any]] = {
+    "align": {"model": "m", "work_dir": "w", "questions": "q", "engine": {}, "train": {}},
     "train": {"pref_loss": "uni_dpo", "learning_rate": 1e-6},
     "trl-dpo": {"loss_type": ["uni_dpo"], "env": {"A": "b"}},
     "ppo": {"model": "m", "output_dir": "o", "reward": {"function": "exact"}},
@@ -68,6 +69,7 @@ GOOD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("command", "change"),
     [
+        ("align", {"rounds": 0}),
         ("train", {"lerning_rate": 1}),
         ("train", {"uni_dpo_qual_eta": -1}),
         ("train", {"pref_loss": "uni_dop"}),

@@ -10,7 +10,7 @@ from uni_dpo.engine.config import EngineConfig
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.graders.grading import load_grader
 from uni_dpo.models.checkpoint import is_adapter
-from uni_dpo.settings.options import parse, runtime
+from uni_dpo.settings.options import Count, NotNegative, parse, runtime
 from uni_dpo.settings.reading import beneath, located, override, read_mapping
 from uni_dpo.settings.training import check_early
 
@@ -38,7 +38,7 @@ class TrainingQuestions:
 
     path: str
     image_root: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
     per_round: Literal["repeated", "new"] = "repeated"
 
 
@@ -58,8 +58,8 @@ class EvaluationOptions:
     by: Literal["answers", "score"] = "answers"
     grader: str = "exact"
     system: str | None = None
-    max_tokens: int = 256
-    batch_size: int = runtime(64)
+    max_tokens: Count = 256
+    batch_size: Count = runtime(64)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class AlignSettings:
     evaluate: EvaluationOptions = field(default_factory=EvaluationOptions)
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
     baselines: Mapping[str, Any] = field(default_factory=dict)
-    rounds: int = 1
+    rounds: Count = 1
     reference: Literal["base", "previous"] = "previous"
     go_on: Literal["better", "surely_better", "always"] = "better"
     seed: int = 0
     launcher: Any = runtime("{command}")  # noqa: RUF009  # a field, as the others
-    attempts: int = runtime(1)
-    pause: float = runtime(30.0)
+    attempts: Count = runtime(1)
+    pause: NotNegative = runtime(30.0)
 
 
 class AlignConfig:
@@ -201,8 +201,6 @@ class AlignConfig:
 
     def _check_numbers(self) -> None:
         settings = self.settings
-        if settings.rounds < 1 or settings.attempts < 1 or settings.pause < 0:
-            raise UniDPOError("rounds and attempts start at 1, pause at 0")
         held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
         if held_out >= 1:
             raise UniDPOError(f"validation, test: shares of {held_out:g} leave no questions to learn from")

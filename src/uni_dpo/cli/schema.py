@@ -9,6 +9,7 @@ import typer
 from uni_dpo.errors import UniDPOError, did_you_mean
 
 SCHEMAS = {
+    "align": "uni_dpo.align.config:AlignSettings",
     "train": "uni_dpo.settings.training:train_schema",
     "trl-dpo": "uni_dpo.settings.training:trl_dpo_schema",
     "ppo": "uni_dpo.ppo.config:PPOConfig",

@@ -13,7 +13,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
 from uni_dpo.llamafactory.console import VERBOSE, readable
 from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo
-from uni_dpo.settings.reading import is_config, located, override, read_mapping
+from uni_dpo.settings.reading import FaultCollector, is_config, located, override, read_mapping
 from uni_dpo.settings.training import check_early, flags, help_lines
 
 
@@ -41,9 +41,12 @@ def train(arguments: list[str]) -> None:
         arguments = [argument for argument in arguments if argument != "--verbose"]
     given = read_arguments(arguments)
     with located(given if isinstance(given, dict) else {}):
-        check_early(given)
-        if isinstance(given, dict):
-            check_named(given)
+        faults = FaultCollector()
+        with faults.collecting():
+            check_early(given)
+        with faults.collecting():
+            check_named(flags(given) if isinstance(given, list) else given)
+        faults.raise_any()
         _register()
         refuse_uni_dpo(given)
     if _wants_torchrun():

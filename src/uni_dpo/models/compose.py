@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.errors import UniDPOError, naming_the_model
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.models.loading import load_class, load_model, one_line
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
@@ -92,7 +94,7 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
     import torch
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    with naming_the_model(vision):
+    with one_line(vision):
         vision_config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     if vision_config.model_type not in VISION_TYPES:
@@ -153,11 +155,11 @@ def _check_kind(name: str, kinds: tuple[str, ...], role: str) -> None:
 def _language_model(name: str, dtype: str, seed: int) -> tuple[Any, Any]:
     """The language model with rows for the image and padding tokens, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    with naming_the_model(name):
+    with one_line(name, "tokenizer of "):
         tokenizer = AutoTokenizer.from_pretrained(name)
-        text = AutoModelForCausalLM.from_pretrained(name, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    text = load_model(find_checkpoint(name), dtype=dtype, device=None)
     if not hasattr(text, "lm_head") or not hasattr(text, "model"):
         raise UniDPOError(
             f"language: {name} ({text.config.model_type}) is built otherwise than Llama, Mistral and Qwen"
@@ -192,17 +194,13 @@ def _vision_tower(name: str, config: Any, dtype: Any) -> Any:
     from transformers import AutoModel
 
     tower = AutoModel._model_mapping[type(config)]
-    with naming_the_model(name):
-        loaded, found = tower.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
-        raise UniDPOError(f"vision: {name} lacks {len(missing)} weights of {tower.__name__}, such as {missing[0]}")
-    return loaded
+    return load_class(tower, name, config=config, dtype=dtype)
 
 
 def _processor(name: str, config: Any, tokenizer: Any, has_class_token: bool) -> Any:
     from transformers import AutoImageProcessor, LlavaProcessor
 
-    with naming_the_model(name):
+    with one_line(name, "image processor of "):
         images = AutoImageProcessor.from_pretrained(name)
     tokenizer.chat_template = CHAT_TEMPLATE
     return LlavaProcessor(

@@ -1,5 +1,6 @@
 """The one place where a language or vision-language model is loaded: full weights, an adapter, quantized or not."""
 
+import functools
 import os
 import shutil
 import warnings
@@ -73,6 +74,36 @@ def load_model(
         if device is None or device_map or quantized:
             return model.eval()
         return model.to(where).eval()
+
+
+def load_class(cls: Any, name: str | Path, **options: Any) -> Any:
+    """Load a model by its class, with all its weights: transformers draws those that are missing at random.
+
+    Args:
+        cls: a class of transformers.
+        name: folder or hub name.
+        options: of `from_pretrained`.
+
+    Raises:
+        UniDPOError: it cannot be loaded, or weights are missing.
+    """
+    with one_line(name):
+        model, found = cls.from_pretrained(name, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise UniDPOError(f"{name}: lacks {len(missing)} weights of {cls.__name__}, such as {missing[0]}")
+    return model
+
+
+def load_alike(model: Any, folder: str | Path) -> Any:
+    """Load a checkpoint as another model of the class and configuration of `model`.
+
+    Its weights have the widest precision of `model`'s: frozen parts may be in bf16 beside a trained float32.
+    """
+    import torch
+
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return type(model).from_pretrained(folder, config=model.config, dtype=widest)
 
 
 def load_start(checkpoint: Checkpoint, folder: str | Path, **options: Any) -> Any:
@@ -172,7 +203,10 @@ def one_line(checkpoint: Any, what: str = "") -> Iterator[None]:
             raise UniDPOError(f"{checkpoint} does not fit into memory: {error}") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[: 1 + lines[0].endswith(":")])
-        raise UniDPOError(f"{what}{checkpoint} cannot be loaded: {reason}") from error
+        missing = (
+            "; there is no such folder here" if isinstance(checkpoint, str) and not Path(checkpoint).exists() else ""
+        )
+        raise UniDPOError(f"{what}{checkpoint} cannot be loaded{missing}: {reason}") from error
 
 
 def find_dtype(name: Any, device: str) -> Any:

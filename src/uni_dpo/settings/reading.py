@@ -164,7 +164,7 @@ class FaultCollector:
         except SettingsError as error:
             self.faults += error.faults
         except UniDPOError as error:
-            self.faults.append((key, str(error)))
+            self.faults += [(key, line) for line in str(error).splitlines()]
 
     def raise_any(self) -> None:
         """Raise what was collected.

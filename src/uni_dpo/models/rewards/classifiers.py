@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.loading import best_device, find_dtype, one_line
+from uni_dpo.models.loading import best_device, find_dtype, load_class, one_line
 from uni_dpo.models.rewards.options import Conversation, ProcessModelOptions, RewardCheckpoint, RewardModelOptions
 
 ANSWER_PLACE = "\N{LEFT CEILING}answer\N{RIGHT CEILING}"
@@ -130,11 +130,5 @@ class StepClassifier:
 
 
 def _load(loader: str, folder: str, dtype: str, trust: Mapping[str, Any]) -> Any:
-    """Load a classifier with all its weights: one that transformers draws at random would rate at random."""
-    with one_line(folder):
-        model, found = getattr(transformers, loader).from_pretrained(
-            folder, dtype=find_dtype(dtype, "cpu"), output_loading_info=True, **trust
-        )
-    if missing := sorted(found["missing_keys"]):
-        raise UniDPOError(f"{folder}: lacks {len(missing)} weights of its classifier, such as {missing[0]}")
+    model = load_class(getattr(transformers, loader), folder, dtype=find_dtype(dtype, "cpu"), **trust)
     return model.to(best_device()).eval()
