@@ -113,7 +113,7 @@ class AlignSettings:
     reference: Literal["base", "previous"] = "previous"
     go_on: Literal["better", "surely_better", "always"] = "better"
     seed: int = 0
-    launcher: Any = runtime("{command}")  # noqa: RUF009  # a field, as the others
+    launcher: Any = runtime("{command}")  # a field, as the others
     attempts: Count = runtime(1)
     pause: NotNegative = runtime(30.0)
 
