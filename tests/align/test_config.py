@@ -48,7 +48,7 @@ def test_settings_beside_the_file_take_the_place_of_its_own(settings, tmp_path):
     path = tmp_path / "align.yaml"
     path.write_text(yaml.safe_dump(settings()))
     config = AlignConfig.load(path, ["train.learning_rate=1e-5", "rounds=3", "engine.sample.n=2"])
-    assert config.settings.train["learning_rate"] == "1e-5"
+    assert config.settings.train["learning_rate"] == 1e-5
     assert config.settings.rounds == 3
     assert config.settings.engine["sample"] == {"n": 2}
 
