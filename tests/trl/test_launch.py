@@ -93,6 +93,33 @@ def test_a_converted_folder_with_images_trains(
     assert (out / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_pairs_of_vqa_rad_train_as_they_were_saved(
+    tiny_qwen2_vl: Path, digits: dict[str, list[Any]], tmp_path: Path, scored: bool
+) -> None:
+    """`image, question, chosen, rejected` in a DatasetDict, as `scripts/vqa_dpo_processing.py` writes it."""
+    import datasets
+
+    taken = digits["preference"][:8]
+    columns: dict[str, list[Any]] = {
+        "image": [{"bytes": Path(digit.image).read_bytes(), "path": None} for digit in taken],
+        "question": ["Which digit is it?"] * 8,
+        "chosen": [digit.answer for digit in taken],
+        "rejected": ["I cannot say"] * 8,
+    }
+    if scored:
+        columns |= {"score_chosen": [4.0] * 8, "score_rejected": [1.0] * 8}
+    split = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "vqa_rad")
+    out = tmp_path / "out"
+    loss = [] if scored else ["--loss_type", "sigmoid"]
+    train([*flags(tiny_qwen2_vl, tmp_path / "vqa_rad", out), *loss])
+    first = log(out)[0]
+    assert ("uni_dpo/w_perf" in first) is scored
+    # Δ = 0 at the first step: log 2 for DPO; w_qual · (1 − σ(β Δ_π − τ_ref))³ · log 2 is below it for Uni-DPO.
+    assert first["loss"] < 0.69 if scored else first["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
 def test_a_yaml_file_gives_defaults_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("model_name_or_path: a\nuni_dpo_qual_eta: 0.1\nlearning_rate: 1.0e-5\nbf16: false\n")

@@ -18,6 +18,39 @@ SCORES = ("score_chosen", "score_rejected")
 """The scores' names in a batch, whatever their columns are called."""
 
 
+def as_messages(dataset: Any) -> Any:
+    """Give rows of `image, question, chosen, rejected` TRL's columns; any other dataset stays as it is.
+
+    VQA-RAD's pairs come so. The image stands before the question.
+
+    Args:
+        dataset: a `datasets.Dataset` or `IterableDataset`.
+    """
+    columns = set(dataset.column_names or ())
+    if "prompt" in columns or not {"question", "chosen", "rejected"} <= columns:
+        return dataset
+
+    def turn(row: Mapping[str, Any]) -> dict[str, Any]:
+        image = row.get("image")
+        shown = [{"type": "image", "text": None}] if image is not None else []
+        said = {
+            name: [{"role": "assistant", "content": [{"type": "text", "text": row[name]}]}]
+            for name in ("chosen", "rejected")
+        }
+        asked = [{"role": "user", "content": [*shown, {"type": "text", "text": row["question"]}]}]
+        return {"prompt": asked, **said} | ({"images": [image] if shown else []} if "image" in columns else {})
+
+    features = dict(dataset.features)
+    parts = datasets.List({"type": datasets.Value("string"), "text": datasets.Value("string")})
+    messages = datasets.List({"role": datasets.Value("string"), "content": parts})
+    made = {"prompt": messages, "chosen": messages, "rejected": messages}
+    if "image" in columns:
+        made["images"] = datasets.List(features.pop("image"))
+    left = {name: kind for name, kind in features.items() if name not in ("question", "chosen", "rejected")}
+    gone = [name for name in ("question", "image") if name in columns]
+    return dataset.map(turn, remove_columns=gone, features=datasets.Features({**left, **made}))
+
+
 def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") -> None:
     """Refuse a dataset whose scores are missing or are no finite numbers.
 

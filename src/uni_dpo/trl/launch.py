@@ -24,7 +24,7 @@ from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
-from uni_dpo.trl.data import check_images, check_scores
+from uni_dpo.trl.data import as_messages, check_images, check_scores
 from uni_dpo.trl.trainer import UniDPOTrainer
 
 TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
@@ -117,11 +117,9 @@ def _load_data(script: Any, mixture: Any) -> Any:
 
 
 def _split(data: Any, name: str) -> Any:
-    if not isinstance(data, dict):
-        return data
-    if name not in data:
+    if isinstance(data, dict) and name not in data:
         raise UniDPOError(f"the dataset has no split {name!r}; it has {', '.join(data)}")
-    return data[name]
+    return as_messages(data[name] if isinstance(data, dict) else data)
 
 
 def _load_model(settings: Any, checkpoint: Checkpoint, output: str, trusted: bool) -> Any:
