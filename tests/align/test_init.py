@@ -122,4 +122,4 @@ def test_every_fault_is_found_at_once(place, tiny_qwen2_vl, tmp_path, monkeypatc
     assert "no OpenAI-compatible server answers" in found["server"]
     assert "no-such-launcher is not on this machine's PATH" in found["launcher"]
     assert {"disk", "memory"} <= found.keys()
-    assert faults(path, "trian=1") == {"configuration": "trian: unknown setting; did you mean 'train'?"}
+    assert "trian: unknown setting; did you mean 'train'?" in faults(path, "trian=1")["configuration"]
