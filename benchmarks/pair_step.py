@@ -18,6 +18,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from count_step import flop_counter
 from pair_step_models import SHAPES, RandomPairs, Setting, build_models
 
 VARIANTS = {
@@ -124,16 +126,23 @@ def compare(setting: Setting) -> dict[str, dict[str, float]]:
     del policy, reference, steps, step
     gc.collect()  # the trainers hold themselves, and the models
     for variant, result in results.items():
-        result |= {"seconds": statistics.median(seconds[variant]), **_peak_memory(variant, setting)}
+        result |= {"seconds": statistics.median(seconds[variant]), **peak_memory(variant, setting)}
     return results
 
 
-def measure_memory(variant: str, setting: Setting) -> dict[str, int]:
-    """Bytes that a step takes beside the weights of both models, and those of them that are the gradients."""
+def measure_memory(variant: str, setting: Setting, *, warm: bool = False) -> dict[str, int]:
+    """Bytes that a step takes beside the weights of both models, those of them that are the gradients, and FLOPs.
+
+    The first step also loads libraries; a `warm` one comes after another.
+    """
     policy, reference = build_models(setting)
     step = build_step(variant, policy, reference, setting)
     if variant in REFERENCE_PRECOMPUTED:
         del reference
+    if warm:
+        step()
+        policy.zero_grad(set_to_none=True)
+        gc.collect()
     if setting.device == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far, which a child inherits, is forgotten
         before = _resident_peak()
@@ -144,13 +153,25 @@ def measure_memory(variant: str, setting: Setting) -> dict[str, int]:
         torch.cuda.reset_peak_memory_stats()
         step()
         peak = torch.cuda.max_memory_allocated()
+    with flop_counter() as flops:
+        step()
     gradients = sum(p.grad.numel() * p.grad.itemsize for p in policy.parameters() if p.grad is not None)
-    return {"bytes": peak - before, "gradients": gradients}
+    return {"bytes": peak - before, "gradients": gradients, "flops": flops.get_total_flops()}
 
 
-def _peak_memory(variant: str, setting: Setting) -> dict[str, int]:
-    command = [sys.executable, __file__, "--measure-memory", variant, "--setting", json.dumps(vars(setting))]
-    done = subprocess.run(command, capture_output=True, text=True)
+def peak_memory(variant: str, setting: Setting, *, warm: bool = False) -> dict[str, int]:
+    """What `measure_memory` finds in a process of its own."""
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("pair_step.py")),
+        "--measure-memory",
+        variant,
+        "--setting",
+        json.dumps(vars(setting)),
+    ]
+    returned = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system at once
+    environment = os.environ | (returned if warm else {})
+    done = subprocess.run([*command, *["--warm"] * warm], capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -238,15 +259,16 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", help="those sizes")
     parser.add_argument("--figure", type=Path, help="draw what grows, as .svg or .png")
     parser.add_argument("--measure-memory", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--setting", type=json.loads, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     torch.set_num_threads(options.pop("threads"))
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    measure, given = options.pop("measure_memory"), options.pop("setting")
+    measure, given, warm = (options.pop(name) for name in ("measure_memory", "setting", "warm"))
     grow, wanted, figure = (options.pop(name) for name in ("grow", "sizes", "figure"))
     if measure:
-        print(json.dumps(measure_memory(measure, Setting(**given))))
+        print(json.dumps(measure_memory(measure, Setting(**given), warm=warm)))
         return
     options["dtype"] = options["dtype"] or ("float32" if options["device"] == "cpu" else "bfloat16")
     setting = Setting(**options)

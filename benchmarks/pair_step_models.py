@@ -151,6 +151,6 @@ class RandomPairs:
         )
         return batch | {"position_ids": positions}
 
-    def scores(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """None: the sigmoid loss has no scores."""
+    def carried(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Nothing: the sigmoid loss has no scores."""
         return {}

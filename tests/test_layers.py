@@ -20,7 +20,7 @@ LAYERS = (
     {"models", "preferences"},
     {"graders", "trainer_mixins"},
     {"engine", "llamafactory", "trl", "vlmeval"},
-    {"inference"},
+    {"inference", "plan"},
     {"online"},
     {"ppo", "grpo"},
     {"report"},

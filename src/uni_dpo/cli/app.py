@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, schema, train
+from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, plan, schema, train
 from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 app = typer.Typer(
@@ -33,10 +33,9 @@ def _options(
     pass
 
 
-app.command("init")(align.init)
-app.command("doctor")(align.doctor)
 app.command("align")(align.align)
 app.command("demo")(demo.demo)
+app.command("plan")(plan.plan)
 app.command("train", context_settings=train.SETTINGS)(train.train)
 app.command("trl-dpo", context_settings=train.SETTINGS)(train.trl_dpo)
 app.add_typer(data.app, name="data")

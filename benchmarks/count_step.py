@@ -1,0 +1,298 @@
+"""A training step without weights: its products and its bytes, on PyTorch's meta device.
+
+A meta tensor has a shape and no numbers. The modules of transformers, the loss of LlamaFactory and ours run on them,
+forward and backward; PyTorch's counter adds up the products, and `LiveBytes` the storages that are alive.
+"""
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+COUNTED = "counted"
+VARIANTS = ("stock", "stock + Liger", "ours")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step consists of; lengths in tokens."""
+
+    questions: int
+    answers: int
+    image: int
+    words: int
+    answer: int
+    lora: int = 0
+    checkpointing: bool = False
+    reference: bool = True
+
+    @property
+    def pairs(self) -> int:
+        """All pairs of all questions."""
+        return self.questions * self.answers * (self.answers - 1) // 2
+
+    @property
+    def prompt(self) -> int:
+        """Image and words, with the two tokens around an image."""
+        return self.words + (self.image + 2 if self.image else 0)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the bytes of what is made within it and still alive.
+
+    Args:
+        there: modules whose weights were there before.
+    """
+
+    def __init__(self, *there: nn.Module) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = {id(p.untyped_storage()): None for module in there for p in module.parameters()}
+        self._there = [p.untyped_storage() for module in there for p in module.parameters()]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        if func is torch.ops.aten._log_softmax.default and not args[0].is_contiguous():
+            self.peak = max(self.peak, self.live + args[0].nbytes)  # its kernels copy such an input
+        return result
+
+    def _note(self, storage: Any) -> None:
+        if id(storage) not in self._known:
+            size = storage.nbytes()
+            self._known[id(storage)] = None
+            weakref.finalize(storage, self._forget, id(storage), size)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def _forget(self, key: int, size: int) -> None:
+        del self._known[key]
+        self.live -= size
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which also knows the CPU's attention and oneDNN's products."""
+
+    def forward(query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        rows, heads, length, size = query  # with fewer keys than heads, several heads use one
+        return 4 * rows * heads * length * key[2] * size
+
+    def backward(grad: Any, query: Any, key: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 5 * forward(query, key) // 2
+
+    def product(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * left[0] * left[1] * right[0]
+
+    kernels = {ATTENTION: forward, ATTENTION_BACKWARD: backward, torch.ops.mkldnn._linear_pointwise: product}
+    return FlopCounterMode(display=False, custom_mapping=kernels)
+
+
+def build(config: dict[str, Any], dtype: torch.dtype, lora: int = 0) -> tuple[nn.Module, nn.Module]:
+    """A policy with a frozen vision tower, LlamaFactory's default, and its reference, on the meta device."""
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForImageTextToText
+
+    AttentionInterface.register(COUNTED, counted_attention)
+    AttentionMaskInterface.register(COUNTED, lambda *_, **__: None)
+    described = AutoConfig.for_model(**copy.deepcopy(config))
+    with torch.device("meta"):
+        torch.set_default_dtype(dtype)
+        policy = AutoModelForImageTextToText.from_config(described)
+        torch.set_default_dtype(torch.float32)
+    for part in (policy.config, policy.config.get_text_config(), policy.config.vision_config):
+        part._attn_implementation = COUNTED
+    reference = copy.deepcopy(policy).requires_grad_(False).eval()
+    policy.model.visual.requires_grad_(False)
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+        with torch.device("meta"):
+            policy = get_peft_model(policy, LoraConfig(r=lora, target_modules=targets), autocast_adapter_dtype=False)
+        policy = policy.get_base_model()
+    return policy, reference
+
+
+def counted_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """What the attention of transformers, and ours of answers behind a prompt, runs on a CPU.
+
+    Without a mask, heads share their keys; with one, which has the rows of the answers alone, keys are repeated.
+    """
+    scale, is_causal = settings.get("scaling"), settings.get("is_causal")
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    if attention_mask is None:
+        return ATTENTION(query, key, value, 0.0, causal, scale=scale)[0].transpose(1, 2).contiguous(), None
+    prompt = query.shape[2] - attention_mask.shape[2]
+    before = ATTENTION(*(part[:, :, :prompt] for part in (query, key, value)), 0.0, True, scale=scale)[0]
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    added = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(attention_mask.logical_not(), -torch.inf)
+    after = ATTENTION(query[:, :, prompt:], key, value, 0.0, False, attn_mask=added, scale=scale)[0]
+    return torch.cat([part.transpose(1, 2) for part in (before, after)], 1), None
+
+
+def image_features(model: nn.Module, images: int, tokens: int) -> Tensor | None:
+    """What the tower makes of images of equal size: (images · tokens, hidden size)."""
+    if not tokens:
+        return None
+    vision = model.config.vision_config  # type: ignore[union-attr]
+    tower = model.model.visual  # type: ignore[union-attr]
+    side = 2 * round(tokens**0.5)
+    grid = torch.tensor([[1, side, 4 * tokens // side]]).repeat(images, 1)
+    patch = 3 * 2 * vision.patch_size**2
+    pixels = torch.empty(int(grid[0].prod()) * images, patch, device="meta", dtype=tower.dtype)
+    with _known_windows(tower):
+        return tower(pixels, grid_thw=grid).pooler_output
+
+
+@contextmanager
+def _known_windows(tower: Any) -> Iterator[None]:
+    """Let Qwen2.5-VL's tower read its window sizes, which on the meta device it could not."""
+    if not hasattr(tower, "get_window_index"):
+        yield
+        return
+    unique, windows = torch.unique_consecutive, tower.get_window_index
+    known: list[Any] = []
+
+    def remembered(grid: Tensor) -> Any:
+        known[:] = windows(grid)
+        return known
+
+    tower.get_window_index = remembered
+    torch.unique_consecutive = lambda *_: unique(torch.tensor(known[1]))
+    try:
+        yield
+    finally:
+        torch.unique_consecutive = unique
+        del tower.get_window_index
+
+
+def hidden_states(model: nn.Module, features: Tensor | None, rows: int, length: int, image: int, mask: Any) -> Tensor:
+    """Run the language model over `rows` sequences of `length` tokens, `image` of which are an image's."""
+    text = model.model.language_model  # type: ignore[union-attr]
+    embedded = text.embed_tokens(torch.empty(rows, length, device="meta", dtype=torch.long))
+    if features is not None:
+        place = torch.empty(rows, length, 1, device="meta", dtype=torch.bool).expand_as(embedded)
+        embedded = embedded.masked_scatter(place, features.to(embedded.dtype))
+    positions = torch.empty(3, rows, length, device="meta", dtype=torch.long)
+    return text(inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def stock_logps(model: nn.Module, step: Step) -> tuple[Tensor, Tensor]:
+    """LlamaFactory's `concatenated_forward`: two sequences per pair, all logits; their log-probabilities and logits."""
+    from llamafactory.train.trainer_utils import get_batch_logps
+
+    rows, length = 2 * step.pairs, step.prompt + step.answer
+    features = image_features(model, rows, step.image)
+    hidden = hidden_states(model, features, rows, length, step.image, None)
+    logits = model.lm_head(hidden).to(torch.float32)  # type: ignore[operator]
+    labels = torch.empty(rows, length, device="meta", dtype=torch.long)
+    return get_batch_logps(logits, labels)[0], logits
+
+
+def our_logps(model: nn.Module, step: Step, features: Tensor | None, mean_logits: bool) -> Tensor:
+    """`pair_scores` of questions whose answers share their prompt."""
+    from uni_dpo.logprobs import CHUNK_BYTES, KEPT_BYTES, _LinearLogps
+
+    rows, length = step.questions, -(-(step.prompt + step.answers * step.answer) // 8) * 8
+    mask = torch.empty(rows, 1, length - step.prompt, length, device="meta", dtype=torch.bool)
+    hidden = hidden_states(model, features, rows, length, step.image, mask)
+    head, sequences = model.lm_head, rows * step.answers
+    if mean_logits:
+        with torch.no_grad():
+            head(hidden.new_empty(sequences, hidden.shape[-1])).float().mean(-1)  # type: ignore[operator]
+    scored = torch.empty(sequences * step.answer, device="meta", dtype=torch.long)
+    kept = KEPT_BYTES if torch.is_grad_enabled() else 0  # `linear_logps` asks for autocast, which meta tensors lack
+    logps = _LinearLogps.apply(hidden.flatten(0, -2)[scored], head.weight, None, scored, CHUNK_BYTES, kept)
+    return logps.view(sequences, step.answer).sum(1)
+
+
+def run(policy: nn.Module, reference: nn.Module, step: Step, variant: str) -> None:
+    """The loss of a step, and its gradients."""
+    place = torch.empty(step.pairs, device="meta", dtype=torch.long)
+    if variant == "ours":
+        features = image_features(policy, step.questions, step.image)
+        logps = our_logps(policy, step, features, mean_logits=True)
+        with torch.no_grad():
+            theirs = our_logps(reference, step, features, mean_logits=False) if step.reference else logps.detach()
+        chosen, rejected, their_chosen, their_rejected = (part[place] for part in (logps, logps, theirs, theirs))
+        logits = None
+    else:
+        logps, logits = stock_logps(policy, step)
+        with torch.no_grad():
+            theirs = stock_logps(reference, step)[0] if step.reference else logps.detach()
+        (chosen, rejected), (their_chosen, their_rejected) = logps.chunk(2), theirs.chunk(2)
+    loss = -nn.functional.logsigmoid(0.1 * ((chosen - rejected) - (their_chosen - their_rejected))).mean()
+    del logits, theirs
+    loss.backward()
+
+
+def count(config: dict[str, Any], step: Step, variant: str, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
+    """The floating-point operations of a step, and the bytes that it takes above the weights, gradients included."""
+    policy, reference = build(config, dtype, step.lora)
+    if step.checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        policy.train()
+    if step.lora and step.checkpointing:
+        policy.enable_input_require_grads()  # type: ignore[operator]
+    with _kernels_of(variant, policy), flop_counter() as flops, LiveBytes(policy, reference) as memory:
+        run(policy, reference, step, variant)
+    return flops.get_total_flops(), memory.peak
+
+
+@contextmanager
+def _kernels_of(variant: str, policy: nn.Module) -> Iterator[None]:
+    """For Liger, norms and gates that keep for the backward pass what its kernels keep."""
+    if variant != "stock + Liger":
+        yield
+        return
+    layer = policy.model.language_model.layers[0]  # type: ignore[index, union-attr]
+    norm, gate = type(layer.input_layernorm), type(layer.mlp)
+    before = norm.forward, gate.forward
+    norm.forward = lambda self, hidden: _LigerNorm.apply(hidden, self.weight)  # type: ignore[method-assign]
+    gate.forward = lambda self, x: self.down_proj(_LigerGate.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        norm.forward, gate.forward = before  # type: ignore[method-assign]
+
+
+class _LigerNorm(torch.autograd.Function):
+    """Keeps its input and one number per row."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight):  # type: ignore[no-untyped-def]  # torch's signature
+        ctx.save_for_backward(hidden, weight, hidden.new_empty(hidden.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # torch's signature
+        hidden, weight, _ = ctx.saved_tensors
+        return torch.empty_like(hidden), torch.empty_like(weight)
+
+
+class _LigerGate(torch.autograd.Function):
+    """Keeps its two inputs, over which it writes their gradients."""
+
+    @staticmethod
+    def forward(ctx, gate, up):  # type: ignore[no-untyped-def]  # torch's signature
+        ctx.save_for_backward(gate, up)
+        return torch.empty_like(gate)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # torch's signature
+        return ctx.saved_tensors

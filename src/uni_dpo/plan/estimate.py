@@ -1,0 +1,254 @@
+"""A training's memory, work, time and disk, from its configuration."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.data.ranking import PairChoice
+from uni_dpo.plan.counting import StepBytes, StepShape, adapter_weights, step_bytes, step_flops
+from uni_dpo.plan.gpus import Gpu
+from uni_dpo.plan.training import PlannedRun, read_run
+from uni_dpo.plan.workload import Workload, read_workload
+
+OPTIMIZER_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0.1, "sgd": 0}
+"""Bytes of state per trained number; 8 (two float32 numbers) for all others."""
+CONTEXT = 0.9 * 2**30
+"""What CUDA, its libraries and kernels hold."""
+WASTE = 0.06
+"""The share of memory that an allocator cannot use."""
+EFFICIENCY = (0.25, 0.38, 0.50)
+"""The share of an accelerator's products that training reaches: low, likely, high."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take; bytes per accelerator, unless said otherwise.
+
+    Attributes:
+        memory: part → bytes.
+        total: of all parts, with what an allocator wastes.
+        room: bytes of the accelerator.
+        largest_batch: pairs per device that would fit; 0 where none does.
+        steps: optimizer steps.
+        tokens: that go through the policy's language model, of the whole training.
+        flops: of the whole training.
+        hours: with low, likely and high efficiency, the longest first.
+        disk: part → bytes, of the whole training.
+        advice: what to change where it does not fit.
+        workload: what the data is like.
+    """
+
+    memory: dict[str, float]
+    total: float
+    room: float
+    largest_batch: int
+    steps: int
+    tokens: float
+    flops: float
+    hours: tuple[float, float, float]
+    disk: dict[str, float]
+    workload: Workload
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it has room."""
+        return self.total <= self.room
+
+
+def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path = Path()) -> Estimate:
+    """Estimate a training.
+
+    Args:
+        settings: a training configuration.
+        gpu: the accelerator.
+        gpus: how many of them.
+        folder: where the path of a DeepSpeed configuration starts.
+
+    Raises:
+        UniDPOError: the model, the data or a setting cannot be made out.
+    """
+    run = read_run(settings, folder)
+    choice = PairChoice(settings.get("uni_dpo_pairs", "all"), float(settings.get("uni_dpo_min_gap", 0)))
+    work = read_workload(settings, choice)
+    room = gpu.memory * 2**30
+    memory = memory_of(run, work, run.batch, gpus)
+    steps = run.max_steps
+    if steps <= 0:
+        steps = max(1, math.ceil(run.epochs * math.ceil(work.pairs / (run.batch * run.accumulation * gpus))))
+    step = step_shape(run, work, run.batch)
+    done = steps * run.accumulation * gpus
+    flops = done * step_flops(run.model, step)
+    if run.precomputed:
+        flops += _reference_flops(run, work)
+    hours = flops / (gpu.speed * 1e12 * gpus) / 3600
+    low, likely, high = EFFICIENCY
+    result = Estimate(
+        memory=memory,
+        total=total_of(memory),
+        room=room,
+        largest_batch=_largest(run, work, gpus, room),
+        steps=steps,
+        tokens=done * step.tokens,
+        flops=flops,
+        hours=(hours / low, hours / likely, hours / high),
+        disk=_disk(run, work),
+        workload=work,
+    )
+    return result if result.fits else replace(result, advice=_advice(run, work, gpus, room))
+
+
+def step_shape(run: PlannedRun, work: Workload, batch: int, *, longest: bool = False) -> StepShape:
+    """A step of `batch` pairs: of mean length, or as long as the longest question of the sample makes it."""
+    each = work.pairs_of_a_question if run.grouped else 1.0
+    questions = batch / each if batch > each else 1.0
+    answers = work.answers if run.grouped and batch >= each else min(2.0, work.answers)
+    stretch = work.longest / (work.prompt + work.answers * work.answer) if longest else 1.0
+    return StepShape(
+        questions=questions,
+        answers=answers,
+        pairs=batch,
+        prompt=work.prompt * stretch,
+        image=work.image * (stretch if work.image else 1),
+        answer=work.answer * stretch,
+        shared=run.shared,
+        bytes=2 if run.bf16 else 4,
+        reference=run.reference and not run.precomputed,
+        full=run.full,
+        lora_rank=run.lora_rank,
+        checkpointing=run.checkpointing,
+        tuned_vision=run.tuned_vision,
+    )
+
+
+def trained_of(run: PlannedRun) -> float:
+    """How many numbers are trained."""
+    vision = run.model.vision.parameters if run.model.vision and run.tuned_vision else 0
+    if not run.full:
+        return adapter_weights(run.model.text, run.lora_rank)
+    return run.model.text.parameters + vision
+
+
+def memory_of(run: PlannedRun, work: Workload, batch: int, gpus: int) -> dict[str, float]:
+    """Part → bytes per accelerator, with a batch of the longest questions."""
+    everything, trained = float(run.model.parameters), trained_of(run)
+    half = 2 if run.bf16 else 4
+    sharded = run.zero > 0
+    # LlamaFactory keeps what it trains in float32, unless told otherwise or DeepSpeed holds that copy
+    wide = 4 if run.bf16 and not (run.pure or sharded) else half
+    base = (everything - trained) * (half if not run.quantized else run.quantized / 8 * 1.1)
+    weights = (
+        base + trained * wide if run.full else everything * (base / max(1.0, everything - trained)) + trained * wide
+    )
+    copies = trained * 2 if run.full and wide > half else 0.0
+    reference = everything * half if run.full and run.reference and not run.precomputed else 0.0
+    gradients = trained * wide
+    optimizer = trained * OPTIMIZER_BYTES.get(run.optimizer, 8 if not run.pure else 4) + (4 * trained if sharded else 0)
+    step = step_bytes(run.model, step_shape(run, work, batch, longest=True), gradients)
+    beyond = max(0.0, step.peak - gradients)
+    shares = {
+        "weights": run.zero >= 3,
+        "reference": run.zero >= 3,
+        "gradients": run.zero >= 2,
+        "optimizer": run.zero >= 1,
+    }
+    parts = {"weights": weights + copies, "reference": reference, "gradients": gradients, "optimizer": optimizer}
+    held = {name: size / (gpus if shares[name] else 1) for name, size in parts.items()}
+    if run.offload:
+        held["optimizer"] = 0.0
+    return {**held, **_shared_out(step, beyond), "CUDA and kernels": CONTEXT}
+
+
+def _shared_out(step: StepBytes, beyond: float) -> dict[str, float]:
+    """What a step takes beside its gradients, in the proportions of its parts."""
+    parts = {"activations": step.activations, "logits": step.logits, "images": step.images}
+    whole = sum(parts.values()) or 1.0
+    return {name: beyond * size / whole for name, size in parts.items()}
+
+
+def total_of(memory: Mapping[str, float]) -> float:
+    """All parts, with what an allocator wastes."""
+    return sum(memory.values()) * (1 + WASTE)
+
+
+def _largest(run: PlannedRun, work: Workload, gpus: int, room: float) -> int:
+    """The most pairs per device that fit, by doubling and halving."""
+
+    def fits(batch: int) -> bool:
+        return total_of(memory_of(run, work, batch, gpus)) <= room
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high) and high < 2**16:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _reference_flops(run: PlannedRun, work: Workload) -> float:
+    """Once over all answers: a forward pass, which is a quarter of a fully tuned step without checkpointing."""
+    step = step_shape(replace(run, grouped=True), work, max(1, round(work.pairs_of_a_question)))
+    once = replace(step, reference=True, full=True, checkpointing=False)
+    without = replace(once, reference=False)
+    each = step_flops(run.model, once) - step_flops(run.model, without)
+    return each * work.questions
+
+
+def _disk(run: PlannedRun, work: Workload) -> dict[str, float]:
+    half = 2 if run.bf16 else 4
+    saved = run.model.parameters * half if run.full else trained_of(run) * 4
+    resume = trained_of(run) * 12 if run.zero else trained_of(run) * OPTIMIZER_BYTES.get(run.optimizer, 8)
+    found = {"a checkpoint, with what it resumes from": saved + resume, "the model in the end": saved}
+    if run.precomputed:
+        found["reference log-probabilities"] = work.questions * work.answers * 44.0
+    if run.images_kept and run.model.vision:
+        levels = 1 + run.model.vision.deepstack
+        found["image features"] = work.images * work.image * run.model.text.hidden * half * levels
+    return found
+
+
+def _advice(run: PlannedRun, work: Workload, gpus: int, room: float) -> list[str]:
+    """Single changes that make it fit, or bring it down; the first that suffice alone come first."""
+    changes: list[tuple[str, PlannedRun]] = []
+    if not run.shared:
+        changes.append(("pair_forward: shared_prefix", replace(run, shared=True)))
+    if run.batch > 1:
+        changes.append(("per_device_train_batch_size: 1, and more accumulation", replace(run, batch=1)))
+    if not run.checkpointing:
+        changes.append(("disable_gradient_checkpointing: false", replace(run, checkpointing=True)))
+    if run.reference and not run.precomputed and run.full:
+        changes.append(("precompute_ref_log_probs: true", replace(run, precomputed=True)))
+    if run.zero < 3 and gpus > 1:
+        changes.append(("deepspeed: examples/uni_dpo/ds_z3.json", replace(run, zero=3)))
+    if run.full:
+        changes.append(("optim: adamw_8bit", replace(run, optimizer="adamw_8bit")))
+        changes.append(("finetuning_type: lora", replace(run, full=False)))
+    elif not run.quantized:
+        changes.append(("quantization_bit: 4", replace(run, quantized=4)))
+    sizes = [(total_of(memory_of(other, work, other.batch, gpus)), name) for name, other in changes]
+    now = total_of(memory_of(run, work, run.batch, gpus))
+    lines = [
+        f"{name} → {size / 2**30:.1f} GiB{', which fits' if size <= room else ''}" for size, name in sizes if size < now
+    ]
+    fits = [line for line in lines if line.endswith("fits")]
+    together = run
+    for _, other in changes:
+        together = replace(
+            together,
+            shared=other.shared or together.shared, batch=min(other.batch, together.batch),
+            full=other.full and together.full,
+            checkpointing=other.checkpointing or together.checkpointing, zero=max(other.zero, together.zero),
+            precomputed=other.precomputed or together.precomputed, quantized=other.quantized or together.quantized,
+        )  # fmt: skip
+    if not fits and changes:
+        size = total_of(memory_of(together, work, together.batch, gpus))
+        end = (
+            "which fits" if size <= room else "which does not fit: take a larger GPU, more of them, or a smaller model"
+        )
+        lines.append(f"all of these → {size / 2**30:.1f} GiB, {end}")
+    return fits + [line for line in lines if line not in fits]

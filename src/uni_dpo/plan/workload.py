@@ -1,0 +1,158 @@
+"""What a training's data will be like to a model: questions, pairs, tokens and images, from a sample of its rows."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from uni_dpo.data.checks.lengths import chat_text, model_limits
+from uni_dpo.data.checks.rows import CheckedRow, check_file
+from uni_dpo.data.dataset_info import DatasetEntry, read_entry
+from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.pair import PreferencePair
+from uni_dpo.data.ranking import PairChoice
+from uni_dpo.data.tables.reading import iter_rows, source_files
+from uni_dpo.errors import UniDPOError
+
+LOOKED_AT = 500
+"""Rows whose texts and images are measured; all are counted."""
+CHARACTERS_A_TOKEN = 3.5
+"""Where no tokenizer is at hand: of English; Chinese has fewer."""
+IMAGE_TOKEN = "<image>"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Means over the sample, in tokens; counts over the whole file.
+
+    Attributes:
+        questions: rows, or questions of ranked answers.
+        pairs: pairs of all questions.
+        answers: different answers per question.
+        prompt: a prompt, image tokens included.
+        image: image tokens of a prompt.
+        answer: an answer.
+        longest: prompt and answers of the longest question.
+        images: different images in the whole file, about.
+        counted: whether a tokenizer counted, rather than the number of characters.
+    """
+
+    questions: int
+    pairs: int
+    answers: float
+    prompt: float
+    image: float
+    answer: float
+    longest: float
+    images: int
+    counted: bool
+
+    @property
+    def pairs_of_a_question(self) -> float:
+        """Pairs per question."""
+        return self.pairs / max(1, self.questions)
+
+
+def read_workload(settings: Mapping[str, Any], choice: PairChoice) -> Workload:
+    """The data that a training configuration names.
+
+    Args:
+        settings: `dataset`, `dataset_dir`, `media_dir`, `model_name_or_path`, `cutoff_len`, `image_max_pixels` … of a
+            training configuration.
+        choice: which pairs of ranked answers count.
+
+    Raises:
+        UniDPOError: no dataset is named, or one is not on this machine or cannot be read.
+    """
+    named = settings.get("dataset")
+    names = [name.strip() for name in named.split(",")] if isinstance(named, str) else list(named or [])
+    if not names:
+        raise UniDPOError("dataset: none is named; a plan needs the data that is to be trained on")
+    folder = str(settings.get("dataset_dir", "data"))
+    rows = 0
+    sample: list[CheckedRow] = []
+    for entry in (read_entry(name, folder) for name in names):
+        if entry.path is None:
+            raise UniDPOError(f"dataset: {entry.name} is at {entry.elsewhere}, not on this machine; download it first")
+        limit = settings.get("max_samples")
+        count = sum(1 for _ in islice(iter_rows(entry.path), limit))
+        rows += entry.num_samples or count
+        sample += _sampled(entry, folder, settings.get("media_dir"), choice)
+    usable = [row for row in sample if row.pairs and not row.faults]
+    if not usable:
+        raise UniDPOError(
+            f"dataset: none of the first rows of {', '.join(names)} makes a pair; uni-dpo data check says why"
+        )
+    return _measured(usable, rows, settings, len(usable) / len(sample))
+
+
+def _sampled(entry: DatasetEntry, folder: str, media_dir: Any, choice: PairChoice) -> Iterator[CheckedRow]:
+    assert entry.path is not None
+    with ImageChecker(media_dir or folder, media_dir, beside=entry.beside).running() as images:
+        left = LOOKED_AT
+        for file in source_files(entry.path):
+            for row in check_file(file, entry, images=images, scores_required=False, limit=left, choice=choice):
+                left -= 1
+                yield row
+
+
+def _measured(rows: list[CheckedRow], count: int, settings: Mapping[str, Any], usable: float) -> Workload:
+    model = str(settings.get("model_name_or_path", ""))
+    tokens = _Tokens(model)
+    most, least = (int(settings.get(name, default)) for name, default in _PIXELS)
+    limits = model_limits(model, most, least)
+    cutoff = int(settings.get("cutoff_len", 2048))
+    prompts, images, answers, lengths, totals, paths = [], [], [], [], [], set[Any]()
+    for row in rows:
+        texts = list(dict.fromkeys(text for pair in row.pairs for text in (pair.chosen, pair.rejected)))
+        image = sum(limits.tokens(state.width, state.height) for state in row.image_states)
+        counted = [tokens.of(text) + 2 for text in texts]
+        prompt = min(_words(tokens, row.pairs[0]) + image, cutoff)
+        counted = [min(answer, max(1, cutoff - prompt)) for answer in counted]
+        prompts.append(prompt)
+        images.append(image)
+        answers += counted
+        lengths.append(len(texts))
+        totals.append(prompt + sum(counted))
+        paths |= {image for image in row.pairs[0].images if isinstance(image, str)}
+    questions = round(count * usable)
+    return Workload(
+        questions=questions,
+        pairs=round(questions * fmean(len(row.pairs) for row in rows)),
+        answers=fmean(lengths),
+        prompt=fmean(prompts),
+        image=fmean(images),
+        answer=fmean(answers),
+        longest=max(totals),
+        images=round(questions * len(paths) / len(rows)),
+        counted=tokens.exact,
+    )
+
+
+_PIXELS = (("image_max_pixels", 768 * 768), ("image_min_pixels", 32 * 32))
+
+
+def _words(tokens: "_Tokens", pair: PreferencePair) -> int:
+    """Tokens of a prompt beside those of its images, with the two around each image."""
+    text = chat_text(pair)
+    return tokens.of(text.replace(IMAGE_TOKEN, "")) + 2 * text.count(IMAGE_TOKEN)
+
+
+class _Tokens:
+    """Counts tokens by the checkpoint's tokenizer.json, or from the number of characters where there is none."""
+
+    def __init__(self, model: str) -> None:
+        path = Path(model) / "tokenizer.json"
+        self.exact = path.is_file()
+        if self.exact:
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_file(str(path))
+
+    def of(self, text: str) -> int:
+        """How many tokens a text has."""
+        if self.exact:
+            return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return max(1, round(len(text) / CHARACTERS_A_TOKEN))
