@@ -18,7 +18,7 @@ from rich.table import Table
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.layout import WorkLayout
 from uni_dpo.align.run import run_align
-from uni_dpo.demo.task import QUESTION_FILES, write_digits_task
+from uni_dpo.demo.task import QUESTION_FILES, write_task
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "align" / "digits.yaml"
 UNI_DPO: tuple[dict[str, Any], ...] = (
@@ -40,7 +40,7 @@ DPO: tuple[dict[str, Any], ...] = (
 
 def demo(folder: Path, seed: int, **changed: Any) -> AlignConfig:
     """The demo's configuration with its task in `folder`."""
-    task = write_digits_task(folder / "task", seed=seed)
+    task = write_task("digits", folder / "task", seed=seed)
     raw = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     raw |= {"model": str(task / "model"), "work_dir": str(folder / "work"), "seed": seed}
     files = dict(zip(("questions", "validation", "test"), QUESTION_FILES.values(), strict=True))

@@ -8,7 +8,7 @@ import pytest
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.stages import AlignStages
 from uni_dpo.demo.digits import SPLITS, answer, closeness
-from uni_dpo.demo.task import QUESTION_FILES, write_digits_task
+from uni_dpo.demo.task import QUESTION_FILES, write_task
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_task_is_whole_and_the_example_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = write_digits_task("outputs/demo")
+    folder = write_task("digits", "outputs/demo")
     images: dict[str, set[str]] = {
         "warm_up": {row["images"][0] for row in json.loads((folder / "warm_up.json").read_text())}
     }
@@ -31,10 +31,10 @@ def test_the_task_is_whole_and_the_example_reads_it(tmp_path: Path, monkeypatch:
     assert names[0] == "warm-up"
     assert {"1/train", "1/DPO/train", "benchmarks"} <= set(names)
     before = (folder / "model" / "model.safetensors").stat().st_mtime_ns
-    assert write_digits_task(folder) == folder
+    assert write_task("digits", folder) == folder
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UniDPOError, match="name another folder, or delete it"):
-        write_digits_task(folder, seed=1)
+        write_task("digits", folder, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """The end of a run in words and numbers: before and after with intervals, what was made, what it cost."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from uni_dpo.align.layout import Arm, WorkLayout
+from uni_dpo.align.learnt import pairs_learnt
 from uni_dpo.align.outcomes import gain, mean, read_grades
+from uni_dpo.errors import plain
 from uni_dpo.models.checkpoint import read_json
 from uni_dpo.storage.writing import write_text
+
+_SHOWN = 80
 
 
 def write_summary(layout: WorkLayout) -> None:
@@ -70,15 +73,8 @@ def _round(layout: WorkLayout, number: int, arm: Arm) -> dict[str, Any]:
         "chosen": choice.candidate,
         "kept": choice.kept,
         "reason": choice.reason,
-        **_pairs_learnt(arm.model),
+        "learnt": pairs_learnt(arm.model),
     }
-
-
-def _pairs_learnt(model: Path) -> dict[str, float]:
-    """The first and the last share of pairs that the training ranked better than its reference."""
-    log = read_json(model / "trainer_state.json").get("log_history", [])
-    shares = [line["rewards/accuracies"] for line in log if "rewards/accuracies" in line]
-    return {"ranked_right_first": shares[0], "ranked_right_last": shares[-1]} if shares else {}
 
 
 def _page(found: dict[str, Any]) -> str:
@@ -111,8 +107,43 @@ def _page(found: dict[str, Any]) -> str:
             + ", ".join(f"{name} {value:.1f}" for name, value in row["validation"].items()),
             f"- {row['reason']}",
         ]
-        if "ranked_right_last" in row:
-            first, last = row["ranked_right_first"], row["ranked_right_last"]
-            lines.append(f"- pairs ranked better than by the reference: {first:.0%} at first, {last:.0%} at the end")
-        lines.append("")
+        lines += [*_learnt(row["learnt"]), ""]
+    lines += _benchmarks(found["benchmarks"])
     return "\n".join(lines)
+
+
+def _learnt(found: dict[str, Any]) -> list[str]:
+    """The pairs that a training moved apart, and those that it did not."""
+    if not found:
+        return []
+    lines = [f"- pairs whose answers moved apart the right way: {found['apart']:,} of {found['pairs']:,}"]
+    for name, title in (("most", "moved apart most"), ("least", "moved apart least")):
+        lines += ["", f"{title} (log-probability, nats):", ""]
+        for row in found[name]:
+            question, better, worse = (_quoted(row[key]) for key in ("question", "chosen", "rejected"))
+            lines.append(f"- {row['change']:+.2f}: {question} {better}, not {worse}")
+    return lines
+
+
+def _benchmarks(found: dict[str, Any]) -> list[str]:
+    rows = found.get("results", [])
+    if not rows:
+        return []
+    lines = [
+        "## Benchmarks",
+        "",
+        "| benchmark | model | score | gain | interval |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        gained = row.get("difference") is not None
+        more = f"{row['difference']:+.1f} | {row['low']:+.1f} … {row['high']:+.1f}" if gained else " | "
+        score = "failed" if row.get("score") is None else f"{row['score']:.1f}"
+        lines.append(f"| {row['benchmark']} | {row['model']} | {score} | {more} |")
+    return [*lines, ""]
+
+
+def _quoted(text: object) -> str:
+    """A text in one line of Markdown, cut where it is long."""
+    one = " ".join(plain(str(text)).replace("<image>", "").replace("`", "'").split())
+    return f"`{one[: _SHOWN - 1]}…`" if len(one) > _SHOWN else f"`{one}`"
