@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.llamafactory.test_trainer import NaiveRun
 
+from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import ledger_folder
 from uni_dpo.ledger.reading import read_ledger, read_texts
 from uni_dpo.llamafactory.question_pairs import pair_feature
@@ -128,3 +129,44 @@ def test_shared_sequences_and_kept_references_leave_the_same_rows(
     for pair, row in plain.items():
         for name in ("policy_chosen", "reference_rejected", "loss", "tokens_chosen", "score_rejected"):
             assert shared[pair][name] == pytest.approx(row[name], rel=1e-4, abs=1e-5), name
+
+
+def test_a_run_has_a_page_that_says_what_was_trained_and_keeps_keys_to_itself(train: Any, tmp_path: Path) -> None:
+    train(num_train_epochs=4, save_strategy="steps", save_steps=8, hub_token="hf_secret", uni_dpo_verdict_steps=4)
+    output = tmp_path / "out"
+    record = json.loads((output / "uni_dpo" / "run.json").read_text())
+    assert record["changed"]["pref_loss"] == "uni_dpo"
+    assert record["changed"]["learning_rate"] == 1e-3
+    assert "lora_rank" not in record["changed"]
+    assert record["evidence"]["nll_lambda"] == 0.2
+    assert (record["pairs"], len(record["fingerprint"])) == (16, 16)
+    page = (output / "report.html").read_text()
+    assert "hf_secret" not in page + json.dumps(record)
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    (run,) = data["runs"]
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert run["log"]["loss"] == [
+        [line["step"] for line in log if "loss" in line],
+        [line["loss"] for line in log if "loss" in line],
+    ]
+    assert {verdict["state"] for verdict in run["verdicts"]} <= {"good", "watch", "bad"}
+    rows = rows_of(output)
+    for at, name in enumerate(data["pairs"]["pair"]):
+        visits = [row for row in rows if row["pair"] == name]
+        margins = [row["policy_margin"] - row["reference_margin"] for row in visits]
+        assert data["pairs"]["reward_margins"][at] == pytest.approx(margins, abs=1e-4)
+        assert data["pairs"]["first_w_perf"][at] == pytest.approx(visits[0]["w_perf"], rel=1e-4)
+        assert bool(data["pairs"]["groups"][at] & 1) == (margins[-1] > 0)
+
+
+def test_a_run_whose_chosen_answers_fall_ends_before_it_saves_that(train: Any, tmp_path: Path) -> None:
+    settings = {"pref_loss": "sigmoid", "learning_rate": 3e-2, "per_device_train_batch_size": 1, "num_train_epochs": 6}
+    with pytest.raises(
+        UniDPOError, match=r"stop_on: collapse: at step \d+ chosen .* last good checkpoint is .*checkpoint-"
+    ):
+        train(**settings, stop_on="collapse", save_strategy="steps", save_steps=4)
+    checkpoints = sorted(int(folder.name.split("-")[1]) for folder in (tmp_path / "out").glob("checkpoint-*"))
+    assert checkpoints
+    last = max(row["step"] for row in rows_of(tmp_path / "out"))
+    assert checkpoints[-1] < last < 6 * 16
+    assert not list((tmp_path / "out").glob("*.safetensors"))

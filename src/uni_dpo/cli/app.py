@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, plan, schema, train
+from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, plan, report, schema, train
 from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ configured.add(app, "compare", CompareSettings, models.compare)
 app.command("compose")(models.compose)
 configured.add(app, "predict", PredictSettings, models.predict)
 configured.add(app, "score", ScoreSettings, models.score)
+app.command("report")(report.report)
 app.command("ppo")(train.ppo)
 app.command("grpo")(train.grpo)
 app.command("schema")(schema.schema)

@@ -256,6 +256,18 @@ def sample(
 
 
 @app.command()
+def apply(
+    source: Annotated[Path, typer.Argument(help="The file of pairs that was trained on.")],
+    marked: Annotated[Path, typer.Argument(help="What a page exported: marked.jsonl.")],
+    output: Output,
+) -> None:
+    """Drop, swap or set apart the pairs that were marked on a page."""
+    from uni_dpo.data.marked import apply_marks
+
+    _print_lines(apply_marks(source, marked, output).lines())
+
+
+@app.command()
 def merge(
     output: Output,
     sources: Annotated[list[Path], typer.Argument(help="Files or folders in the same layout.")],

@@ -75,6 +75,11 @@ def ledger_folder(output: str | Path) -> Path:
     return own_folder(output) / "pairs.parquet"
 
 
+def record_file(output: str | Path) -> Path:
+    """The JSON file that says what was trained on what."""
+    return own_folder(output) / "run.json"
+
+
 def texts_file(output: str | Path) -> Path:
     """The Parquet file with the texts of the pairs, columns `TEXTS`."""
     return own_folder(output) / "texts.parquet"

@@ -66,6 +66,12 @@ def _paths(images: Any) -> list[str]:
     return [path for path in found if isinstance(path, str)]
 
 
+def fingerprint(texts: pa.Table) -> str:
+    """What a set of pairs is known by, whatever their order: 16 hexadecimal digits of their texts and scores."""
+    columns = (texts[name].to_pylist() for name in ("key", "score_chosen", "score_rejected"))
+    return digest(sorted(f"{key} {chosen} {rejected}" for key, chosen, rejected in zip(*columns, strict=True)))
+
+
 def names_of(texts: pa.Table) -> PairNames:
     """The names that a ledger gives the pairs of these texts."""
     return PairNames(texts["key"].to_numpy(), texts["pair"].combine_chunks())

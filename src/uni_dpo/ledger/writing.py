@@ -84,6 +84,11 @@ class PairLedger:
         ]
         return pa.Table.from_arrays(arrays, schema=LEDGER)
 
+    def rows(self) -> pa.Table:
+        """Every row that this process recorded, by step."""
+        parts = [pq.read_table(part, schema=LEDGER) for part in self._own_parts()]
+        return pa.concat_tables([*parts, self.waiting()]).unify_dictionaries().sort_by([("step", "ascending")])
+
     def flush(self) -> None:
         """Write what waits as one file, whole or not at all."""
         if self._waiting:

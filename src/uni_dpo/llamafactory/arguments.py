@@ -113,6 +113,20 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         },
     )
 
+    uni_dpo_verdict_steps: int = field(
+        default=100,
+        metadata={"help": "Say every so many steps what the numbers of the run mean and what to set (0: never)."},
+    )
+    stop_on: Literal["nothing", "collapse"] = field(
+        default="nothing",
+        metadata={
+            "help": (
+                "collapse ends a run whose chosen answers lost more than 0.3 nats per token, before the next "
+                "checkpoint is written, so that the last good one stays."
+            )
+        },
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.pref_beta is None:

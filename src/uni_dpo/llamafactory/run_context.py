@@ -1,9 +1,10 @@
 """What a DPO run needs beside LlamaFactory's own argument objects."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
@@ -21,6 +22,7 @@ class RunContext:
         starts_from_adapter: whether the reference is the model with the adapter that it starts from.
         reference_cache: where reference log-probabilities are kept.
         image_store: where image features are kept.
+        record: what the page of the run says of its settings; see `record.run_record`.
         pair_choice: which pairs of ranked answers count.
     """
 
@@ -30,6 +32,7 @@ class RunContext:
     starts_from_adapter: bool = False
     reference_cache: ReferenceCache | None = None
     image_store: ImageStore | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
     pair_choice: PairChoice = ALL_PAIRS
 
     @property

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
@@ -10,12 +11,15 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from transformers import PrinterCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
 
+from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import NUMBERS
+from uni_dpo.ledger.verdicts import ENOUGH, FALL
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.console import VERBOSE
 from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
-from uni_dpo.llamafactory.ledger import LedgerCallback, open_ledger
+from uni_dpo.llamafactory.ledger import LedgerCallback, RunPage, VerdictLines, open_ledger
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.progress import ProgressLines
@@ -56,6 +60,8 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         arguments = self.finetuning_args
         self.objective = arguments.uni_dpo_config() if arguments.uses_uni_dpo else None
         self.averages = PairAverages(METRICS)
+        self._drift = PairAverages(("drift",))
+        self._first_drift: float | None = None
         self._phase = "train"
         self._split = "eval"
         self._scores: tuple[Tensor, Tensor] | None = None
@@ -72,6 +78,9 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         self.ledger = open_ledger(self) if run.keeps_ledger else None
         if self.ledger is not None:
             self.add_callback(LedgerCallback(self.ledger))
+            self.add_callback(RunPage(self.ledger))
+            if arguments.uni_dpo_verdict_steps > 0:
+                self.add_callback(VerdictLines(self.ledger, arguments.uni_dpo_verdict_steps))
         cache = run.reference_cache
         if cache is not None:
             self.data_collator = ReferenceCollator(self.data_collator, cache)
@@ -135,7 +144,38 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         result = super().get_batch_loss_metrics(model, batch, train_eval)
         if self.ledger is not None and keys is not None:
             self._record(keys)
+        if self.finetuning_args.stop_on == "collapse" and train_eval == "train":
+            self._drift.add("train", {"drift": self._drift_per_token()})
         return result
+
+    def _drift_per_token(self) -> Tensor:
+        """How far the chosen answers of a batch are from the reference, or from 0 without one, in nats per token."""
+        chosen, reference, tokens = (self._seen.get(n) for n in (NUMBERS[0], NUMBERS[2], "tokens_chosen"))
+        assert chosen is not None
+        assert tokens is not None
+        drift = chosen.detach() if reference is None else chosen.detach() - reference
+        return drift if self.finetuning_args.averages_logps else drift / tokens
+
+    def _stop_where_chosen_answers_fall(self) -> None:
+        """See `stop_on`; every process decides the same.
+
+        Raises:
+            UniDPOError: names the last checkpoint, which is from before the fall.
+        """
+        drift = self._drift.take("train", self.accelerator).get("drift")
+        if drift is None:
+            return
+        if self._first_drift is None:
+            self._first_drift = 0.0 if self.finetuning_args.use_ref_model else drift
+        lost, step = self._first_drift - drift, self.state.global_step
+        if lost <= FALL or step < ENOUGH:
+            return
+        checkpoint = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written before"
+        raise UniDPOError(
+            f"stop_on: collapse: at step {step} chosen answers have lost {lost:.2f} nats per token; {kept}. Raise "
+            "uni_dpo_nll_lambda or lower learning_rate, and train again"
+        )
 
     def _record(self, keys: Tensor) -> None:
         """Put the pairs of a batch into the ledger; an auxiliary loss has been added to theirs by now."""
@@ -245,6 +285,8 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             averages = self.averages.take(phase, self.accelerator)
             logs.update({prefix + name: value for name, value in averages.items()})
         super().log(logs, *args, **kwargs)
+        if self.finetuning_args.stop_on == "collapse" and "loss" in logs:
+            self._stop_where_chosen_answers_fall()
 
 
 def _detached(logps: PairLogps) -> dict[str, Tensor]:

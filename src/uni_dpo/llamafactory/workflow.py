@@ -16,6 +16,7 @@ from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import media_places, pairs_to_train
 from uni_dpo.llamafactory.processor import media_token_ids
+from uni_dpo.llamafactory.record import run_record
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_identity import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
@@ -63,6 +64,7 @@ def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_arg
     return RunContext(
         needs_scores=finetuning_args.uses_uni_dpo,
         keeps_ledger=finetuning_args.uni_dpo_ledger,
+        record=run_record(model_args, data_args, training_args, finetuning_args),
         reference_beta=finetuning_args.pref_beta if finetuning_args.use_ref_model else None,
         starts_from_adapter=finetuning_args.uses_uni_dpo and bool(model_args.adapter_name_or_path),
         reference_cache=cache,

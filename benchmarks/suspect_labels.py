@@ -1,0 +1,91 @@
+"""Swap 15 % of the demo's labels on purpose: how many of the pairs that the page calls suspect are the swapped ones?
+
+    python benchmarks/suspect_labels.py FOLDER [--seeds 0 1 2] [--share 0.15]
+
+For each seed the demo's model is trained on all pairs with some swapped, again without those that were suspect, and on
+the pairs before any was swapped. Printed: precision and recall of `suspect label`, and how many held-out images each
+model names right. FOLDER may be one that `recorded_runs.py` has filled: the warmed-up model and the pairs are the same.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from recorded_runs import GOOD
+from uni_dpo.demo.settings import SHARED, DemoSettings
+
+from uni_dpo.demo import stages
+from uni_dpo.demo.digits import write_digits
+from uni_dpo.demo.tiny_model import IMAGE_SIDE
+from uni_dpo.ledger.groups import SUSPECT_LABEL, group_pairs, pair_history
+from uni_dpo.ledger.reading import read_ledger
+from uni_dpo.storage.writing import write_text
+
+
+def swap(rows: list[dict[str, Any]], share: float, seed: int) -> set[int]:
+    """Swap the answers of some rows, in place, their scores staying where they are; return which."""
+    swapped = set(random.Random(seed).sample(range(len(rows)), round(share * len(rows))))
+    for at in swapped:
+        rows[at]["chosen"], rows[at]["rejected"] = rows[at]["rejected"], rows[at]["chosen"]
+    return swapped
+
+
+def train(start: Path, rows: list[dict[str, Any]], folder: Path, seed: int) -> Path:
+    """Train on rows, where that has not been done; return the output folder."""
+    output = folder / "checkpoint"
+    if not (output / "trainer_state.json").exists():
+        write_text(folder / "data" / "digits.json", json.dumps(rows))
+        columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected", "images": "images"}
+        entry = {"digits": {"file_name": "digits.json", "ranking": True, "columns": columns}}
+        write_text(folder / "data" / "dataset_info.json", json.dumps(entry))
+        where = {
+            "model_name_or_path": str(start), "output_dir": str(output), "dataset": "digits",
+            "dataset_dir": str(folder / "data"), "seed": seed,
+        }  # fmt: skip
+        stages.train(SHARED | GOOD | where, title=folder.name, log=folder / "train.log")
+    return output
+
+
+def main() -> None:
+    """Run every seed and print one line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--share", type=float, default=0.15)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    digits = write_digits(folder / "images", side=IMAGE_SIDE, seed=0)
+    start = folder / "warm_up" / "checkpoint"
+    if not (start / "config.json").exists():
+        stages.warm_up(folder / "warm_up", digits["train"], DemoSettings())
+    if not (folder / "pairs" / "dataset" / "pairs.json").exists():
+        stages.make_pairs(start, folder / "pairs", digits["preference"], DemoSettings())
+    for seed in options.seeds:
+        clean = json.loads((folder / "pairs" / "dataset" / "pairs.json").read_text())
+        rows = json.loads(json.dumps(clean))
+        swapped = swap(rows, options.share, seed)
+        place = folder / "suspects" / str(seed)
+        output = train(start, rows, place / "swapped", seed)
+        history = pair_history(read_ledger(output))
+        suspect = group_pairs(history)[SUSPECT_LABEL]
+        found = {int(name.rsplit(" ", 1)[1]) for name, bad in zip(history.pairs, suspect, strict=True) if bad}
+        kept = [row for at, row in enumerate(rows) if at not in found]
+        outputs = {
+            "swapped": output,
+            "without suspects": train(start, kept, place / "without", seed),
+            "clean": train(start, clean, place / "clean", seed),
+        }
+        right = {name: stages.exact_match(model, digits["held_out"]) for name, model in outputs.items()}
+        hits = len(found & swapped)
+        print(
+            f"seed {seed}: {len(rows)} pairs, {len(swapped)} swapped, {len(found)} suspect: precision "
+            f"{hits / max(1, len(found)):.0%}, recall {hits / len(swapped):.0%}; held-out images right: "
+            + ", ".join(f"{name} {share:.1%}" for name, share in right.items()),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

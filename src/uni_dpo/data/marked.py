@@ -1,0 +1,104 @@
+"""Acting on pairs that were marked on a page: dropped, swapped, or set apart to be judged again."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from uni_dpo.data.dataset_info import pair_entry
+from uni_dpo.data.tables.reading import Row, iter_rows
+from uni_dpo.data.tables.writing import check_output, row_writer
+from uni_dpo.errors import UniDPOError, did_you_mean
+
+ACTIONS = ("drop", "rejudge", "swap")
+_NAME = re.compile(r"(?P<file>.+), row (?P<row>\d+)", re.DOTALL)
+
+
+@dataclass
+class Applied:
+    """What was done: rows kept as they are, and rows per action; the file of those to be judged again, if any."""
+
+    kept: int = 0
+    dropped: int = 0
+    swapped: int = 0
+    rejudged: int = 0
+    apart: Path | None = None
+
+    def lines(self) -> list[str]:
+        """The report, one line per fact."""
+        lines = [f"rows kept: {self.kept:,}", f"rows dropped: {self.dropped:,}", f"rows swapped: {self.swapped:,}"]
+        apart = f"rows to judge again: {self.rejudged:,}"
+        return [*lines, f"{apart}, in {self.apart}" if self.apart else apart]
+
+
+def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> Applied:
+    """Write the rows of a data file without what was marked.
+
+    Args:
+        source: the file that was trained on.
+        marked: the file that a page exported: `{"pair": "pairs.json, row 12", "action": "drop"}` per line.
+        output: the new file. Rows to be judged again go to `NAME.rejudge.jsonl` beside it.
+
+    Raises:
+        UniDPOError: a mark cannot be read, or is of another file, of ranked answers, or of a row that is not there.
+    """
+    source, output = Path(source), Path(output)
+    check_output(output, [source, marked])
+    actions = _actions(Path(marked), source.name)
+    columns = pair_entry(source).columns
+    swaps = ((columns.chosen, columns.rejected), (columns.score_chosen, columns.score_rejected))
+    done = Applied()
+    again: list[Row] = []
+    count = -1
+    with row_writer(output) as writer:
+        for count, row in enumerate(iter_rows(source)):
+            action = actions.pop(count, None)
+            if action == "drop":
+                done.dropped += 1
+            elif action == "rejudge":
+                again.append(row)
+            else:
+                if action == "swap":
+                    done.swapped += 1
+                    row = _swapped(row, swaps)
+                done.kept += action is None
+                writer.write(row)
+        if actions:
+            raise UniDPOError(f"{marked}: marks row {min(actions)}, and {source} has {count + 1:,} rows")
+    if again:
+        done.rejudged, done.apart = len(again), output.with_suffix(".rejudge.jsonl")
+        with row_writer(done.apart) as writer:
+            for row in again:
+                writer.write(row)
+    return done
+
+
+def _swapped(row: Row, swaps: tuple[tuple[str | None, str | None], ...]) -> Row:
+    changed = dict(row)
+    for one, other in swaps:
+        if one in row and other in row:
+            changed[one], changed[other] = row[other], row[one]
+    return changed
+
+
+def _actions(marked: Path, name: str) -> dict[int, str]:
+    """What is to be done with which row."""
+    found: dict[int, str] = {}
+    for line, (pair, action) in enumerate(_marks(marked), 1):
+        match = _NAME.fullmatch(pair)
+        if match is None:
+            raise UniDPOError(
+                f"{marked}, line {line}, pair: {pair!r} is no row of a file of pairs (`FILE, row N`); rows of ranked "
+                "answers are changed in their file"
+            )
+        if match["file"] != name:
+            raise UniDPOError(f"{marked}, line {line}, pair: is of {match['file']}, and the data are {name}")
+        if action not in ACTIONS:
+            raise UniDPOError(f"{marked}, line {line}, action: {action!r}{did_you_mean(action, ACTIONS)}")
+        found[int(match["row"])] = action
+    return found
+
+
+def _marks(marked: Path) -> Iterator[tuple[str, str]]:
+    for row in iter_rows(marked):
+        yield str(row.get("pair")), str(row.get("action"))

@@ -1,0 +1,299 @@
+"""What a run's numbers mean: one sentence per metric, with the number that it rests on and what to set.
+
+Every rule is a function from `Evidence` to a `Verdict`, or to None where it has nothing to say.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from uni_dpo.ledger.words import SENTENCES
+
+GOOD, WATCH, BAD = "good", "watch", "bad"
+FALL, FALLING = 0.3, 0.1
+"""Nats per token that chosen answers have lost against the reference where it is bad, and where it is to be watched."""
+ENOUGH = 12
+"""Steps before which nothing is said."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What verdicts rest on; JSON-like, so that runs can be recorded.
+
+    Attributes:
+        settings: `pref_loss`, `beta`, `eta`, `tau_ref`, `gamma`, `nll_lambda`, `tau_good`, `learning_rate`,
+            `averaged` (whether log-probabilities are means over tokens); what a loss does not have is missing.
+        log: the training's log lines, as in `trainer_state.json`.
+        windows: see `summary.windows`.
+        groups: how many pairs are in each of `groups.GROUPS`.
+    """
+
+    settings: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    windows: Sequence[Mapping[str, Any]]
+    groups: Mapping[str, int] = field(default_factory=dict)
+
+    def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric of the log."""
+        points = [(line["step"], line[metric]) for line in self.log if metric in line and "step" in line]
+        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+
+    def window_means(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and means of a quantity over the windows that have it."""
+        points = [(window["step"], window[quantity]["mean"]) for window in self.windows if quantity in window]
+        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+
+    @property
+    def steps(self) -> int:
+        """The last step that something is known of."""
+        return max((int(line["step"]) for line in (*self.log, *self.windows) if "step" in line), default=0)
+
+    @property
+    def uses_uni_dpo(self) -> bool:
+        """Whether the run's loss is Uni-DPO."""
+        return self.settings.get("pref_loss") == "uni_dpo"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one metric says.
+
+    Attributes:
+        metric: what it speaks of, a key of `words.METRICS`.
+        state: `good`, `watch` or `bad`.
+        key: the sentence, a key of `words.SENTENCES`.
+        numbers: what stands in the sentence.
+    """
+
+    metric: str
+    state: str
+    key: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def sentence(self, language: str = "en") -> str:
+        """The sentence in English (`en`) or Chinese (`zh`)."""
+        return SENTENCES[self.key][language].format(**self.numbers)
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """Every verdict on a run, the bad ones first; none before `ENOUGH` steps."""
+    if evidence.steps < ENOUGH:
+        return []
+    found = [verdict for rule in RULES if (verdict := rule(evidence)) is not None]
+    return sorted(found, key=lambda verdict: (BAD, WATCH, GOOD).index(verdict.state))
+
+
+def chosen_answers(evidence: Evidence) -> Verdict | None:
+    """Whether the chosen answers lost likelihood against the reference or, without one, against the beginning."""
+    steps, drift = evidence.window_means("chosen_drift")
+    if not len(drift):
+        steps, chosen = evidence.window_means("policy_chosen")
+        drift = chosen - chosen[0] if len(chosen) else chosen
+    _, tokens = evidence.window_means("tokens_chosen")
+    if len(drift) < 2:
+        return None
+    per_token = drift if evidence.settings.get("averaged", True) else drift / max(float(tokens.mean()), 1.0)
+    last = _late(per_token)
+    below = steps[per_token < -FALLING]
+    numbers = {"lost": -last, "gained": last, "since": int(below[0]) if len(below) else 0}
+    if last < -FALLING:
+        state = BAD if last < -FALL else WATCH
+        rate = float(evidence.settings.get("learning_rate") or 0.0)
+        if _tells_nothing_apart(evidence):
+            return Verdict("chosen", BAD, "chosen_fall_fast", numbers | {"rate": rate / 10})
+        if evidence.uses_uni_dpo and _never_reached(evidence):
+            return Verdict("chosen", state, "chosen_fall_unheld", numbers | {"rate": rate / 3})
+        if not evidence.uses_uni_dpo:
+            return Verdict("chosen", state, "chosen_fall_other", numbers | {"rate": rate / 3})
+        weight = float(evidence.settings.get("nll_lambda") or 0.0)
+        return Verdict("chosen", state, "chosen_fall", numbers | {"weight": 10 * weight or 0.001, "rate": rate / 3})
+    return Verdict("chosen", GOOD, "chosen_hold" if last < 0 else "chosen_rise", numbers)
+
+
+def nll(evidence: Evidence) -> Verdict | None:
+    """Whether the NLL term acts where it is needed."""
+    if not evidence.uses_uni_dpo:
+        return None
+    weight = float(evidence.settings.get("nll_lambda") or 0.0)
+    _, drift = evidence.window_means("chosen_drift")
+    falls = len(drift) > 0 and _late(drift) < -FALLING
+    if weight == 0:
+        return Verdict("nll", BAD if falls else WATCH, "nll_off")
+    if _never_reached(evidence):
+        middle = float(np.median([window["score_chosen"]["q"][2] for window in evidence.windows]))
+        numbers = {"threshold": float(evidence.settings["tau_good"]), "middle": middle}
+        return Verdict("nll", BAD if falls else WATCH, "nll_unreached", numbers)
+    _, active = evidence.window_means("nll_active")
+    if not len(active):
+        return None
+    share = _late(active)
+    if falls and share > 0.5 and not _tells_nothing_apart(evidence):
+        return Verdict("nll", BAD, "nll_weak", {"share": share, "weight": weight, "more": 10 * weight})
+    return Verdict("nll", GOOD, "nll_acts", {"share": share})
+
+
+def _never_reached(evidence: Evidence) -> bool:
+    """Whether no chosen answer is scored high enough for the NLL term."""
+    tops = [window["score_chosen"]["q"][-1] for window in evidence.windows if "score_chosen" in window]
+    return bool(tops) and max(tops) < float(evidence.settings.get("tau_good") or -np.inf)
+
+
+def _tells_nothing_apart(evidence: Evidence) -> bool:
+    """Whether less than half of the pairs are ranked rightly at the end, as after steps that were too large."""
+    shares = [window["accuracy"] for window in evidence.windows]
+    return len(shares) >= 3 and _late(np.array(shares)) < 0.5
+
+
+def quality(evidence: Evidence) -> Verdict | None:
+    """Whether the quality weight tells pairs apart."""
+    spreads = [window["w_qual"]["q"] for window in evidence.windows if "w_qual" in window]
+    gaps = [window["score_margin"]["q"] for window in evidence.windows if "score_margin" in window]
+    if not spreads or not gaps:
+        return None
+    low, high = (float(np.median([spread[at] for spread in spreads])) for at in (0, -1))
+    gap_low, gap, gap_high = (float(np.median([found[at] for found in gaps])) for at in (0, 2, -1))
+    if gap_high - gap_low < 1e-6 and abs(gap) < 1e-6:
+        return Verdict("w_qual", BAD, "scores_equal")
+    numbers = {
+        "low": low,
+        "high": high,
+        "eta": float(evidence.settings.get("eta") or 0.0),
+        "better": 2 / max(abs(gap), 1e-6),
+    }
+    if high - low < 0.02 and low < 0.6:
+        return Verdict("w_qual", BAD, "quality_flat", numbers)
+    if low > 0.98:
+        return Verdict("w_qual", WATCH, "quality_full", numbers)
+    return Verdict("w_qual", GOOD, "quality_tells", numbers)
+
+
+def performance(evidence: Evidence) -> Verdict | None:
+    """Whether the performance weight moves from pairs that are learnt to those that are not."""
+    _, weights = evidence.window_means("w_perf")
+    if len(weights) < 2 or not evidence.settings.get("gamma"):
+        return None
+    _, margin = evidence.window_means("policy_margin")
+    beta = float(evidence.settings.get("beta") or 1.0)
+    numbers = {
+        "first": float(weights[0]),
+        "last": _late(weights),
+        "threshold": float(evidence.settings.get("tau_ref") or 0.0),
+        "margin": beta * _late(margin),
+        "start": beta * float(margin[0]),
+    }
+    if weights[0] < 0.02:
+        return Verdict("w_perf", BAD, "performance_gone", numbers)
+    if weights.min() > 0.95:
+        return Verdict("w_perf", BAD, "performance_full", numbers)
+    return Verdict("w_perf", GOOD, "performance_moves", numbers)
+
+
+def loss(evidence: Evidence) -> Verdict | None:
+    """Whether the loss fell, and stayed a number."""
+    steps, values = evidence.series("loss")
+    if len(values) < 3:
+        return None
+    rate = float(evidence.settings.get("learning_rate") or 0.0)
+    if not np.isfinite(values).all():
+        return Verdict("loss", BAD, "loss_broken", {"step": int(steps[~np.isfinite(values)][0]), "rate": rate / 10})
+    first, last, peak = float(values[0]), _late(values), float(values.max())
+    numbers = {"first": first, "last": last, "peak": peak, "step": int(steps[int(values.argmax())]), "rate": rate / 10}
+    if peak > 3 * first:
+        return Verdict("loss", BAD, "loss_bursts", numbers)
+    if last > 1.02 * first:
+        return Verdict("loss", BAD, "loss_rises", numbers)
+    return Verdict("loss", GOOD, "loss_falls", numbers)
+
+
+def movement(evidence: Evidence) -> Verdict | None:
+    """Whether the model moved away from the reference at all."""
+    _, margin = evidence.window_means("reward_margin")
+    spreads = [window["reward_margin"]["q"] for window in evidence.windows if "reward_margin" in window]
+    if len(margin) < 2 or not evidence.settings.get("has_reference", True):
+        return None
+    moved = max(abs(spreads[-1][0]), abs(spreads[-1][-1]))
+    rate = float(evidence.settings.get("learning_rate") or 0.0)
+    if moved < 0.005:
+        return Verdict(
+            "learning_rate", BAD, "nothing_moves", {"moved": moved, "rate": 10 * rate, "steps": evidence.steps}
+        )
+    return Verdict("learning_rate", GOOD, "moves", {"moved": moved, "rate": rate})
+
+
+def accuracy(evidence: Evidence) -> Verdict | None:
+    """Whether the pairs are told apart, by the share whose reward margin is above 0."""
+    shares = [window["accuracy"] for window in evidence.windows]
+    if len(shares) < 3:
+        return None
+    last = _late(np.array(shares))
+    if last < 0.65:
+        return Verdict("accuracy", WATCH, "accuracy_low", {"share": last})
+    return Verdict("accuracy", GOOD, "accuracy_well", {"share": last})
+
+
+def labels(evidence: Evidence) -> Verdict | None:
+    """Whether many pairs have scores that the model contradicts all through training."""
+    total = sum(evidence.groups.get(name, 0) for name in ("learnt", "still to learn", "never learnt", "forgotten"))
+    suspects = evidence.groups.get("suspect label", 0)
+    if not total:
+        return None
+    share = suspects / total
+    numbers = {"share": share, "count": suspects, "total": total}
+    if share > 0.05:
+        return Verdict("labels", BAD if share > 0.15 else WATCH, "labels_doubted", numbers)
+    return Verdict("labels", GOOD, "labels_fit", numbers)
+
+
+def length(evidence: Evidence) -> Verdict | None:
+    """Whether chosen answers are nearly always the longer, or nearly always the shorter ones."""
+    longer = [window["chosen_longer"] for window in evidence.windows if "chosen_longer" in window]
+    _, chosen = evidence.window_means("tokens_chosen")
+    _, rejected = evidence.window_means("tokens_rejected")
+    if not longer or not len(chosen):
+        return None
+    share, ratio = float(np.mean(longer)), float(chosen.mean() / max(rejected.mean(), 1.0))
+    numbers = {"share": share, "ratio": ratio, "chosen": float(chosen.mean()), "rejected": float(rejected.mean())}
+    if (share > 0.85 and ratio > 1.3) or (share < 0.15 and ratio < 1 / 1.3):
+        return Verdict("length", BAD, "length_biased", numbers)
+    return Verdict("length", GOOD, "length_even", numbers)
+
+
+def gradient(evidence: Evidence) -> Verdict | None:
+    """Whether gradients burst."""
+    steps, norms = evidence.series("grad_norm")
+    if len(norms) < 3:
+        return None
+    rate = float(evidence.settings.get("learning_rate") or 0.0)
+    if not np.isfinite(norms).all():
+        return Verdict(
+            "grad_norm", BAD, "gradient_broken", {"step": int(steps[~np.isfinite(norms)][0]), "rate": rate / 10}
+        )
+    middle, peak = float(np.median(norms)), float(norms.max())
+    numbers = {"middle": middle, "peak": peak, "step": int(steps[int(norms.argmax())]), "rate": rate / 3}
+    return Verdict(
+        "grad_norm", *((WATCH, "gradient_bursts") if peak > 20 * middle else (GOOD, "gradient_even")), numbers
+    )
+
+
+def held_out(evidence: Evidence) -> Verdict | None:
+    """Whether pairs that are not trained on are told apart as well as those that are."""
+    _, outside = evidence.series("eval_rewards/accuracies")
+    inside = [window["accuracy"] for window in evidence.windows]
+    if not len(outside) or len(inside) < 3:
+        return None
+    numbers = {"outside": float(outside[-1]), "inside": _late(np.array(inside))}
+    apart = numbers["inside"] - numbers["outside"] > 0.15
+    return Verdict("held_out", *((WATCH, "held_out_worse") if apart else (GOOD, "held_out_alike")), numbers)
+
+
+RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
+    *(chosen_answers, loss, accuracy, quality, performance, nll),
+    *(movement, gradient, labels, length, held_out),
+)
+
+
+def _late(values: np.ndarray) -> float:
+    """The mean of the last sixth of a series, of at least one value."""
+    return float(values[-max(1, len(values) // 6) :].mean())

@@ -1,0 +1,142 @@
+"""Pages of pairs that no training has seen yet: of a data file, and of an engine's work dir."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.data.dataset_info import pair_entry
+from uni_dpo.data.images import BrokenImageError, ImagePaths, image_paths, image_source
+from uni_dpo.data.pair import read_pair
+from uni_dpo.data.tables.reading import iter_rows, read_rows
+from uni_dpo.errors import UniDPOError
+from uni_dpo.report.page import write_page
+from uni_dpo.report.run import MANY, SHOWN, SHOWN_OF_MANY, cut
+from uni_dpo.report.thumbnails import Thumbnails
+from uni_dpo.storage.rowlog import log_lines
+
+LONG_GAP = "suspect length"
+GROUPS = ("paired", "put aside", LONG_GAP)
+RULES = {
+    "paired": {"en": "the pair is in the data", "zh": "样本对在数据中"},
+    "put aside": {
+        "en": "the engine sampled these answers and made no pair of them",
+        "zh": "引擎采样了这些回答，但没有成对",
+    },
+    LONG_GAP: {
+        "en": "one answer has more than twice the characters of the other",
+        "zh": "一个回答的字符数超过另一个的两倍",
+    },
+}
+
+Shown = dict[str, Any]
+"""A pair on a page: `pair`, `question`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `images`, `note`."""
+
+
+def write_pairs_page(rows: Sequence[Shown], title: str, file: str | Path, *, images: int = 3_000) -> Path:
+    """Write a page of pairs before training."""
+    thumbnails = Thumbnails(images)
+    shown = SHOWN if len(rows) <= MANY else SHOWN_OF_MANY
+    columns: dict[str, list[Any]] = {
+        name: [cut(str(row.get(name) or ""), shown) for row in rows]
+        for name in ("question", "chosen", "rejected", "note")
+    }
+    columns["pair"] = [str(row["pair"]) for row in rows]
+    for name in ("score_chosen", "score_rejected"):
+        columns[name] = [row.get(name) for row in rows]
+    columns["score_margin"] = [
+        None if row.get("score_chosen") is None or row.get("score_rejected") is None
+        else row["score_chosen"] - row["score_rejected"]
+        for row in rows
+    ]  # fmt: skip
+    columns["length_gap"] = [len(str(row["chosen"])) - len(str(row["rejected"])) for row in rows]
+    columns["paths"] = [", ".join(row["images"]) for row in rows]
+    columns["images"] = [[at for path in row["images"] if (at := thumbnails.place(path)) is not None] for row in rows]
+    columns["groups"] = [_groups(row) for row in rows]
+    data = {"pairs": columns, "images": thumbnails.images, "groups": list(GROUPS), "rules": RULES}
+    return write_page(file, title, data)
+
+
+def _groups(row: Shown) -> int:
+    lengths = sorted((len(str(row["chosen"])), len(str(row["rejected"]))))
+    aside = bool(row.get("aside"))
+    return (not aside) | aside << 1 | (not aside and lengths[1] > 2 * lengths[0]) << 2
+
+
+def write_data_page(source: str | Path, file: str | Path | None = None, *, images: int = 3_000) -> Path:
+    """Write the page of a file of pairs, or of an engine's work dir: what it paired, and what it put aside.
+
+    Args:
+        source: the file, or the work dir.
+        file: the page; by default `report.html` in the work dir, or `NAME.html` beside the file.
+        images: how many different images at most.
+
+    Raises:
+        UniDPOError: there are no pairs in it.
+    """
+    source = Path(source)
+    if source.is_dir():
+        data = source / "dataset" / "pairs.json"
+        if not data.is_file():
+            raise UniDPOError(
+                f"{source}: holds no training and no dataset of the engine; name one of them, or a file of pairs"
+            )
+        found = [*file_pairs(data), *_put_aside(source, {str(row.get("question_id")) for row in iter_rows(data)})]
+        return write_pairs_page(found, source.absolute().name, file or source / "report.html", images=images)
+    return write_pairs_page(list(file_pairs(source)), source.name, file or source.with_suffix(".html"), images=images)
+
+
+def file_pairs(source: Path) -> Iterator[Shown]:
+    """The pairs of a data file, named as a ledger names them; rows that are no pairs are left out.
+
+    Raises:
+        UniDPOError: no row is a pair.
+    """
+    entry = pair_entry(source)
+    paths = image_paths(source.parent, None, entry.beside)
+    count = 0
+    for number, row in read_rows(source):
+        pair = read_pair(row, entry, [], scores_required=False) if isinstance(row, dict) else None
+        if pair is not None:
+            count += 1
+            yield {
+                "pair": f"{source.name}, row {number}",
+                "question": pair.instruction,
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+                "score_chosen": pair.score_chosen,
+                "score_rejected": pair.score_rejected,
+                "images": [place for image in pair.images if (place := _file_of(image, paths))],
+            }
+    if not count:
+        raise UniDPOError(f"{source}: no row of it is a pair; `uni-dpo data check {source}` says why")
+
+
+def _file_of(image: Any, paths: ImagePaths) -> str | None:
+    try:
+        found = image_source(image, paths)
+    except BrokenImageError:
+        return None
+    return None if isinstance(found, bytes) else str(found)
+
+
+def _put_aside(work: Path, paired: set[str]) -> Iterator[Shown]:
+    """The questions of the last stage with scores of which no pair was made: their best and worst answers."""
+    stages = sorted(work.glob("[0-9]-*.jsonl"))
+    for row, _ in log_lines(stages[-1]) if stages else ():
+        answers = (row or {}).get("answers")
+        if row is None or str(row.get("id")) in paired or not isinstance(answers, list):
+            continue
+        rated = [one for one in answers if isinstance(one, dict) and isinstance(one.get("score"), int | float)]
+        if rated:
+            best, worst = (pick(rated, key=lambda one: one["score"]) for pick in (max, min))
+            yield {
+                "pair": str(row["id"]),
+                "question": str(row["id"]),
+                "chosen": str(best.get("text", "")),
+                "rejected": str(worst.get("text", "")),
+                "score_chosen": best["score"],
+                "score_rejected": worst["score"],
+                "images": [],
+                "note": f"{len(answers)} answers, {len({one['score'] for one in rated})} different scores",
+                "aside": True,
+            }

@@ -1,0 +1,65 @@
+"""One way to make a page: one file that needs nothing beside it, in English and Chinese, light and dark."""
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.storage.writing import write_text
+
+ASSETS = Path(__file__).parent / "assets"
+SCRIPTS = ("core.js", "charts.js", "run.js", "evaluation.js", "browser.js")
+
+
+def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
+    """Write a page, whole or not at all.
+
+    Args:
+        file: the HTML file.
+        title: its heading.
+        data: JSON-like; what sections of the page there are follows from its keys (`runs`, `pairs`, `evaluation`).
+            Texts in it are shown as text, whatever is in them.
+    """
+    write_text(file, page(title, data))
+    return Path(file)
+
+
+def page(title: str, data: Mapping[str, Any]) -> str:
+    """The page as HTML. Its policy forbids every request, to the disk as well."""
+    words = json.loads((ASSETS / "words.json").read_text(encoding="utf-8"))
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    whole = {"title": title, "made": made, "words": words, "groups": [], "images": [], **data}
+    scripts = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    style = (ASSETS / "page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'; img-src data:\">"
+        f'<link rel="icon" href="data:,"><title>{_text(title)}</title><style>{style}</style></head>'
+        f'<body><main id="page"></main><script type="application/json" id="data">{_embedded(whole)}</script>'
+        f"<script>{scripts}\nstart();</script></body></html>\n"
+    )
+
+
+def _text(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _embedded(value: Any) -> str:
+    """JSON inside a script element: no `<`, so that no text in it ends the element; null for what is no number."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
+    safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return safe.encode("utf-8", "replace").decode("utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value
