@@ -13,7 +13,7 @@ EXTRAS := $(addprefix --extra ,train eval engine math dev)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup upstream oldest vllm trl wheel demo test test-quick test-vllm test-trl fuzz check lock clean
+.PHONY: setup upstream oldest vllm trl wheel demo test test-quick test-vllm test-trl fuzz nightly check lock clean
 
 setup: $(VENV)/.installed
 
@@ -84,7 +84,13 @@ test-trl: trl
 
 # Broken inputs by the ten thousand; each line that a fuzzer ends with names its seed and counts.
 fuzz: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/files.py --count 10000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/files.py --count 7000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/configs.py --count 2000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/replies.py --count 1000
+
+# What takes too long for every change: the first commands of README.md and of every page, as written, and all fuzzers.
+nightly: setup fuzz
+	$(BIN)/python tests/pages/first_commands.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,14 +1,15 @@
-"""Models and questions for the `*_tiny.yaml` configs: trained here in a few minutes, nothing downloaded.
+"""Models and questions for the `*_tiny.yaml` configs: trained here in a minute or two, nothing downloaded.
 
     python examples/engine/prepare_tiny.py outputs/engine_tiny
 
 writes below the folder
     seer/        describes the digit in an image
-    seer_early/  the same model at a third of its training: the reference of the DPO reward
+    seer_early/  the same model at half of its training: the reference of the DPO reward
     checker/     the seer, taught to answer yes/no questions about the image and to grade a description
     writer/      text only: splits a description into claims, turns a claim into a yes/no question
     questions.jsonl
-All are 0.7-million-parameter Qwen2-VLs that start from random weights, taught by a plain training loop.
+All are 0.7-million-parameter Qwen2-VLs that start from random weights, taught by a plain training loop, and know
+four digits only: to tell all ten apart takes so small a model many minutes.
 """
 
 import argparse
@@ -28,8 +29,11 @@ from uni_dpo.storage.writing import write_text
 
 PROMPTS = Path(__file__).parent / "prompts_tiny"
 QUESTION = "Describe the digit."
+DIGITS = (0, 1, 4, 7)
+"""The digits of the example, in the order in which the checker learns them: two even, two odd."""
 CORPUS = (
     QUESTION,
+    "You are a helpful assistant. system user assistant",
     *((PROMPTS / f"{name}.txt").read_text(encoding="utf-8") for name in ("split", "ask", "check", "grade")),
     *(f"The digit is {word}. It is odd. It is even. Is the digit {word}? - The digit is {word}." for word in WORDS),
     "Is the digit odd? Is the digit even? - The digit is odd. - The digit is even. Yes No yes no",
@@ -42,8 +46,8 @@ HELD_OUT = 100
 """Images that the checker is measured on."""
 LOOK = 20
 """Steps between two looks at how good the checker is."""
-ORDER = (0, 1, 4, 6, 7, 3, 2, 5, 8, 9)
-"""Digits in the order in which the checker learns them."""
+TRIES = 3
+"""Times that the checker begins anew, with another seed, before it is given up."""
 
 Example = tuple[str, Path | None, str]
 """Prompt, image, reply."""
@@ -92,7 +96,7 @@ def check_example(by_label: Mapping[int, list[Digit]], rng: random.Random, known
 
 def writer_example(rng: random.Random) -> Example:
     """Split or ask, on any description, right or wrong."""
-    word, kind = rng.choice(WORDS), rng.choice(["odd", "even"])
+    word, kind = WORDS[rng.choice(DIGITS)], rng.choice(["odd", "even"])
     if rng.random() < 0.5:
         reply = f"- The digit is {word}.\n- The digit is {kind}."
         return prompt("split", answer=description(word, kind)), None, reply
@@ -111,7 +115,7 @@ def train(
     seed: int = 0,
     enough: Callable[[Any, Any], bool] | None = None,
 ) -> None:
-    """Teach the checkpoint in `folder` what `draw` shows, and save it there (and at a third in `early`).
+    """Teach the checkpoint in `folder` what `draw` shows, and save it there (and at half in `early`).
 
     Args:
         enough: asked every `LOOK` steps with model and processor; it may end the training. With it the learning rate
@@ -140,7 +144,7 @@ def train(
         optimizer.zero_grad()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
-        if early and step == steps // 3:
+        if early and step == steps // 2:
             model.save_pretrained(early)
             processor.save_pretrained(early)
         if enough is not None and (step + 1) % LOOK == 0 and enough(model, processor):
@@ -195,50 +199,47 @@ def share_right(model: Any, processor: Any, digits: Sequence[Digit], known: Sequ
     return sum(said == truth for said, truth in zip(says_yes, truths, strict=True)) / len(truths)
 
 
-def train_checker(folder: Path, seen: list[Digit], unseen: list[Digit], steps: int, good: float, seed: int) -> None:
-    """Train the checker until it is good on images that it was not trained on, and print how good it is.
+def train_checker(folder: Path, seen: list[Digit], unseen: list[Digit], steps: int, good: float, seed: int) -> bool:
+    """Train the checker until it is good on images that it was not trained on; print how good it is, and return it.
 
-    It begins with two digits and gets two more whenever it can tell the known ones apart: comparing all ten words with
-    an image at once is a task that so small a model does not begin to learn.
-
-    Raises:
-        UniDPOError: it is not good after all steps.
+    It begins with two digits and gets two more when it can tell those apart: to compare all words with an image at once
+    is a task that so small a model does not begin to learn.
     """
-    by_label = {label: [digit for digit in seen if digit.label == label] for label in range(10)}
-    known = [ORDER[0], ORDER[1]]
+    by_label = {label: [digit for digit in seen if digit.label == label] for label in DIGITS}
+    known = list(DIGITS[:2])
     right = 0.0
 
     def enough(model: Any, processor: Any) -> bool:
         nonlocal right
         right = share_right(model, processor, unseen, known)
-        if len(known) == len(ORDER):
+        if len(known) == len(DIGITS):
             return right >= good
         if right >= GOOD:
-            known.extend(ORDER[len(known) : len(known) + 2])
+            known.extend(DIGITS[len(known) : len(known) + 2])
         return False
 
     train(folder, lambda rng: check_example(by_label, rng, known), steps, lr=1e-3, seed=seed, enough=enough)
-    told = "all digits" if len(known) == len(ORDER) else f"{len(known)} of the 10 digits"
-    print(f"checker: {right:.0%} of its yes/no questions about held-out images of {told} right")
-    if good and (right < good or len(known) < len(ORDER)):
-        raise UniDPOError(
-            f"after {steps:,} steps the checker tells {told} apart with {right:.0%} right, too little: it is not "
-            f"kept. Run again with --seed {seed + 1}"
-        )
+    print(f"checker: {right:.0%} of its yes/no questions about held-out images of {len(known)} digits right")
+    return not good or (right >= good and len(known) == len(DIGITS))
 
 
 def prepare(
     folder: Path,
     *,
-    describe_steps: int = 300,
-    check_steps: int = 1400,
-    write_steps: int = 200,
+    describe_steps: int = 100,
+    check_steps: int = 400,
+    write_steps: int = 150,
     questions: int = 60,
     good: float = GOOD,
     seed: int = 0,
 ) -> None:
-    """Write everything below `folder`; a model that is there already is kept, a checker only if it was good."""
-    digits = write_digits(folder / "digits", side=IMAGE_SIDE)
+    """Write everything below `folder`; a model that is there already is kept, a checker only if it was good.
+
+    Raises:
+        UniDPOError: the checker is not good, however often it begins.
+    """
+    splits = write_digits(folder / "digits", side=IMAGE_SIDE)
+    digits = {name: [digit for digit in split if digit.label in DIGITS] for name, split in splits.items()}
     seen = digits["train"] + digits["validation"] + digits["held_out"]
     seer, early, checker, writer = (folder / name for name in ("seer", "seer_early", "checker", "writer"))
     if not _complete(seer):
@@ -247,10 +248,17 @@ def prepare(
             train(started, lambda rng: describe_example(seen, rng), describe_steps, lr=3e-3, early=early, seed=seed)
             started.rename(seer)
     if not _complete(checker):
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            started = shutil.copytree(seer, Path(work) / "checker")
-            train_checker(started, seen, digits["preference"][-HELD_OUT:], check_steps, good, seed)
-            started.rename(checker)
+        for attempt in range(TRIES):
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                started = shutil.copytree(seer, Path(work) / "checker")
+                if train_checker(started, seen, digits["preference"][-HELD_OUT:], check_steps, good, seed + attempt):
+                    started.rename(checker)
+                    break
+        else:
+            raise UniDPOError(
+                f"the checker began {TRIES} times and never had {good:.0%} of its questions right: it is not kept. "
+                f"Run again with --seed {seed + TRIES}"
+            )
     if not _complete(writer):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             started = write_tiny_qwen2_vl(Path(work) / "writer", seed=seed + 1, corpus=CORPUS)

@@ -51,7 +51,7 @@ def engine(folder, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["verifiable", "dpo_reward", "divide_and_conquer"])
 def test_pipelines_on_tiny_models(engine, folder, name):
     spec = yaml.safe_load((folder / "examples" / "engine" / f"{name}_tiny.yaml").read_text())
-    spec["models"]["sampler"]["model"] = "outputs/engine_tiny/seer"  # a third of so short a training is too little
+    spec["models"]["sampler"]["model"] = "outputs/engine_tiny/seer"  # half of so short a training is too little
     spec["pairs"].pop("min_gap", None)
     if name == "divide_and_conquer":
         spec["pairs"]["min_gap"] = 0.0  # so fresh a checker is sure of nothing

@@ -1,12 +1,23 @@
-"""Server replies that go wrong in every way that a seed draws, for one real HTTP server."""
+"""Server replies that go wrong in every way that a seed draws, for one real HTTP server.
+
+`python tests/fuzz/replies.py --count 1000 --seed 0` prints what came of them: answers, failures and messages are right.
+"""
 
 import copy
 import json
+import math
 import random
+import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from fuzzing import main
+
+from uni_dpo.models.backends.base import Failure, Request, Sampling
+from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 
 ODD: list[Any] = [
     None, True, 0, -1, 5, 1e308, float("nan"), float("inf"), "", "x", "\ud800", "\x1b[31m", [], ["x"], [None], [[]],
@@ -119,3 +130,46 @@ class OddServer:
         """Stop serving."""
         self._http.shutdown()
         self._http.server_close()
+
+
+def client(odd: OddServer, **more: float) -> OpenAIBackend:
+    """A backend that asks that server once."""
+    told: dict[str, Any] = {"timeout": 5.0, "max_retries": 0, "backoff": 0.0, **more}
+    return OpenAIBackend(OpenAIOptions("m", base_url=odd.url, **told))
+
+
+def ask(backend: OpenAIBackend, seed: int) -> Any:
+    """The reply with this seed, as one of the three questions that a backend is asked; checked for what it may hold."""
+    request = Request(str(seed))
+    calls: tuple[Callable[[], list[Any]], ...] = (
+        lambda: backend.generate([request], Sampling()),
+        lambda: backend.choice_logprobs([request], {"yes": ("Yes",), "no": ("No",)}),
+        lambda: backend.answer_logprobs([request], ["seven"]),
+    )
+    (reply,) = calls[seed % 3]()
+    if isinstance(reply, list):
+        "".join(sample.text for sample in reply).encode()
+        assert any(sample.text for sample in reply)
+    if isinstance(reply, dict):
+        assert not any(math.isnan(value) or value > 1e-9 for value in reply.values())
+    assert isinstance(reply, Failure | list | dict) or math.isfinite(reply.total)
+    return reply
+
+
+def fuzz_server() -> int:
+    """Ask for every reply of a range of seeds."""
+    odd = OddServer()
+    backend = client(odd)
+
+    def broken_reply(rng: random.Random, number: int) -> tuple[str, Callable[[], object]]:
+        seed = rng.randrange(2**40) * 3 + number % 3
+        return ("generate", "choice_logprobs", "answer_logprobs")[number % 3], lambda: ask(backend, seed)
+
+    try:
+        return main("replies", broken_reply, __doc__)
+    finally:
+        odd.close()
+
+
+if __name__ == "__main__":
+    sys.exit(fuzz_server())
