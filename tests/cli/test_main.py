@@ -125,6 +125,29 @@ def test_ctrl_c_ends_in_two_seconds_and_says_what_is_kept(tmp_path: Path) -> Non
     assert line.endswith(f" {tmp_path}/log.jsonl")
 
 
+TAKEN_DOWN_SLOWLY = """
+import atexit, time
+from uni_dpo.cli import run
+
+def work():
+    print("waiting", flush=True)
+    time.sleep(60)
+
+atexit.register(time.sleep, 60)
+run(work)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_libraries_to_be_taken_down() -> None:
+    process = started(TAKEN_DOWN_SLOWLY)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.strip().startswith("stopped; no output was written. To begin again: ")
+
+
 @pytest.mark.parametrize("colours", [{}, {"FORCE_COLOR": "1"}])
 def test_cells_of_tables_are_text(colours: dict[str, str]) -> None:
     code = (

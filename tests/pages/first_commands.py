@@ -24,6 +24,7 @@ MINUTES = 30
 """A command that takes longer hangs."""
 TINY = ("divide_and_conquer", "dpo_reward", "judge", "verifiable")
 WORKS = " ".join(f"outputs/{name}_tiny" for name in TINY)
+NO_CONFIG = "there is no such configuration file"
 BLOCK = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -67,12 +68,14 @@ def tiny(name: str) -> str:
 
 PAGES = {
     "README.md": Expected(first=1, after=has("outputs/demo/curves.png")),
+    "docs/align.md": Expected(refused=NO_CONFIG),
+    "docs/configure.md": Expected(refused=NO_CONFIG),
     "docs/demo.md": Expected(first=1, after=has("outputs/demo/curves.png")),
     "docs/engine.md": Expected(
         more=(*(tiny(name) for name in TINY[1:]), f"python examples/engine/count_true.py {WORKS} > figures.txt"),
         after=sound_pairs,
     ),
-    "docs/evaluate.md": Expected(refused="cannot read the configuration CONFIG.json"),
+    "docs/evaluate.md": Expected(refused=NO_CONFIG),
     "docs/math_and_text.md": Expected(
         after=has("outputs/text_reward_model_tiny/dataset/pairs.json", "outputs/math_tiny/dataset/pairs.json")
     ),
@@ -81,11 +84,11 @@ PAGES = {
     "docs/prepare.md": Expected(refused="pairs.json: no such file"),
     "docs/speed.md": Expected(),
     "docs/text_dpo.md": Expected(first=1, after=has("outputs/text_dpo/pairs.json")),
-    "docs/train.md": Expected(refused="CONFIG.yaml: there is no such configuration file"),
-    "docs/trl.md": Expected(refused="trl-lib/ultrafeedback_binarized|Qwen/Qwen2-0.5B-Instruct", first=1),
+    "docs/train.md": Expected(refused=NO_CONFIG),
+    "docs/trl.md": Expected(refused="bf16/gpu|trl-lib/ultrafeedback_binarized|Qwen/Qwen2-0.5B-Instruct", first=1),
     "docs/vision_alignment.md": Expected(refused="llava/sft.json: no such file", first=1),
 }
-"""What is to come of each page. `docs/reliability.md` has no commands; those of `docs/overlay.md` name a checkout."""
+"""What is to come of each page that has commands; those of `docs/overlay.md` name a checkout of another project."""
 
 
 def commands_of(page: str) -> list[str]:

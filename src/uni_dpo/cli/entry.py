@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ _OURS = (errno.EBADF, errno.EFAULT, errno.ECHILD)
 """Errors of the system that only a mistake in the program makes; all others are said in one line."""
 
 _said = threading.Event()
+_ending = threading.Lock()
 
 
 def run(command: Callable[[], object]) -> None:
@@ -81,22 +83,44 @@ def _watch() -> threading.Event:
         while signal.SIGINT not in os.read(receive, 1):
             pass
         stopping.set()
-        if _trains():
-            return
-        time.sleep(PATIENCE)
-        for child in multiprocessing.active_children():
-            child.terminate()
-        if not _said.is_set():
-            os.write(2, f"\n{_words()}\n".encode(errors="backslashreplace"))
-        os._exit(STOPPED)
+        if not _trains():
+            _begin_to_end()
 
     threading.Thread(target=wait, daemon=True, name="waiting for Ctrl-C").start()
     return stopping
 
 
+def _begin_to_end() -> None:
+    """Start `_end`, once: from the main thread where it is free to, else from the one that waits for Ctrl-C."""
+    if not _ending.acquire(blocking=False):
+        return
+    with suppress(RuntimeError):  # the interpreter is already ending
+        threading.Thread(target=_end, name="ending after Ctrl-C").start()
+
+
+def _end() -> None:
+    """End the process as soon as its main thread has ended, and after `PATIENCE` in any case.
+
+    It runs in a thread that the interpreter waits for: to take down large libraries takes it many seconds.
+    """
+    patient_until = time.monotonic() + PATIENCE
+    while threading.main_thread().is_alive() and time.monotonic() < patient_until:
+        time.sleep(0.02)
+    for child in multiprocessing.active_children():
+        child.terminate()
+    if not _said.is_set():
+        os.write(2, f"\n{_words()}\n".encode(errors="backslashreplace"))
+    elif not threading.main_thread().is_alive():
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+    os._exit(STOPPED)
+
+
 def _interrupt(number: int, frame: object) -> NoReturn:
     """Raise KeyboardInterrupt once: a second Ctrl-C would break into the cleaning up after the first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not _trains():
+        _begin_to_end()
     raise KeyboardInterrupt
 
 

@@ -160,7 +160,11 @@ def check_named(settings: Mapping[str, Any]) -> None:
     faults = []
     for key in ("dataset", "eval_dataset"):
         names = settings.get(key) or []
-        for name in names.split(",") if isinstance(names, str) else names:
+        names = names.split(",") if isinstance(names, str) else names
+        if not isinstance(names, list):
+            faults.append(f"{key}: the name of a dataset is expected, not {names!r}")
+            continue
+        for name in names:
             try:
                 entry = read_entry(str(name).strip(), folder)
             except PreferenceDataError as error:

@@ -139,5 +139,5 @@ def trl_arguments(settings: GRPOSettings) -> Any:
     parser.set_defaults(**given)
     try:
         return parser.parse_args_into_dataclasses(args=[])[0]
-    except (ValueError, TypeError, ArgumentError) as error:
+    except (ValueError, TypeError, OverflowError, ArgumentError) as error:
         raise UniDPOError(f"GRPOConfig: {error}") from error

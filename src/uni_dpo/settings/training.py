@@ -236,11 +236,11 @@ def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if (fault := _deepspeed(settings.get("deepspeed"))) is not None:
         yield "deepspeed", fault
     reporters = settings.get("report_to")
-    for name in [reporters] if isinstance(reporters, str) else reporters or ():
-        packages = LOGGERS.get(str(name), ())
+    for reporter in reporters if isinstance(reporters, list) else [reporters]:
+        packages = LOGGERS.get(str(reporter), ())
         if packages and all(find_spec(package) is None for package in packages):
             missing = packages[0]
-            yield "report_to", f"{name} needs the package {missing}, which is not installed: pip install {missing}"
+            yield "report_to", f"{reporter} needs the package {missing}, which is not installed: pip install {missing}"
     if (fault := _unwritable(settings.get("output_dir"))) is not None:
         yield "output_dir", fault
     if (fault := _best_model(settings)) is not None:
