@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("overlay", "prepare", "evaluate", "align")
+PAGES = ("overlay", "prepare", "evaluate", "align", "engine")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
@@ -30,12 +30,12 @@ def levels(text: str) -> list[int]:
 
 def quoted(text: str) -> Counter[str]:
     """Everything in backticks: commands, settings, names of files."""
-    return Counter(re.findall(r"`([^`\n]+)`", prose(text)))
+    return Counter(" ".join(words.split()) for words in re.findall(r"`([^`]+)`", prose(text)))
 
 
 def figures(text: str) -> Counter[str]:
     """Numbers outside of backticks and links; 1,000 and 1000 are one."""
-    plain = re.sub(r"`[^`\n]+`|\]\([^)]*\)|^\s*\d+\. ", " ", prose(text), flags=re.MULTILINE)
+    plain = re.sub(r"`[^`]+`|\]\([^)]*\)|^\s*\d+\. ", " ", prose(text), flags=re.MULTILINE)
     return Counter(number.replace(",", "") for number in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", plain))
 
 
