@@ -245,10 +245,12 @@ def count(config: dict[str, Any], step: Step, variant: str, dtype: torch.dtype =
     """The floating-point operations of a step, and the bytes that it takes above the weights, gradients included."""
     policy, reference = build(config, dtype, step.lora)
     if step.checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # As LlamaFactory does: re-entrant, and not for what is frozen.
+        text = policy.model.language_model  # type: ignore[union-attr]
+        text.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[operator]
         policy.train()
-    if step.lora and step.checkpointing:
-        policy.enable_input_require_grads()  # type: ignore[operator]
+        if step.lora:
+            text.embed_tokens.register_forward_hook(lambda *given: given[-1].requires_grad_())  # type: ignore[operator, union-attr]
     with _kernels_of(variant, policy), flop_counter() as flops, LiveBytes(policy, reference) as memory:
         run(policy, reference, step, variant)
     return flops.get_total_flops(), memory.peak

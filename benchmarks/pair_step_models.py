@@ -88,7 +88,8 @@ def build_models(setting: Setting) -> tuple[Any, Any]:
         weight.data += 0.02 * torch.randn_like(weight)
     policy.model.visual.requires_grad_(False)
     if setting.checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        # As LlamaFactory does: re-entrant, and not for what is frozen.
+        policy.model.language_model.gradient_checkpointing_enable({"use_reentrant": True})
         policy.train()
     return policy, reference
 

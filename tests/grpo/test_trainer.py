@@ -87,6 +87,44 @@ def test_log_probabilities_are_those_of_the_policy_that_sees_the_images(
             torch.testing.assert_close(batch[name][row, :count], alone[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("finetuning", ["full", "lora"])
+def test_completions_of_one_prompt_run_it_once_and_score_as_they_do_alone(
+    trainer: Trainer, questions: list[Question], monkeypatch: pytest.MonkeyPatch, finetuning: str
+) -> None:
+    """Log-probabilities, entropies and gradients as TRL's own pass makes them; the tower sees two images, not eight."""
+    from transformers.models.qwen2_vl import modeling_qwen2_vl as modeling
+
+    run = trainer(questions[:2], lambda those, answers: [0.0] * len(answers), temperature=0.7, finetuning=finetuning)
+    batch = run._generate_and_score_completions(rows(run, 2, 4))
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    media = {
+        name: batch[name]
+        for name in ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+        if name in batch
+    }
+    grids: list[int] = []
+    tower = modeling.Qwen2VisionTransformerPretrainedModel
+    forward = tower.forward
+    monkeypatch.setattr(
+        tower,
+        "forward",
+        lambda self, pixels, grid_thw, **k: grids.append(len(grid_thw)) or forward(self, pixels, grid_thw, **k),
+    )
+    scored = batch["completion_mask"].bool()
+    kept = scored.shape[1]
+    found = []
+    for score in (run._get_per_token_logps_and_entropies, super(type(run), run)._get_per_token_logps_and_entropies):
+        run.model.zero_grad()
+        logps, entropies, *_ = score(run.model, ids, mask, kept, compute_entropy=True, **media)
+        (logps * scored).sum().backward()
+        gradient = torch.cat([w.grad.flatten() for w in run.model.parameters() if w.grad is not None])
+        found.append((logps[scored], entropies[scored], gradient))
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, atol=1e-4, rtol=1e-4)
+    assert grids == [2, 8]
+
+
 def test_what_stands_for_an_image_is_never_sampled_and_a_checkpoints_habits_are_set_aside(
     trainer: Trainer, questions: list[Question]
 ) -> None:

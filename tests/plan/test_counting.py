@@ -70,6 +70,8 @@ SETTINGS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("qwen2-vl-2b-instruct", "stock", {}, {}),
     ("qwen2-vl-2b-instruct", "ours", {"lora": 8}, {}),
     ("qwen2-vl-2b-instruct", "stock", {"lora": 8}, {}),
+    ("qwen2-vl-2b-instruct", "ours", {"checkpointing": True}, {"image": 1024}),
+    ("qwen2-vl-2b-instruct", "stock", {"checkpointing": True}, {}),
     ("qwen2-vl-7b-instruct", "ours", {}, {"answers": 2, "image": 1024}),
     ("qwen2-vl-7b-instruct", "stock", {}, {"answers": 3, "answer": 64}),
     ("qwen2.5-vl-7b-instruct", "ours", {"reference": False}, {"answers": 5}),
@@ -92,6 +94,7 @@ def planned(step: Any, variant: str, model: ModelShape) -> tuple[StepShape, floa
         reference=step.reference,
         full=not step.lora,
         lora_rank=step.lora,
+        checkpointing=step.checkpointing,
     )
     trained = adapter_weights(model.text, step.lora) * 4 if step.lora else model.text.parameters * 2
     return shape, trained
@@ -145,7 +148,7 @@ def test_an_unknown_model_says_what_is_known(tmp_path: Path) -> None:
         {"answers": 3, "image_tokens": 576, "answer": 128},
         {"answers": 4, "image_tokens": 256, "answer": 192},
         {"answers": 3, "image_tokens": 1024, "answer": 192},
-        {"answers": 2, "image_tokens": 256, "answer": 192, "questions": 3},
+        {"answers": 3, "image_tokens": 1024, "answer": 192, "checkpointing": True},
     ],
     ids=str,
 )
@@ -168,6 +171,7 @@ def test_the_peak_is_the_one_that_a_cpu_shows(variant: str, sizes: dict[str, Any
         answer=setting.answer,
         shared=variant == "shared_prefix",
         bytes=4,
+        checkpointing=setting.checkpointing,
     )
     assert step_flops(model, shape) == pytest.approx(measured["flops"], rel=1e-4)
     assert step_bytes(model, shape, model.text.parameters * 4).peak == pytest.approx(measured["bytes"], rel=0.15)

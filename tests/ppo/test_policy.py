@@ -45,6 +45,34 @@ def test_log_probabilities_do_not_depend_on_the_batch(config, digits: dict[str, 
             )
 
 
+def test_answers_to_one_prompt_run_it_once(config, digits: dict[str, list[Digit]], monkeypatch) -> None:
+    """Three answers to one image and two to another: log-probabilities and values as each alone; two images seen."""
+    from transformers.models.qwen2_vl import modeling_qwen2_vl as modeling
+
+    policy, _, processor = load_policy(config(temperature=0.7))
+    torch.nn.init.normal_(policy.value_head.weight)
+    asked = [
+        encode(Question(str(place), "Which digit is written here?", (str(digits["train"][place].image),)), processor)
+        for place in (0, 0, 1, 0, 1)
+    ]
+    answers = [[30, 31, 32], [40], [50, 51, 52, 53, 54], [33, 34], [60, 61]]
+    tower = modeling.Qwen2VisionTransformerPretrainedModel
+    forward, grids = tower.forward, []
+    monkeypatch.setattr(
+        tower,
+        "forward",
+        lambda self, pixels, grid_thw, **k: grids.append(len(grid_thw)) or forward(self, pixels, grid_thw, **k),
+    )
+    with torch.no_grad():
+        logps, values = policy(*collate(asked, answers, processor.tokenizer.pad_token_id))
+        assert grids == [2]
+        for row, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+            alone = policy(*collate([prompt], [answer], processor.tokenizer.pad_token_id))
+            torch.testing.assert_close(logps[row, : len(answer)], alone[0][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(values[row, : len(answer)], alone[1][0], atol=1e-4, rtol=1e-4)
+            assert logps[row, len(answer) :].eq(0).all()
+
+
 def test_an_adapter_trains_the_language_model_only_and_switches_off_for_the_reference(config) -> None:
     policy, reference, _ = load_policy(config(finetuning="lora", freeze_vision_tower=True, lora_rank=4))
     trained = [name for name, weight in policy.named_parameters() if weight.requires_grad]

@@ -12,6 +12,7 @@ from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, prompt_text
 from uni_dpo.ppo.config import PPOConfig
+from uni_dpo.shared_prefix import share_rows, shares_rows
 
 Inputs = dict[str, Tensor]
 
@@ -41,7 +42,7 @@ class Policy(nn.Module):
 
 
 def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Score the last T tokens of each sequence.
+    """Score the last T tokens of each sequence; answers to one prompt share its run.
 
     Args:
         inputs: of the model: left-padded prompts, right-padded answers.
@@ -52,7 +53,14 @@ def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float)
         (B, T) log-probabilities, 0 on padding, and (B, T, D) the hidden states that predict the tokens.
     """
     language = language_model(model)
-    hidden = language.base_model(**inputs, use_cache=False).last_hidden_state[:, -labels.shape[1] :]
+    answers = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    answers[:, -labels.shape[1] :] = labels != IGNORE_INDEX
+    shared = share_rows(model, inputs, answers)
+    if shared is None:
+        states = language.base_model(**inputs, use_cache=False).last_hidden_state
+    else:
+        states = shared.rows(language.base_model(**shared.inputs, use_cache=False).last_hidden_state)
+    hidden = states[:, -labels.shape[1] :]
     tokens = ResponseTokens.from_labels(labels)
     scored = response_logps(hidden / temperature, language.get_output_embeddings(), tokens)
     table = scored.new_zeros(labels.shape[0], labels.shape[1] - 1)
@@ -87,6 +95,7 @@ def load_policy(config: PPOConfig) -> tuple[Policy, Reference, Any]:
         UniDPOError: the checkpoint cannot be loaded.
     """
     model, processor = load_model(config)
+    shares_rows(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

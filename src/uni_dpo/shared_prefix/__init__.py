@@ -1,19 +1,22 @@
 """A preference pair as one sequence: prompt + chosen answer + rejected answer, images and prompt only once."""
 
 from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, shared_attention, use_attention
-from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, why_not_shared
-from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, pair_scores, same_frozen_vision
+from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, unwrapped, why_not_shared
+from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, in_place_of_head, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
 from uni_dpo.shared_prefix.layout import lay_out_pairs, say_once, share_prefix
 from uni_dpo.shared_prefix.questions import question_key, share_questions
+from uni_dpo.shared_prefix.rows import SharedBatch, share_rows, shares_rows, sharing_rows
 
 __all__ = [
     "FLEX_ATTENTION",
     "ImageFeatures",
     "ImageStore",
     "PairScores",
+    "SharedBatch",
     "image_keys",
     "image_token_id",
+    "in_place_of_head",
     "keys_worth_a_token",
     "lay_out_pairs",
     "pair_scores",
@@ -22,7 +25,11 @@ __all__ = [
     "say_once",
     "share_prefix",
     "share_questions",
+    "share_rows",
     "shared_attention",
+    "shares_rows",
+    "sharing_rows",
+    "unwrapped",
     "use_attention",
     "why_not_shared",
 ]

@@ -65,9 +65,16 @@ def pair_scores(
                 means.append(project(sequence_means(hidden, segments)).float().mean(-1))
         return response_logps(hidden, head, tokens, project=None if plain else project)
 
-    with replaced(head, "forward", partial(score, project=head.forward)):
-        logps = model(**inputs, use_cache=False, return_dict=True).logits
+    logps = in_place_of_head(model, inputs, score)
     return PairScores(tokens.sum(logps, ld_alpha), tokens.lengths(), tokens.per_row(means[0]) if mean_logits else None)
+
+
+def in_place_of_head(model: nn.Module, inputs: dict[str, Any], score: Callable[..., Tensor]) -> Tensor:
+    """Run `model`, wrapped or not, with `score(hidden, project)` in place of its projection onto the vocabulary."""
+    head = output_head(model)
+    with replaced(head, "forward", partial(score, project=head.forward)):
+        found: Tensor = model(**inputs, use_cache=False, return_dict=True).logits
+    return found
 
 
 class ImageFeatures:

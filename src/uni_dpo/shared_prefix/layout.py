@@ -199,6 +199,14 @@ class SharedRow:
     def has_token_in_answers(self, token: int) -> bool:
         return bool((self.ids[self.prefix :] == token).any())
 
+    def places(self) -> Iterator[tuple[int, Tensor]]:
+        """Of each answer: its number, and where this sequence holds the tokens of its row, its prompt's included."""
+        start, prompt = self.prefix, torch.arange(self.prefix, device=self.ids.device)
+        for number, row in self.answers:
+            length = len(row.ids) - self.prefix
+            yield number, torch.cat([prompt, torch.arange(start, start + length, device=self.ids.device)])
+            start += length
+
     def scored(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Of each answer: its number; where this sequence predicts its scored tokens; their ids; their offsets."""
         start = self.prefix

@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,28 @@ def test_answer_logprobs_equal_a_token_by_token_sum(backend, requests):
         expected = sum(float(logprobs[start - 1 + i, token]) for i, token in enumerate(ids[0].tolist()))
         assert reply.tokens == ids.shape[1]
         assert reply.total == pytest.approx(expected, abs=1e-4)
+
+
+def test_answers_to_one_request_run_it_once_and_score_as_they_do_alone(backend, requests, monkeypatch):
+    """Three answers to a request with an image and two to another, of which one is empty, in one batch."""
+    asked = [requests[0], requests[1], requests[0], requests[1], requests[0]]
+    answers = ["The digit is two.", "x", "four", "", "zero, one"]
+    monkeypatch.setattr(backend, "options", replace(backend.options, batch_size=5))
+    rows: list[int] = []
+    forward = type(backend.model.model.language_model).forward
+
+    def counted(self, *given, **named):
+        rows.append(len(named["inputs_embeds"]))
+        return forward(self, *given, **named)
+
+    monkeypatch.setattr(type(backend.model.model.language_model), "forward", counted)
+    together = backend.answer_logprobs(asked, answers)
+    assert rows[0] < 5
+    for request, answer, reply in zip(asked, answers, together, strict=True):
+        (alone,) = backend.answer_logprobs([request], [answer])
+        assert reply.tokens == alone.tokens
+        assert reply.total == pytest.approx(alone.total, abs=1e-4)
+    assert backend.model.config.get_text_config()._attn_implementation == "sdpa"
 
 
 def test_usage_is_counted(tiny_qwen2_vl, requests):

@@ -20,6 +20,7 @@ from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
 from uni_dpo.models.prompt import detect_style, parse_style, prompt_of, sees_images
 from uni_dpo.models.vision import load_pixels, patch_of
+from uni_dpo.shared_prefix import share_rows, sharing_rows, unwrapped
 
 
 class TransformersBackend(Backend):
@@ -147,17 +148,42 @@ class TransformersBackend(Backend):
         ids = [self._token_ids(answer) for answer in answers]
         starts = inputs["attention_mask"].sum(1).tolist()
         inputs = _append(inputs, ids, self.tokenizer.pad_token_id)
-        first = min(starts) - 1
-        keep = torch.arange(first, inputs["input_ids"].shape[1], device=self.device)
-        logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits
+        with sharing_rows(self.model) as shares:
+            spans = self._shared_logits(inputs, starts, ids) if shares else None
+        if spans is None:
+            first = min(starts) - 1
+            keep = torch.arange(first, inputs["input_ids"].shape[1], device=self.device)
+            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits
+            spans = [
+                row[start - 1 - first : start - 1 - first + len(answer)]
+                for row, start, answer in zip(logits, starts, ids, strict=True)
+            ]
         self._count(len(requests), sum(starts) + sum(map(len, ids)), 0)
         replies = []
-        for row, start, answer in zip(logits, starts, ids, strict=True):
-            span = row[start - 1 - first : start - 1 - first + len(answer)].double().log_softmax(-1)
+        for row, answer in zip(spans, ids, strict=True):
+            span = row.double().log_softmax(-1)
             target = torch.tensor(answer, device=self.device, dtype=torch.long)
             total = span.gather(-1, target[:, None]).sum()
             replies.append(AnswerLogprob(float(total), len(answer)))
         return replies
+
+    def _shared_logits(
+        self, inputs: dict[str, Any], starts: Sequence[int], ids: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor] | None:
+        """The logits that predict each answer, from one run of each prompt; None where no two prompts are the same."""
+        answers = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        for row, (start, answer) in enumerate(zip(starts, ids, strict=True)):
+            answers[row, start : start + len(answer)] = True
+        shared = share_rows(self.model, inputs, answers)
+        if shared is None:
+            return None
+        language = unwrapped(self.model)
+        hidden = shared.rows(language.base_model(**shared.inputs, use_cache=False).last_hidden_state)
+        head = language.get_output_embeddings()
+        return [
+            head(row[start - 1 : start - 1 + len(answer)])
+            for row, start, answer in zip(hidden, starts, ids, strict=True)
+        ]
 
     def _encode(self, requests: Sequence[Request]) -> dict[str, Any]:
         patch = patch_of(self.processor)

@@ -1,0 +1,163 @@
+"""Rows that answer one prompt as one sequence, and the way back: for everyone who scores answers row by row.
+
+Whoever samples or rates several answers to a question has them as rows of a batch that repeat its prompt and images.
+Their hidden states are those of a run in which prompt and images stand once.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uni_dpo.logprobs import IGNORE_INDEX
+from uni_dpo.shared_prefix.attention import PREFIX_ATTENTION, mask_for, shared_attention, use_attention
+from uni_dpo.shared_prefix.families import image_token_id, text_config, unwrapped, why_not_shared
+from uni_dpo.shared_prefix.layout import AnswerRow, SharedRow, lay_out
+
+KNOWN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """A batch whose rows share their prompts.
+
+    Attributes:
+        inputs: of the model, the attention mask included.
+        places: (rows, T) where each position of each row stands among the flattened shared positions; that of its
+            first token where it is padding.
+    """
+
+    inputs: dict[str, Any]
+    places: Tensor
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the shared batch, (questions, T', D), as those of its rows: (rows, T, D)."""
+        return hidden.flatten(0, 1)[self.places]
+
+
+def share_rows(model: nn.Module, inputs: dict[str, Any], answers: Tensor) -> SharedBatch | None:
+    """Lay the rows of a batch out with each prompt, and its images, only once.
+
+    Args:
+        model: a causal language model of transformers, wrapped or not, that attends by `use_attention`.
+        inputs: its inputs: prompts padded on the left, or on the right behind their answers.
+        answers: (rows, T) true on the answers' tokens.
+
+    Returns:
+        None where no two rows have the same prompt, the model does not attend so, or the inputs can't be laid out so.
+    """
+    if text_config(model)._attn_implementation not in (PREFIX_ATTENTION, "eager"):
+        return None
+    if any(name not in KNOWN_KEYS and value is not None for name, value in inputs.items()):
+        return None
+    images = _images_of_rows(model, inputs)
+    if images is None:
+        return None
+    batch = {**inputs, "position_ids": _positions(model, inputs)}
+    batch["labels"] = torch.where(answers, inputs["input_ids"], IGNORE_INDEX)
+    rows = [AnswerRow.of(batch, row) for row in range(len(answers))]
+    groups = _groups(rows, images)
+    if len(groups) == len(rows):
+        return None
+    sequences = [SharedRow([(row, rows[row]) for row in group]) for group in groups]
+    laid = lay_out(sequences, batch, image_token_id(model))
+    if isinstance(laid, str):
+        return None
+    shared, _ = laid
+    for place, name in enumerate(("pixel_values", "image_grid_thw")):
+        first = [images[group[0]][place] for group in groups]
+        if shown := [part for part in first if part is not None]:
+            shared[name] = torch.cat(shown)
+    shared["attention_mask"] = mask_for(model, shared.pop("segments"))
+    return SharedBatch(shared, _places(sequences, shared["input_ids"].shape[1], inputs["attention_mask"]))
+
+
+def _places(sequences: list[SharedRow], length: int, mask: Tensor) -> Tensor:
+    table = mask.new_zeros(mask.shape, dtype=torch.long)
+    for at, sequence in enumerate(sequences):
+        for row, places in sequence.places():
+            table[row] = at * length
+            table[row, mask[row].bool()] = places + at * length
+    return table
+
+
+def _groups(rows: list[AnswerRow], images: list[tuple[Tensor | None, Tensor | None]]) -> list[list[int]]:
+    """The rows of each question: those with the same prompt and the same images."""
+    groups: dict[bytes, list[list[int]]] = {}
+    for number, row in enumerate(rows):
+        scored = row.labels != IGNORE_INDEX
+        prompt = row.ids[: int(scored.int().argmax())] if scored.any() else row.ids
+        same = groups.setdefault(prompt.cpu().numpy().tobytes(), [])
+        group = next((group for group in same if _equal(images[group[0]], images[number])), None)
+        if group is None:
+            same.append([number])
+        else:
+            group.append(number)
+    return sorted(group for same in groups.values() for group in same)
+
+
+def _equal(first: tuple[Tensor | None, Tensor | None], second: tuple[Tensor | None, Tensor | None]) -> bool:
+    return all(
+        (ours is None) == (theirs is None) and (ours is None or theirs is None or torch.equal(ours, theirs))
+        for ours, theirs in zip(reversed(first), reversed(second), strict=True)
+    )
+
+
+def _images_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]] | None:
+    """Pixels and grids of each row, (None, None) where it has no image; None where they can't be told apart."""
+    grids, pixels, ids = inputs.get("image_grid_thw"), inputs.get("pixel_values"), inputs["input_ids"]
+    if pixels is None:
+        return [(None, None)] * len(ids)
+    if grids is None:
+        return None
+    merged = unwrapped(model).config.vision_config.spatial_merge_size ** 2
+    patches = grids.prod(-1)
+    found: list[tuple[Tensor | None, Tensor | None]] = []
+    image = patch = 0
+    for tokens in (ids == image_token_id(model)).sum(1).tolist():
+        first, start = image, patch
+        while (patch - start) // merged < tokens and image < len(grids):
+            patch += int(patches[image])
+            image += 1
+        if (patch - start) // merged != tokens:
+            return None
+        found.append((pixels[start:patch], grids[first:image]) if tokens else (None, None))
+    return found if image == len(grids) else None
+
+
+def _positions(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    """The positions that the model gives the tokens of each row; None where they are those of text."""
+    index = getattr(unwrapped(model).model, "get_rope_index", None)
+    if index is None:
+        return None
+    takes = inspect.signature(index).parameters
+    types = inputs.get("mm_token_type_ids")
+    if types is None:
+        types = (inputs["input_ids"] == image_token_id(model)).int()
+    asked = {"mm_token_type_ids": types} if "mm_token_type_ids" in takes else {}
+    asked |= {name: inputs.get(name) for name in ("image_grid_thw", "attention_mask")}
+    positions: Tensor = index(inputs["input_ids"], **asked)[0]
+    return positions
+
+
+def shares_rows(model: nn.Module) -> bool:
+    """Let `model` attend within shared sequences, if it can; whether it does."""
+    if why_not_shared(model, shared_attention(model, "sdpa")) is not None:
+        return False
+    use_attention(model, "sdpa")
+    return True
+
+
+@contextmanager
+def sharing_rows(model: nn.Module) -> Iterator[bool]:
+    """Let `model` attend within shared sequences in this block, where nothing is kept for a backward pass."""
+    config = text_config(model)
+    before = config._attn_implementation
+    try:
+        yield shares_rows(model)
+    finally:
+        config._attn_implementation = before
