@@ -16,6 +16,14 @@ def test_answers_are_read_back_by_any_process(tmp_path: Path) -> None:
     assert json.loads((Journal(tmp_path, {"a": 1}).folder / "fingerprint.json").read_text()) == {"a": 1}
 
 
+def test_which_answers_were_cut_is_kept(tmp_path: Path) -> None:
+    Journal(tmp_path, {}, rank=0).append("1", "It is a lo", cut=True)
+    Journal(tmp_path, {}, rank=1).append("2", "two")
+    journal = Journal(tmp_path, {})
+    assert journal.cut() == {"1"}
+    assert journal.read() == {"1": "It is a lo", "2": "two"}
+
+
 def test_a_line_cut_off_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
     journal.append("1", "one")

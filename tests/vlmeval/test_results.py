@@ -67,6 +67,13 @@ def test_the_markdown_says_everything(results: Results) -> None:
     assert "a on MME failed: no [such] column | at all" in text
 
 
+def test_answers_that_were_cut_are_named(tmp_path: Path) -> None:
+    results = Results([line("a", "POPE", score([1, 0]), rows=1200, cut=7)], "vlmeval 1")
+    assert "a on POPE: 7 of 1,200 answers were cut; raise max_new_tokens" in as_markdown(results)
+    write_results(results, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["cut"] == 7
+
+
 def test_the_terminal_shows_brackets_as_they_are(results: Results) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(as_rich_table(results))

@@ -103,7 +103,7 @@ def _load_data(script: Any, mixture: Any) -> Any:
     if mixture.datasets:
         return get_dataset(mixture)
     name = script.dataset_name
-    if not name:
+    if not name or not isinstance(name, str):
         raise UniDPOError("dataset_name: name a dataset, a file, or a folder that `uni-dpo data convert` wrote")
     path = Path(name)
     try:

@@ -39,9 +39,15 @@ class Journal:
             answers |= {row["index"]: row["answer"] for row in rows if row and row.keys() >= {"index", "answer"}}
         return answers
 
-    def append(self, index: str, answer: str) -> None:
-        """Add a finished answer."""
-        self._own.append([{"index": index, "answer": answer}])
+    def cut(self) -> set[str]:
+        """Indices of the finished answers that the limit of tokens cut; earlier versions noted none."""
+        logs = (log_lines(path) for path in sorted(self.folder.glob("answers-*.jsonl")))
+        last = {row["index"]: bool(row.get("cut")) for log in logs for row, _ in log if row and "index" in row}
+        return {index for index, was_cut in last.items() if was_cut}
+
+    def append(self, index: str, answer: str, *, cut: bool = False) -> None:
+        """Add a finished answer, and whether the limit of tokens cut it."""
+        self._own.append([{"index": index, "answer": answer} | ({"cut": True} if cut else {})])
 
 
 def checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:

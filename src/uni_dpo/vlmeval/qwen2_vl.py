@@ -7,13 +7,14 @@ replaces how the model is loaded, prompted and run.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vlmeval.vlm.qwen2_vl.model import Qwen2VLChat as _UpstreamChat
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.base import Backend, Failure, Request
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sample
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, Checkpoint, find_checkpoint
 from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, prompt_of
 from uni_dpo.storage.identity import derive_seed
@@ -93,7 +94,7 @@ class Qwen2VLChat(_UpstreamChat):
         seed = derive_seed(self.settings.seed, *map(str, content))
         return Request(seed=seed, system=self.system_prompt, content=tuple(content))
 
-    def answers(self, messages: Sequence[Message], dataset: str | None = None) -> Iterator[tuple[int, str]]:
+    def answers(self, messages: Sequence[Message], dataset: str | None = None) -> Iterator[tuple[int, Sample]]:
         """Yield `(position in messages, answer)` as answers come.
 
         Raises:
@@ -103,15 +104,15 @@ class Qwen2VLChat(_UpstreamChat):
         for position, reply in self.backend.stream(requests, self.settings.sampling()):
             if isinstance(reply, Failure):
                 raise UniDPOError(f"{self.model_path} gave no answer: {reply.reason}")
-            answer = reply[0].text
-            yield position, last_boxed(answer) if self.post_process else answer
+            answer = reply[0]
+            yield position, replace(answer, text=last_boxed(answer.text)) if self.post_process else answer
 
     def generate_inner(self, message: Message, dataset: str | None = None) -> str:
         """Answer one message: the call of VLMEvalKit's own loop."""
         ((_, answer),) = self.answers([message], dataset)
         if self.verbose:
-            print(answer)
-        return answer
+            print(answer.text)
+        return answer.text
 
 
 def last_boxed(answer: str) -> str:

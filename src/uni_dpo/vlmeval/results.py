@@ -35,6 +35,8 @@ class Line:
     score: Score | None = None
     reason: str | None = None
     """Why there is no score."""
+    cut: int = 0
+    """Answers that the limit of tokens cut; they are scored as they are."""
 
     def scored(self, score: Score) -> "Line":
         """This line with its score."""
@@ -146,6 +148,7 @@ def _record(results: Results, line: Line) -> dict[str, Any]:
         "judge": score.judge if score else None,
         "rows": line.rows,
         "skipped": line.skipped,
+        "cut": line.cut,
         "limit": line.limit,
         "data": line.data,
         "prompt_style": line.prompt_style,
@@ -183,8 +186,14 @@ def _rows(line: Line) -> str:
     return f"{line.rows}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _failures(results: Results) -> list[str]:
-    return [f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures]
+def _notes(results: Results) -> list[str]:
+    """What the reader has to know beside the scores, a line each: what failed, and answers that were cut."""
+    cut = [
+        f"{line.model} on {line.benchmark}: {line.cut:,} of {line.rows:,} answers were cut; raise max_new_tokens"
+        for line in results.lines
+        if line.cut
+    ]
+    return [*(f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures), *cut]
 
 
 def as_markdown(results: Results) -> str:
@@ -192,7 +201,7 @@ def as_markdown(results: Results) -> str:
     header, body = _cells(results)
     rows = [header, ["---"] * len(header), *body]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return "\n".join([text, *(f"\n{failure}" for failure in _failures(results))]) + "\n"
+    return "\n".join([text, *(f"\n{note}" for note in _notes(results))]) + "\n"
 
 
 def as_rich_table(results: Results) -> "Table":
@@ -202,7 +211,7 @@ def as_rich_table(results: Results) -> "Table":
     from rich.text import Text
 
     header, body = _cells(results)
-    table = Table(box=box.SIMPLE_HEAD, caption=Text(plain("\n".join(_failures(results)))))
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(plain("\n".join(_notes(results)))))
     for name in header:
         table.add_column(name, justify="left" if name in header[:3] else "right", overflow="fold")
     for row in body:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +238,7 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
     ranks.wait()
     if not ranks.first:
         return line
+    line = replace(line, cut=len(job.journal.cut() & {question.index for question in job.questions}))
     try:
         with texts_as_they_are():
             return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
@@ -259,7 +260,7 @@ def answer(model: "Qwen2VLChat", job: Job, options: Options, ranks: Ranks, title
     with progress_bar(title, len(share), done=finished_before, shown=ranks.first) as progress:
         for batch in _batches(still_open, model, options.batch_size):
             for position, said in model.answers([question.message for question in batch], dataset):
-                job.journal.append(batch[position].index, said)
+                job.journal.append(batch[position].index, said.text, cut=not said.finished)
                 progress.update()
 
 
