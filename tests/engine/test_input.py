@@ -99,6 +99,14 @@ def test_options_become_lines_of_the_question(tmp_path):
     assert question.options == {"A": "cat", "B": "dog"}
 
 
+def test_choices_are_options_too(tmp_path):
+    """ScienceQA calls them so."""
+    row = {"question": "x", "choices": {"A": "cat", "B": "dog"}}
+    (question,) = read(write_jsonl(tmp_path / "a.jsonl", row), tmp_path)
+    assert question.text == "x\nA. cat\nB. dog"
+    assert question.options == {"A": "cat", "B": "dog"}
+
+
 def test_the_limit_takes_the_first_by_id(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", *({"id": i, "question": "x"} for i in (3, 1, 2)))
     assert [q.id for q in read(path, tmp_path, limit=2)] == ["1", "2"]

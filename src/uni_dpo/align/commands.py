@@ -108,6 +108,7 @@ class Commands:
 
     def _predict(self, part: str, model: str, output: Path) -> Command:
         options, root = self.settings.evaluate, self.config.image_root
+        prompt = (self.settings.engine.get("sample") or {}).get("prompt")
         backend, _ = parse_model(self.config.engine(PLACEHOLDERS)["models"]["sampler"], "sampler")
         words = [
             *("predict", str(self.layout.questions(part)), str(output), "--model", model, "--temperature", "0"),
@@ -116,6 +117,7 @@ class Commands:
             *(("--backend", "vllm") if backend == "vllm" else ()),
             *(("--image-root", root) if root else ()),
             *(("--system", options.system) if options.system else ()),
+            *(("--prompt", prompt) if prompt not in (None, "answer") else ()),
         ]
         return Command(tuple(words), output)
 

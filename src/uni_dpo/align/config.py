@@ -171,10 +171,10 @@ class AlignConfig:
 
     @property
     def image_root(self) -> str | None:
-        """Where image paths start."""
-        if self.questions.image_root is None and self.splits:
-            return str(Path(self.questions.path).absolute().parent)
-        return self.questions.image_root
+        """Where image paths start, as it holds on every machine."""
+        if self.questions.image_root is not None:
+            return str(Path(self.questions.image_root).absolute())
+        return str(Path(self.questions.path).absolute().parent) if self.splits else None
 
     @property
     def baselines(self) -> dict[str, dict[str, Any]]:

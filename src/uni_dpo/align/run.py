@@ -1,7 +1,10 @@
 """Running a configuration: every stage that is not done, in order, from where the last run stopped."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def run_align(
     Raises:
         UniDPOError: another run is at work here, the configuration does not fit what is done, or a stage failed.
     """
-    with holding(config.work / ".lock", str(config.work)):
+    with _ended_in_order(), holding(config.work / ".lock", str(config.work)):
         ended = end_left_over(config.work)
         if ended:
             say(f"ended {ended} processes that an earlier run had left behind")
@@ -56,6 +59,19 @@ def run_align(
                 say(f"{stage.name:<16} {seconds:>7.1f} s  {result(stage, config.work)}")
             if stage.name == until:
                 break
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Within the block, the signal by which schedulers end a job ends the stage at work too, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def standings(config: AlignConfig) -> list[tuple[AlignStage, Standing, float]]:

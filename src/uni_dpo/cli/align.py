@@ -1,5 +1,6 @@
 """`uni-dpo align`, `init`, `doctor`: from images and questions to a better model."""
 
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -46,3 +47,39 @@ def align(
     if until is None and page.is_file():
         print(page.read_text(encoding="utf-8"))
         print(page)
+
+
+class Words(StrEnum):
+    """Of the comments in a new configuration."""
+
+    EN = "en"
+    ZH = "zh"
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Questions with images, or pairs.")] = Path(),
+    language: Annotated[Words, typer.Option(help="Of the comments.")] = Words.EN,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name; else a checkpoint in DIR.")] = None,
+    judge: Annotated[str | None, typer.Option(help="A server that scores answers; its address ends in /v1.")] = None,
+    judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "judge",
+) -> None:
+    """Write a commented configuration for what is in DIR."""
+    from uni_dpo.align.init import write_config
+
+    path, follow = write_config(folder, language=language.value, model=model, judge=judge, judge_model=judge_model)
+    print("\n".join([f"{path}; next:", *(f"  {line}" for line in follow)]))
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A configuration of `uni-dpo align`.")] = None,
+    given: Given = None,
+) -> None:
+    """Say what of this machine, a configuration and its data will not work. Exit status 1 if something will not."""
+    from uni_dpo.align.doctor import examine
+
+    marks = {"good": "good ", "mind": "mind ", "fault": "FAULT"}
+    verdicts = set()
+    for finding in examine(config, tuple(given or ())):
+        print(f"{marks[finding.verdict]}  {finding.what}: {finding.found}", flush=True)
+        verdicts.add(finding.verdict)
+    raise typer.Exit(1 if "fault" in verdicts else 0)

@@ -33,6 +33,8 @@ def _options(
     pass
 
 
+app.command("init")(align.init)
+app.command("doctor")(align.doctor)
 app.command("align")(align.align)
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)

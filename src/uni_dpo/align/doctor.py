@@ -1,0 +1,226 @@
+"""What of this machine, a configuration and its data will not work, said in seconds."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from uni_dpo.align.config import AlignConfig, training
+from uni_dpo.align.layout import WorkLayout
+from uni_dpo.data.questions import InputOptions, Question, questions_in_order
+from uni_dpo.engine.config import EngineConfig
+from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import check_references
+from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.settings.training import has_accelerator
+
+Verdict = Literal["good", "mind", "fault"]
+LOOKED_AT = 2000
+"""Questions of each file that are read."""
+_NEEDED = ("torch", "transformers", "llamafactory", "accelerate", "peft")
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: whether it will work, its name, and what was found."""
+
+    verdict: Verdict
+    what: str
+    found: str
+
+
+def examine(path: str | Path | None, given: tuple[str, ...] = ()) -> Iterator[Finding]:
+    """Look at the machine, and at a configuration and what it names.
+
+    Args:
+        path: the configuration of `uni-dpo align`; without one only the machine is looked at.
+        given: `key=value` settings beside it.
+    """
+    yield from _machine()
+    if path is None:
+        return
+    try:
+        config = AlignConfig.load(path, given)
+    except UniDPOError as error:
+        yield from (Finding("fault", "configuration", line) for line in str(error).splitlines())
+        return
+    yield Finding("good", "configuration", f"{path}: every setting is known")
+    yield from _model(config)
+    for name in ("questions", "validation", "test"):
+        yield from _questions(config, name)
+    yield from _engine(config)
+    yield from _launchers(config)
+    yield from _work_dir(config)
+    yield from _room(config)
+
+
+def _machine() -> Iterator[Finding]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("good" if sys.version_info >= (3, 11) else "fault", "Python", python)
+    for package in _NEEDED:
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            yield Finding("fault", package, 'is not installed: pip install "uni-dpo[train,engine]"')
+            continue
+        if (package, found) == ("transformers", "5.6.0"):
+            yield Finding("fault", package, "5.6.0 cannot run flash-attention; take another version")
+        else:
+            yield Finding("good", package, found)
+    gpu = has_accelerator()
+    yield Finding("good" if gpu else "mind", "GPU", "found" if gpu else "none: everything runs on the processor")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Finding("good", "processor", f"{os.cpu_count()} cores, {memory / _GIB:.0f} GiB of memory")
+
+
+def _tried(what: str, look: Callable[[], str]) -> Finding:
+    """What `look` says, or the fault that it raises."""
+    try:
+        return Finding("good", what, look())
+    except (UniDPOError, OSError) as error:
+        return Finding("fault", what, str(error))
+
+
+def _model(config: AlignConfig) -> Iterator[Finding]:
+    name = config.settings.model
+    if Path(name).is_dir():
+        yield _tried("model", lambda: f"{name}: {find_checkpoint(name).family}, {_weights(config) / 1e6:,.1f} MB")
+        return
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    cached = isinstance(_quietly(lambda: try_to_load_from_cache(name, "config.json")), str)
+    if cached:
+        yield Finding("good", "model", f"{name}: in the hub's cache")
+    elif HF_HUB_OFFLINE or name.count("/") != 1:
+        offline = " and HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE and name.count("/") == 1 else ""
+        yield Finding("fault", "model", f"{name}: there is no such folder, it is not in the hub's cache{offline}")
+    else:
+        yield Finding("mind", "model", f"{name}: will be downloaded from the hub")
+
+
+def _quietly(look: Callable[[], object]) -> object:
+    try:
+        return look()
+    except ValueError:  # no name that the hub could have
+        return None
+
+
+def _questions(config: AlignConfig, name: str) -> Iterator[Finding]:
+    given = {"questions": config.questions.path, "validation": config.validation, "test": config.test}[name]
+    if not isinstance(given, str):
+        yield Finding("good", name, f"{given:.0%} of the questions")
+        return
+    try:
+        rows = _read(config, given)
+    except UniDPOError as error:
+        yield Finding("fault", name, str(error))
+        return
+    pictured = sum(bool(row.images) for row in rows)
+    answered = [row for row in rows if row.reference is not None]
+    first = "the first " if len(rows) == LOOKED_AT else ""
+    yield Finding(
+        "good", name, f"{first}{len(rows):,} questions, {pictured:,} with images, {len(answered):,} with answers"
+    )
+    graded = name != "questions" or any(isinstance(part, float) for part in (config.validation, config.test))
+    if config.settings.evaluate.by == "answers" and graded:
+        grader = config.settings.evaluate.grader
+        if not answered:
+            yield Finding("fault", name, "evaluate.by: answers needs a column `answer`; or set evaluate.by: score")
+        else:
+            yield _tried(f"{name}, grader", lambda: _gradable(grader, answered))
+    if name == "questions":
+        yield _tried("questions, pipeline", lambda: _scorable(config, rows))
+
+
+def _gradable(grader: str, rows: list[Question]) -> str:
+    check_references(grader, rows)
+    return f"{grader} reads their answers"
+
+
+def _read(config: AlignConfig, path: str) -> list[Question]:
+    options = InputOptions(path=path, image_root=config.image_root)
+    found = questions_in_order(options, config.work / "doctor")
+    return [question for question, _ in islice(found, LOOKED_AT)]
+
+
+def _engine_config(config: AlignConfig) -> EngineConfig:
+    name = config.settings.model
+    return EngineConfig(config.engine(dict.fromkeys(("model", "base", "previous"), name)))
+
+
+def _scorable(config: AlignConfig, rows: list[Question]) -> str:
+    _engine_config(config).check_questions(rows)
+    return f"{config.settings.engine['pipeline']} can score answers to them"
+
+
+def _engine(config: AlignConfig) -> Iterator[Finding]:
+    engine = _engine_config(config)
+    served = [role for role, (backend, _) in engine.models.items() if backend == "openai"]
+    if served:
+
+        def ask() -> str:
+            for stage in ("sample", "reward"):
+                engine.check_servers(stage)
+            return f"{', '.join(served)}: answers"
+
+        yield _tried("server", ask)
+
+    def rate() -> str:
+        engine.check_models("reward", images=True)
+        return f"fit the pipeline {config.settings.engine['pipeline']}"
+
+    yield _tried("models", rate)
+
+
+def _launchers(config: AlignConfig) -> Iterator[Finding]:
+    for program in sorted({words[0] for words in config.launchers.values()} - {"{command}"}):
+        there = shutil.which(program)
+        yield Finding("good" if there else "fault", "launcher", there or f"{program} is not on this machine's PATH")
+
+
+def _work_dir(config: AlignConfig) -> Iterator[Finding]:
+    there = next(folder for folder in (config.work, *config.work.parents) if folder.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    said = str(config.work) if writable else f"{config.work} cannot be written, since {there} does not allow it"
+    yield Finding("good" if writable else "fault", "work_dir", said)
+
+
+def _room(config: AlignConfig) -> Iterator[Finding]:
+    """Whether checkpoints fit onto the disk and the training into the memory, by the size of the weights."""
+    weights = _weights(config)
+    if not weights:
+        return
+    full = str(training(config.settings.train).get("finetuning_type", "lora")) == "full"
+    arms = WorkLayout(config).arms(1)
+    epochs = max(1, round(float(arms[0].options.get("num_train_epochs", 3))))
+    saved = epochs if arms[0].options["save_strategy"] == "epoch" else 1
+    one = 3 * weights if full else weights // 10  # weights, and an optimizer's two moments
+    needed = config.settings.rounds * len(arms) * (saved + 1) * one
+    there = next(folder for folder in (config.work, *config.work.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    said = f"about {needed / _GIB:.1f} GiB of checkpoints, {free / _GIB:.1f} GiB free at {there}"
+    yield Finding("good" if needed < free else "fault", "disk", said)
+    if not has_accelerator():
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        used = weights * (5 if full else 2)  # gradients, two moments and the reference beside the weights
+        said = f"about {used / _GIB:.1f} GiB of weights and their training, {memory / _GIB:.1f} GiB there"
+        yield Finding("good" if used < memory else "fault", "memory", said)
+
+
+def _weights(config: AlignConfig) -> int:
+    """Bytes of the model's weights; 0 for a name on the hub."""
+    folder = Path(config.settings.model)
+    if not folder.is_dir():
+        return 0
+    try:
+        found = find_checkpoint(folder)
+    except UniDPOError:
+        return 0
+    return sum(file.stat().st_size for file in found.base.glob("*.safetensors"))

@@ -1,0 +1,234 @@
+"""A first configuration for what lies in a folder: questions with images, or pairs; a checkpoint; a GPU or none."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.questions import InputOptions, Question, questions_in_order
+from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.errors import UniDPOError
+from uni_dpo.models.checkpoint import read_json
+from uni_dpo.settings.training import has_accelerator
+from uni_dpo.storage.writing import write_text
+
+Language = Literal["en", "zh"]
+TEMPLATES = Path(__file__).parent / "templates"
+DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+TABLES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
+"""How the names of files of rows end."""
+_LOOKED_AT = 200
+_LLAMAFACTORY_PIXELS = (32 * 32, 768 * 768)
+_TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl", "llava": "llava"}
+"""`model_type` → LlamaFactory's template."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder.
+
+    Attributes:
+        file: of questions or pairs.
+        kind: which of them.
+        rows: the first of its questions; none of pairs.
+        model: a checkpoint in the folder or beside the file.
+    """
+
+    file: Path
+    kind: Literal["questions", "pairs"]
+    rows: tuple[Question, ...]
+    model: Path | None
+
+
+def write_config(
+    folder: str | Path, *, language: Language = "en", model: str | None = None, judge: str | None = None,
+    judge_model: str = "judge",
+) -> tuple[Path, list[str]]:  # fmt: skip
+    """Write a commented configuration for what is in a folder.
+
+    Args:
+        folder: where the data lie; `align.yaml`, or for pairs `train.yaml`, is written there.
+        language: of the comments.
+        model: folder or hub name of the checkpoint; without it, one that lies there.
+        judge: address of a server that scores answers, up to `/v1`; without it right answers do, where there are some.
+        judge_model: the judge's name on its server.
+
+    Returns:
+        The file, and the commands that come next.
+
+    Raises:
+        UniDPOError: nothing in the folder can be used, or the file is there already.
+    """
+    folder = Path(folder)
+    found = look(folder)
+    path = folder / ("align.yaml" if found.kind == "questions" else "train.yaml")
+    if path.exists():
+        raise UniDPOError(f"{path} is there already; delete it, or rename it, to begin again")
+    chosen = model or str(found.model or DEFAULT_MODEL)
+    words = _machine(language) | _model(chosen) | {"config": str(path), "found": _said(found, language)}
+    words["folder"] = str(folder)
+    if found.kind == "pairs":
+        words |= {"pairs": str(found.file), "work_dir": str(folder / "outputs")}
+        follow = [line.removeprefix("#   ") for line in _text("train", "en", words).splitlines() if line[:4] == "#   "]
+    else:
+        words |= _questions(found, folder, judge, judge_model)
+        follow = [f"uni-dpo doctor {path}", f"uni-dpo align {path} --plan", f"uni-dpo align {path}"]
+    name = "train" if found.kind == "pairs" else "align"
+    text = "\n".join(line for line in _text(name, language, words).splitlines() if line.strip() != "#-")
+    write_text(path, text + "\n")
+    return path, follow
+
+
+def look(folder: Path) -> Found:
+    """Find the first file of questions or pairs in a folder, and a checkpoint.
+
+    Raises:
+        UniDPOError: there is no such folder, or nothing to use in it; the message says what was looked at.
+    """
+    if not folder.is_dir():
+        raise UniDPOError(f"{folder}: there is no such folder; name one with questions and images, or with pairs")
+    models = [place for place in _folders(folder) if "model_type" in read_json(place / "config.json")]
+    model = models[0] if models else None
+    looked: list[str] = []
+    for file in _tables(folder, set(models)):
+        try:
+            first = next(iter_rows(file), None)
+        except UniDPOError:
+            first = None
+        if first is None:
+            looked.append(f"{file}: holds no rows that can be read")
+        elif "chosen" in first and "rejected" in first:
+            return Found(file, "pairs", (), model)
+        else:
+            rows = _first_questions(file, folder, looked)
+            if rows:
+                return Found(file, "questions", rows, model)
+    reasons = "".join(f"\n  {reason}" for reason in looked)
+    raise UniDPOError(
+        f"{folder}: there is no file of questions (columns `question`, `images`) or of pairs (`chosen`, `rejected`) in "
+        f"it; files may end in {', '.join(TABLES)}{reasons}"
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [folder, *sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")]
+
+
+def _tables(folder: Path, models: set[Path]) -> Iterator[Path]:
+    for place in _folders(folder):
+        if place not in models:
+            yield from sorted(file for file in place.iterdir() if file.suffix in TABLES and file.is_file())
+
+
+def _first_questions(file: Path, folder: Path, looked: list[str]) -> tuple[Question, ...]:
+    """The first questions of a file; where it holds none, `looked` gets the reason."""
+    try:
+        asked = questions_in_order(InputOptions(path=str(file)), folder / "images")
+        return tuple(question for question, _ in islice(asked, _LOOKED_AT))
+    except (PreferenceDataError, UniDPOError) as error:
+        looked.append(str(error).splitlines()[0])
+        return ()
+
+
+def _text(name: str, language: Language, words: dict[str, str]) -> str:
+    text = (TEMPLATES / f"{name}.{language}.yaml").read_text(encoding="utf-8")
+    return Template(text).substitute(words)
+
+
+def _machine(language: Language) -> dict[str, str]:
+    gpu = has_accelerator()
+    said = {
+        "en": "a GPU was found" if gpu else "no GPU was found",
+        "zh": "找到了 GPU" if gpu else "没有找到 GPU",
+    }
+    return {
+        "bf16": "true" if gpu else "false",
+        "device": said[language],
+        "batch": "64" if gpu else "16",
+        "per_device": "1" if gpu else "4",
+        "accumulation": "16" if gpu else "2",
+    }
+
+
+def _model(model: str) -> dict[str, str]:
+    """What depends on the checkpoint: template, image sizes as its processor has them, learning rate."""
+    folder = Path(model)
+    family = str(read_json(folder / "config.json").get("model_type", "qwen2_vl"))
+    processor = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
+    processor = processor.get("image_processor", processor)
+    size = processor.get("size") or {}
+    least, most = (
+        int(processor.get(name) or size.get(edge) or default)
+        for name, edge, default in zip(
+            ("min_pixels", "max_pixels"), ("shortest_edge", "longest_edge"), _LLAMAFACTORY_PIXELS, strict=True
+        )
+    )
+    # Sampling and training should see images of one size; LlamaFactory's limit counts where it is the smaller.
+    own = most < _LLAMAFACTORY_PIXELS[1]
+    pixels = f"  image_max_pixels: {most}\n  image_min_pixels: {min(least, most)}" if own else "#-"
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 100e6 if folder.is_dir() else False
+    template = _TEMPLATES.get(family, family)
+    return {"model": _scalar(model), "template": template, "pixels": pixels, "rate": "1.0e-3" if small else "1.0e-5"}
+
+
+def _questions(found: Found, folder: Path, judge: str | None, judge_model: str) -> dict[str, str]:
+    answered = all(question.reference is not None for question in found.rows)
+    grader = _grader(found.rows) if answered else "exact"
+    relative = any(not Path(str(image)).is_absolute() for image in _written_images(found.file))
+    by_judge = judge is not None or not answered
+    address = judge or "http://localhost:8000/v1"
+    evaluate = f"{{by: answers, grader: {grader}, max_tokens: 128}}" if answered else "{by: score, max_tokens: 128}"
+    served = f"    judge: {{backend: openai, model: {_scalar(judge_model)}, base_url: {_scalar(address)}}}"
+    return {
+        "work_dir": _scalar(str(folder / "outputs")),
+        "questions": _scalar(str(found.file)),
+        "image_root": _scalar(str(found.file.parent)) if relative else "null",
+        "share": "0.2" if len(found.rows) < _LOOKED_AT else "0.1",
+        "pipeline": "judge" if by_judge else "verifiable",
+        "judge": served if by_judge else "#-",
+        "reward": "#-" if by_judge else f"  reward: {{grader: {grader}, low: 0, high: 10}}",
+        "tokens": "64" if answered and grader != "exact" else "128",
+        "evaluate": evaluate,
+    }
+
+
+def _grader(rows: tuple[Question, ...]) -> str:
+    """The grader that fits the questions' right answers."""
+    if all(question.options for question in rows):
+        return "multiple_choice"
+    try:
+        for question in rows:
+            float(str(question.reference))
+    except ValueError:
+        return "exact"
+    return "numeric"
+
+
+def _written_images(file: Path) -> Iterator[Any]:
+    """Image paths as the first rows have them."""
+    from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled
+
+    for row in islice(iter_rows(file), _LOOKED_AT):
+        images = first_filled(row, IMAGE_COLUMNS)
+        yield from (image for image in (images if isinstance(images, list) else [images]) if isinstance(image, str))
+
+
+def _said(found: Found, language: Language) -> str:
+    count = f"{len(found.rows)}" + ("+" if len(found.rows) == _LOOKED_AT else "")
+    pictured = sum(bool(question.images) for question in found.rows)
+    answered = sum(question.reference is not None for question in found.rows)
+    if found.kind == "pairs":
+        return f"pairs: {found.file.name}" if language == "en" else f"偏好对：{found.file.name}"
+    if language == "en":
+        return f"{count} questions, {pictured} with images, {answered} with a right answer"
+    return f"{count} 个问题，{pictured} 个带图像，{answered} 个有正确答案"
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML in flow style has it: quoted where it has to be."""
+    plain = (all(letter.isalnum() or letter in "/._-" for letter in text) and text[0].isalpha()) or text.startswith("/")
+    return text if plain and "://" not in text else json.dumps(text, ensure_ascii=False)
