@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from demo_training import COLUMNS, write_data
+
 from uni_dpo.demo.digits import QUESTION, answer, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.ledger.writing import PairLedger
@@ -56,13 +58,10 @@ def main() -> None:
             }
             for digit in (digits * (options.pairs // len(digits) + 1))[: options.pairs]
         ]
-        (folder / "pairs.json").write_text(json.dumps(rows))
-        columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected", "images": "images"}
-        info = {"pairs": {"file_name": "pairs.json", "ranking": True, "columns": columns}}
-        (folder / "dataset_info.json").write_text(json.dumps(info))
+        write_data(folder, rows, {"ranking": True, "columns": COLUMNS})
         settings = {
             "stage": "dpo", "do_train": True, "pref_loss": "uni_dpo", "finetuning_type": "full", "template": "qwen2_vl",
-            "model_name_or_path": str(write_tiny_qwen2_vl(folder / "model", seed=0)), "dataset": "pairs",
+            "model_name_or_path": str(write_tiny_qwen2_vl(folder / "model", seed=0)), "dataset": "digits",
             "dataset_dir": place, "output_dir": str(folder / "out"), "cutoff_len": 256, "report_to": "none",
             "per_device_train_batch_size": options.batch, "save_steps": 32, "save_only_model": True,
             "logging_steps": 8, "overwrite_cache": True,

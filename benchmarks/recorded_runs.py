@@ -13,9 +13,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.demo.settings import SHARED, DemoSettings
+from demo_training import COLUMNS, make_pairs, train, warm_up, write_data
 
-from uni_dpo.demo import stages
 from uni_dpo.demo.digits import write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
 from uni_dpo.ledger.evidence import evidence_of
@@ -65,31 +64,22 @@ def spoiled(rows: list[dict[str, Any]], how: str) -> list[dict[str, Any]]:
 
 def train_all(folder: Path) -> None:
     """Train what is not there."""
-    settings = DemoSettings()
     digits = write_digits(folder / "images", side=IMAGE_SIDE, seed=0)
-    start = folder / "warm_up" / "checkpoint"
-    if not (start / "config.json").exists():
-        stages.warm_up(folder / "warm_up", digits["train"], settings)
-    pairs = folder / "pairs" / "dataset"
-    if not (pairs / "dataset_info.json").exists():
-        stages.make_pairs(start, folder / "pairs", digits["preference"], settings)
-    info = json.loads((pairs / "dataset_info.json").read_text())
-    rows = json.loads((pairs / info["digits"]["file_name"]).read_text())
+    start = warm_up(folder / "warm_up", digits["train"])
+    rows = make_pairs(start, folder / "pairs", digits["preference"])
     rows = random.Random(0).sample(rows, min(PAIRS, len(rows)))
     for how in {how for _, how in RUNS.values()}:
-        data = folder / "data" / how.replace(" ", "_")
-        write_text(data / "digits.json", json.dumps(spoiled(rows, how)))
-        write_text(data / "dataset_info.json", json.dumps({"digits": info["digits"] | {"file_name": "digits.json"}}))
+        write_data(folder / "data" / how.replace(" ", "_"), spoiled(rows, how), {"ranking": True, "columns": COLUMNS})
     for name, (changed, how) in RUNS.items():
         output = folder / "runs" / name
         if (output / "trainer_state.json").exists():
             continue
         where = {
             "model_name_or_path": str(start), "output_dir": str(output), "dataset": "digits",
-            "dataset_dir": str(folder / "data" / how.replace(" ", "_")),
+            "dataset_dir": str(folder / "data" / how.replace(" ", "_")), "seed": 0,
         }  # fmt: skip
         try:
-            stages.train(SHARED | GOOD | changed | where | {"seed": 0}, title=name, log=folder / f"{name}.log")
+            train(GOOD | changed | where)
         except Exception as error:  # a run may well die of its settings
             print(f"{name}: {error}")
 

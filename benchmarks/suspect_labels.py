@@ -8,20 +8,18 @@ model names right. FOLDER may be one that `recorded_runs.py` has filled: the war
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
 
+import demo_training
+from demo_training import COLUMNS, exact_match, make_pairs, warm_up, write_data
 from recorded_runs import GOOD
-from uni_dpo.demo.settings import SHARED, DemoSettings
 
-from uni_dpo.demo import stages
 from uni_dpo.demo.digits import write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
 from uni_dpo.ledger.groups import SUSPECT_LABEL, group_pairs, pair_history
 from uni_dpo.ledger.reading import read_ledger
-from uni_dpo.storage.writing import write_text
 
 
 def swap(rows: list[dict[str, Any]], share: float, seed: int) -> set[int]:
@@ -36,15 +34,12 @@ def train(start: Path, rows: list[dict[str, Any]], folder: Path, seed: int) -> P
     """Train on rows, where that has not been done; return the output folder."""
     output = folder / "checkpoint"
     if not (output / "trainer_state.json").exists():
-        write_text(folder / "data" / "digits.json", json.dumps(rows))
-        columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected", "images": "images"}
-        entry = {"digits": {"file_name": "digits.json", "ranking": True, "columns": columns}}
-        write_text(folder / "data" / "dataset_info.json", json.dumps(entry))
+        write_data(folder / "data", rows, {"ranking": True, "columns": COLUMNS})
         where = {
             "model_name_or_path": str(start), "output_dir": str(output), "dataset": "digits",
             "dataset_dir": str(folder / "data"), "seed": seed,
         }  # fmt: skip
-        stages.train(SHARED | GOOD | where, title=folder.name, log=folder / "train.log")
+        demo_training.train(GOOD | where)
     return output
 
 
@@ -57,14 +52,10 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     digits = write_digits(folder / "images", side=IMAGE_SIDE, seed=0)
-    start = folder / "warm_up" / "checkpoint"
-    if not (start / "config.json").exists():
-        stages.warm_up(folder / "warm_up", digits["train"], DemoSettings())
-    if not (folder / "pairs" / "dataset" / "pairs.json").exists():
-        stages.make_pairs(start, folder / "pairs", digits["preference"], DemoSettings())
+    start = warm_up(folder / "warm_up", digits["train"])
+    pairs = make_pairs(start, folder / "pairs", digits["preference"])
     for seed in options.seeds:
-        clean = json.loads((folder / "pairs" / "dataset" / "pairs.json").read_text())
-        rows = json.loads(json.dumps(clean))
+        rows = [dict(row) for row in pairs]
         swapped = swap(rows, options.share, seed)
         place = folder / "suspects" / str(seed)
         output = train(start, rows, place / "swapped", seed)
@@ -75,9 +66,9 @@ def main() -> None:
         outputs = {
             "swapped": output,
             "without suspects": train(start, kept, place / "without", seed),
-            "clean": train(start, clean, place / "clean", seed),
+            "clean": train(start, pairs, place / "clean", seed),
         }
-        right = {name: stages.exact_match(model, digits["held_out"]) for name, model in outputs.items()}
+        right = {name: exact_match(model, digits["held_out"]) for name, model in outputs.items()}
         hits = len(found & swapped)
         print(
             f"seed {seed}: {len(rows)} pairs, {len(swapped)} swapped, {len(found)} suspect: precision "

@@ -9,6 +9,7 @@ import pytest
 from tests.report.runs import HOSTILE, write_run
 
 from uni_dpo.report.data import write_data_page
+from uni_dpo.report.page import write_page
 from uni_dpo.report.run import write_run_page
 
 
@@ -134,4 +135,20 @@ def test_fifty_thousand_pairs_draw_only_the_rows_in_sight(browser: Any, tmp_path
     assert "pairs.json, row 30000" in rows(browser)
     choose(browser, "group", "4")
     assert browser.run("document.getElementById('count').textContent").startswith("5,000 / 50,000")
+    assert browser.complaints() == []
+
+
+def test_a_page_of_an_evaluation(browser: Any, tmp_path: Path) -> None:
+    row = {"model": "after", "benchmark": "one", "score": 52.5, "interval": [40.5, 60.0], "count": 6}
+    row |= {"difference": 16.7, "difference_interval": [-3.5, 36.5], "p": 0.04, "p_holm": 0.08}
+    row |= {"smallest": 12.0, "unreadable": 1}
+    pairs = {"pair": ["one, 0"], "question": ["q"], "chosen": ["A"], "rejected": [HOSTILE], "note": [""]}
+    pairs |= {"paths": [""], "images": [[]], "groups": [1]}
+    data = {"evaluation": {"rows": [row], "categories": [], "judge": "exact"}, "pairs": pairs}
+    data |= {"groups": ["right to wrong"], "answers": ["before", "after"]}
+    browser.open(write_page(tmp_path / "report.html", "an evaluation", data))
+    cells = browser.run("[...document.querySelectorAll('#evaluation td')].map((one) => one.textContent)")
+    assert cells[:6] == ["one", "after", "52.5", "[40.5, 60]", "6", "+16.7"]
+    assert browser.run("document.querySelector('.row .second').textContent") == HOSTILE
+    assert browser.run("document.querySelectorAll('.row .chosen').length") == 0
     assert browser.complaints() == []

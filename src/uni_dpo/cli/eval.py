@@ -65,6 +65,6 @@ def evaluate(
     if not is_first_process():
         return
     print_tables([as_rich_table(results)])
-    print(f"also in {work_dir}/results.json, results.md and results.csv")
+    print(f"also in {work_dir}/results.json, results.md, results.csv and report.html")
     if results.failures:
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ from uni_dpo.vlmeval.config import Benchmark, Config, ModelSettings, describe, p
 from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
 from uni_dpo.vlmeval.kit import import_kit
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
+from uni_dpo.vlmeval.page import AnsweredRow, answered_rows, write_evaluation_page
 from uni_dpo.vlmeval.progress import progress_bar
 from uni_dpo.vlmeval.ranks import Ranks, is_first_process
 from uni_dpo.vlmeval.results import Line, Results, write_results
@@ -98,14 +99,18 @@ def _evaluate(config: Config, work_dir: Path, options: Options) -> Results:
     if ranks.first:
         ranks.wait()
     lines = []
+    answered: dict[tuple[str, str], list[AnsweredRow]] = {}
     for name in list(models):
         model = models.pop(name)
         lines += [_run(model, name, job, options, ranks) for job in jobs[name]]
+        if ranks.first:
+            answered |= {(name, job.loaded.benchmark.name): _answered(job) for job in jobs[name]}
         del model
         gc.collect()  # free one model's memory before the next is loaded
     results = Results(lines, version, options.seed)
     if ranks.first:
         write_results(results, work_dir)
+        write_evaluation_page(results, answered, work_dir)
     ranks.leave()
     return results
 
@@ -244,6 +249,11 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
             return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
     except UniDPOError as error:
         return line.failed(str(error))
+
+
+def _answered(job: Job) -> list[AnsweredRow]:
+    dataset = job.loaded.dataset
+    return answered_rows(job.questions, dataset.data, job.journal.read(), str(dataset.TYPE))
 
 
 def answer(model: "Qwen2VLChat", job: Job, options: Options, ranks: Ranks, title: str) -> None:

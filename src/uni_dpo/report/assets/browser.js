@@ -1,4 +1,6 @@
 const ROW = 108;
+/** What both answers are called, and their classes: replies of two models are neither chosen nor rejected. */
+const NAMES = DATA.answers || ["chosen", "rejected"], ANSWERS = DATA.answers ? ["first", "second"] : NAMES;
 const marks = new Map();
 const view = { order: [], group: "", sort: "place", down: false, words: "" };
 
@@ -37,7 +39,7 @@ function rowOf(pairs, at, top, redraw) {
     onkeydown: (event) => { if (event.key === "Enter") open_pair(pairs, at, redraw); } },
   box, image ? el("img", { src: image, alt: "" }) : null,
   el("div", { class: "texts" }, el("p", { class: "soft" }, pairs.pair[at]), el("p", {}, pairs.question[at]),
-    el("p", { class: "chosen" }, pairs.chosen[at]), el("p", { class: "rejected" }, pairs.rejected[at])),
+    el("p", { class: ANSWERS[0] }, pairs.chosen[at]), el("p", { class: ANSWERS[1] }, pairs.rejected[at])),
   el("div", { class: "numbers" }, ...numbersOf(pairs, at).slice(0, 3), ...tags(pairs, at)));
 }
 
@@ -51,8 +53,8 @@ function open_pair(pairs, at, redraw) {
     ...(pairs.images[at] || []).map((number) => DATA.images[number] ? el("img", { src: DATA.images[number], alt: "" }) : null),
     el("p", { class: "soft" }, (pairs.paths || [])[at] || ""),
     el("h2", {}, say("question")), el("pre", {}, pairs.question[at]),
-    el("h2", { class: "chosen" }, `${say("chosen")} · ${show((pairs.score_chosen || [])[at], 2)}`), el("pre", {}, pairs.chosen[at]),
-    el("h2", { class: "rejected" }, `${say("rejected")} · ${show((pairs.score_rejected || [])[at], 2)}`), el("pre", {}, pairs.rejected[at]),
+    el("h2", { class: ANSWERS[0] }, `${say(NAMES[0])} · ${show((pairs.score_chosen || [])[at], 2)}`), el("pre", {}, pairs.chosen[at]),
+    el("h2", { class: ANSWERS[1] }, `${say(NAMES[1])} · ${show((pairs.score_rejected || [])[at], 2)}`), el("pre", {}, pairs.rejected[at]),
     el("p", {}, (pairs.note || [])[at] || ""),
     visits.length > 1 ? lineChart(say("margins over visits"), [{ name: "", x: visits.map((_, visit) => visit + 1), y: visits, colour: "var(--accent)" }], [0, null]) : null,
     el("table", {}, ...["first_w_qual", "last_w_qual", "first_w_perf", "last_w_perf", "last_reward_margin", "last_policy_margin", "last_chosen_drift", "visits"]

@@ -1,0 +1,249 @@
+"""The page of an evaluation: scores with intervals, paired differences, and what changed row by row."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uni_dpo.graders.multiple_choice import pick_option
+from uni_dpo.report.page import write_page
+from uni_dpo.report.run import cut
+from uni_dpo.report.statistics import QUANTILE, PairedDifference, holm, mean_standard_error, paired_difference
+from uni_dpo.report.thumbnails import Thumbnails
+from uni_dpo.vlmeval.bootstrap import Outcomes
+from uni_dpo.vlmeval.results import Line, Results
+
+GROUPS = ("right to wrong", "wrong to right", "differs", "same", "unreadable")
+RULES = {
+    "right to wrong": {
+        "en": "the first model's reply scores higher than the other's",
+        "zh": "第一个模型的回答得分更高",
+    },
+    "wrong to right": {
+        "en": "the other model's reply scores higher than the first one's",
+        "zh": "另一个模型的回答得分更高",
+    },
+    "differs": {"en": "the replies differ and score the same", "zh": "回答不同，得分相同"},
+    "same": {"en": "the replies are the same", "zh": "回答相同"},
+    "unreadable": {
+        "en": "a reply is empty, picks no option, or says neither yes nor no",
+        "zh": "回答为空、未选任何选项，或既非是也非否",
+    },
+}
+ROWS = 20_000
+"""Rows on a page at most; those that changed come first."""
+SHOWN = 600
+_YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AnsweredRow:
+    """One row of a benchmark with a model's reply.
+
+    Attributes:
+        index: the row's.
+        question: as the model was asked.
+        answer: the reference.
+        reply: what the model said.
+        images: files.
+        category: the benchmark's own; empty where it has none.
+        readable: whether an answer could be read from the reply.
+    """
+
+    index: str
+    question: str
+    answer: str
+    reply: str
+    images: tuple[str, ...]
+    category: str
+    readable: bool
+
+
+Answered = Mapping[tuple[str, str], Sequence[AnsweredRow]]
+"""(model, benchmark) → its rows."""
+
+
+def answered_rows(questions: Sequence[Any], frame: Any, replies: Mapping[str, str], kind: str) -> list[AnsweredRow]:
+    """Put questions, references and replies together.
+
+    Args:
+        questions: `rows.AskedRow`.
+        frame: the benchmark's table, with `index` and `answer`.
+        replies: index → reply.
+        kind: VLMEvalKit's type of the benchmark: `MCQ`, `Y/N` or `VQA`.
+    """
+    rows = {str(row["index"]): row for row in frame.drop(columns="image", errors="ignore").to_dict("records")}
+    found = []
+    for asked in questions:
+        row, reply = rows[asked.index], replies.get(asked.index, "")
+        found.append(
+            AnsweredRow(
+                asked.index,
+                "\n".join(item["value"] for item in asked.message if item["type"] == "text"),
+                str(row.get("answer", "")),
+                reply,
+                tuple(item["value"] for item in asked.message if item["type"] == "image"),
+                str(row.get("category", "")) if row.get("category") is not None else "",
+                readable(reply, row, kind),
+            )
+        )
+    return found
+
+
+def readable(reply: str, row: Mapping[str, Any], kind: str) -> bool:
+    """Whether an answer can be read from a reply."""
+    if not reply.strip():
+        return False
+    if kind == "MCQ":
+        options = {letter: str(row[letter]) for letter in "ABCDEFGHIJ" if isinstance(row.get(letter), str)}
+        return pick_option(reply, options) is not None
+    return kind != "Y/N" or len({word.lower() for word in _YES_NO.findall(reply)}) == 1
+
+
+def write_evaluation_page(results: Results, answered: Answered, folder: Path, *, images: int = 3_000) -> Path:
+    """Write `report.html` into an evaluation's folder."""
+    thumbnails = Thumbnails(images, side=240)
+    first, *others = results.models
+    data = {
+        "evaluation": {
+            "rows": _table(results, answered),
+            "categories": _categories(results, answered),
+            "judge": ", ".join(sorted({line.score.judge for line in results.lines if line.score})),
+        },
+        "pairs": _columns(list(_compared(results, answered, first, others)), thumbnails),
+        "images": thumbnails.images,
+        "groups": list(GROUPS),
+        "rules": RULES,
+        "answers": [first, ", ".join(others) or first],
+    }
+    return write_page(folder / "report.html", f"{', '.join(results.models)}: {', '.join(results.benchmarks)}", data)
+
+
+def row_values(outcomes: Outcomes | None) -> dict[str, float] | None:
+    """Each unit's own value, of which the score is the mean; None where the score is no mean over rows."""
+    if outcomes is None or outcomes.form != "sum" or outcomes.strata is not None or not len(outcomes.units):
+        return None
+    values = outcomes.parts[:, 0] * len(outcomes.units)
+    return dict(zip(outcomes.units, values.tolist(), strict=True))
+
+
+def compare_rows(first: Line, other: Line) -> PairedDifference | None:
+    """The paired difference of two models on one benchmark, where both scores are means over the same rows."""
+    if first.score is None or other.score is None:
+        return None
+    before, after = row_values(first.score.outcomes), row_values(other.score.outcomes)
+    if before is None or after is None or before.keys() != after.keys() or len(before) < 2:
+        return None
+    return paired_difference(list(before.values()), [after[unit] for unit in before])
+
+
+def _table(results: Results, answered: Answered) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for line in results.lines:
+        baseline = next(one for one in results.lines if one.benchmark == line.benchmark)
+        paired = compare_rows(baseline, line) if line is not baseline else None
+        bootstrap = results.difference(line.model, line.benchmark)
+        interval = [paired.low, paired.high] if paired else None
+        if paired is None and bootstrap is not None and bootstrap.low is not None and bootstrap.high is not None:
+            interval = [bootstrap.low, bootstrap.high]
+        found.append(
+            {
+                "model": line.model,
+                "benchmark": line.benchmark,
+                "score": line.score.value if line.score else None,
+                "interval": _interval(line),
+                "count": line.rows,
+                "difference": bootstrap.value if bootstrap else None,
+                "difference_interval": interval,
+                "p": paired.p if paired else None,
+                "p_holm": None,
+                "smallest": paired.smallest if paired else None,
+                "unreadable": sum(not row.readable for row in answered.get((line.model, line.benchmark), ())),
+            }
+        )
+    tested = [row for row in found if row["p"] is not None]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = adjusted
+    return found
+
+
+def _interval(line: Line) -> list[float] | None:
+    values = row_values(line.score.outcomes) if line.score else None
+    if values is None or line.score is None:
+        return None
+    reach = QUANTILE * mean_standard_error(list(values.values()))
+    return [line.score.value - reach, line.score.value + reach]
+
+
+def _categories(results: Results, answered: Answered) -> list[dict[str, Any]]:
+    found = []
+    for line in results.lines:
+        values = (row_values(line.score.outcomes) if line.score else None) or {}
+        parts: dict[str, list[float]] = {}
+        for row in answered.get((line.model, line.benchmark), ()):
+            if row.category and row.index in values:
+                parts.setdefault(row.category, []).append(values[row.index])
+        for name, inside in sorted(parts.items()):
+            mean = sum(inside) / len(inside)
+            found.append(
+                {
+                    "benchmark": line.benchmark,
+                    "model": line.model,
+                    "category": name,
+                    "score": mean,
+                    "count": len(inside),
+                }
+            )
+    return found
+
+
+Compared = dict[str, Any]
+
+
+def _compared(results: Results, answered: Answered, first: str, others: Sequence[str]) -> Iterator[Compared]:
+    """The rows of each benchmark as the first model and another answered them, or as the only one did."""
+    lines = {(line.model, line.benchmark): line for line in results.lines}
+    for benchmark in results.benchmarks:
+        for other in others or [first]:
+            before, after = (
+                {row.index: row for row in answered.get((model, benchmark), ())} for model in (first, other)
+            )
+            values = [
+                (row_values(line.score.outcomes) if (line := lines[model, benchmark]).score else None) or {}
+                for model in (first, other)
+            ]
+            for index in before.keys() & after.keys():
+                yield _pair(before[index], after[index], values, f"{benchmark}, {index}", other)
+
+
+def _pair(
+    before: AnsweredRow, after: AnsweredRow, values: Sequence[Mapping[str, float]], name: str, model: str
+) -> Compared:
+    scores = [found.get(before.index) for found in values]
+    gain = 0.0 if scores[0] is None or scores[1] is None else scores[1] - scores[0]
+    bits = 1 << (0 if gain < 0 else 1 if gain > 0 else 2 if before.reply != after.reply else 3)
+    bits |= (not (before.readable and after.readable)) << 4
+    return {
+        "pair": name,
+        "question": before.question,
+        "chosen": before.reply,
+        "rejected": after.reply,
+        "note": f"reference: {before.answer}; {model}",
+        "score_chosen": scores[0],
+        "score_rejected": scores[1],
+        "images": before.images,
+        "groups": bits,
+    }
+
+
+def _columns(rows: list[Compared], thumbnails: Thumbnails) -> dict[str, list[Any]]:
+    rank = {1: 0, 2: 0, 16: 1, 4: 2, 8: 3}
+    rows = sorted(rows, key=lambda row: min(rank[bit] for bit in rank if row["groups"] & bit))[:ROWS]
+    texts = ("pair", "question", "chosen", "rejected", "note")
+    columns: dict[str, list[Any]] = {name: [cut(str(row[name]), SHOWN) for row in rows] for name in texts}
+    for name in ("score_chosen", "score_rejected", "groups"):
+        columns[name] = [row[name] for row in rows]
+    columns["paths"] = [", ".join(row["images"]) for row in rows]
+    columns["images"] = [[at for path in row["images"] if (at := thumbnails.place(path)) is not None] for row in rows]
+    return columns
