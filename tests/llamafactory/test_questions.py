@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +169,49 @@ def test_question_by_question_is_every_pair_once_and_the_same_each_time(
     resumed = train(**settings, max_steps=6, save_steps=3, resume_from_checkpoint=str(folder / "checkpoint-3"))
     torch.testing.assert_close(trajectory(resumed)[3:], whole[3:], rtol=1e-4, atol=1e-5)
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 6
+
+
+def test_questions_of_like_length_follow_each_other_where_asked(train: Any, register_ranked: Any) -> None:
+    """Two hundred questions of two pairs and lengths 3 … 202: half of what random order pads, or less."""
+    from uni_dpo.llamafactory.question_sampler import QuestionSampler
+
+    rows = []
+    for question in range(200):
+        for rejected in (1, 2):
+            answers = {"chosen": [7] * (question + 1), "rejected": [rejected]}
+            rows.append(
+                {f"{side}_input_ids": [question, *answer] for side, answer in answers.items()}
+                | {f"{side}_labels": [-100, *answer] for side, answer in answers.items()}
+            )
+
+    def padded(sampler: QuestionSampler) -> int:
+        lengths = [len(rows[at]["chosen_input_ids"]) for at in sampler]
+        batches = [lengths[start : start + 8] for start in range(0, len(lengths), 8)]
+        return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+
+    grouped, drawn = QuestionSampler(rows, 3, like_lengths_of=8), QuestionSampler(rows, 3)
+    assert sorted(grouped) == list(range(400))
+    assert list(grouped) == list(QuestionSampler(rows, 3, like_lengths_of=8))
+    assert 2 * padded(grouped) < padded(drawn)
+    grouped.set_epoch(1)
+    assert list(grouped) != list(QuestionSampler(rows, 3, like_lengths_of=8))
+
+    settings = {"dataset": register_ranked(3, 4), "group_by_question": True, "max_steps": 2, "val_size": 3}
+    log = train(**settings, train_sampling_strategy="group_by_length", eval_strategy="steps", eval_steps=2)
+    assert any("eval_loss" in line for line in log)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_does(config: Any, train: Any, register_ranked: Any, tmp_path: Path) -> None:
+    """A question's three pairs on each rank, against two questions on one; with accumulation too."""
+    settings = {"dataset": register_ranked(3, 8), "group_by_question": True, "learning_rate": 1e-4, "max_steps": 4}
+    one = trajectory(train(**settings, per_device_train_batch_size=6))
+    ranks = tmp_path / "ranks"
+    described = tmp_path / "ranks.json"
+    more = {"per_device_train_batch_size": 3, "output_dir": str(ranks), "ddp_find_unused_parameters": False}
+    described.write_text(json.dumps(config(**settings, **more)))
+    launch = f"from uni_dpo.llamafactory.launch import train; train([{str(described)!r}])"
+    environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", launch], env=environment, check=True, capture_output=True)
+    two = trajectory(json.loads((ranks / "trainer_state.json").read_text())["log_history"])
+    torch.testing.assert_close(two[:, :2], one[:, :2], rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -103,7 +104,22 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         """Draw question by question where it is asked for, else as LlamaFactory does."""
         if not self.finetuning_args.group_by_question:
             return super()._get_train_sampler(*args, **kwargs)
-        return QuestionSampler(self.train_dataset, seed=self.args.data_seed or self.args.seed)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return QuestionSampler(
+            self.train_dataset,
+            seed=self.args.data_seed or self.args.seed,
+            like_lengths_of=step if self._groups_by_length() else None,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Pairs have no `input_ids` by which they could be grouped; evaluation takes them in the order of the file."""
+        return SequentialSampler(eval_dataset) if self._groups_by_length() else super()._get_eval_sampler(eval_dataset)
+
+    def _groups_by_length(self) -> bool:
+        """Whether questions of like length are to meet; transformers 4 and 5 name the setting so."""
+        wanted = getattr(self.args, "group_by_length", False)
+        wanted |= getattr(self.args, "train_sampling_strategy", "") == "group_by_length"
+        return bool(wanted and self.finetuning_args.group_by_question)
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
         """Log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
