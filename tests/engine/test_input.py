@@ -107,6 +107,12 @@ def test_choices_are_options_too(tmp_path):
     assert question.options == {"A": "cat", "B": "dog"}
 
 
+def test_options_beyond_z_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"question": "x", "options": [str(number) for number in range(27)]})
+    with pytest.raises(UniDPOError, match="'options': 27 of them; at most 26 have a letter"):
+        read(path, tmp_path)
+
+
 def test_the_limit_takes_the_first_by_id(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", *({"id": i, "question": "x"} for i in (3, 1, 2)))
     assert [q.id for q in read(path, tmp_path, limit=2)] == ["1", "2"]

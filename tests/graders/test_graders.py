@@ -6,7 +6,7 @@ import pytest
 from uni_dpo.data.questions import InputOptions, read_questions
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.graders.grading import check_references, exact
+from uni_dpo.graders.grading import check_references, exact, load_grader, without_reasoning
 from uni_dpo.graders.multiple_choice import pick_option
 
 
@@ -73,3 +73,36 @@ def test_all_rows_that_cannot_be_graded_are_named_by_file_and_row(tmp_path: Path
 
 def test_a_grader_of_the_users_own_need_not_have_references() -> None:
     check_references("math:isfinite", [Question("one", "1 + 1?")])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("<think>It may be A.</think>B", " B"),
+        ("It may be A.\n</think>\n\nB", "\n\nB"),
+        ("<thinking>A?</thinking> B <think>or A", "  B "),
+        ("<think>It is B, but wait", None),
+        ("<think>It is B</think>", None),
+        ("B", "B"),
+        ("", ""),
+    ],
+)
+def test_reasoning_is_no_answer(answer, said):
+    assert without_reasoning(answer) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right", "question"),
+    [
+        ("exact", "dog", "cat", asked("cat")),
+        ("numeric", "5", "7", asked("7")),
+        ("math", "5", "7", asked("7")),
+        ("multiple_choice", "A", "B", asked("B", A="cat", B="dog")),
+    ],
+)
+def test_every_grader_reads_what_is_said_after_the_reasoning(name, wrong, right, question):
+    grade = load_grader(name)
+    assert grade(f"<think>{wrong}</think>{right}", question) == 1
+    assert grade(f"It is {wrong}.</think>\n{right}", question) == 1
+    assert grade(f"<think>{right}</think>{wrong}", question) == 0
+    assert grade(f"<think>It is {right}", question) is None

@@ -12,6 +12,8 @@ from uni_dpo.graders.numeric import last_number, numeric
     [
         ("there are 3 of 12", 12.0),
         ("1,234.5 metres", 1234.5),
+        ("1.234,50 €", 1234.5),
+        ("1.234.567,8", 1234567.8),
         ("12cm", 12.0),
         ("-4", -4.0),
         ("5-3", 3.0),

@@ -316,6 +316,8 @@ def _choices(value: Any) -> dict[str, str]:
     if is_empty(value):
         return {}
     if isinstance(value, list):
+        if len(value) > 26:
+            raise _fault("options", f"{len(value)} of them", "at most 26 have a letter")
         value = {chr(ord("A") + index): choice for index, choice in enumerate(value)}
     if not isinstance(value, Mapping):
         raise _fault("options", shown(value), "a list of texts or a mapping letter → text is expected")

@@ -4,6 +4,7 @@ A grader is a function (answer, question) → grade in [0, 1], or None where not
 graded. Users name their own in a config as `package.module:function`.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -14,19 +15,36 @@ from uni_dpo.settings.registry import find
 Grader = Callable[[str, Question], float | None]
 
 SHOWN_FAULTS = 5
+BUILT_IN = ("exact", "math", "multiple_choice", "numeric", "vqa")
+_THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.IGNORECASE | re.DOTALL)
+_OPENED, _CLOSED = (re.compile(rf"<{slash}think(?:ing)?>", re.IGNORECASE) for slash in ("", "/"))
 
 
 def load_grader(name: str) -> Grader:
-    """The grader of that name, held to its range; see `over_references`."""
+    """The grader of that name, held to its range; see `over_references`.
+
+    A built-in one reads what is said after the reasoning (`without_reasoning`); if that is nothing, there is no grade.
+    """
     grader = over_references(find("grader", name))
 
     def grade(answer: str, question: Question) -> float | None:
-        found = grader(answer, question)
+        said = without_reasoning(answer) if name in BUILT_IN else answer
+        found = None if said is None else grader(said, question)
         if found is not None and not 0 <= found <= 1:
             raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
         return found
 
     return grade
+
+
+def without_reasoning(answer: str) -> str | None:
+    """What an answer says outside of `<think>…</think>`; None where the reasoning was cut and nothing was said.
+
+    Templates that open the reasoning in the prompt leave its end alone in the answer.
+    """
+    rest = _CLOSED.split(_THOUGHT.sub(" ", answer))[-1]
+    said = _OPENED.split(rest)[0]
+    return said if said.strip() or said == answer else None
 
 
 def over_references(grader: Grader) -> Grader:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.graders.grading import plain, reference_of
+from uni_dpo.graders.grading import plain, reference_of, without_reasoning
 
 NEAR = 300
 """Characters before and behind a mention that are read for what is said of it."""
@@ -116,7 +116,7 @@ def pick_option(text: str, options: Mapping[str, str]) -> str | None:
         options: letter → text; without options every letter of the alphabet is one.
     """
     options = dict(options) or _ALPHABET
-    text = re.sub(r"(?is)<think>.*?</think>", " ", unicodedata.normalize("NFKC", text))
+    text = unicodedata.normalize("NFKC", without_reasoning(text) or "")
     for inner in (*reversed(_marked(text)), text):
         whole = _whole(_without_markup(inner), options)
         if whole is not None:

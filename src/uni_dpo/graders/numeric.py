@@ -44,6 +44,8 @@ _SAID = re.compile(
     re.MULTILINE,
 )
 _END = re.compile(r"[.!?](?=\s|$)|[。;\n]|</answer>")
+_COMMA_DECIMAL = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,]*\d)")
+"""1.234,50 as much of Europe writes it: a comma after groups of three can only be the decimal one."""
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True))
 _DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
 
@@ -100,6 +102,7 @@ def _normal(text: str) -> str:
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉⁻⁺]+", " ", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
     text = unicodedata.normalize("NFKC", text).translate(_DASHES)
+    text = _COMMA_DECIMAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ").replace("**", "")
     return _BULLET.sub(" ", _UNIT_DIGIT.sub(" ", text))
 

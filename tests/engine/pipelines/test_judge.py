@@ -20,7 +20,15 @@ from uni_dpo.models.backends import Failure, Sample
         ("Fine.\nGood.\nScore: 7", (7.0, "Fine. Good.")),
         ("score: 6.5/10", (6.5, "")),
         ("**Score:** 10", (10.0, "")),
+        ("Score：8分", (8.0, "")),
+        ("### Score: 8 out of 10.", (8.0, "")),
+        ("Score: [8]", (8.0, "")),
+        (r"Score: $\boxed{8}$", (8.0, "")),
+        ("`Score = 8`", (8.0, "")),
         ("Score: 11", None),
+        ("Score: -1", None),
+        ("Score: 8 or 9", None),
+        ("Score: 4/5", None),
         ("Score: 7\nThank you.", None),
         ("7", None),
         ("", None),
@@ -32,7 +40,16 @@ def test_grades_are_parsed_strictly(reply, grade):
 
 @pytest.mark.parametrize(
     ("reply", "verdict"),
-    [("x\nVerdict: A", "first"), ("verdict: b.", "second"), ("**Verdict: tie**", "tie"), ("A", None), ("", None)],
+    [
+        ("x\nVerdict: A", "first"),
+        ("verdict: b.", "second"),
+        ("**Verdict: tie**", "tie"),
+        ("Verdict：[B]", "second"),
+        ("Verdict: Answer A", "first"),
+        ("Verdict: A or B", None),
+        ("A", None),
+        ("", None),
+    ],
 )
 def test_verdicts_are_parsed_strictly(reply, verdict):
     assert parse_verdict(reply) == verdict

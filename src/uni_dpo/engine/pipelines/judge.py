@@ -1,6 +1,7 @@
 """One strong model as judge: it grades answers on a rubric, or compares them two by two in both orders."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -148,7 +149,9 @@ class Judge(Pipeline):
 def parse_grade(reply: str) -> tuple[float, str] | None:
     """Grade (0 … 10) and reasons of a reply whose last line is `Score: n`."""
     *reasons, last = reply.strip().splitlines() or [""]
-    match = re.fullmatch(r"\**Score:?\**:?\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\.?\**", last.strip(), re.IGNORECASE)
+    match = re.fullmatch(
+        r"score\s*[:=]?\s*(\d+(?:\.\d+)?)\s*(?:/\s*10|out of 10|points?|分)?\s*\.?", _without_marks(last), re.IGNORECASE
+    )
     if match is None or float(match.group(1)) > 10:
         return None
     return float(match.group(1)), " ".join(line.strip() for line in reasons if line.strip())
@@ -156,9 +159,14 @@ def parse_grade(reply: str) -> tuple[float, str] | None:
 
 def parse_verdict(reply: str) -> Verdict | None:
     """What the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
-    last = (reply.strip().splitlines() or [""])[-1].strip()
-    match = re.fullmatch(r"\**Verdict:?\**:?\s*(A|B|tie)\.?\**", last, re.IGNORECASE)
+    last = (reply.strip().splitlines() or [""])[-1]
+    match = re.fullmatch(r"verdict\s*[:=]?\s*(?:answer\s+)?(A|B|tie)\s*\.?", _without_marks(last), re.IGNORECASE)
     return _VERDICTS[match.group(1).upper()] if match else None
+
+
+def _without_marks(line: str) -> str:
+    """A line without Markdown, brackets, boxes and full-width forms."""
+    return re.sub(r"\\boxed|[*_`#\[\]<>(){}$]", "", unicodedata.normalize("NFKC", line)).strip()
 
 
 def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Verdict, Verdict]]) -> list[float | None]:
