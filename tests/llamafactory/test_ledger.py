@@ -140,8 +140,11 @@ def test_a_run_has_a_page_that_says_what_was_trained_and_keeps_keys_to_itself(tr
     assert "lora_rank" not in record["changed"]
     assert record["evidence"]["nll_lambda"] == 0.2
     assert (record["pairs"], len(record["fingerprint"])) == (16, 16)
-    page = (output / "report.html").read_text()
-    assert "hf_secret" not in page + json.dumps(record)
+    page, card = (output / "report.html").read_text(), (output / "README.md").read_text()
+    assert "hf_secret" not in page + card + json.dumps(record)
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
+    assert f"16 pairs, fingerprint `{record['fingerprint']}`" in card
+    assert str(tmp_path) not in card
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     (run,) = data["runs"]
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]

@@ -15,6 +15,7 @@ from uni_dpo.ledger.verdicts import GOOD, judge
 from uni_dpo.ledger.writing import PairLedger
 from uni_dpo.llamafactory.reference_cache import DigestedPairs
 from uni_dpo.llamafactory.run_context import current_run
+from uni_dpo.report.card import CARD, write_card
 from uni_dpo.report.run import PAGE, write_run_page
 from uni_dpo.storage.writing import write_text
 
@@ -88,6 +89,14 @@ class RunPage(TrainerCallback):
             logger.warning_rank0(f"{args.output_dir}/{PAGE} could not be written: {error}")
         else:
             logger.info_rank0(f"The page of this run: {page}")
+
+
+def write_run_card(output: str) -> None:
+    """Write the model card of a run; one that cannot be written stops nothing."""
+    try:
+        write_card(output)
+    except (UniDPOError, OSError, ValueError, ArithmeticError) as error:
+        logger.warning_rank0(f"{output}/{CARD} stays as LlamaFactory wrote it: {error}")
 
 
 class VerdictLines(TrainerCallback):

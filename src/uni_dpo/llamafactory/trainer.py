@@ -20,7 +20,7 @@ from uni_dpo.ledger.verdicts import ENOUGH, FALL
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.console import VERBOSE
 from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
-from uni_dpo.llamafactory.ledger import LedgerCallback, RunPage, VerdictLines, open_ledger
+from uni_dpo.llamafactory.ledger import LedgerCallback, RunPage, VerdictLines, open_ledger, write_run_card
 from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.progress import ProgressLines
@@ -261,6 +261,12 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         if self.ledger is not None and not self.is_in_train:
             self.ledger.flush()
         return output
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write transformers' card, and ours in its place where there is a ledger."""
+        super().create_model_card(*args, **kwargs)
+        if self.ledger is not None and self.is_world_process_zero():
+            write_run_card(self.args.output_dir)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save; the ledger first, since a run that resumes from here does not do these steps again."""

@@ -15,6 +15,7 @@ from llamafactory.train.trainer_utils import create_ref_model as _upstream_creat
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import media_places, pairs_to_train
+from uni_dpo.llamafactory.ledger import write_run_card
 from uni_dpo.llamafactory.processor import media_token_ids
 from uni_dpo.llamafactory.record import run_record
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
@@ -52,6 +53,8 @@ def run_dpo(
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
     if run.needs_scores and training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
         plot_loss(training_args.output_dir, keys=list(METRICS))
+    if run.keeps_ledger and training_args.do_train and training_args.process_index == 0:
+        write_run_card(training_args.output_dir)
 
 
 def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> RunContext:

@@ -1,0 +1,208 @@
+"""The model card of a training: what was trained on what, what came out, under what licence, and how to load it."""
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.ledger.columns import own_folder
+from uni_dpo.ledger.evidence import evidence_of
+from uni_dpo.ledger.reading import read_log, read_record, read_texts
+from uni_dpo.ledger.verdicts import judge
+from uni_dpo.ledger.words import METRICS
+from uni_dpo.report.curves import draw_runs
+from uni_dpo.storage.writing import write_text
+
+CARD = "README.md"
+CURVES = {
+    "loss": "loss",
+    "rewards/accuracies": "pairs ranked rightly",
+    "rewards/margins": "reward margin",
+    "logps/chosen": "log-probability of chosen answers",
+    "uni_dpo/w_perf": "mean performance weight",
+}
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def write_card(output: str | Path, evaluation: str | Path | None = None) -> Path:
+    """Write the model card of a training, in place of the one that stands there.
+
+    Args:
+        output: the training's output folder.
+        evaluation: the folder of an evaluation by `uni-dpo eval`, whose table the card then holds.
+
+    Raises:
+        UniDPOError: the folder holds no training with a ledger, or the other one no evaluation.
+    """
+    output = Path(output)
+    card = output / CARD
+    write_text(card, card_text(output, evaluation))
+    return card
+
+
+def card_text(output: Path, evaluation: str | Path | None = None) -> str:
+    """The card as Markdown with its YAML head; see `write_card`."""
+    record = read_record(output)
+    name, loss = output.absolute().name, record.get("evidence", {}).get("pref_loss", "")
+    kind = "Uni-DPO (arXiv 2506.10054)" if loss == "uni_dpo" else f"the preference loss `{loss}`"
+    base, data = _cell(_named(record.get("model"))), _cell(", ".join(record.get("datasets", {}).get("train", [])))
+    parts = [
+        f"---\n{yaml.safe_dump(_head(output, record), allow_unicode=True, sort_keys=False)}---\n",
+        f"# {_cell(name)}\n\n{base}, trained by {kind} on {record.get('pairs', 0):,} pairs of {data}.",
+        "## How it was trained\n\n" + _table(("setting", "value"), _settings(record)),
+        "## Data\n\n" + _data(output, record),
+        "## What happened\n\n" + _happened(output),
+        *(["## Evaluation\n\n" + _evaluation(Path(evaluation))] if evaluation else []),
+        "## How to load it\n\n" + _loading(output),
+        "## Licence\n\n" + _licence(record),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(output: Path, record: dict[str, Any]) -> dict[str, Any]:
+    adapter = (output / "adapter_config.json").is_file()
+    head: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "image-text-to-text" if sees_images(output) else "text-generation",
+        "tags": ["uni-dpo", "dpo", "preference-optimization", "llama-factory"],
+    }
+    base = str(record.get("model", ""))
+    if base and not Path(base).exists():
+        head["base_model"] = base
+    licence = licence_of(base)
+    return head | ({"license": licence} if licence else {})
+
+
+def sees_images(folder: Path) -> bool:
+    """Whether a checkpoint has an image processor."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = folder / name
+        if file.is_file() and "image_processor" in file.read_text(encoding="utf-8", errors="replace"):
+            return True
+    return False
+
+
+def licence_of(base: str) -> str | None:
+    """The licence that the card of a base checkpoint on this machine names; None where that cannot be told."""
+    card = Path(base) / CARD
+    if not base or not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
+    try:
+        head = yaml.safe_load(text.split("---")[1])
+    except yaml.YAMLError:
+        return None
+    licence = head.get("license") if isinstance(head, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _settings(record: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    evidence, changed = record.get("evidence", {}), dict(record.get("changed", {}))
+    for name in ("pref_loss", "beta", "eta", "tau_ref", "gamma", "nll_lambda", "tau_good"):
+        if name in evidence:
+            yield name, str(evidence[name])
+    hidden = ("output_dir", "dataset_dir", "media_dir", "pref_loss", "cache_dir", "tokenized_path")
+    yield from ((name, str(_named(value))) for name, value in changed.items() if name not in hidden)
+    yield "versions", ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())
+    yield "device", str(record.get("device", ""))
+
+
+def _named(value: Any) -> Any:
+    """A path by its last two parts: a card that is published tells nobody the folders of a machine."""
+    return "/".join(Path(value).parts[-2:]) if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _data(output: Path, record: dict[str, Any]) -> str:
+    texts = read_texts(output)
+    rows = []
+    scores = {side: np.array(texts[f"score_{side}"].to_pylist(), float) for side in ("chosen", "rejected")}
+    for name, values in (*scores.items(), ("margin", scores["chosen"] - scores["rejected"])):
+        known = values[np.isfinite(values)]
+        if len(known):
+            rows.append((f"score, {name}", *(f"{value:.3g}" for value in np.quantile(known, _QUANTILES))))
+    for side in ("chosen", "rejected"):
+        lengths = [len(text or "") for text in texts[side].to_pylist()]
+        if lengths:
+            rows.append((f"characters, {side}", *(f"{value:.0f}" for value in np.quantile(lengths, _QUANTILES))))
+    said = f"{record.get('pairs', 0):,} pairs, fingerprint `{record.get('fingerprint', '')}`."
+    return said + ("\n\n" + _table(("", "5 %", "median", "95 %"), rows) if rows else "")
+
+
+def _happened(output: Path) -> str:
+    log = read_log(output)
+    rows = []
+    for metric, title in CURVES.items():
+        points = [(line["step"], line[metric]) for line in log if metric in line and "step" in line]
+        if points:
+            rows.append((title, f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}"))
+    verdicts = [
+        f"- **{v.state}**, {METRICS[v.metric]['en']}: {_cell(v.sentence())}" for v in judge(evidence_of(output))
+    ]
+    picture = "![curves](uni_dpo/curves.png)" if _draw(output) else ""
+    table = _table(("", "first", "last"), rows) if rows else ""
+    page = "`report.html` beside this card shows every pair."
+    return "\n\n".join(part for part in (table, picture, "\n".join(verdicts), page) if part)
+
+
+def _draw(output: Path) -> bool:
+    if find_spec("matplotlib") is None or not (output / "trainer_state.json").is_file():
+        return False
+    draw_runs({output.absolute().name: output}, own_folder(output) / "curves.png")
+    return True
+
+
+def _evaluation(folder: Path) -> str:
+    file = folder / "results.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        rows = [(one["benchmark"], one["model"], _number(one["score"]), _difference(one)) for one in found["results"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UniDPOError(f"{file}: no readable results of `uni-dpo eval` ({error}); name its --work-dir") from error
+    return _table(("benchmark", "model", "score", f"difference from {found.get('baseline')} [95 %]"), rows)
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if row.get("difference") is None:
+        return "–"
+    shown = f"{row['difference']:+.2f}"
+    return shown if row.get("low") is None else f"{shown} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+def _number(value: Any) -> str:
+    return "failed" if value is None else f"{value:.2f}"
+
+
+def _loading(output: Path) -> str:
+    adapter = (output / "adapter_config.json").is_file()
+    kind = "AutoModelForImageTextToText" if sees_images(output) else "AutoModelForCausalLM"
+    front = "AutoProcessor" if sees_images(output) else "AutoTokenizer"
+    lines = [f"from transformers import {kind}, {front}", ""]
+    lines.append(f'model = {kind}.from_pretrained("PATH_OF_THIS_FOLDER")')
+    lines.append(f'processor = {front}.from_pretrained("PATH_OF_THIS_FOLDER")')
+    note = "The folder holds an adapter; with PEFT installed, its base is loaded along.\n\n" if adapter else ""
+    return note + "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _licence(record: dict[str, Any]) -> str:
+    base = str(record.get("model", ""))
+    licence = licence_of(base)
+    if licence:
+        return f"That of the base, {_cell(_named(base))}: {_cell(licence)}."
+    return f"That of the base, {_cell(_named(base))}, applies: see its card, which this training could not read."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """A value as text within a line of Markdown: no control character, no column's end, no tag."""
+    return plain(str(value)).replace("\\n", " ").replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
