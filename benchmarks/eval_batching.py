@@ -18,9 +18,9 @@ from typing import Any
 from uni_dpo.demo.digits import write_digits, write_mcq
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.vlmeval.config import Benchmark
-from uni_dpo.vlmeval.journal import Journal
 from uni_dpo.vlmeval.kit import import_kit
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
+from uni_dpo.vlmeval.rows import Journal
 
 
 def vlmevalkits_loop(model: Any, loaded: Loaded, folder: Path) -> tuple[float, list[str]]:

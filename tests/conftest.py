@@ -41,7 +41,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text-only reward model with one label, untrained: what it says is arbitrary, and the same each time."""
-    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+    from uni_dpo.demo.tiny_model import write_tiny_text_model
 
     return write_tiny_text_model(tmp_path_factory.mktemp("models") / "classifier", "reward_model", spread=0.5)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.cli import run
-from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+from uni_dpo.demo.tiny_model import write_tiny_text_model
 from uni_dpo.storage.writing import write_text
 
 CORPUS = (

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from uni_dpo.cli import run
-from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+from uni_dpo.demo.tiny_model import write_tiny_text_model
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -152,7 +152,7 @@ def test_ctrl_c_does_not_wait_for_libraries_to_be_taken_down() -> None:
 def test_cells_of_tables_are_text(colours: dict[str, str]) -> None:
     code = (
         "from rich.table import Table; from uni_dpo.cli import run; "
-        "from uni_dpo.cli.terminal import print_tables; table = Table('[bold]head'); "
+        "from uni_dpo.cli.entry import print_tables; table = Table('[bold]head'); "
         r"table.add_row('\x1b[31mred'); table.add_row('a[/b]\x1b]0;t'); "
         "run(lambda: print_tables([table]))"
     )

@@ -8,15 +8,8 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.images import (
-    BrokenImageError,
-    ImageChecker,
-    ImageFolder,
-    ImageState,
-    check_shape,
-    embedded_image,
-    image_paths,
-)
+from uni_dpo.data.image_sizes import BrokenImageError, check_shape
+from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths
 
 
 def state(folder: Path, image, root=None, **options):

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from uni_dpo.data.dataset_info import check_named
-from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.published import where_to_get
+from uni_dpo.data.faults import PreferenceDataError, where_to_get
 
 
 @pytest.fixture

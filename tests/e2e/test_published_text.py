@@ -33,7 +33,7 @@ def text_rows():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout", "rows"), [("math", "math", math_rows), ("text", "trl-text", text_rows)])
 def test_the_recipe_trains_on_rows_in_the_published_layout(tmp_path, name, layout, rows):
-    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+    from uni_dpo.demo.tiny_model import write_tiny_text_model
 
     recipe = ROOT / "examples" / "uni_dpo" / f"{name}.yaml"
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uni_dpo.engine.asking import Template
-from uni_dpo.engine.checkers import Check, FirstTokenChecker, probability_of_yes, word_forms
+from uni_dpo.engine.asking import Check, FirstTokenChecker, Template, probability_of_yes, word_forms
 from uni_dpo.engine.records import Aside
 from uni_dpo.models.backends import Failure
 

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from uni_dpo.engine import EngineConfig, run_engine
-from uni_dpo.engine.asking import Template
-from uni_dpo.engine.checkers import Check
+from uni_dpo.engine.asking import Check, Template
 from uni_dpo.engine.records import Aside
 from uni_dpo.models.backends import Failure, Sample
 from uni_dpo.settings.registry import find, load_plugins

@@ -13,7 +13,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Qwen2 of the text recipe, whose small weights would repeat one token for ever, with larger ones."""
     import torch
 
-    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+    from uni_dpo.demo.tiny_model import write_tiny_text_model
 
     torch.set_num_threads(1)
     return write_tiny_text_model(tmp_path_factory.mktemp("models") / "original", "writer", spread=0.12)

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from uni_dpo.inference.accuracy import accuracy_lines, mean_interval, pass_at
+from uni_dpo.inference.predict import accuracy_lines, mean_interval, pass_at
 
 
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_sample():

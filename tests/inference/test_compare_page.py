@@ -5,8 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from uni_dpo.inference.compare import ORIGINAL, TRAINED
-from uni_dpo.inference.compare_page import changed, page, table
+from uni_dpo.inference.compare import ORIGINAL, TRAINED, changed, page, table
 
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "prompt": "Is <b>rain</b> good?", ORIGINAL: "no [red]", TRAINED: "<script>alert(1)</script>"},

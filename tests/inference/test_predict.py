@@ -13,7 +13,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.predict import PredictReport, predict_file
 from uni_dpo.models.backends.base import weights_of
 from uni_dpo.settings.options import fingerprinted
-from uni_dpo.storage.locks import holding
+from uni_dpo.storage.writing import holding
 
 ROWS = [{"id": str(at), "question": f"Digit {at}?", "answer": f"The digit is {at}."} for at in range(6)]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.overlay.dataset_entry import datasets, entry_text, with_text, without_entry
+from uni_dpo.overlay.checkout import datasets, entry_text, with_text, without_entry
 
 FILE = Path("data/dataset_info.json")
 ENTRY = {"file_name": "ours.json", "columns": {"prompt": "instruction"}}

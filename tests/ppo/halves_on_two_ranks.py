@@ -13,7 +13,7 @@ import torch
 from uni_dpo.engine import Question
 from uni_dpo.online.config import RewardOptions
 from uni_dpo.ppo.config import PPOConfig
-from uni_dpo.ppo.rollout import Rollout
+from uni_dpo.ppo.policy import Rollout
 from uni_dpo.ppo.trainer import PPOTrainer
 
 settings = json.loads(Path(sys.argv[1]).read_text())

@@ -14,8 +14,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.online.policy import language_model
 from uni_dpo.online.rewards import graded
 from uni_dpo.ppo.losses import advantages_and_returns, token_rewards
-from uni_dpo.ppo.policy import answer_logps
-from uni_dpo.ppo.rollout import Rollout
+from uni_dpo.ppo.policy import Rollout, answer_logps
 from uni_dpo.ppo.trainer import PPOTrainer
 
 

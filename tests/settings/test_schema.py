@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from uni_dpo.cli.schema import SCHEMAS, schema_for
+from uni_dpo.cli.configured import SCHEMAS, schema_for
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.reading import read_mapping
 

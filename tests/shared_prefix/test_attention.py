@@ -4,8 +4,14 @@ import pytest
 import torch
 from families import tiny_model
 
-from uni_dpo.shared_prefix.attention import PREFIX_ATTENTION, attention_mask, mask_for, prefix_attention, use_attention
-from uni_dpo.shared_prefix.families import text_config
+from uni_dpo.shared_prefix.attention import (
+    PREFIX_ATTENTION,
+    attention_mask,
+    mask_for,
+    prefix_attention,
+    text_config,
+    use_attention,
+)
 from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX
 
 p, c, r, o = PREFIX, ANSWER, ANSWER + 1, PADDING

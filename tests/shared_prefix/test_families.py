@@ -5,7 +5,7 @@ import transformers
 from families import FAMILIES, IMAGE, TEXT_FAMILIES, tiny_model
 from torch import nn
 
-from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, output_head, unwrapped, why_not_shared
+from uni_dpo.shared_prefix.attention import image_token_id, keys_worth_a_token, output_head, unwrapped, why_not_shared
 
 
 @pytest.mark.parametrize("family", FAMILIES)

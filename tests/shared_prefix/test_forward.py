@@ -19,7 +19,7 @@ from uni_dpo.shared_prefix import (
     share_prefix,
     use_attention,
 )
-from uni_dpo.shared_prefix.families import text_config
+from uni_dpo.shared_prefix.attention import text_config
 
 VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
 ODD = (Pair(9, 1, 17, [(4, 4), (4, 6)]), Pair(3, 13, 2, [(8, 4)]), Pair(1, 4, 4))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.locks import holding
 from uni_dpo.storage.rowlog import RowLog, kept
+from uni_dpo.storage.writing import holding
 
 ROWS = [{"id": "a", "x": 1}, {"id": "b", "x": "é\u2028\n\ud800"}, {"id": "c", "x": None}]
 

@@ -61,7 +61,7 @@ def step() -> Callable[..., tuple[Any, dict[str, float]]]:
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Qwen2 of the text recipe."""
-    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+    from uni_dpo.demo.tiny_model import write_tiny_text_model
 
     return write_tiny_text_model(tmp_path_factory.mktemp("models") / "text", "writer")
 

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from uni_dpo.trl.availability import mend_availability
+from uni_dpo.trl import mend_availability
 
 
 def test_a_pair_that_says_no_becomes_false_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from uni_dpo.models.checkpoint import Checkpoint
-from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
+from uni_dpo.vlmeval.rows import Journal, checkpoint_identity
 
 
 def test_answers_are_read_back_by_any_process(tmp_path: Path) -> None:

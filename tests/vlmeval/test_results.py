@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from uni_dpo.vlmeval.bootstrap import Outcomes
+from uni_dpo.vlmeval.outcomes import Outcomes
 from uni_dpo.vlmeval.results import Line, Results, as_markdown, as_rich_table, write_results
 from uni_dpo.vlmeval.score import Score
 

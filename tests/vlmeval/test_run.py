@@ -14,7 +14,7 @@ import pytest
 from uni_dpo.demo.digits import Digit, write_mcq, write_vqa
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import Request
-from uni_dpo.storage.locks import holding
+from uni_dpo.storage.writing import holding
 from uni_dpo.vlmeval.config import Config, ModelSettings, parse_benchmark
 from uni_dpo.vlmeval.run import Options, evaluate, evaluate_tables
 

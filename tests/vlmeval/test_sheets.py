@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from uni_dpo.vlmeval.sheets import texts_as_they_are
+from uni_dpo.vlmeval.kit import texts_as_they_are
 
 TEXTS = [
     "=1+1",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uni_dpo.cli.terminal import print_tables
+from uni_dpo.cli.entry import print_tables
 
 Given = Annotated[
     list[str] | None,
@@ -30,7 +30,7 @@ def align(
     from uni_dpo.align.config import AlignConfig
     from uni_dpo.align.plan import plan_lines
     from uni_dpo.align.run import run_align
-    from uni_dpo.cli.terminal import live_line
+    from uni_dpo.cli.entry import live_line
 
     settings = AlignConfig.load(config, given or ())
     if plan:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, plan, report, schema, train
+from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, plan, report, train
 from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 app = typer.Typer(
@@ -51,5 +51,5 @@ configured.add(app, "score", ScoreSettings, models.score)
 app.command("report")(report.report)
 app.command("ppo")(train.ppo)
 app.command("grpo")(train.grpo)
-app.command("schema")(schema.schema)
+app.command("schema")(configured.schema)
 app.add_typer(overlay.app, name="overlay")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uni_dpo.cli.terminal import print_tables
+from uni_dpo.cli.entry import print_tables
 
 app = typer.Typer(help="Check, convert and reshape preference data.", no_args_is_help=True)
 

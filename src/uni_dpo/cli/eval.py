@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uni_dpo.cli.terminal import print_tables
+from uni_dpo.cli.entry import print_tables
 from uni_dpo.errors import UniDPOError
 
 

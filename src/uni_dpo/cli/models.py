@@ -6,16 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from uni_dpo.cli.terminal import print_tables
+from uni_dpo.cli.entry import print_tables
 from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 
 def compare(settings: CompareSettings) -> None:
     """Write and print the answers of both models side by side."""
     from uni_dpo.data.tables.writing import write_rows
-    from uni_dpo.inference.compare import Models, read_prompts, training_facts
+    from uni_dpo.inference.compare import Models, changed, page, read_prompts, table, training_facts
     from uni_dpo.inference.compare import compare as answer
-    from uni_dpo.inference.compare_page import changed, page, table
     from uni_dpo.models.backends import Sampling
     from uni_dpo.storage.writing import check_writable, write_text
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uni_dpo.cli.terminal import Overrides
+from uni_dpo.cli.entry import Overrides
 
 
 def plan(

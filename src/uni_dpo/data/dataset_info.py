@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.published import where_to_get
-from uni_dpo.storage.locks import holding
-from uni_dpo.storage.writing import write_text
+from uni_dpo.data.faults import PreferenceDataError, where_to_get
+from uni_dpo.storage.writing import holding, write_text
 
 FILE_NAME = "dataset_info.json"
 FORMATS = ("alpaca", "sharegpt", "openai")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from uni_dpo.errors import UniDPOError
 
@@ -76,3 +76,28 @@ def shown(value: object, limit: int = 60) -> str:
         return f"{head!r} … {tail!r}"
     text = repr(value)
     return text if len(text) <= limit * 2 else f"{text[:limit]} … {text[-limit // 2 :]}"
+
+
+HOME = "https://huggingface.co/datasets/psp-dada/Uni-DPO"
+IMAGES = "https://huggingface.co/datasets/yifanzhang114/MM-RLHF"
+FILES = {
+    "uni_dpo_image_only_mcq_short_long_50k.json": "Multimodal",
+    "Train_Qwen_2_5_math_7B.jsonl": "Math",
+}
+"""File → its folder in the data set at `HOME`."""
+
+
+def where_to_get(path: object) -> str | None:
+    """Say where a file of the published data comes from; None for any other file.
+
+    Args:
+        path: of a file that is not there: pairs, or an image of MM-RLHF.
+    """
+    file = PurePath(str(path))
+    if file.name in FILES:
+        return f"it is published: download it from the folder {FILES[file.name]} of {HOME}, to {file.parent}"
+    if "MM-RLHF" in file.parts:
+        return (
+            f"unpack long.zip, short.zip and mcq.zip of {IMAGES}, then `uni-dpo data rebase-images FILE --root MM-RLHF`"
+        )
+    return None

@@ -5,7 +5,7 @@ backend of their own and make it known with `register`.
 """
 
 from uni_dpo.data.questions import Question
-from uni_dpo.engine.checkers import Check, Checker
+from uni_dpo.engine.asking import Check, Checker
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer

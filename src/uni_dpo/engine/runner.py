@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from uni_dpo.data.questions import Question, read_questions, sort_questions
 from uni_dpo.engine.config import STAGES, EngineConfig
-from uni_dpo.engine.dataset import write_dataset
-from uni_dpo.engine.pairing import Choosable, may_be_chosen
+from uni_dpo.engine.pairing import Choosable, may_be_chosen, write_dataset
 from uni_dpo.engine.records import Pair, Row, ScoredAnswer
 from uni_dpo.engine.samplers import CUT
 from uni_dpo.engine.workdir import StageLog, WorkDir, plan_stages, settle_stages
@@ -166,7 +165,7 @@ class _Run:
         if not batches:
             return
         if self.config.settings.engine == "ray" and self.config.roles(stage):
-            from uni_dpo.engine.ray_data import stream
+            from uni_dpo.engine.worker import stream
 
             yield from stream(self.config, stage, batches, self.debug)
         else:

@@ -11,9 +11,8 @@ from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
 from uni_dpo.storage.identity import digest
-from uni_dpo.storage.locks import holding
 from uni_dpo.storage.rowlog import Row, RowLog, log_lines
-from uni_dpo.storage.writing import write_text
+from uni_dpo.storage.writing import holding, write_text
 
 
 class StageLog(RowLog):

@@ -78,8 +78,7 @@ class Chat:
         self.turns = []
 
     def _encode(self, turns: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        from uni_dpo.models.prompt import render_turns, what_is_lost
-        from uni_dpo.models.vision import load_pixels
+        from uni_dpo.models.prompt import load_pixels, render_turns, what_is_lost
 
         backend = self.backend
         said = [item for turn in turns for item in turn]

@@ -1,23 +1,30 @@
-"""Both models' answers to the same prompts, by id; a run that was stopped resumes."""
+"""Both models' answers to the same prompts, by id, and the page and table that show them side by side."""
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uni_dpo.data.formats.stance import count_stances
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import Row, iter_rows
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
 from uni_dpo.models.checkpoint import adapter_base, is_adapter, read_json
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest, file_stamps
-from uni_dpo.storage.locks import holding
 from uni_dpo.storage.rowlog import RowLog
+from uni_dpo.storage.writing import holding
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 ORIGINAL, TRAINED = "response_from_original_model", "response_from_trained_model"
 
@@ -210,3 +217,71 @@ def _row(prompt: Prompt, original: str, trained: str) -> dict[str, Any]:
     row = {"id": prompt.id, "prompt": prompt.text, ORIGINAL: original, TRAINED: trained}
     system = {"system": prompt.system} if prompt.system else {}
     return row | system | ({"images": list(prompt.images)} if prompt.images else {})
+
+
+HEADER = ("id", "prompt", "original model", "trained model")
+THUMBNAIL = 240
+"""Longest side of an image on the page, in pixels."""
+
+
+def changed(rows: Sequence[Row]) -> int:
+    """How many answers differ."""
+    return sum(row[ORIGINAL] != row[TRAINED] for row in rows)
+
+
+def table(rows: Sequence[Row]) -> "Table":
+    """The answers side by side, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    side_by_side = Table(*HEADER, show_lines=True)
+    for row in rows:
+        side_by_side.add_row(*(Text(plain(str(row[name]))) for name in ("id", "prompt", ORIGINAL, TRAINED)))
+    return side_by_side
+
+
+def page(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> str:
+    """The answers side by side, and how the model was trained, as one HTML page that needs nothing beside it."""
+    head = "".join(f"<th>{name}</th>" for name in HEADER)
+    body = "\n".join(map(_line, rows))
+    told = f"Trained with {html.escape(', '.join(facts))}. " if facts else ""
+    summary = f"{told}{changed(rows):,} of {len(rows):,} answers differ."
+    return _PAGE.format(title=html.escape(title), summary=summary, head=head, body=body)
+
+
+def _line(row: Row) -> str:
+    prompt = "".join(map(_thumbnail, row.get("images", []))) + html.escape(row["prompt"])
+    cells = (html.escape(str(row["id"])), prompt, html.escape(row[ORIGINAL]), html.escape(row[TRAINED]))
+    kind = "" if row[ORIGINAL] != row[TRAINED] else ' class="same"'
+    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _thumbnail(path: str) -> str:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    encoded = io.BytesIO()
+    small.save(encoded, format="JPEG", quality=80)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"><br>'
+
+
+_PAGE = """<!doctype html>
+<html><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; table-layout: fixed; width: 100%; }}
+td, th {{ border-bottom: 1px solid #ccc; overflow-wrap: anywhere; padding: .4rem .75rem; text-align: left;
+  vertical-align: top; white-space: pre-wrap; }}
+th:first-child {{ width: 4rem; }}
+.same td {{ color: #888; }}
+</style>
+<body>
+<h1>{title}</h1>
+<p>{summary} Rows in grey are the same.</p>
+<table><tr>{head}</tr>
+{body}
+</table>
+</body></html>
+"""

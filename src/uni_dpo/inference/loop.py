@@ -12,8 +12,8 @@ from uni_dpo.data.tables.reading import source_files
 from uni_dpo.data.tables.writing import check_output
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Failure
-from uni_dpo.storage.locks import holding
 from uni_dpo.storage.rowlog import Row, RowLog
+from uni_dpo.storage.writing import holding
 
 T = TypeVar("T")
 Ask = Callable[[Sequence[T]], Sequence[Row | Failure]]

@@ -21,9 +21,8 @@ from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.console import VERBOSE
 from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
 from uni_dpo.llamafactory.ledger import LedgerCallback, RunPage, VerdictLines, open_ledger, write_run_card
-from uni_dpo.llamafactory.metrics import PairAverages
 from uni_dpo.llamafactory.pair_forward import PairForward
-from uni_dpo.llamafactory.progress import ProgressLines
+from uni_dpo.llamafactory.progress import PairAverages, ProgressLines
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.llamafactory.run_context import current_run

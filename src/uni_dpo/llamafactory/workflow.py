@@ -19,7 +19,7 @@ from uni_dpo.llamafactory.ledger import write_run_card
 from uni_dpo.llamafactory.processor import media_token_ids
 from uni_dpo.llamafactory.record import run_record
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
-from uni_dpo.llamafactory.reference_identity import reference_identity, vision_identity
+from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
 from uni_dpo.llamafactory.trainer import METRICS
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore

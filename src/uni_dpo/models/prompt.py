@@ -1,15 +1,16 @@
-"""From content items to the prompt a checkpoint was trained on.
+"""What is asked, as a model takes it: words by its chat template, and pixels at the sizes that it wants."""
 
-Instruct checkpoints want role messages. The template of the Qwen2-VL base checkpoint loops over bare
-content items instead and renders role messages to an empty prompt. Which of the two a checkpoint wants is
-not written anywhere, so it is tried: a style is right when question and images are found in what it renders.
-"""
-
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
+
+if TYPE_CHECKING:
+    from uni_dpo.models.backends.base import Request
+
 
 Content = Sequence[Mapping[str, Any]]
 """Items `{"type": "image" | "video", …}` and `{"type": "text", "text": …}`, in the order of the prompt."""
@@ -159,3 +160,72 @@ def _spelt(processor: Any, item: Mapping[str, Any]) -> str:
         return str(item["text"])
     token = processor.image_token if item["type"] == "image" else processor.video_token
     return f"<|vision_start|>{token}<|vision_end|>"
+
+
+QWEN2_PATCH = 14
+"""Pixels per side of an image patch in Qwen2-VL and Qwen2.5-VL; Qwen3-VL has 16."""
+
+
+def load_pixels(request: "Request", patch: int = QWEN2_PATCH) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Load what a request shows; see `load_vision`.
+
+    Raises:
+        UniDPOError: an image cannot be read.
+    """
+    if request.content:
+        return load_vision(request.content, patch)
+    return [open_image(path) for path in request.images], [], {}
+
+
+def patch_of(processor: Any) -> int:
+    """Pixels per side of an image patch, as Qwen's processors tell it; others size images by themselves."""
+    return int(getattr(getattr(processor, "image_processor", None), "patch_size", None) or QWEN2_PATCH)
+
+
+def open_image(path: str) -> Any:
+    """Open an image file as RGB.
+
+    Raises:
+        UniDPOError: it cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UniDPOError(f"image {path} cannot be read: {error}") from error
+
+
+def png_url(image: Any) -> str:
+    """Write an image as a `data:` address."""
+    packed = io.BytesIO()
+    image.save(packed, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def load_vision(
+    content: Sequence[Mapping[str, Any]], patch: int = QWEN2_PATCH
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Load what content items show.
+
+    Args:
+        content: the request's items; images and videos carry their own pixel limits.
+        patch: pixels per side of the model's image patch.
+
+    Returns:
+        The images, the videos, and what the processor must be told of the videos.
+    """
+    from qwen_vl_utils import process_vision_info
+
+    conversation = [{"role": "user", "content": [dict(item) for item in content]}]
+    if patch == QWEN2_PATCH:
+        images, videos = process_vision_info(conversation)
+        return images or [], videos or [], {}
+    images, videos, told = process_vision_info(
+        conversation, image_patch_size=patch, return_video_kwargs=True, return_video_metadata=True
+    )
+    if not videos:
+        return images or [], [], {}
+    frames, metadata = zip(*videos, strict=True)
+    return images or [], list(frames), {**told, "video_metadata": list(metadata)}

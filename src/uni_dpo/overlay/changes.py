@@ -9,10 +9,17 @@ from typing import Any
 
 from uni_dpo import __version__
 from uni_dpo.errors import UniDPOError
-from uni_dpo.overlay.checkout import SIGNS, Checkout
-from uni_dpo.overlay.dataset_entry import datasets, entry_text, with_text, without_entry
-from uni_dpo.overlay.manifest import FOLDER, Manifest, discard_unused, inside, original, read_manifest, sha256
-from uni_dpo.overlay.source import overlay_files
+from uni_dpo.overlay.checkout import SIGNS, Checkout, datasets, entry_text, with_text, without_entry
+from uni_dpo.overlay.manifest import (
+    FOLDER,
+    Manifest,
+    discard_unused,
+    inside,
+    original,
+    overlay_files,
+    read_manifest,
+    sha256,
+)
 from uni_dpo.storage.writing import check_writable, replacing, sweep, write_text
 
 DATASET = "uni_dpo_image_only_mcq_short_long_50k"

@@ -1,16 +1,18 @@
-"""The policy with its value head, the reference beside it, and what is put into them."""
+"""The policy with its value head, the reference beside it, what is put into them, and one step's experience."""
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
-from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, prompt_text
+from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, media_tokens, prompt_text
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.shared_prefix import share_rows, shares_rows
 
@@ -156,3 +158,64 @@ def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: in
     for row, answer in enumerate(answers):
         labels[row, 1 : 1 + len(answer)] = torch.tensor(answer)
     return inputs, labels
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Answers and what they earned; tables are (B, T), a column per answer token, 0 on padding.
+
+    Attributes:
+        prompts: one batch of one per answer.
+        answers: token ids, the end of turn included where the policy came to it.
+        scores: (B,) the reward of each answer.
+        logps: of the policy that sampled the answers: the old ones of every epoch.
+        reference_logps: of the reference.
+        mask: 1 on answer tokens.
+        advantages: whitened over all tokens of all processes.
+        returns: what the values should have been.
+        values: what they were.
+    """
+
+    prompts: list[Inputs]
+    answers: list[list[int]]
+    scores: Tensor
+    logps: Tensor
+    reference_logps: Tensor
+    mask: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def sampling_config(model: Any, tokenizer: Any, *, max_tokens: int, temperature: float) -> GenerationConfig:
+    """Plain sampling at a temperature; see also `plain_sampling`."""
+    own = model.generation_config
+    return GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        suppress_tokens=media_tokens(model) or None,
+        max_new_tokens=max_tokens,
+        eos_token_id=own.eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=own.bos_token_id,
+    )
+
+
+def up_to_the_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
+    """The tokens of one answer with its first end of turn, without what follows it."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return list(tokens[: end + 1])
+
+
+def ends_of(config: GenerationConfig) -> set[int]:
+    """The tokens that end an answer."""
+    ends = config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
+def stack(tables: Sequence[Tensor]) -> Tensor:
+    """Tables of different widths under one another, 0 where a row has no column."""
+    width = max(table.shape[1] for table in tables)
+    return torch.cat([torch.nn.functional.pad(table, (0, width - table.shape[1])) for table in tables])

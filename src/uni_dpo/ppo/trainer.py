@@ -18,8 +18,18 @@ from uni_dpo.online.policy import check_model, plain_sampling
 from uni_dpo.online.rewards import Reward, check_reward, make_reward
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.losses import advantages_and_returns, policy_loss, token_rewards, value_loss, whitened
-from uni_dpo.ppo.policy import Inputs, answer_logps, collate, encode, load_policy
-from uni_dpo.ppo.rollout import Rollout, ends_of, sampling_config, stack, up_to_the_end
+from uni_dpo.ppo.policy import (
+    Inputs,
+    Rollout,
+    answer_logps,
+    collate,
+    encode,
+    ends_of,
+    load_policy,
+    sampling_config,
+    stack,
+    up_to_the_end,
+)
 from uni_dpo.storage.identity import derive_seed
 from uni_dpo.storage.writing import replacing, write_text
 

@@ -1,7 +1,14 @@
 """A preference pair as one sequence: prompt + chosen answer + rejected answer, images and prompt only once."""
 
-from uni_dpo.shared_prefix.attention import FLEX_ATTENTION, shared_attention, use_attention
-from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, unwrapped, why_not_shared
+from uni_dpo.shared_prefix.attention import (
+    FLEX_ATTENTION,
+    image_token_id,
+    keys_worth_a_token,
+    shared_attention,
+    unwrapped,
+    use_attention,
+    why_not_shared,
+)
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, in_place_of_head, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
 from uni_dpo.shared_prefix.layout import lay_out_pairs, say_once, share_prefix

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens, response_logps
-from uni_dpo.shared_prefix.attention import mask_for
-from uni_dpo.shared_prefix.families import output_head, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.attention import mask_for, output_head, unwrapped, vision_parameters
 from uni_dpo.shared_prefix.layout import sequence_means
 
 

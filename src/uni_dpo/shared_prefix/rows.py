@@ -14,8 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import IGNORE_INDEX
-from uni_dpo.shared_prefix.attention import PREFIX_ATTENTION, mask_for, shared_attention, use_attention
-from uni_dpo.shared_prefix.families import image_token_id, text_config, unwrapped, why_not_shared
+from uni_dpo.shared_prefix.attention import (
+    PREFIX_ATTENTION,
+    image_token_id,
+    mask_for,
+    shared_attention,
+    text_config,
+    unwrapped,
+    use_attention,
+    why_not_shared,
+)
 from uni_dpo.shared_prefix.layout import AnswerRow, SharedRow, lay_out
 
 KNOWN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")

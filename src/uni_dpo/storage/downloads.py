@@ -12,8 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.locks import holding
-from uni_dpo.storage.writing import check_writable, replacing, write_text
+from uni_dpo.storage.writing import check_writable, holding, replacing, write_text
 
 _CHUNK = 1 << 16
 _TIMEOUT_S = 60.0

@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from uni_dpo.data.images import BrokenImageError, check_shape
+from uni_dpo.data.image_sizes import BrokenImageError, check_shape
 from uni_dpo.errors import UniDPOError
 
 SCORES = ("score_chosen", "score_rejected")

@@ -11,7 +11,7 @@ from uni_dpo.report.page import write_page
 from uni_dpo.report.run import cut
 from uni_dpo.report.statistics import QUANTILE, PairedDifference, holm, mean_standard_error, paired_difference
 from uni_dpo.report.thumbnails import Thumbnails
-from uni_dpo.vlmeval.bootstrap import Outcomes
+from uni_dpo.vlmeval.outcomes import Outcomes
 from uni_dpo.vlmeval.results import Line, Results
 
 GROUPS = ("right to wrong", "wrong to right", "differs", "same", "unreadable")

@@ -1,8 +1,15 @@
-"""The processes of a torchrun launch, each with its share of the rows."""
+"""The processes of a torchrun launch, each with its share of the rows, and how far they are."""
 
 import os
 import sys
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    Bar = tqdm[Any]
+
 
 _PATIENCE = timedelta(days=7)
 """How long one process waits for another to finish its rows."""
@@ -49,3 +56,9 @@ class Ranks:
 def is_first_process() -> bool:
     """Whether this process is the one that reports, with torchrun or without."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def progress_bar(title: str, total: int, *, done: int = 0, shown: bool = True) -> "Bar":
+    """A bar over rows of which `done` were finished before."""
+    every = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=done, desc=title, unit="row", mininterval=every, disable=not shown)

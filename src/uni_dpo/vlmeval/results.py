@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import plain
 from uni_dpo.storage.writing import write_text
-from uni_dpo.vlmeval.bootstrap import difference_interval
+from uni_dpo.vlmeval.outcomes import difference_interval
 from uni_dpo.vlmeval.score import Score
 
 if TYPE_CHECKING:

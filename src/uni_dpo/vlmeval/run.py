@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, find_checkpoint
-from uni_dpo.storage.locks import holding
-from uni_dpo.storage.writing import replacing
+from uni_dpo.storage.writing import holding, replacing
 from uni_dpo.vlmeval.config import Benchmark, Config, ModelSettings, describe, parse_benchmark
-from uni_dpo.vlmeval.journal import Journal, checkpoint_identity
-from uni_dpo.vlmeval.kit import import_kit
+from uni_dpo.vlmeval.kit import import_kit, texts_as_they_are
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
 from uni_dpo.vlmeval.page import AnsweredRow, answered_rows, write_evaluation_page
-from uni_dpo.vlmeval.progress import progress_bar
-from uni_dpo.vlmeval.ranks import Ranks, is_first_process
+from uni_dpo.vlmeval.ranks import Ranks, is_first_process, progress_bar
 from uni_dpo.vlmeval.results import Line, Results, write_results
-from uni_dpo.vlmeval.rows import AskedRow, build_questions, keep_whole_units, questions_digest
+from uni_dpo.vlmeval.rows import (
+    AskedRow,
+    Journal,
+    build_questions,
+    checkpoint_identity,
+    keep_whole_units,
+    questions_digest,
+)
 from uni_dpo.vlmeval.score import EXACT, check_judge, score
-from uni_dpo.vlmeval.sheets import texts_as_they_are
 
 if TYPE_CHECKING:
     from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat

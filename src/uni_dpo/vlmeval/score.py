@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.vlmeval.bootstrap import Outcomes
 from uni_dpo.vlmeval.load import Loaded
-from uni_dpo.vlmeval.outcomes import read_outcomes
+from uni_dpo.vlmeval.outcomes import Outcomes, read_outcomes
 from uni_dpo.vlmeval.table import safe_name
 
 EXACT = "exact_matching"

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from uni_dpo.engine.checkers import YES_NO
+from uni_dpo.engine.asking import YES_NO
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import AnswerLogprob, Failure, Request, Sample, Sampling, make_backend
 from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from uni_dpo.data.checks.preflight import preflight
-from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+from uni_dpo.demo.tiny_model import write_tiny_text_model
 from uni_dpo.engine import EngineConfig, Question, run_engine
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.rewards import Conversation, RewardModelOptions, load_reward_model

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from uni_dpo.demo.tiny_model import write_tiny_qwen2_vl
-from uni_dpo.engine.checkers import YES_NO, word_forms
+from uni_dpo.engine.asking import YES_NO, word_forms
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import Request, Sampling, make_backend
 

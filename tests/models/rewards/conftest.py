@@ -27,7 +27,7 @@ def digit_pairs(digits: list[Digit]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def step_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A token classifier with two labels."""
-    from uni_dpo.demo.tiny_text_models import write_tiny_text_model
+    from uni_dpo.demo.tiny_model import write_tiny_text_model
 
     return write_tiny_text_model(tmp_path_factory.mktemp("models") / "process", "process_reward", spread=0.5)
 

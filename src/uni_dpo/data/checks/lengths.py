@@ -13,7 +13,8 @@ from typing import Any
 
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
-from uni_dpo.data.images import ImageLimits, ImageState
+from uni_dpo.data.image_sizes import ImageLimits
+from uni_dpo.data.images import ImageState
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
 

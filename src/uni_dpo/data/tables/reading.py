@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.faults import Fault, PreferenceDataError, shown
-from uni_dpo.data.published import where_to_get
+from uni_dpo.data.faults import Fault, PreferenceDataError, shown, where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
 
 Row = dict[str, Any]

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from uni_dpo.engine.asking import ask, listed_lines, load_template
-from uni_dpo.engine.checkers import Check
+from uni_dpo.engine.asking import Check, ask, listed_lines, load_template
 from uni_dpo.engine.pairing import LengthBalance, PairOptions
-from uni_dpo.engine.pipelines.base import ENOUGH_TO_COMPARE, Pipeline
+from uni_dpo.engine.pipelines import ENOUGH_TO_COMPARE, Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure, Request
 from uni_dpo.settings.registry import find

@@ -13,7 +13,7 @@ from uni_dpo.engine.pairing import (
     make_pair,
     may_be_chosen,
 )
-from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request
 from uni_dpo.settings.options import added

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from uni_dpo.engine.asking import ask, load_template
-from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure, Request
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.pairing import Choose, PairOptions, choose_pairs
-from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAnswer
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references, load_grader

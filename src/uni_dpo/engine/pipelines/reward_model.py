@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from uni_dpo.engine.pairing import Choose, PairOptions
-from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Failure, Request
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uni_dpo.data.questions import Question
-from uni_dpo.engine.pipelines.base import Pipeline
+from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Scored, ScoredAnswer
 from uni_dpo.graders.grading import check_references, load_grader
 from uni_dpo.models.backends.base import Backend, Failure

@@ -16,7 +16,6 @@ import tenacity
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage
-from uni_dpo.models.backends.images import data_url
 from uni_dpo.models.backends.replies import (
     NotReportedError,
     PartsError,
@@ -37,6 +36,7 @@ from uni_dpo.models.backends.server import (
     Loop,
     LostReplyError,
     Server,
+    data_url,
     final_fault,
     probe,
     retry_after,
@@ -333,7 +333,7 @@ def _body(model: str, request: Request, settings: dict[str, Any]) -> dict[str, A
 
 def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Items in the order of the asker, images within their own pixel limits."""
-    from uni_dpo.models.vision import load_vision, png_url
+    from uni_dpo.models.prompt import load_vision, png_url
 
     images, videos, _ = load_vision(items)
     if videos:

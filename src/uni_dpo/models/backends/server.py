@@ -1,13 +1,16 @@
 """The one place that sends bytes to a chat server: its address and key, time and size bounds, what its faults mean."""
 
 import asyncio
+import base64
 import json
+import mimetypes
 import os
 import ssl
 import threading
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -201,3 +204,10 @@ def retry_after(reply: httpx.Response) -> float | None:
 
 def why(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+@lru_cache(maxsize=64)
+def data_url(path: str) -> str:
+    """An image file as a `data:` address."""
+    kind = mimetypes.guess_type(path)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"

@@ -18,8 +18,7 @@ from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Reques
 from uni_dpo.models.backends.settings import TransformersOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
-from uni_dpo.models.prompt import detect_style, parse_style, prompt_of, sees_images
-from uni_dpo.models.vision import load_pixels, patch_of
+from uni_dpo.models.prompt import detect_style, load_pixels, parse_style, patch_of, prompt_of, sees_images
 from uni_dpo.shared_prefix import share_rows, sharing_rows, unwrapped
 
 

@@ -19,8 +19,7 @@ from uni_dpo.models.backends.base import (
 from uni_dpo.models.backends.settings import VLLMOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_processor, one_line
-from uni_dpo.models.prompt import detect_style, parse_style, prompt_of
-from uni_dpo.models.vision import load_pixels, patch_of
+from uni_dpo.models.prompt import detect_style, load_pixels, parse_style, patch_of, prompt_of
 
 REPORTED_TOKENS = 20
 """The most alternatives per token that older versions of vLLM report unless told otherwise."""

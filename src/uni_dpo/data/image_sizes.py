@@ -1,0 +1,124 @@
+"""How large an image is, and whether a model takes one of that shape."""
+
+import math
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import Image as PILImage
+
+MAX_PIXELS = 100_000_000
+"""Images of more pixels are taken for decompression bombs."""
+MOST_ELONGATED = 200
+"""How many times longer than wide an image may be that a model is asked about; training crops longer ones."""
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be used: `kind` as in `Fault`, what was `found`, and `advice`."""
+
+    def __init__(self, kind: str, found: str, advice: str) -> None:
+        super().__init__(f"{found}; {advice}")
+        self.kind, self.found, self.advice = f"image_{kind}", found, advice
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How LlamaFactory and a Qwen2-VL processor size images, in pixels.
+
+    Attributes:
+        max_pixels: LlamaFactory's `image_max_pixels`.
+        min_pixels: LlamaFactory's `image_min_pixels`.
+        side: pixels along each side of what becomes one token: patch size × merge size.
+        processor_max: the processor's own upper limit.
+        processor_min: the processor's own lower limit.
+    """
+
+    max_pixels: int = 768 * 768
+    min_pixels: int = 32 * 32
+    side: int = 28
+    processor_max: int = 28 * 28 * 1280
+    processor_min: int = 56 * 56
+
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """The size that LlamaFactory gives an image before the processor sees it; a side of 0 stops it."""
+        if width * height > self.max_pixels:
+            width, height = _scaled(width, height, self.max_pixels)
+        if 0 < width * height < self.min_pixels:
+            width, height = _scaled(width, height, self.min_pixels)
+        if not width * height:
+            return width, height
+        width, height = max(width, 28), max(height, 28)
+        if width > 200 * height:
+            width = 180 * height
+        if height > 200 * width:
+            height = 180 * width
+        return width, height
+
+    def tokens(self, width: int, height: int) -> int:
+        """How many tokens Qwen2-VL makes of an image of `width` × `height` pixels."""
+        width, height = self.fitted(width, height)
+        side = self.side
+        rows, columns = round(height / side), round(width / side)
+        if rows * columns * side * side > self.processor_max:
+            shrink = math.sqrt(width * height / self.processor_max)
+            rows, columns = (max(1, math.floor(length / shrink / side)) for length in (height, width))
+        elif rows * columns * side * side < self.processor_min:
+            grow = math.sqrt(self.processor_min / (width * height))
+            rows, columns = (math.ceil(length * grow / side) for length in (height, width))
+        return rows * columns
+
+
+def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
+    factor = math.sqrt(pixels / (width * height))
+    return int(width * factor), int(height * factor)
+
+
+def check_shape(width: int, height: int, name: str) -> None:
+    """Refuse an image that the processors of Qwen's models refuse.
+
+    Args:
+        width, height: in pixels.
+        name: what the image is called in a message.
+
+    Raises:
+        BrokenImageError: one side is more than `MOST_ELONGATED` times the other.
+    """
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        found = f"{name} has {width} × {height} pixels, one side over {MOST_ELONGATED} times the other"
+        raise BrokenImageError("shape", found, "crop it")
+
+
+def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int, int]:
+    """Width and height of an image that training can use.
+
+    Args:
+        stream: the encoded image.
+        name: what it is called in a message.
+        decode: whether to decode the pixels too.
+
+    Raises:
+        BrokenImageError: it is no image, is too large, cannot be decoded, or has more than 8 bits per channel.
+    """
+    try:
+        image = PILImage.open(stream)
+        width, height = image.size
+        if width * height >= MAX_PIXELS:
+            raise BrokenImageError("bomb", f"{name} has {width} × {height} pixels", "shrink it below 100 megapixels")
+        if image.mode[0] in "IF":
+            found = f"{name} has more than 8 bits per channel (mode {image.mode}), of which training would see white"
+            raise BrokenImageError("depth", found, "save it with 8 bits per channel")
+        if decode:
+            image.draft("RGB", (1, 1))  # lets the JPEG decoder skip most of its work, not its errors
+            image.load()
+        return width, height
+    except BrokenImageError:
+        raise
+    except PILImage.DecompressionBombError:
+        found = f"{name} has more pixels than Pillow opens"
+        raise BrokenImageError("bomb", found, "shrink it below 100 megapixels") from None
+    except PILImage.UnidentifiedImageError:
+        stream.seek(0)
+        found = f"{name} is not an image that Pillow reads (it starts with {stream.read(24)!r})"
+        raise BrokenImageError("not_an_image", found, "convert it to PNG or JPEG") from None
+    except Exception as error:  # a decoder's own error on a broken file may be of any class
+        found = f"{name} cannot be decoded ({error})"
+        raise BrokenImageError("unreadable", found, "fetch or convert it again") from None
