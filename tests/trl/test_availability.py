@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from uni_dpo.trl import mend_availability
+from uni_dpo.trl import correct_availability
 
 
 def test_a_pair_that_says_no_becomes_false_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +14,7 @@ def test_a_pair_that_says_no_becomes_false_and_the_rest_stays(monkeypatch: pytes
     monkeypatch.setattr(import_utils, "_mergekit_available", (False, None))
     monkeypatch.setattr(import_utils, "_requests_available", (True, "2.0"))
     monkeypatch.setattr(import_utils, "_weave_available", False)
-    mend_availability()
+    correct_availability()
     assert import_utils.is_mergekit_available() is False
     assert import_utils.is_requests_available() is True
     assert import_utils.is_weave_available() is False

@@ -193,13 +193,14 @@ def schema() -> Schema:
         _with(schema_of(options), "backend", name, required=name != "transformers")
         for name, options in BUILT_IN.items()
     ]
-    own = {"type": "object", "properties": {"backend": {"pattern": ":"}}, "required": ["backend"]}
+    own = {"properties": {"backend": {"not": {"enum": list(BUILT_IN)}}}, "required": ["backend"]}
     sections["models"] = object_schema({}, (), {"anyOf": [*by_backend, own]})
     samplers = [
         _with(schema_of(find("sampler", name).Options), "sampler", name, required=name != "model")
         for name in names("sampler")
     ]
-    sections["sample"] = {"anyOf": [*samplers, {"properties": {"sampler": {"pattern": ":"}}, "required": ["sampler"]}]}
+    own = {"properties": {"sampler": {"not": {"enum": names("sampler")}}}, "required": ["sampler"]}
+    sections["sample"] = {"anyOf": [*samplers, own]}
     whole["allOf"] = [
         {
             "if": {"properties": {"pipeline": {"const": name}}},

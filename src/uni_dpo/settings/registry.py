@@ -1,4 +1,8 @@
-"""Names in a config → classes. Built-in names are resolved on first use, so nothing heavy is imported early."""
+"""Names in a config → classes. Built-in names are resolved on first use, so nothing heavy is imported early.
+
+A backend, a pipeline or a grader is built in by being a file in its folder: `models/backends/NAME.py` with `BACKEND`,
+`engine/pipelines/NAME.py` with `PIPELINE`, `graders/NAME.py` with a function NAME.
+"""
 
 import importlib
 import importlib.util
@@ -6,35 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 
 Kind = Literal["backend", "sampler", "checker", "grader", "pipeline"]
 T = TypeVar("T")
 
-_ENGINE = "uni_dpo.engine"
-_BACKENDS = "uni_dpo.models.backends"
-_GRADERS = "uni_dpo.graders"
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS: dict[Kind, tuple[str, str]] = {
+    "backend": ("models/backends", "BACKEND"),
+    "grader": ("graders", ""),
+    "pipeline": ("engine/pipelines", "PIPELINE"),
+}
+"""Kind → its folder, and what its files call the thing; nothing where it has the file's name."""
 _known: dict[Kind, dict[str, Any]] = {
     "backend": {
-        "transformers": f"{_BACKENDS}.transformers:TransformersBackend",
-        "openai": f"{_BACKENDS}.openai:OpenAIBackend",
-        "vllm": f"{_BACKENDS}.vllm:VLLMBackend",
-        "reward_model": f"{_BACKENDS}.base:RewardModelBackend",
-        "process_reward": f"{_BACKENDS}.base:ProcessRewardBackend",
+        "reward_model": "uni_dpo.models.backends.base:RewardModelBackend",
+        "process_reward": "uni_dpo.models.backends.base:ProcessRewardBackend",
     },
-    "sampler": {"model": f"{_ENGINE}.samplers:ModelSampler", "given": f"{_ENGINE}.samplers:GivenSampler"},
-    "checker": {"first_token": f"{_ENGINE}.asking:FirstTokenChecker"},
+    "sampler": {
+        "model": "uni_dpo.engine.samplers:ModelSampler",
+        "given": "uni_dpo.engine.samplers:GivenSampler",
+    },
+    "checker": {"first_token": "uni_dpo.engine.asking:FirstTokenChecker"},
     "grader": {
-        "exact": f"{_GRADERS}.grading:exact",
-        "numeric": f"{_GRADERS}.numeric:numeric",
-        "multiple_choice": f"{_GRADERS}.multiple_choice:multiple_choice",
-        "math": f"{_GRADERS}.mathematics:grade",
-        "vqa": f"{_GRADERS}.vqa:vqa",
+        "exact": "uni_dpo.graders.grading:exact",
+        "math": "uni_dpo.graders.mathematics:grade",
     },
-    "pipeline": {
-        name: f"{_ENGINE}.pipelines.{name}:PIPELINE"
-        for name in ("divide_and_conquer", "dpo_reward", "judge", "process_reward", "reward_model", "verifiable")
-    },
+    "pipeline": {},
 }
 
 
@@ -54,9 +56,10 @@ def find(kind: Kind, name: str) -> Any:
     Raises:
         UniDPOError: nothing has that name; the message lists what has.
     """
-    thing = _known[kind].get(name, name if ":" in name else None)
+    thing = _known[kind].get(name) or (name if ":" in name else _in_folder(kind).get(name))
     if thing is None:
-        raise UniDPOError(f"no {kind} is called {name!r}; known: {', '.join(names(kind))}")
+        hint = did_you_mean(name, names(kind)) or f"; known: {', '.join(names(kind))}"
+        raise UniDPOError(f"no {kind} is called {name!r}{hint}")
     if not isinstance(thing, str):
         return thing
     module, _, attribute = thing.partition(":")
@@ -70,7 +73,18 @@ def find(kind: Kind, name: str) -> Any:
 
 def names(kind: Kind) -> list[str]:
     """List the names that are known."""
-    return sorted(_known[kind])
+    return sorted({*_known[kind], *_in_folder(kind)})
+
+
+def _in_folder(kind: Kind) -> dict[str, str]:
+    """The things of a kind that are files of its folder: name → `package.module:Thing`."""
+    folder, constant = _FOLDERS.get(kind, ("", ""))
+    found = {}
+    for file in sorted((_PACKAGE / folder).glob("*.py")) if folder else ():
+        thing, begins = (constant, f"\n{constant} = ") if constant else (file.stem, f"\ndef {file.stem}(")
+        if begins in file.read_text(encoding="utf-8"):
+            found[file.stem] = f"uni_dpo.{folder.replace('/', '.')}.{file.stem}:{thing}"
+    return found
 
 
 def load_plugins(plugins: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from uni_dpo.errors import UniDPOError
 
 
-def mend_availability() -> None:
+def correct_availability() -> None:
     """Let TRL know which optional packages are missing.
 
     TRL asks transformers whether a package is installed and takes the answer for a truth value. Transformers 5
@@ -23,7 +23,7 @@ def mend_availability() -> None:
             setattr(import_utils, name, bool(answer[0]))
 
 
-mend_availability()
+correct_availability()
 
 from uni_dpo.trl.arguments import TRLUniDPOConfig as UniDPOConfig  # noqa: E402  # TRL cannot be imported without this
 from uni_dpo.trl.trainer import UniDPOTrainer  # noqa: E402

@@ -147,12 +147,19 @@ class Backend(Protocol):
 
         Returns:
             Per request: name → log of the summed probability of the forms; -inf where it was not reported.
+
+        Raises:
+            UniDPOError: this backend tells no probabilities.
         """
-        ...
+        raise UniDPOError(f"{type(self).__name__} does not tell how probable a first token is; take another backend")
 
     def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
-        """Log-probability of `answers[i]` as the reply to `requests[i]`."""
-        ...
+        """Log-probability of `answers[i]` as the reply to `requests[i]`.
+
+        Raises:
+            UniDPOError: this backend tells no probabilities.
+        """
+        raise UniDPOError(f"{type(self).__name__} does not tell how probable an answer is; take another backend")
 
 
 def logsumexp(values: Sequence[float]) -> float:

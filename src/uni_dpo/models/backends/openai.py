@@ -345,3 +345,6 @@ def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         else {"type": "text", "text": sound(item["text"])}
         for item in items
     ]
+
+
+BACKEND = OpenAIBackend

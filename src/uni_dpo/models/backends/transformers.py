@@ -262,3 +262,6 @@ def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad: int) 
 def _batched(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     for start in range(0, len(requests), size):
         yield requests[start : start + size]
+
+
+BACKEND = TransformersBackend

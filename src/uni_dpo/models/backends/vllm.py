@@ -142,3 +142,6 @@ class VLLMBackend(Backend):
 
     def _token_ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+BACKEND = VLLMBackend
