@@ -32,6 +32,6 @@ def escaped(text: str) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: `; did you mean 'x'?`, or nothing where none is like it."""
+    """Return the end of a message about an unknown name: `; did you mean 'x'?`, or nothing where none is like it."""
     close = get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -62,7 +62,7 @@ class ResponseTokens:
         )
 
     def lengths(self) -> Tensor:
-        """The number of scored tokens of each row, (rows,)."""
+        """Return the number of scored tokens of each row, (rows,)."""
         return self.per_row(torch.bincount(self.sequence, minlength=self.sequences))
 
     def per_row(self, values: Tensor) -> Tensor:
@@ -124,7 +124,10 @@ def response_logps(
 def linear_logps(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, chunk_bytes: int | None = None
 ) -> Tensor:
-    """Log-probability of `target` (N,) under `hidden` (N, D) · `weight`ᵀ (V, D) + `bias` (V,); see `response_logps`."""
+    """Return log-probability of `target` (N,) under `hidden` (N, D) · `weight`ᵀ (V, D) + `bias` (V,).
+
+    See `response_logps`.
+    """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)

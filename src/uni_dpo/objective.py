@@ -62,7 +62,7 @@ class ObjectiveArguments:
     )
 
     def objective_config(self, beta: float | None) -> UniDPOConfig:
-        """The hyperparameters as they were set.
+        """Return the hyperparameters as they were set.
 
         Args:
             beta: β, under whatever name the trainer has it; None is refused like any other value that is no number.
@@ -104,7 +104,7 @@ class UniDPOLoss:
 
 
 def quality_weight(score_chosen: Tensor, score_rejected: Tensor, eta: float) -> Tensor:
-    """w_qual: near 1 where the judge saw a wide gap, ½ where it saw none.
+    """Return w_qual: near 1 where the judge saw a wide gap, ½ where it saw none.
 
     Args:
         score_chosen: shape (pairs,), on the judge's scale.
@@ -115,7 +115,7 @@ def quality_weight(score_chosen: Tensor, score_rejected: Tensor, eta: float) -> 
 
 
 def performance_weight(policy_margin: Tensor, beta: float, tau_ref: float, gamma: float) -> Tensor:
-    """w_perf: near 1 where the policy still ranks the pair wrongly, near 0 where it has learnt it.
+    """Return w_perf: near 1 where the policy still ranks the pair wrongly, near 0 where it has learnt it.
 
     Written as exp(γ · log σ(τ_ref − β Δ_π)), which is the same number and has a finite gradient everywhere.
 
@@ -131,7 +131,7 @@ def performance_weight(policy_margin: Tensor, beta: float, tau_ref: float, gamma
 def calibrated_nll(
     policy_chosen: Tensor, reference_chosen: Tensor, score_chosen: Tensor, tau_good: float
 ) -> tuple[Tensor, Tensor]:
-    """The NLL of chosen answers that are good and that the policy has come to find less likely than before.
+    """Return the NLL of chosen answers that are good and that the policy has come to find less likely than before.
 
     Args:
         policy_chosen: logπ(y_w), shape (pairs,), in nats.
@@ -148,7 +148,7 @@ def calibrated_nll(
 
 
 def uni_dpo_loss(logps: PairLogps, score_chosen: Tensor, score_rejected: Tensor, config: UniDPOConfig) -> UniDPOLoss:
-    """The Uni-DPO loss of each pair.
+    """Return the Uni-DPO loss of each pair.
 
     Args:
         logps: the four log-probabilities.

@@ -88,5 +88,5 @@ def write_choice(path: Path, choice: Choice) -> None:
 
 
 def read_choice(path: Path) -> Choice | None:
-    """The inverse of `write_choice`; None where nothing is chosen yet."""
+    """Undo `write_choice`: read what it wrote; None where nothing is chosen yet."""
     return Choice(**read_json(path)) if path.is_file() else None

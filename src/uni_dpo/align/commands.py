@@ -50,7 +50,7 @@ class Commands:
         return [_train(folder, self.warm_up_options(), self.settings.model, self.settings.seed, {})]
 
     def warm_up_options(self) -> dict[str, Any]:
-        """LlamaFactory's settings of the training before the first round."""
+        """Return LlamaFactory's settings of the training before the first round."""
         options = {**training({}), "stage": "sft", "save_strategy": "no", **self.settings.warm_up}
         return {name: value for name, value in options.items() if name != "pref_loss"}
 
@@ -64,7 +64,10 @@ class Commands:
         return [Command(("engine", "run", file, "--work-dir", work, "--run-stage", str(place)))]
 
     def engine_options(self, number: int, models: Mapping[str, str]) -> dict[str, Any]:
-        """The engine's configuration in a round; `models` is what `{model}`, `{base}` and `{previous}` stand for."""
+        """Return the engine's configuration in a round.
+
+        `models` is what `{model}`, `{base}` and `{previous}` stand for.
+        """
         dataset = {**(self.settings.engine.get("dataset") or {}), "name": "pairs"}
         given = {"path": str(self.layout.questions("training", number)), "image_root": self.config.image_root}
         options = {**given, "limit": self.config.questions.limit}

@@ -185,7 +185,7 @@ class AlignConfig:
         }
 
     def engine(self, models: Mapping[str, str], **changed: Any) -> dict[str, Any]:
-        """The engine's configuration.
+        """Return the engine's configuration.
 
         Args:
             models: what `{model}`, `{base}` and `{previous}` stand for.
@@ -228,7 +228,7 @@ class AlignConfig:
 
 
 def training(options: Mapping[str, Any]) -> dict[str, Any]:
-    """LlamaFactory's settings of a training on pairs, with what a configuration may leave out."""
+    """Return LlamaFactory's settings of a training on pairs, with what a configuration may leave out."""
     defaults = {
         "stage": "dpo",
         "do_train": True,
@@ -242,7 +242,7 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_mapping(value: object, where: str) -> dict[str, Any]:
-    """The mapping that `value` is.
+    """Return the mapping that `value` is.
 
     Raises:
         UniDPOError: it is none.
@@ -253,7 +253,7 @@ def parse_mapping(value: object, where: str) -> dict[str, Any]:
 
 
 def whole_and_adapter(model: str | Path) -> tuple[str, str | None]:
-    """What LlamaFactory calls `model_name_or_path` and `adapter_name_or_path`."""
+    """Return what LlamaFactory calls `model_name_or_path` and `adapter_name_or_path`."""
     folder = Path(model)
     if not is_adapter(folder):
         return str(folder) if not folder.is_dir() else str(folder.absolute()), None

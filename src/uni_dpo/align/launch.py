@@ -18,7 +18,7 @@ _LAST_LINES = 15
 
 
 def launched(words: Sequence[str], template: Sequence[str]) -> list[str]:
-    """The words of a launcher with those of a command put in for `{command}`.
+    """Return the words of a launcher with those of a command put in for `{command}`.
 
     A word that is `{command}` becomes the command's words; within a longer word (`ssh host "cd /data && {command}"`)
     the command stands as one text, quoted for the shell that the launcher starts elsewhere.
@@ -79,7 +79,7 @@ def run_command(
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log, for a message."""
+    """Return the end of a log, for a message."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace").replace("\r", "\n")

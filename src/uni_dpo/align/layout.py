@@ -33,14 +33,17 @@ class Arm:
         return self.folder / "model"
 
     def candidates(self) -> dict[str, str]:
-        """The checkpoints of its finished training, first the earliest: name → folder. The last state is `final`."""
+        """Return the checkpoints of its finished training, first the earliest.
+
+        Name → folder. The last state is `final`.
+        """
         steps = sorted(int(folder.name.partition("-")[2]) for folder in checkpoints(self.model))
         last = read_json(self.model / "trainer_state.json").get("global_step")
         found = {f"checkpoint-{step}": str(self.model / f"checkpoint-{step}") for step in steps if step != last}
         return {**found, "final": str(self.model)}
 
     def choice(self) -> Choice | None:
-        """What was chosen of it, once that is known."""
+        """Return what was chosen of it, once that is known."""
         return read_choice(self.folder / "choice.json")
 
 
@@ -53,15 +56,15 @@ class WorkLayout:
         self.work = config.work
 
     def round(self, number: int) -> Path:
-        """The folder of a round."""
+        """Return the folder of a round."""
         return self.work / f"round-{number}"
 
     def engine(self, number: int) -> Path:
-        """The engine's work dir in a round."""
+        """Return the engine's work dir in a round."""
         return self.round(number) / "engine"
 
     def dataset(self, number: int) -> Path:
-        """The folder of a round's pairs and their `dataset_info.json`."""
+        """Return the folder of a round's pairs and their `dataset_info.json`."""
         return self.engine(number) / "dataset"
 
     @property
@@ -79,7 +82,7 @@ class WorkLayout:
         return 100.0 if self.settings.evaluate.by == "answers" else 1.0
 
     def arms(self, number: int) -> list[Arm]:
-        """The trainings of a round; the first is the model's own."""
+        """Return the trainings of a round; the first is the model's own."""
         folder = self.round(number)
         own = Arm(str(number), folder, training(self.settings.train), False)
         return [own] + [
@@ -88,28 +91,28 @@ class WorkLayout:
         ]
 
     def baselines(self) -> list[Arm]:
-        """The baselines of all rounds."""
+        """Return the baselines of all rounds."""
         return [arm for number in range(1, self.settings.rounds + 1) for arm in self.arms(number)[1:]]
 
     def base(self) -> str:
-        """The model that the first round begins with."""
+        """Return the model that the first round begins with."""
         if self.settings.warm_up:
             return str(self.work / "warm-up" / "model")
         folder = Path(self.settings.model)
         return str(folder.absolute()) if folder.is_dir() else self.settings.model
 
     def start(self, number: int) -> str:
-        """The model that a round begins with."""
+        """Return the model that a round begins with."""
         choice = self.arms(number - 1)[0].choice() if number > 1 else None
         return self.base() if choice is None else choice.model
 
     def final(self) -> str:
-        """The best model so far."""
+        """Return the best model so far."""
         choices = [self.arms(number)[0].choice() for number in range(1, self.settings.rounds + 1)]
         return next((choice.model for choice in reversed(choices) if choice is not None), self.base())
 
     def grades_before(self, number: int) -> dict[str, float]:
-        """Validation question → grade of the model that a round begins with."""
+        """Return validation question → grade of the model that a round begins with."""
         by = self.settings.evaluate.by
         for earlier in range(number - 1, 0, -1):
             arm = self.arms(earlier)[0]
@@ -119,7 +122,7 @@ class WorkLayout:
         return read_grades(self.work / "base" / "validation" / "model", by)
 
     def questions(self, part: str, number: int = 1) -> Path:
-        """The file of the questions for `training` (in a round), `validation` or `test`."""
+        """Return the file of the questions for `training` (in a round), `validation` or `test`."""
         config = self.config
         given = {"training": config.questions.path, "validation": config.validation, "test": config.test}[part]
         if isinstance(given, str) and (part != "training" or not config.splits):
@@ -129,5 +132,5 @@ class WorkLayout:
 
 
 def checkpoints(model: Path) -> list[Path]:
-    """The folders of a training's checkpoints, in no order."""
+    """Return the folders of a training's checkpoints, in no order."""
     return [folder for folder in model.glob("checkpoint-*") if folder.name.partition("-")[2].isdecimal()]

@@ -11,7 +11,7 @@ from uni_dpo.vlmeval.outcomes import Outcomes, difference_interval
 
 
 def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]:
-    """Question id → grade (0 … 1), or the pipeline's score.
+    """Return question id → grade (0 … 1), or the pipeline's score.
 
     An empty answer, which no pipeline is asked about, gets the lowest score that the file holds.
 
@@ -54,7 +54,7 @@ def _last_rows(file: Path) -> dict[str, Row]:
 def gain(
     before: Mapping[str, float], after: Mapping[str, float], *, unit: float, seed: int
 ) -> tuple[float, tuple[float, float], int]:
-    """Mean of `after` − `before` over the questions that both have, its 95 % interval, and their number.
+    """Return mean of `after` − `before` over the questions that both have, its 95 % interval, and their number.
 
     Args:
         before, after: question id → grade.
@@ -78,5 +78,5 @@ def gain(
 
 
 def mean(grades: Mapping[str, float], unit: float) -> float:
-    """The mean grade, times `unit`."""
+    """Return the mean grade, times `unit`."""
     return unit * sum(grades.values()) / len(grades)

@@ -23,7 +23,7 @@ class PlanLine:
 
 
 def plan_lines(config: AlignConfig) -> list[PlanLine]:
-    """The stages in their order, with counts; those of stages that are not done are upper bounds."""
+    """Return the stages in their order, with counts; those of stages that are not done are upper bounds."""
     counts = _Counts(config)
     lines = []
     for stage, standing, seconds in standings(config):
@@ -48,7 +48,7 @@ class _Counts:
         self.rows = _rows(config.questions.path)
 
     def of(self, stage: AlignStage) -> str:
-        """The most that a stage can come to."""
+        """Return the most that a stage can come to."""
         number = int(stage.name.partition("/")[0]) if stage.name[0].isdecimal() else 1
         asked = self.questions("training", number)
         answers = asked * self.answers
@@ -66,7 +66,7 @@ class _Counts:
         return stage.says
 
     def questions(self, part: str, number: int = 1) -> int:
-        """How many questions a part has; for a share, about so many."""
+        """Tell how many questions a part has; for a share, about so many."""
         file = self.layout.questions(part, number)
         if file.is_file():
             count = _rows(file)

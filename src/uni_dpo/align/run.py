@@ -75,7 +75,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def standings(config: AlignConfig) -> list[tuple[AlignStage, Standing, float]]:
-    """Every stage with how it stands and the seconds that it took."""
+    """Return every stage with how it stands and the seconds that it took."""
     state, fingerprints = AlignState(config.work), Fingerprints()
     found = []
     for stage in AlignStages(config):
@@ -85,7 +85,7 @@ def standings(config: AlignConfig) -> list[tuple[AlignStage, Standing, float]]:
 
 
 def result(stage: AlignStage, work: Path) -> str:
-    """What a finished stage made, in a few words."""
+    """Return what a finished stage made, in a few words."""
     if counts := _engine_counts(stage, work):
         named = [f"{counts[name]:,} {name}" for name in ("questions", "answers", "pairs") if name in counts]
         usage = counts.get("usage", {})

@@ -69,7 +69,7 @@ class AlignState:
         self.stages.pop(name, None)
 
     def standing(self, stage: AlignStage, fingerprint: str) -> Standing:
-        """How a stage stands whose fingerprint would now be `fingerprint`."""
+        """Tell how a stage stands whose fingerprint would now be `fingerprint`."""
         known = self.stages.get(stage.name)
         if known is None:
             return Standing("to do")
@@ -88,20 +88,20 @@ class Fingerprints:
         self.known: dict[str, str] = {}
 
     def add(self, stage: AlignStage) -> str:
-        """The fingerprint of the next stage."""
+        """Return the fingerprint of the next stage."""
         before = [self.known[name] for name in stage.after]
         self.known[stage.name] = digest([stage.name, _json(stage.settings), before])
         return self.known[stage.name]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The settings that differ, each with its old and its new value."""
+    """Return the settings that differ, each with its old and its new value."""
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in changed)
 
 
 def stale_lines(stale: Iterable[tuple[str, str]]) -> str:
-    """One line per stale stage."""
+    """Return one line per stale stage."""
     return "\n".join(f"  {name}: {why}" for name, why in stale)
 
 

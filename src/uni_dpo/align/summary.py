@@ -21,7 +21,7 @@ def write_summary(layout: WorkLayout) -> None:
 
 
 def summarize(layout: WorkLayout) -> dict[str, Any]:
-    """What came of a run, as JSON values; means and gains in per cent, or on the scores' own scale."""
+    """Return what came of a run, as JSON values; means and gains in per cent, or on the scores' own scale."""
     by, unit, seed = layout.settings.evaluate.by, layout.unit, layout.settings.seed
     base = read_grades(layout.work / "base" / "test" / "model", by)
     tests: list[dict[str, Any]] = [{"model": "before", "mean": mean(base, unit)}]

@@ -50,7 +50,7 @@ class Calibration:
     suggestions: list[Suggestion] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report, one line per fact."""
+        """Return the report, one line per fact."""
         lines = [f"rows: {self.rows:,}", f"output: {self.output}"]
         lines += [f"scores of {who}: {low:g} … {high:g} ({n:,})" for who, (low, high, n) in self.ranges.items()]
         if self.agreement is not None:
@@ -119,7 +119,7 @@ def calibrate(
 
 
 def suggest(chosen: np.ndarray, margins: np.ndarray) -> list[Suggestion]:
-    """η and τ_good from the chosen scores and the margins (chosen − rejected) of a dataset."""
+    """Return η and τ_good from the chosen scores and the margins (chosen − rejected) of a dataset."""
     suggestions = []
     positive = margins[margins > 0]
     if positive.size:
@@ -172,7 +172,7 @@ def _mapping(method: Method, values: array, low: float, high: float) -> Callable
 
 
 def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float:
-    """Agreement of ratings on an interval scale: 1 is perfect, 0 is chance, below is worse than chance.
+    """Return agreement of ratings on an interval scale: 1 is perfect, 0 is chance, below is worse than chance.
 
     α = 1 − D_o / D_e, with squared differences: D_o averages them within units, D_e over all ratings.
 

@@ -60,7 +60,7 @@ class Conversion:
     skipped: list[Fault] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report, one line per fact."""
+        """Return the report, one line per fact."""
         lines = [f"rows read: {self.read:,}", f"rows written: {self.written:,}", f"output: {self.output}"]
         lines += [f"read as: {self.detected}"] if self.detected else []
         lines += [f"lost: {name}: {count:,}" for name, count in self.losses.most_common() if count]
@@ -125,7 +125,7 @@ def convert(
 
 
 def parse_columns(parts: Sequence[str]) -> dict[str, str]:
-    """`FIELD=COLUMN` texts as field → column.
+    """Return `FIELD=COLUMN` texts as field → column.
 
     Raises:
         UniDPOError: one has no `=`, or nothing on one side of it.

@@ -105,12 +105,12 @@ class DatasetEntry:
 
 
 def pair_entry(path: str | Path) -> DatasetEntry:
-    """The entry of a file that holds pair records under their own column names."""
+    """Return the entry of a file that holds pair records under their own column names."""
     return DatasetEntry(Path(path).stem, Path(path), ranking=True, columns=PAIR_COLUMNS)
 
 
 def load_dataset_info(folder: str | Path) -> dict[str, Any]:
-    """The whole of a folder's `dataset_info.json`.
+    """Return the whole of a folder's `dataset_info.json`.
 
     Raises:
         PreferenceDataError: it is missing, or not a JSON object.
@@ -130,7 +130,7 @@ def load_dataset_info(folder: str | Path) -> dict[str, Any]:
 
 
 def read_entry(name: str, folder: str | Path) -> DatasetEntry:
-    """The entry `name` of `folder`'s `dataset_info.json`.
+    """Return the entry `name` of `folder`'s `dataset_info.json`.
 
     Raises:
         PreferenceDataError: no such entry (near matches are named), or the entry is not well formed.
@@ -182,7 +182,7 @@ def tokenized(settings: Mapping[str, Any]) -> bool:
 
 
 def parse_entry(name: str, attributes: Any, folder: str | Path) -> DatasetEntry:
-    """What an entry of `dataset_info.json` says, defaults filled in.
+    """Return what an entry of `dataset_info.json` says, defaults filled in.
 
     Raises:
         PreferenceDataError: a value is of the wrong kind.

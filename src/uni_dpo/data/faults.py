@@ -60,7 +60,7 @@ class PreferenceDataError(UniDPOError):
 
     @classmethod
     def of(cls, faults: Sequence[Fault], *, total: int | None = None) -> "PreferenceDataError":
-        """The error that lists the first 20 of `faults` and says how many there are."""
+        """Return the error that lists the first 20 of `faults` and says how many there are."""
         total = len(faults) if total is None else total
         count = "1 fault" if total == 1 else f"{total:,} faults"
         lines = [f"the preference data has {count}:", *(f"  {fault}" for fault in faults[:SHOWN_FAULTS])]
@@ -70,7 +70,7 @@ class PreferenceDataError(UniDPOError):
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value as an error message shows it: its repr, cut in the middle when long."""
+    """Return a value as an error message shows it: its repr, cut in the middle when long."""
     if isinstance(value, str | bytes) and len(value) > limit:
         head, tail = value[: limit // 2], value[-limit // 4 :]
         return f"{head!r} … {tail!r}"

@@ -44,7 +44,7 @@ class Rebased:
     backup: Path | None = None
 
     def lines(self) -> list[str]:
-        """The report, one line per fact."""
+        """Return the report, one line per fact."""
         counts = {
             "changed": self.changed,
             "already right": self.kept,
@@ -121,7 +121,7 @@ class _Rebaser:
         self.result = Rebased()
 
     def rebase_row(self, row: Row, columns: Sequence[str]) -> Row:
-        """A copy of `row` with its paths moved."""
+        """Return a copy of `row` with its paths moved."""
         self.result.rows += 1
         return row | {name: self._rebase_value(row[name]) for name in columns if name in row}
 

@@ -39,7 +39,7 @@ class ImageLimits:
     processor_min: int = 56 * 56
 
     def fitted(self, width: int, height: int) -> tuple[int, int]:
-        """The size that LlamaFactory gives an image before the processor sees it; a side of 0 stops it."""
+        """Return the size that LlamaFactory gives an image before the processor sees it; a side of 0 stops it."""
         if width * height > self.max_pixels:
             width, height = _scaled(width, height, self.max_pixels)
         if 0 < width * height < self.min_pixels:
@@ -54,7 +54,7 @@ class ImageLimits:
         return width, height
 
     def tokens(self, width: int, height: int) -> int:
-        """How many tokens Qwen2-VL makes of an image of `width` × `height` pixels."""
+        """Tell how many tokens Qwen2-VL makes of an image of `width` × `height` pixels."""
         width, height = self.fitted(width, height)
         side = self.side
         rows, columns = round(height / side), round(width / side)
@@ -88,7 +88,7 @@ def check_shape(width: int, height: int, name: str) -> None:
 
 
 def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int, int]:
-    """Width and height of an image that training can use.
+    """Return width and height of an image that training can use.
 
     Args:
         stream: the encoded image.

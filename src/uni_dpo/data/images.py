@@ -57,7 +57,7 @@ class ImagePaths:
         raise _why_no_file(path, tried)
 
     def places(self, path: str) -> list[Path]:
-        """Where the file of `path` may be, whether it is there or not.
+        """Tell where the file of `path` may be, whether it is there or not.
 
         Raises:
             BrokenImageError: none of the places is in the root.
@@ -98,7 +98,7 @@ def embedded_image(text: str) -> bytes | None:
 
 
 def image_source(image: Image, paths: ImagePaths) -> Path | bytes:
-    """The file that an image of a row is in, or its bytes where they are in the row.
+    """Return the file that an image of a row is in, or its bytes where they are in the row.
 
     Raises:
         BrokenImageError: there is no such file, or no bytes.
@@ -161,7 +161,7 @@ class ImageChecker:
                 self._threads.shutdown(cancel_futures=True)
 
     def states(self, images: Sequence[Image]) -> list[ImageState]:
-        """What is known of each image, in order; those not seen before are looked at, in parallel."""
+        """Return what is known of each image, in order; those not seen before are looked at, in parallel."""
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         paths = [_path_of(image) for image in images]
@@ -172,7 +172,7 @@ class ImageChecker:
         return [next(encoded) if path is None else self._known[path] for path in paths]
 
     def resolve(self, path: str) -> Path:
-        """The file that is opened for `path`; the path itself where there is none."""
+        """Return the file that is opened for `path`; the path itself where there is none."""
         try:
             return self.paths.find(path)
         except BrokenImageError:
@@ -207,7 +207,7 @@ class ImageChecker:
 def image_paths(
     folder: str | Path | None, root: str | Path | None = None, beside: str | Path | None = None
 ) -> ImagePaths:
-    """Where paths lead that start in `folder`, or beside the data, and may not leave `root`."""
+    """Tell where paths lead that start in `folder`, or beside the data, and may not leave `root`."""
     folders = dict.fromkeys(Path(start) for start in (folder, beside) if start is not None)
     return ImagePaths(tuple(folders), None if root is None else Path(root))
 

@@ -45,7 +45,7 @@ class PreferencePair:
 def read_pair(
     row: dict[str, Any], entry: DatasetEntry, faults: list[Fault], *, scores_required: bool = True
 ) -> PreferencePair | None:
-    """The pair that a row holds; what is wrong with the row is appended to `faults`.
+    """Return the pair that a row holds; what is wrong with the row is appended to `faults`.
 
     Returns:
         None where no pair can be made of the row.
@@ -73,7 +73,7 @@ def read_pair(
 
 
 def read_score(row: dict[str, Any], column: str, faults: list[Fault], *, required: bool = True) -> float | None:
-    """The finite number under `column`; anything else is None, and a fault where scores are `required`."""
+    """Return the finite number under `column`; anything else is None, and a fault where scores are `required`."""
     value = row.get(column)
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
         score = _as_float(value)
@@ -142,7 +142,7 @@ class RowReader:
         return None
 
     def required(self, column: str | None, role: str) -> tuple[bool, Any]:
-        """Whether the row has the column that the entry names for `role`, and what stands there."""
+        """Tell whether the row has the column that the entry names for `role`, and what stands there."""
         if column is None:
             self._fault("column_unmapped", role, "dataset_info.json names no column", f'add "{role}" to its columns')
             return False, None
@@ -153,16 +153,16 @@ class RowReader:
         return True, self._row[column]
 
     def optional_text(self, column: str | None) -> str:
-        """The text under `column`, empty where there is none."""
+        """Return the text under `column`, empty where there is none."""
         value = self._row.get(column) if column else None
         return "" if value is None else self._text(value, str(column)) or ""
 
     def turns(self) -> Turns | None:
-        """The question and what came before it, in whatever format the entry says."""
+        """Return the question and what came before it, in whatever format the entry says."""
         return self.alpaca_turns() if not self._messages else self.message_turns()
 
     def alpaca_turns(self) -> Turns | None:
-        """The question and what came before it in alpaca's columns."""
+        """Return the question and what came before it in alpaca's columns."""
         before = len(self._faults)
         _, prompt = self.required(self._columns.prompt, "prompt")
         if len(self._faults) > before:
@@ -184,7 +184,7 @@ class RowReader:
         return Turns("\n".join(text for text in texts if text), tuple(history))
 
     def message_turns(self) -> Turns | None:
-        """The question and what came before it in a list of messages that ends with the question."""
+        """Return the question and what came before it in a list of messages that ends with the question."""
         present, messages = self.required(self._columns.messages, "messages")
         column = str(self._columns.messages)
         if not present:
@@ -230,7 +230,7 @@ class RowReader:
         return True
 
     def answer(self, column: str | None) -> str | None:
-        """The answer under `column`: a text in alpaca, one message in the other formats."""
+        """Return the answer under `column`: a text in alpaca, one message in the other formats."""
         present, value = self.required(column, "chosen / rejected")
         if not present:
             return None
@@ -247,14 +247,14 @@ class RowReader:
         return self.answer_text(text, field)
 
     def answer_text(self, value: object, field: str) -> str | None:
-        """The text of an answer, which is never empty."""
+        """Return the text of an answer, which is never empty."""
         text = self._text(value, field)
         if text is not None and not text.strip():
             self._fault("answer_empty", field, "an empty answer", "write the answer, or remove the row")
         return text
 
     def images(self) -> tuple[Image, ...]:
-        """The row's images, as they stand there."""
+        """Return the row's images, as they stand there."""
         items = listed_images(self._row, self._columns.images)
         for index, item in enumerate(items):
             if not is_image(item):
@@ -274,7 +274,7 @@ def _joined_observations(turns: list[tuple[str, str]], tag: str | None) -> list[
 
 
 def listed_images(row: dict[str, Any], column: str | None) -> list[Any]:
-    """What stands under the images' column, whatever it is, as a list."""
+    """Return what stands under the images' column, whatever it is, as a list."""
     value = row.get(column) if column else None
     if value is None:
         return []
@@ -282,7 +282,7 @@ def listed_images(row: dict[str, Any], column: str | None) -> list[Any]:
 
 
 def is_image(value: object) -> bool:
-    """Whether a value could name or hold an image."""
+    """Tell whether a value could name or hold an image."""
     if isinstance(value, dict):
         return isinstance(value.get("bytes"), bytes) or isinstance(value.get("path"), str)
     return isinstance(value, str | bytes)

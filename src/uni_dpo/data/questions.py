@@ -84,12 +84,15 @@ class Question:
         return self.place or f"question {self.id}"
 
     def each_reference(self) -> list["Question"]:
-        """The question once per different right answer; once where there is one or none."""
+        """Return the question once per different right answer; once where there is one or none."""
         several = dict.fromkeys(self.references)
         return [replace(self, reference=reference) for reference in several] or [self]
 
     def to_row(self) -> Row:
-        """The question as JSON values; its place is no part of it, and what it lacks of the last two is left out."""
+        """Return the question as JSON values.
+
+        Its place is no part of it, and what it lacks of the last two is left out.
+        """
         row: Row = {
             "id": self.id,
             "text": self.text,
@@ -103,13 +106,13 @@ class Question:
 
     @classmethod
     def from_row(cls, row: Row) -> "Question":
-        """The inverse of `to_row`."""
+        """Undo `to_row`: read what it wrote."""
         tuples = {name: tuple(row.get(name, ())) for name in ("images", "answers", "references")}
         return cls(**{**row, **tuples})
 
 
 def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
-    """All questions of a file, sorted by id.
+    """Return all questions of a file, sorted by id.
 
     Args:
         extracted: folder that embedded images are written to, under the hash of their bytes.
@@ -129,7 +132,9 @@ def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
 
 
 def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple[Question, Any]]:
-    """Every question of a file in its order, and the id that its row has; without one (None) the content is the id.
+    """Yield every question of a file in its order, and the id that its row has.
+
+    Without one (None) the content is the id.
 
     Raises:
         UniDPOError: see `read_questions`; ids may repeat.
@@ -152,7 +157,7 @@ def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple
 
 
 def sort_questions(questions: Iterable[Question], limit: int | None = None) -> list[Question]:
-    """Questions in the engine's order, which is by id and not by place; the first `limit` of them."""
+    """Return questions in the engine's order, which is by id and not by place; the first `limit` of them."""
     ordered = sorted(questions, key=lambda question: question.id)[:limit]
     if not ordered:
         raise UniDPOError("the input holds no questions")
@@ -160,12 +165,18 @@ def sort_questions(questions: Iterable[Question], limit: int | None = None) -> l
 
 
 def first_filled(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
-    """What stands under the first of `columns` that holds something: NaN, empty texts and empty lists are nothing."""
+    """Return what stands under the first of `columns` that holds something.
+
+    NaN, empty texts and empty lists are nothing.
+    """
     return next((row[column] for column in columns if not is_empty(row.get(column))), None)
 
 
 def is_empty(value: object) -> bool:
-    """Whether a cell holds nothing: null, NaN (a gap of pandas), an empty text or list, or an image without either."""
+    """Tell whether a cell holds nothing.
+
+    Null, NaN (a gap of pandas), an empty text or list, or an image without either.
+    """
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
@@ -176,7 +187,10 @@ def is_empty(value: object) -> bool:
 
 
 def plain_text(value: object) -> str | None:
-    """A cell as text, None where it holds nothing or cannot be one: 3.0, which a gap makes of an integer, is `3`."""
+    """Return a cell as text, None where it holds nothing or cannot be one.
+
+    3.0, which a gap makes of an integer, is `3`.
+    """
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     if isinstance(value, Mapping):
@@ -205,7 +219,7 @@ class _QuestionReader:
     folder: ImageFolder
 
     def question(self, row: Row) -> Question:
-        """The question that a row holds; the caller adds its place.
+        """Return the question that a row holds; the caller adds its place.
 
         Raises:
             PreferenceDataError: there is none.
@@ -265,7 +279,7 @@ def _images(row: Row, column: str) -> list[Image]:
 
 
 def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
-    """What stands under the first of `columns` that holds something, as texts.
+    """Return what stands under the first of `columns` that holds something, as texts.
 
     Raises:
         PreferenceDataError: an item that has no text.

@@ -37,7 +37,7 @@ class PairChoice:
     min_gap: float = 0.0
 
     def pairs(self, scores: Sequence[float], same_as: Sequence[Any]) -> list[tuple[int, int]]:
-        """The pairs (better, worse) of some answers, best first, as places in `scores`.
+        """Return the pairs (better, worse) of some answers, best first, as places in `scores`.
 
         Args:
             scores: how good each answer is.
@@ -59,7 +59,7 @@ ALL_PAIRS = PairChoice()
 
 
 def candidates(count: int, pairing: Pairing) -> Iterator[tuple[int, int]]:
-    """The places (better, worse) that `pairing` takes of `count` answers, best first."""
+    """Return the places (better, worse) that `pairing` takes of `count` answers, best first."""
     if pairing == "all":
         return itertools.combinations(range(count), 2)
     if pairing == "neighbours":
@@ -76,7 +76,7 @@ class RankedRow:
     """What every pair of the row has in common; its answers are empty."""
 
     def pairs(self, choice: PairChoice) -> list[PreferencePair]:
-        """The pairs that `choice` takes, best first; of every two different answers where they have no scores."""
+        """Give the pairs that `choice` takes, best first; of every two different answers where they have no scores."""
         question = self.question
         texts = [answer.text for answer in self.answers]
         scores = [answer.score for answer in self.answers]
@@ -102,7 +102,7 @@ class RankedRow:
 def read_ranked(
     row: dict[str, Any], entry: DatasetEntry, faults: list[Fault], *, scores_required: bool = True
 ) -> RankedRow | None:
-    """The question and rated answers that a row holds; what is wrong with the row is appended to `faults`.
+    """Return the question and rated answers that a row holds; what is wrong with the row is appended to `faults`.
 
     Answers are texts, with their scores in a column beside them, or objects with a text and a `score`.
 
@@ -124,14 +124,14 @@ def read_ranked(
 
 
 def answer_text(answer: Any) -> Any:
-    """The text of an answer that is a text or an object; whatever stands there where it is neither."""
+    """Return the text of an answer that is a text or an object; whatever stands there where it is neither."""
     if isinstance(answer, dict):
         return next((answer[key] for key in TEXT_KEYS if answer.get(key) is not None), None)
     return answer
 
 
 def answer_scores(row: dict[str, Any], columns: Columns) -> list[Any]:
-    """The scores of a row's answers as they stand there: in their own column, or in each answer."""
+    """Return the scores of a row's answers as they stand there: in their own column, or in each answer."""
     beside = row.get(columns.scores)
     if isinstance(beside, list):
         return beside

@@ -64,7 +64,7 @@ _OPENAI_TAGS = {
 
 
 def detect_attributes(path: str | Path) -> dict[str, Any]:
-    """What an entry of `dataset_info.json` says about a file, all but its `file_name`.
+    """Return what an entry of `dataset_info.json` says about a file, all but its `file_name`.
 
     Raises:
         PreferenceDataError: the file cannot be read, or its rows do not look like pairs.
@@ -151,7 +151,7 @@ def _first_rows(path: str | Path) -> list[Row]:
 
 
 def detect_entry(path: str | Path) -> DatasetEntry:
-    """The entry that fits a file which no `dataset_info.json` describes."""
+    """Return the entry that fits a file which no `dataset_info.json` describes."""
     path = Path(path)
     attributes = detect_attributes(path) | {"file_name": path.name}
     return parse_entry(path.stem, attributes, path.parent)

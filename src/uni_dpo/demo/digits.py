@@ -29,7 +29,7 @@ class Digit:
 
 
 def answer(label: int) -> str:
-    """The sentence that names a digit."""
+    """Return the sentence that names a digit."""
     return f"The digit is {WORDS[label]}."
 
 
@@ -57,7 +57,7 @@ def write_digits(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, l
 
 
 def closeness(given: str, question: Question) -> float:
-    """How close an answer is to the truth, from 0 to 1.
+    """Tell how close an answer is to the truth, from 0 to 1.
 
     1 for the right answer; for another digit 0.4 less the further away it lies (at most 0.36); 0 for anything else.
     """

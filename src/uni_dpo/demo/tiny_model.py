@@ -98,7 +98,7 @@ def write_tiny_qwen2_vl(
 
 
 def train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # transformers is untyped
-    """A byte-level BPE that learns the words of `corpus` and spells all others; with Qwen's special tokens."""
+    """Return a byte-level BPE that learns the words of `corpus` and spells all others; with Qwen's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 

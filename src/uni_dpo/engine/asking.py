@@ -32,7 +32,7 @@ def ask(
     max_tokens: int,
     attempts: int = 2,
 ) -> list[T | Failure | Aside]:
-    """One parsed reply per request; equal requests are put once and share it.
+    """Return one parsed reply per request; equal requests are put once and share it.
 
     Args:
         parse: reply → value, or None where the reply has not the form that was asked for. A reply that the limit of
@@ -81,7 +81,7 @@ class Template:
 
 
 def load_template(name_or_path: str, *, gaps: tuple[str, ...]) -> Template:
-    """The prompt of that name, or the text of the user's file.
+    """Return the prompt of that name, or the text of the user's file.
 
     Args:
         name_or_path: a built-in name without suffix, or the path of a text file.
@@ -103,7 +103,7 @@ def load_template(name_or_path: str, *, gaps: tuple[str, ...]) -> Template:
 
 
 def listed_lines(reply: str) -> tuple[list[str], bool]:
-    """The filled lines of a reply, without bullets, and whether all of them had one.
+    """Return the filled lines of a reply, without bullets, and whether all of them had one.
 
     Of a reply with headings (`### Facts:`), as RLAIF-V's published models write them, only what stands under the last
     heading with lines counts.
@@ -141,11 +141,11 @@ class Checker(ABC):
 
     @abstractmethod
     def check(self, checks: Sequence[Check]) -> list[float | Failure | Aside]:
-        """P(yes) in [0, 1] for each check, in order; an `Aside` where the model says neither yes nor no."""
+        """Return P(yes) in [0, 1] for each check, in order; an `Aside` where the model says neither yes nor no."""
 
 
 def word_forms(word: str) -> tuple[str, ...]:
-    """A word in all casings, with and without a leading space: models spell their first token in any of them."""
+    """Return a word in all casings, with and without a leading space: models spell their first token in any of them."""
     casings = dict.fromkeys((word.lower(), word.capitalize(), word.upper()))
     return tuple(f"{space}{casing}" for space in ("", " ") for casing in casings)
 
@@ -154,7 +154,7 @@ YES_NO = {"yes": word_forms("yes"), "no": word_forms("no")}
 
 
 def probability_of_yes(logprobs: Mapping[str, float]) -> float | None:
-    """P(yes) ÷ (P(yes) + P(no)) from the two log-probabilities; None where both are -inf."""
+    """Return P(yes) ÷ (P(yes) + P(no)) from the two log-probabilities; None where both are -inf."""
     yes, no = logprobs["yes"], logprobs["no"]
     if yes == no == -math.inf:
         return None

@@ -134,7 +134,7 @@ class EngineConfig:
             return cls(given)
 
     def roles(self, stage: str) -> tuple[str, ...]:
-        """Names of the models that a stage asks."""
+        """Return names of the models that a stage asks."""
         if stage == "sample":
             return tuple(self.sampler_class.roles)
         return tuple(self.pipeline_class.reward_roles(self.reward)) if stage == "reward" else ()
@@ -166,7 +166,7 @@ class EngineConfig:
         self.pipeline_class(self.reward, {}, self.settings.seed).check(questions)
 
     def describe(self, stage: str) -> dict[str, Any]:
-        """Everything in this config that decides a stage's output, prompts' texts included."""
+        """Return everything in this config that decides a stage's output, prompts' texts included."""
         options = {"sample": self.sample, "reward": self.reward, "pair": self.pairs}[stage]
         described: dict[str, Any] = {"seed": self.settings.seed, **fingerprinted(options)}
         if stage == "sample":

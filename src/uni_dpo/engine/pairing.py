@@ -49,7 +49,7 @@ class PairOptions:
 
 
 def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
-    """Answers without repeats: of those that differ in white space only, the first."""
+    """Return answers without repeats: of those that differ in white space only, the first."""
     seen: dict[str, ScoredAnswer] = {}
     for answer in answers:
         seen.setdefault(wording(answer.text), answer)
@@ -57,17 +57,17 @@ def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
 
 
 def anything(better: ScoredAnswer, worse: ScoredAnswer) -> bool:
-    """Any two answers may be compared."""
+    """Return any two answers may be compared."""
     return True
 
 
 def anyone(answer: ScoredAnswer) -> bool:
-    """Any answer may be chosen."""
+    """Return any answer may be chosen."""
     return True
 
 
 def may_be_chosen(options: Any) -> Choosable:
-    """Who may be the better answer of a pair under these options: none that was cut, unless they allow it."""
+    """Tell who may be the better answer of a pair under these options: none that was cut, unless they allow it."""
     return anyone if getattr(options, "allow_cut_answers", False) else lambda answer: not answer.cut
 
 
@@ -81,7 +81,7 @@ def gap_pairs(
     comparable: Comparable = anything,
     choosable: Choosable = anyone,
 ) -> list[Pair]:
-    """Pairs within one question whose scores differ by at least `min_gap`.
+    """Return pairs within one question whose scores differ by at least `min_gap`.
 
     Args:
         answers: all answers to this question.
@@ -112,7 +112,7 @@ def best_worst_pairs(
     comparable: Comparable = anything,
     choosable: Choosable = anyone,
 ) -> list[Pair]:
-    """The best answer with the worst, the second best with the second worst, and so on.
+    """Return the best answer with the worst, the second best with the second worst, and so on.
 
     No answer is in two pairs, and equal scores never make one. Of answers with one score, the first by text counts
     as the better: nothing is drawn. An answer that may not be chosen leaves its place to the next best.
@@ -139,7 +139,7 @@ def choose_pairs(
     seed: int,
     comparable: Comparable = anything,
 ) -> list[Pair]:
-    """Pairs within one question, as `options` have it."""
+    """Return pairs within one question, as `options` have it."""
     shared: dict[str, Any] = {
         "min_gap": options.min_gap,
         "cap": options.max_pairs_per_question,
@@ -152,7 +152,7 @@ def choose_pairs(
 
 
 def make_pair(question_id: str, better: ScoredAnswer, worse: ScoredAnswer) -> Pair:
-    """The pair of two scored answers."""
+    """Return the pair of two scored answers."""
     return Pair(question_id, better.text, worse.text, better.score, worse.score)
 
 
@@ -174,7 +174,7 @@ def balance_lengths(pairs: Sequence[Pair], how: LengthBalance) -> list[Pair]:
 
 
 def length_imbalance(pairs: Sequence[Pair]) -> float:
-    """|mean words of chosen − mean words of rejected| ÷ mean words of rejected."""
+    """Return |mean words of chosen − mean words of rejected| ÷ mean words of rejected."""
     chosen = sum(len(pair.chosen.split()) for pair in pairs)
     rejected = sum(len(pair.rejected.split()) for pair in pairs)
     return abs(chosen - rejected) / rejected
@@ -192,7 +192,7 @@ def bound_mean_difference(pairs: Sequence[Pair], limit: float) -> list[Pair]:
 def drop_near_duplicates(
     answers: Sequence[ScoredAnswer], *, threshold: float = 0.9, words: int = 10
 ) -> list[ScoredAnswer]:
-    """Answers of which none is like an earlier one: Jaccard similarity of word n-grams at most `threshold`.
+    """Return answers of which none is like an earlier one: Jaccard similarity of word n-grams at most `threshold`.
 
     Texts of fewer than `words` words are compared by n-grams of their own length.
     """

@@ -7,7 +7,7 @@ from uni_dpo.storage.rowlog import Row as Row
 
 
 def wording(text: str) -> str:
-    """An answer without surplus white space: two answers of one wording count as the same."""
+    """Return an answer without surplus white space: two answers of one wording count as the same."""
     return " ".join(text.split())
 
 

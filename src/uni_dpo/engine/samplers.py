@@ -42,7 +42,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, questions: Sequence[Question]) -> list[Sampled | Failure]:
-        """Answers to each question, in order. What is drawn may depend on a question's id, not its place."""
+        """Return answers to each question, in order. What is drawn may depend on a question's id, not its place."""
 
 
 @dataclass(frozen=True)

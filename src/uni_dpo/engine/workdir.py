@@ -48,7 +48,7 @@ class StageLog(RowLog):
         self._note()
 
     def succeeded(self) -> dict[str, Row]:
-        """The rows that are no failures, by id."""
+        """Return the rows that are no failures, by id."""
         return {key: row for key, row in self.rows.items() if "failed" not in row}
 
 
@@ -63,11 +63,11 @@ class WorkDir:
         self.manifest_path = self.folder / "manifest.json"
 
     def stage_path(self, number: int, stage: str) -> Path:
-        """The file of a stage's rows."""
+        """Return the file of a stage's rows."""
         return self.folder / f"{number}-{stage}.jsonl"
 
     def aside_path(self, number: int, stage: str) -> Path:
-        """The file of a stage's unusable replies."""
+        """Return the file of a stage's unusable replies."""
         return self.folder / "aside" / f"{number}-{stage}.jsonl"
 
     def set_apart(self, number: int, stage: str, fingerprint: str) -> None:
@@ -77,7 +77,7 @@ class WorkDir:
             path.replace(path.with_name(f"{number}-{stage}.stale-{fingerprint[:8]}.jsonl"))
 
     def manifest(self) -> dict[str, Any]:
-        """What was written last; empty for a new directory."""
+        """Return what was written last; empty for a new directory."""
         if not self.manifest_path.is_file():
             return {}
         try:
@@ -103,7 +103,7 @@ Stages = dict[str, dict[str, Any]]
 
 
 def plan_stages(config: EngineConfig, questions: str) -> Stages:
-    """What each stage depends on: its own settings and everything before it.
+    """Return what each stage depends on: its own settings and everything before it.
 
     Args:
         questions: digest of the input.
@@ -123,7 +123,7 @@ def plan_stages(config: EngineConfig, questions: str) -> Stages:
 def settle_stages(
     planned: Stages, known: Mapping[str, Any], work: WorkDir, only: int | None, continue_from: int | None
 ) -> Stages:
-    """The manifest's entries for a run: planned ones, and known ones of stages that are not touched.
+    """Return the manifest's entries for a run: planned ones, and known ones of stages that are not touched.
 
     Stale stages that the caller asked for have their files set apart; they will be done again.
 

@@ -84,12 +84,12 @@ def check_references(name: str, questions: Iterable[Question]) -> None:
 
 
 def exact(answer: str, question: Question) -> float:
-    """1 where answer and reference agree but for case, punctuation at the ends, and white space."""
+    """Return 1 where answer and reference agree but for case, punctuation at the ends, and white space."""
     return float(plain(answer) == plain(reference_of(question)))
 
 
 def reference_of(question: Question) -> str:
-    """The question's reference answer, or a plain error that there is none."""
+    """Return the question's reference answer, or a plain error that there is none."""
     if question.reference is None:
         *most, last = (f"`{column}`" for column in REFERENCE_COLUMNS)
         raise UniDPOError(f"{question.called}: grading needs a reference answer, in column {', '.join(most)} or {last}")
@@ -97,11 +97,11 @@ def reference_of(question: Question) -> str:
 
 
 def references_of(question: Question) -> tuple[str, ...]:
-    """All of the question's right answers, with repeats, or a plain error that there is none."""
+    """Return all of the question's right answers, with repeats, or a plain error that there is none."""
     return question.references or (reference_of(question),)
 
 
 def plain(text: str) -> str:
-    """A text without case, surplus white space, full-width forms, and punctuation at its ends."""
+    """Return a text without case, surplus white space, full-width forms, and punctuation at its ends."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return text.strip(" .,;:!?\"'“”‘’()[]。、*`")

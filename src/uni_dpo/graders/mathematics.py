@@ -45,7 +45,9 @@ _PERCENT = re.compile(r"\s*\\?%$")
 
 
 def grade(answer: str, question: Question) -> float | None:
-    """1 where the answer's final result equals the reference; None where it has none, or none that can be compared.
+    """Return 1 where the answer's final result equals the reference.
+
+    None where it has none, or none that can be compared.
 
     The final result is what stands in the last `\\boxed{…}`, else behind the last `####`, else the last expression.
     12 % equals both 12 and 0.12.
@@ -57,7 +59,7 @@ def grade(answer: str, question: Question) -> float | None:
 
 
 def final_result(text: str) -> str | None:
-    """What stands in the last closed `\\boxed{…}` or `\\fbox{…}`, else in the line behind the last `####`."""
+    """Return what stands in the last closed `\\boxed{…}` or `\\fbox{…}`, else in the line behind the last `####`."""
     for start in reversed([match.end() for match in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
         depth, escaped = 1, False
         for end in range(start, len(text)):

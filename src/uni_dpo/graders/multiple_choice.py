@@ -98,7 +98,7 @@ class _Mention:
 
 
 def multiple_choice(answer: str, question: Question) -> float | None:
-    """1 where the answer picks the reference's option, by letter or text; None where it picks none, or several."""
+    """Give 1 where the answer picks the reference's option, by letter or text; None where it picks none, or several."""
     options = {letter.upper(): text for letter, text in question.options.items()}
     wanted = pick_option(reference_of(question), options)
     if wanted is None:
@@ -108,7 +108,7 @@ def multiple_choice(answer: str, question: Question) -> float | None:
 
 
 def pick_option(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the one option that a text picks; None where it picks none, or where that cannot be told.
+    """Return the letter of the one option that a text picks; None where it picks none, or where that cannot be told.
 
     Args:
         text: an answer in any wording: `B`, `**B**`, `\\boxed{B}`, `<answer>B</answer>`, `B. cat`, `The answer is a

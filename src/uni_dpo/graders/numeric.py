@@ -51,7 +51,7 @@ _DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe6
 
 
 def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute: float = 1e-9) -> float | None:
-    """1 where the number that the answer states equals the reference within tolerance; None where it states none.
+    """Give 1 where the number that the answer states equals the reference within tolerance; None where it states none.
 
     45 % is right for 45 %, for 45 and for 0.45, and 5 million for 5 million, 5 and 5,000,000. A range is no number,
     unless the reference is a range too: then both ends count.
@@ -72,13 +72,16 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
 
 
 def last_number(text: str) -> float | None:
-    """The number that a text states, as `stated` finds it, its scale left out: 12 % counts as 12; None for a range."""
+    """Return the number that a text states, as `stated` finds it, its scale left out: 12 % counts as 12.
+
+    None for a range.
+    """
     found = stated(text)
     return found.low if found is not None and found.low == found.high else None
 
 
 def stated(text: str) -> Stated | None:
-    """The number behind the last `answer is` or in the last box, else the last number; None where there is none.
+    """Return the number behind the last `answer is` or in the last box, else the last number; None where there is none.
 
     1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read. Digits of units (m²) and names
     (CO2), and the numbers of list entries, steps and figures do not count.

@@ -17,7 +17,7 @@ AGREEING = 3
 
 
 def vqa(answer: str, question: Question) -> float | None:
-    """min(matches / 3, 1) over all people but one, averaged over who is left out; None for an empty answer.
+    """Return min(matches / 3, 1) over all people but one, averaged over who is left out; None for an empty answer.
 
     With one reference alone it is 1 where the answer equals it.
     """
@@ -33,7 +33,7 @@ def vqa(answer: str, question: Question) -> float | None:
 
 
 def normal(text: str) -> str:
-    """A short answer without case, articles and punctuation, its number words as digits."""
+    """Return a short answer without case, articles and punctuation, its number words as digits."""
     text = re.sub(r"[.,](?!\d)|(?<!\d)[.,]|(?<=\d),(?=\d{3}\b)|['’]", "", plain(text))
     words = re.sub(r"[;/\[\]\"{}()=+\\_\-<>@`?!:]", " ", text).split()
     return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES)

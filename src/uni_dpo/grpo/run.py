@@ -68,7 +68,7 @@ def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
 
 
 def reward_line(log: Sequence[Mapping[str, Any]]) -> str:
-    """What a run's log says of the reward; the summary that TRL puts at its end is no step."""
+    """Return what a run's log says of the reward; the summary that TRL puts at its end is no step."""
     rewards = [line["reward"] for line in log if "reward" in line and "train_runtime" not in line]
     if not rewards:
         return "reward: no step was logged (see logging_steps)"
@@ -78,7 +78,7 @@ def reward_line(log: Sequence[Mapping[str, Any]]) -> str:
 def make_trainer(
     settings: GRPOSettings, arguments: Any, questions: Sequence[Question], reward: Reward
 ) -> VisionGRPOTrainer:
-    """TRL's trainer of the policy on the questions.
+    """Return TRL's trainer of the policy on the questions.
 
     Args:
         settings: the run.
@@ -115,7 +115,7 @@ def make_trainer(
 
 
 def dataset(questions: Sequence[Question]) -> Any:
-    """The questions as TRL reads them; `question` is a question's place, for the reward.
+    """Return the questions as TRL reads them; `question` is a question's place, for the reward.
 
     Returns:
         a `datasets.Dataset` of `prompt`, `images` (decoded when they are asked for) and `question`.
@@ -133,7 +133,7 @@ def dataset(questions: Sequence[Question]) -> Any:
 
 
 def reward_function(reward: Reward, questions: Sequence[Question]) -> Callable[..., list[float]]:
-    """A reward as TRL calls one, with the columns of the dataset repeated for every completion."""
+    """Return a reward as TRL calls one, with the columns of the dataset repeated for every completion."""
 
     def rewarded(completions: Sequence[list[dict[str, str]]], question: Sequence[int], **_: Any) -> list[float]:
         answers = [turns[-1]["content"].strip() for turns in completions]

@@ -114,7 +114,7 @@ class Models:
         return {"model": self.original}, lies_on if self.is_adapter else {"model": self.trained}
 
     def versions(self) -> tuple[Any, Any]:
-        """What tells one state of each model from the next: its name, and the sizes and times of its files."""
+        """Return what tells one state of each model from the next: its name, and the sizes and times of its files."""
         return _version(self.original), (_version(self.original), _version(self.trained))
 
 
@@ -225,12 +225,12 @@ THUMBNAIL = 240
 
 
 def changed(rows: Sequence[Row]) -> int:
-    """How many answers differ."""
+    """Tell how many answers differ."""
     return sum(row[ORIGINAL] != row[TRAINED] for row in rows)
 
 
 def table(rows: Sequence[Row]) -> "Table":
-    """The answers side by side, for a terminal."""
+    """Return the answers side by side, for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -241,7 +241,7 @@ def table(rows: Sequence[Row]) -> "Table":
 
 
 def page(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> str:
-    """The answers side by side, and how the model was trained, as one HTML page that needs nothing beside it."""
+    """Return the answers side by side, and how the model was trained, as one HTML page that needs nothing beside it."""
     head = "".join(f"<th>{name}</th>" for name in HEADER)
     body = "\n".join(map(_line, rows))
     told = f"Trained with {html.escape(', '.join(facts))}. " if facts else ""

@@ -63,7 +63,7 @@ class PredictReport:
         return self.correct / self.labelled if self.labelled else None
 
     def lines(self) -> list[str]:
-        """The report, one line per fact."""
+        """Return the report, one line per fact."""
         lines = [f"questions answered: {self.rows:,}", f"output: {self.output}"]
         lines += [f"answers cut at the limit of tokens: {self.cut:,}; raise it"] if self.cut else []
         return lines + (accuracy_lines(self.grades, seed=self.seed) if self.grades else [])

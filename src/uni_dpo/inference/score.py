@@ -54,7 +54,7 @@ class ScoreReport:
     median: float = 0.0
 
     def lines(self) -> list[str]:
-        """The report, one line per fact."""
+        """Return the report, one line per fact."""
         lines = [f"rows: {self.rows:,}", f"output: {self.output}"]
         if self.agreement is None:
             return [*lines, f"median rating: {self.median:.3f}"]
@@ -119,16 +119,16 @@ class Layout(Protocol):
     """How the rows of a file are read, and where their ratings go."""
 
     def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
-        """All rows of one file, in order."""
+        """Return all rows of one file, in order."""
         ...
 
     def rated(self, row: Row, ratings: Sequence[float]) -> Row:
-        """A row with the ratings of its conversations."""
+        """Return a row with the ratings of its conversations."""
         ...
 
 
 def layout_of(source: str | Path, answer_column: str | None = None) -> Layout:
-    """The layout of a file, by the columns of its first row.
+    """Return the layout of a file, by the columns of its first row.
 
     Raises:
         PreferenceDataError: the file cannot be read, is empty, or holds neither pairs nor answers.

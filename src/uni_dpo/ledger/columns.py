@@ -66,12 +66,12 @@ TEXTS = pa.schema(
 
 
 def own_folder(output: str | Path) -> Path:
-    """Where this project keeps what it records of a training, in the training's output folder."""
+    """Tell where this project keeps what it records of a training, in the training's output folder."""
     return Path(output) / "uni_dpo"
 
 
 def ledger_folder(output: str | Path) -> Path:
-    """The folder of Parquet files that is read as one table: pandas, Polars, DuckDB and `datasets` all do."""
+    """Return the folder of Parquet files that is read as one table: pandas, Polars, DuckDB and `datasets` all do."""
     return own_folder(output) / "pairs.parquet"
 
 
@@ -81,5 +81,5 @@ def record_file(output: str | Path) -> Path:
 
 
 def texts_file(output: str | Path) -> Path:
-    """The Parquet file with the texts of the pairs, columns `TEXTS`."""
+    """Return the Parquet file with the texts of the pairs, columns `TEXTS`."""
     return own_folder(output) / "texts.parquet"

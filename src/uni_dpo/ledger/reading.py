@@ -12,7 +12,7 @@ from uni_dpo.ledger.columns import LEDGER, TEXTS, ledger_folder, record_file, te
 
 
 def read_ledger(output: str | Path) -> pa.Table:
-    """Every row of a training's ledger, by step; no rows where none was kept.
+    """Return every row of a training's ledger, by step; no rows where none was kept.
 
     Args:
         output: the training's output folder.
@@ -27,7 +27,7 @@ def read_ledger(output: str | Path) -> pa.Table:
 
 
 def read_texts(output: str | Path) -> pa.Table:
-    """The texts of the pairs of a training, columns `TEXTS`; no rows where none were kept.
+    """Return the texts of the pairs of a training, columns `TEXTS`; no rows where none were kept.
 
     Raises:
         UniDPOError: the file cannot be read.

@@ -21,7 +21,7 @@ _AT_ONCE = 1_000
 
 
 def pair_key(name: str, question: str, chosen: str, rejected: str) -> int:
-    """What a batch knows a pair by: a 63-bit number made from its name and texts."""
+    """Return what a batch knows a pair by: a 63-bit number made from its name and texts."""
     return derive_seed(name, *(digest(text) for text in (question, chosen, rejected)))
 
 
@@ -73,7 +73,7 @@ def fingerprint(texts: pa.Table) -> str:
 
 
 def names_of(texts: pa.Table) -> PairNames:
-    """The names that a ledger gives the pairs of these texts."""
+    """Return the names that a ledger gives the pairs of these texts."""
     return PairNames(texts["key"].to_numpy(), texts["pair"].combine_chunks())
 
 

@@ -64,7 +64,7 @@ class PairLedger:
             self.flush()
 
     def waiting(self) -> pa.Table:
-        """The rows that no file holds yet, with the columns `columns.LEDGER`."""
+        """Return the rows that no file holds yet, with the columns `columns.LEDGER`."""
         if not self._waiting:
             return LEDGER.empty_table()
         lengths = [len(batch.keys) for batch in self._waiting]
@@ -132,7 +132,7 @@ class PairNames:
         self._keys, self._names = keys[order], names.take(pa.array(order))
 
     def of(self, keys: np.ndarray) -> pa.Array:
-        """The names of some keys; a key without a name stands for itself in hexadecimal digits."""
+        """Return the names of some keys; a key without a name stands for itself in hexadecimal digits."""
         places = np.searchsorted(self._keys, keys)
         known = places < len(self._keys)
         known[known] = self._keys[places[known]] == keys[known]

@@ -162,7 +162,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         return PairChoice(self.uni_dpo_pairs, self.uni_dpo_min_gap)
 
     def uni_dpo_config(self) -> UniDPOConfig:
-        """The objective's hyperparameters as they were set."""
+        """Return the objective's hyperparameters as they were set."""
         return self.objective_config(self.pref_beta)
 
     def _refuse_what_changes_image_features(self) -> None:

@@ -31,7 +31,7 @@ class _Plain(logging.Formatter):
 
 
 def log_file(output: str | Path) -> Path:
-    """The file that holds all that a process of a training said."""
+    """Return the file that holds all that a process of a training said."""
     rank = int(os.environ.get("RANK", "0"))
     return Path(output) / "uni_dpo" / (f"train-rank-{rank}.log" if rank else "train.log")
 

@@ -130,7 +130,7 @@ def _number(value: Any) -> float:
 
 
 def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) -> Any:
-    """LlamaFactory's converter of that name, wrapped where the run needs scores or keeps a ledger."""
+    """Return LlamaFactory's converter of that name, wrapped where the run needs scores or keeps a ledger."""
     run = current_run()
     if not run.needs_scores:
         found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
@@ -141,7 +141,7 @@ def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) 
 
 
 def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: Any, training_args: Any) -> Any:
-    """LlamaFactory's loading; where the loss needs scores, local pairs come as a table of checked rows.
+    """Return LlamaFactory's loading; where the loss needs scores, local pairs come as a table of checked rows.
 
     Raises:
         UniDPOError: ranked answers are to train another loss.
@@ -162,7 +162,7 @@ def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: A
 
 
 def entry_of(attr: DatasetAttr, folder: str) -> DatasetEntry:
-    """LlamaFactory's description of a local dataset as ours."""
+    """Return LlamaFactory's description of a local dataset as ours."""
     columns = {field.name: getattr(attr, field.name) for field in fields(Columns)}
     tags = {field.name: getattr(attr, field.name) for field in fields(Tags)}
     path = Path(folder) / attr.dataset_name
@@ -170,7 +170,7 @@ def entry_of(attr: DatasetAttr, folder: str) -> DatasetEntry:
 
 
 def media_places(data_args: Any) -> tuple[str, str | None]:
-    """Where image paths start, and the folder that they must stay in, if any.
+    """Tell where image paths start, and the folder that they must stay in, if any.
 
     LlamaFactory fills `media_dir` with `dataset_dir`; only one that the user gave is a root to stay in.
     """
@@ -179,7 +179,10 @@ def media_places(data_args: Any) -> tuple[str, str | None]:
 
 
 def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, training_args: Any) -> Any:
-    """LlamaFactory's alignment; where rows have to be named, in faults or in the ledger, they are numbered first."""
+    """Return LlamaFactory's alignment.
+
+    Where rows have to be named, in faults or in the ledger, they are numbered first.
+    """
     if current_run().needs_scores or current_run().keeps_ledger:
         names = [name for medium in MEDIA for name in (medium, f"_{medium}") if name not in dataset.column_names]
         features = None
@@ -216,7 +219,7 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
         return MultiModalDataCollatorForSeq2Seq.__call__(self, rows)
 
     def carried(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """What a batch holds beside the model's inputs: `CARRIED`, or nothing where the features carry none."""
+        """Return what a batch holds beside the model's inputs: `CARRIED`, or nothing where the features carry none."""
         for feature in features:
             if feature.get("fault"):
                 raise UniDPOError(cut_media_message([feature["fault"]]))
@@ -240,7 +243,7 @@ def take_keys(batch: Any) -> Tensor | None:
 
 
 def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids: set[int]) -> Any:
-    """The pairs of a tokenized dataset.
+    """Return the pairs of a tokenized dataset.
 
     Args:
         dataset: a `datasets.Dataset` of questions; an iterable one, whose pairs the collator checks; or None.

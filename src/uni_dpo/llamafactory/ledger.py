@@ -23,7 +23,7 @@ logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's 
 
 
 def open_ledger(trainer: Any) -> PairLedger | None:
-    """The ledger of a trainer's run; the first process writes the texts of its pairs.
+    """Return the ledger of a trainer's run; the first process writes the texts of its pairs.
 
     Returns:
         None where the data were tokenized without what a ledger needs.

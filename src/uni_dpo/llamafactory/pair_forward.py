@@ -86,7 +86,7 @@ class PairForward:
         attention: str = "sdpa",
         store: ImageStore | None = None,
     ) -> "PairForward | None":
-        """The shared-prefix pass if the models allow it; None is LlamaFactory's own.
+        """Return the shared-prefix pass if the models allow it; None is LlamaFactory's own.
 
         Args:
             policy: the trained model.

@@ -76,7 +76,7 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         return inputs
 
     def question(self, example: dict[str, Any]) -> Question | None:
-        """The tokens of one example's prompt and of each of its answers, the latter encoded two by two."""
+        """Return the tokens of one example's prompt and of each of its answers, the latter encoded two by two."""
         answers = example["_response"]
         contents = [answer["content"] for answer in answers]
         same_as = [contents.index(content) for content in contents]
@@ -117,12 +117,12 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
 
 
 def question_text(turns: list[dict[str, str]]) -> str:
-    """What is asked, with the turns before it."""
+    """Return what is asked, with the turns before it."""
     return "\n\n".join(turn["content"] for turn in turns)
 
 
 def media_token_ids(template: Any, tokenizer: Any) -> set[int]:
-    """The tokens that stand for parts of images, videos and audios."""
+    """Return the tokens that stand for parts of images, videos and audios."""
     plugin = template.mm_plugin
     tokens = (plugin.image_token, plugin.video_token, plugin.audio_token)
     return {tokenizer.convert_tokens_to_ids(token) for token in tokens if token}

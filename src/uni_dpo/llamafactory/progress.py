@@ -78,7 +78,7 @@ class ProgressLines(TrainerCallback):
 
 
 def train_line(logs: Mapping[str, Any], step: int, steps: int, drift: float | None = None) -> str:
-    """The metrics of a logging step that a person reads, those that are there.
+    """Return the metrics of a logging step that a person reads, those that are there.
 
     Args:
         logs: by their names in `trainer_state.json`.
@@ -105,7 +105,7 @@ def train_line(logs: Mapping[str, Any], step: int, steps: int, drift: float | No
 
 
 def evaluation_line(logs: Mapping[str, Any], step: int) -> str:
-    """The metrics of an evaluation that a person reads; empty where these are none."""
+    """Return the metrics of an evaluation that a person reads; empty where these are none."""
     forms = {"acc": ("rewards/accuracies", "{:.2f}"), "margin": ("rewards/margins", "{:+.3f}")}
     shown = []
     for loss in (name for name in logs if name.endswith("_loss")):
@@ -117,7 +117,7 @@ def evaluation_line(logs: Mapping[str, Any], step: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A span of time as h:mm:ss, or m:ss where it is below an hour."""
+    """Return a span of time as h:mm:ss, or m:ss where it is below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

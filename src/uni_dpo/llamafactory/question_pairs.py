@@ -31,12 +31,12 @@ Question = dict[str, Any]
 
 
 def drawn_pairs(question: Question, choice: PairChoice) -> list[tuple[int, int]]:
-    """The pairs (better, worse) of a question's answers; a row of a pair file is the pair that it is."""
+    """Return the pairs (better, worse) of a question's answers; a row of a pair file is the pair that it is."""
     return choice.pairs(question["scores"], question["same_as"]) if question["ranked"] else [(0, 1)]
 
 
 def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -> dict[str, Any]:
-    """A pair as LlamaFactory's pairwise tokenization gives it, cut to `cutoff_len` as it cuts, with its scores."""
+    """Give a pair as LlamaFactory's pairwise tokenization gives it, cut to `cutoff_len` as it cuts, with its scores."""
     prompt, answers = question["prompt_ids"], question["answer_ids"]
     sides = {"chosen": better, "rejected": worse}
     longest = max(len(answers[place]) for place in sides.values())
@@ -53,7 +53,7 @@ def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -
 
 
 def pair_texts_of(question: Question, better: int, worse: int) -> dict[str, Any]:
-    """A pair as the ledger's texts have it: its key and name, its texts, images and scores."""
+    """Return a pair as the ledger's texts have it: its key and name, its texts, images and scores."""
     name = question["source"]
     if question["ranked"]:
         name += f", answers {better + 1} and {worse + 1}"
@@ -71,7 +71,7 @@ def pair_texts_of(question: Question, better: int, worse: int) -> dict[str, Any]
 
 
 def cut_media(question: Question, pair: dict[str, Any], cutoff_len: int, media_ids: Collection[int]) -> str:
-    """What `cutoff_len` cuts from the images of a pair; empty where it cuts nothing."""
+    """Return what `cutoff_len` cuts from the images of a pair; empty where it cuts nothing."""
     if question["length"] <= cutoff_len:
         return ""
     prompt = pair["chosen_labels"].count(IGNORE_INDEX)
@@ -131,7 +131,7 @@ class QuestionPairs(Dataset[dict[str, Any]]):
         return (self[place] for place in range(len(self)))
 
     def texts(self) -> Iterator[dict[str, Any]]:
-        """Every pair in turn, as `pair_texts_of` gives it."""
+        """Yield every pair in turn, as `pair_texts_of` gives it."""
         questions = self.questions.select_columns([*TEXT_COLUMNS, "source", "ranked", "scores", "images"])
         last: tuple[int, Question] = -1, {}
         for row, better, worse in self._places.tolist():

@@ -76,7 +76,7 @@ class ReferenceCache:
         return pairs
 
     def complete(self) -> bool:
-        """Whether every expected answer is known, so that no reference model is needed."""
+        """Tell whether every expected answer is known, so that no reference model is needed."""
         return self._wanted <= self._known.keys()
 
     def __str__(self) -> str:
@@ -176,7 +176,7 @@ class DigestedPairs(Dataset[dict[str, Any]]):
         return {**self.pairs[place], DIGESTS: self.digests[place]}
 
     def covering(self, known: Collection[bytes]) -> list[int]:
-        """The places of few pairs, in their order, in which every answer stands that is not `known`."""
+        """Return the places of few pairs, in their order, in which every answer stands that is not `known`."""
         covered: set[bytes] = set()
         found: list[int] = []
         for wanted in (2, 1):  # first the pairs of two answers that nothing covers yet, then those of one
@@ -226,7 +226,7 @@ def take_reference(batch: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
 
 
 def answer_digests(row: dict[str, Any]) -> tuple[bytes, bytes]:
-    """SHA-256 over the tokens and labels of each side of a tokenized pair and over what identifies its media.
+    """Return SHA-256 over the tokens and labels of each side of a tokenized pair and over what identifies its media.
 
     A file is identified by path, size and time of change; anything else by its content.
     """

@@ -78,7 +78,7 @@ RANK_SETTINGS = ("device_map", "cache_dir", "offload_folder")
 
 
 def reference_identity(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> dict[str, Any]:
-    """Everything but the pairs that changes reference log-probabilities.
+    """Return everything but the pairs that changes reference log-probabilities.
 
     Args:
         model_args: LlamaFactory's, as are `data_args`, `training_args` and `finetuning_args`.
@@ -100,7 +100,7 @@ def reference_identity(model_args: Any, data_args: Any, training_args: Any, fine
 
 
 def vision_identity(model_args: Any, training_args: Any) -> dict[str, Any]:
-    """Everything but the pixels that changes the image features of the policy, whose vision is frozen.
+    """Return everything but the pixels that changes the image features of the policy, whose vision is frozen.
 
     Args:
         model_args: LlamaFactory's, as are `training_args`.

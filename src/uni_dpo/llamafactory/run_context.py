@@ -46,7 +46,7 @@ _current: ContextVar[RunContext] = ContextVar("uni_dpo_run", default=_OWN)
 
 
 def current_run() -> RunContext:
-    """The run that goes on now, or one of LlamaFactory's own."""
+    """Return the run that goes on now, or one of LlamaFactory's own."""
     return _current.get()
 
 

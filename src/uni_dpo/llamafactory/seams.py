@@ -133,7 +133,10 @@ def needed_names() -> list[tuple[str, str]]:
 
 
 def is_tested(version: str) -> bool:
-    """Whether a version lies in the tested range; `.dev0`, `.post1` and release candidates count as what they are."""
+    """Tell whether a version lies in the tested range.
+
+    `.dev0`, `.post1` and release candidates count as what they are.
+    """
     try:
         return OLDEST <= Version(version) <= NEWEST
     except InvalidVersion:
@@ -141,7 +144,7 @@ def is_tested(version: str) -> bool:
 
 
 def first_process() -> bool:
-    """Whether this is the process of its machine that talks."""
+    """Tell whether this is the process of its machine that talks."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -166,7 +169,7 @@ def _refusing(read: Any) -> Any:
 
 
 def train_arguments() -> list[type]:
-    """The dataclasses of what training may be told; with `register`, ours among them."""
+    """Return the dataclasses of what training may be told; with `register`, ours among them."""
     return list(importlib.import_module("llamafactory.hparams.parser")._TRAIN_ARGS)
 
 

@@ -121,7 +121,7 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         return bool(wanted and self.finetuning_args.group_by_question)
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
-        """Log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
+        """Return log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
         averaged_upstream = self.loss_type in AVERAGED_UPSTREAM
         average = self.finetuning_args.averages_logps
         if self.pair_forward is not None:
@@ -144,13 +144,13 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
 
     @staticmethod
     def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch without what the trainer would take out of it."""
+        """Return a batch without what the trainer would take out of it."""
         return {name: value for name, value in batch.items() if name not in CARRIED}
 
     def get_batch_loss_metrics(
         self, model: Any, batch: Any, train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Loss and metrics of one batch; what it carries is set aside before the model sees it."""
+        """Return loss and metrics of one batch; what it carries is set aside before the model sees it."""
         self._reference = take_reference(batch)
         self._phase = train_eval
         self._scores = take_scores(batch)
@@ -206,7 +206,7 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         )
 
     def compute_reference_log_probs(self, model: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
-        """What the batch brought from the reference cache, or else what the reference model makes of it now."""
+        """Return what the batch brought from the reference cache, or else what the reference model makes of it now."""
         if self._reference is not None or not self._starts_from_adapter:
             return self._reference or super().compute_reference_log_probs(model, batch)
         with reference_adapter(self.accelerator.unwrap_model(model)):
@@ -220,7 +220,7 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         reference_chosen_logps: Tensor,
         reference_rejected_logps: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
+        """Return losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
         seen = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
         self._seen |= zip(NUMBERS[:4], seen, strict=True)
         if self.objective is None or self._scores is None:

@@ -99,7 +99,7 @@ def _prepare(data_args: Any, training_args: Any, finetuning_args: Any) -> None:
 
 
 def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """LlamaFactory's datasets, refused where the loss needs scores and they cannot train it."""
+    """Return LlamaFactory's datasets, refused where the loss needs scores and they cannot train it."""
     module = _upstream_get_dataset(template, model_args, data_args, *args, **kwargs)
     run = current_run()
     if run.needs_scores:
@@ -118,7 +118,7 @@ def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kw
 
 
 def create_ref_model(model_args: Any, finetuning_args: Any, *args: Any, **kwargs: Any) -> Any:
-    """LlamaFactory's reference model, or none where all that it would say is in the cache."""
+    """Return LlamaFactory's reference model, or none where all that it would say is in the cache."""
     cache = current_run().reference_cache
     if cache is not None and cache.complete():
         logger.info_rank0("Reference log-probs: no reference model is loaded.")

@@ -144,7 +144,7 @@ def check_weights(folder: Path, stem: str = "model") -> None:
 
 
 def tensor_names(file: Path) -> set[str]:
-    """Names of the weights in a whole safetensors file."""
+    """Return names of the weights in a whole safetensors file."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         return set(json.loads(opened.read(length))) - {"__metadata__"}

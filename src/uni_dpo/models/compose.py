@@ -59,7 +59,7 @@ class Composed:
     new_parameters: int
 
     def lines(self) -> list[str]:
-        """What to print."""
+        """Return what to print."""
         return [
             f"{self.folder}: a LLaVA of {self.vision} vision and {self.language} language features",
             f"{self.image_tokens} tokens per image, {self.vocabulary:,} words",

@@ -132,7 +132,7 @@ def prompt_of(processor: Any, content: Content, style: PromptStyle, system: str 
 
 
 def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
-    """Why `prompt` is not a faithful rendering of `content`; `None` when it is."""
+    """Tell why `prompt` is not a faithful rendering of `content`; `None` when it is."""
     for kind in ("image", "video"):
         given = sum(item["type"] == kind for item in content)
         token = getattr(processor, f"{kind}_token", None)
@@ -178,7 +178,7 @@ def load_pixels(request: "Request", patch: int = QWEN2_PATCH) -> tuple[list[Any]
 
 
 def patch_of(processor: Any) -> int:
-    """Pixels per side of an image patch, as Qwen's processors tell it; others size images by themselves."""
+    """Return pixels per side of an image patch, as Qwen's processors tell it; others size images by themselves."""
     return int(getattr(getattr(processor, "image_processor", None), "patch_size", None) or QWEN2_PATCH)
 
 

@@ -55,7 +55,7 @@ def base_dtype(config: OnlineConfig) -> torch.dtype:
 
 
 def adapter(config: OnlineConfig) -> Any:
-    """The LoRA adapter of a config, for PEFT."""
+    """Return the LoRA adapter of a config, for PEFT."""
     from peft import LoraConfig
 
     vision = "|".join(VISION_PARTS)
@@ -75,12 +75,12 @@ def freeze_vision_tower(model: Any) -> None:
 
 
 def language_model(model: Any) -> Any:
-    """`model` without the adapter around it."""
+    """Return `model` without the adapter around it."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def messages(question: Question) -> list[dict[str, Any]]:
-    """A question as the chat template takes it, its images before its text."""
+    """Return a question as the chat template takes it, its images before its text."""
     images = [{"type": "image", "text": None} for _ in question.images]
     system = [{"role": "system", "content": [{"type": "text", "text": question.system}]}] if question.system else []
     return [*system, {"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
@@ -97,7 +97,7 @@ def prompt_text(question: Question, processor: Any) -> str:
 
 
 def media_tokens(model: Any) -> list[int]:
-    """The tokens that stand for what is seen: never to be sampled, for an answer with one could not be scored."""
+    """Give the tokens that stand for what is seen: never to be sampled, for an answer with one could not be scored."""
     tokens = [getattr(language_model(model).config, name, None) for name in MEDIA_TOKENS]
     return [token for token in tokens if token is not None]
 

@@ -28,7 +28,7 @@ def check_reward(options: RewardOptions, questions: Sequence[Question]) -> None:
 
 
 def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: bool = False) -> Reward:
-    """The reward that a config names.
+    """Return the reward that a config names.
 
     Args:
         batch_size: answers that a reward model sees at once.
@@ -42,7 +42,7 @@ def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: b
 
 
 def modelled(model: RewardModel, batch_size: int) -> Reward:
-    """A reward model as reward; a question's images stand before its text."""
+    """Return a reward model as reward; a question's images stand before its text."""
 
     def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
         conversations = [
@@ -59,7 +59,7 @@ def modelled(model: RewardModel, batch_size: int) -> Reward:
 
 
 def graded(grader: Grader) -> Reward:
-    """A grader as reward; an answer that it cannot grade earns nothing."""
+    """Return a grader as reward; an answer that it cannot grade earns nothing."""
 
     def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
         return [float(grader(answer, question) or 0.0) for question, answer in zip(questions, answers, strict=True)]

@@ -56,7 +56,7 @@ class Change:
 
 
 def check(checkout: Checkout) -> list[Change]:
-    """What `apply` would do, place by place, writing nothing.
+    """Return what `apply` would do, place by place, writing nothing.
 
     Raises:
         UniDPOError: a place leads out of the checkout; `data/dataset_info.json` or our record is damaged.

@@ -127,7 +127,7 @@ def _version(root: Path, upstream: Upstream, signs: Signs) -> str:
 
 
 def datasets(file: Path, content: bytes) -> dict[str, Any]:
-    """The datasets that `content`, read from `file`, describes.
+    """Return the datasets that `content`, read from `file`, describes.
 
     Raises:
         UniDPOError: `content` is no JSON object.
@@ -142,7 +142,7 @@ def datasets(file: Path, content: bytes) -> dict[str, Any]:
 
 
 def entry_text(content: bytes, name: str, entry: dict[str, Any]) -> bytes:
-    """The member `name: entry` as it is to stand behind the last one of the JSON object `content`.
+    """Return the member `name: entry` as it is to stand behind the last one of the JSON object `content`.
 
     In the indentation and the line ends of `content`, with the comma before it where one is needed.
     """
@@ -155,13 +155,13 @@ def entry_text(content: bytes, name: str, entry: dict[str, Any]) -> bytes:
 
 
 def with_text(content: bytes, text: bytes) -> bytes:
-    """`content` with `text` behind its last member."""
+    """Return `content` with `text` behind its last member."""
     members = _end_of_members(content)
     return members + text + content[len(members) :]
 
 
 def without_entry(file: Path, content: bytes, name: str, text: bytes) -> bytes:
-    """`content`, read from `file`, without the member `name` that was put in as `text`.
+    """Return `content`, read from `file`, without the member `name` that was put in as `text`.
 
     Byte for byte what it was where the text still stands. A file that was reformatted since is written anew,
     and an entry that says something else by now is somebody's own and stays.

@@ -45,7 +45,7 @@ class Manifest:
 
 
 def read_manifest(root: Path) -> Manifest | None:
-    """The record in the checkout at `root`, or None where no overlay was applied.
+    """Return the record in the checkout at `root`, or None where no overlay was applied.
 
     Raises:
         UniDPOError: the record is damaged.
@@ -81,12 +81,12 @@ def discard_unused(root: Path) -> bool:
 
 
 def original(root: Path, place: str) -> Path:
-    """Where the original of `place` is kept."""
+    """Tell where the original of `place` is kept."""
     return inside(root, f"{FOLDER}/originals/{place}")
 
 
 def inside(root: Path, place: str | PurePosixPath) -> Path:
-    """The path of `place` in the checkout `root`, itself a resolved path.
+    """Return the path of `place` in the checkout `root`, itself a resolved path.
 
     Raises:
         UniDPOError: that is a link or a folder, or leads out of the checkout by `..`, a link or an absolute path.
@@ -102,7 +102,7 @@ def inside(root: Path, place: str | PurePosixPath) -> Path:
 
 
 def sha256(path: Path) -> str | None:
-    """The file's SHA-256 in hexadecimal, or None where there is no file."""
+    """Return the file's SHA-256 in hexadecimal, or None where there is no file."""
     return file_digest(path) if path.is_file() else None
 
 
@@ -123,7 +123,7 @@ PACKAGE_PLACE = {
 
 
 def overlay_files(upstream: Upstream) -> dict[PurePosixPath, Path]:
-    """Every file of the overlay: its place in a checkout → where to copy it from.
+    """Return every file of the overlay: its place in a checkout → where to copy it from.
 
     The same files that the one-line `cp -r` of the documentation copies.
 

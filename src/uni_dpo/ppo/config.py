@@ -63,7 +63,7 @@ class PPOConfig(OnlineConfig):
         return load(cls, path, overrides)
 
     def digest(self) -> str:
-        """A name for the settings that a resumed run must share with the run that it goes on from."""
+        """Return a name for the settings that a resumed run must share with the run that it goes on from."""
         settings = asdict(self)
         for name in ("steps", "save_steps", "output_dir", "micro_batch_size", "gradient_checkpointing"):
             del settings[name]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def token_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """What each token earns: −β · (log π − log π_ref), and at an answer's last token also its score.
+    """Return what each token earns: −β · (log π − log π_ref), and at an answer's last token also its score.
 
     Args:
         scores: (B,) one per answer.
@@ -54,7 +54,7 @@ def advantages_and_returns(
 
 
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """The clipped objective's loss per token, −min(ρ A, clamp(ρ, 1 − ε, 1 + ε) A) with ρ = π / π_old.
+    """Return the clipped objective's loss per token, −min(ρ A, clamp(ρ, 1 − ε, 1 + ε) A) with ρ = π / π_old.
 
     Args:
         logps: (B, T) of the policy that is trained.

@@ -33,7 +33,7 @@ class Policy(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, inputs: Inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability and value of every answer token; see `Batch` for the arguments.
+        """Return log-probability and value of every answer token; see `Batch` for the arguments.
 
         Returns:
             (B, T) log-probabilities at the sampling temperature, 0 on padding; (B, T) values before each token.
@@ -77,7 +77,7 @@ class Reference:
 
     @contextmanager
     def of(self, model: Any) -> Iterator[Any]:
-        """The reference model, where `model` is the policy's."""
+        """Give the reference model, where `model` is the policy's."""
         if self._copy is not None:
             yield self._copy
         else:
@@ -112,7 +112,7 @@ def load_policy(config: PPOConfig) -> tuple[Policy, Reference, Any]:
 
 
 def encode(question: Question, processor: Any) -> Inputs:
-    """A question as the model's inputs, a batch of one that ends where the answer begins.
+    """Return a question as the model's inputs, a batch of one that ends where the answer begins.
 
     Raises:
         UniDPOError: the chat template drops the question.
@@ -204,13 +204,13 @@ def sampling_config(model: Any, tokenizer: Any, *, max_tokens: int, temperature:
 
 
 def up_to_the_end(tokens: Sequence[int], ends: set[int]) -> list[int]:
-    """The tokens of one answer with its first end of turn, without what follows it."""
+    """Return the tokens of one answer with its first end of turn, without what follows it."""
     end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return list(tokens[: end + 1])
 
 
 def ends_of(config: GenerationConfig) -> set[int]:
-    """The tokens that end an answer."""
+    """Return the tokens that end an answer."""
     ends = config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends])
 

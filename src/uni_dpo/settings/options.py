@@ -189,7 +189,7 @@ def _build(cls: Any, raw: object, where: str, faults: list[tuple[str, str]]) -> 
 
 
 def settable(cls: Any) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a dataclass that a file may set, by what it calls them."""
+    """Return the fields of a dataclass that a file may set, by what it calls them."""
     named = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls) if field.init}
     return {key: field for key, field in named.items() if key is not None}
 

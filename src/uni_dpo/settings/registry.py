@@ -51,7 +51,7 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
 
 
 def find(kind: Kind, name: str) -> Any:
-    """What is registered as `name`, or what the dotted form `package.module:Thing` leads to.
+    """Return what is registered as `name`, or what the dotted form `package.module:Thing` leads to.
 
     Raises:
         UniDPOError: nothing has that name; the message lists what has.

@@ -68,7 +68,7 @@ RANGES: dict[str, tuple[object, ...]] = {
 
 
 def help_lines() -> list[str]:
-    """What `uni-dpo train --help` prints: Uni-DPO's settings with their meaning, then the names of all others."""
+    """Give what `uni-dpo train --help` prints: Uni-DPO's settings with their meaning, then the names of all others."""
     settings = known_settings()
     ours = [setting for setting in settings if setting.group in OBJECTIVE]
     lines = [
@@ -248,7 +248,7 @@ def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def has_accelerator() -> bool:
-    """Whether this machine shows an accelerator that a process may use, without asking torch."""
+    """Tell whether this machine shows an accelerator that a process may use, without asking torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and not Path("/dev/davinci0").exists():
         return False
     return any(Path(device).exists() for device in ACCELERATORS) or os.uname().sysname == "Darwin"

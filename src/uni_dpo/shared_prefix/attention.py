@@ -18,7 +18,7 @@ PREFIX_ATTENTION = "uni_dpo_prefix"
 
 
 def shared_attention(model: nn.Module, wanted: str) -> str:
-    """The implementation by which the language model attends within shared sequences.
+    """Return the implementation by which the language model attends within shared sequences.
 
     FlexAttention where it is wanted; SDPA in two calls where the model was loaded with SDPA, and in place of
     flash-attention, which takes no mask, where images make the prompts long. Text models keep flash-attention, and
@@ -49,7 +49,7 @@ def use_attention(model: nn.Module, wanted: str) -> None:
 
 
 def visibility(segments: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The rule: causal, and no answer sees another.
+    """Return the rule: causal, and no answer sees another.
 
     Every position sees itself, padding too, since a row of a softmax that sees nothing is not a number.
 
@@ -70,7 +70,7 @@ def visibility(segments: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], T
 
 
 def attention_mask(segments: Tensor, start: int = 0) -> Tensor:
-    """`visibility` of the keys from every query at `start` or later: (n, 1, T − start, T), boolean."""
+    """Return `visibility` of the keys from every query at `start` or later: (n, 1, T − start, T), boolean."""
     rows, length = segments.shape
     row = torch.arange(rows, device=segments.device)[:, None, None, None]
     position = torch.arange(length, device=segments.device)
@@ -78,7 +78,10 @@ def attention_mask(segments: Tensor, start: int = 0) -> Tensor:
 
 
 def mask_for(model: nn.Module, segments: Tensor) -> Any:
-    """The mask as the language model's attention takes it: boolean for SDPA, additive for eager code, or by blocks."""
+    """Return the mask as the language model's attention takes it.
+
+    Boolean for SDPA, additive for eager code, or by blocks.
+    """
     attention = text_config(model)._attn_implementation
     if attention == FLEX_ATTENTION:
         from torch.nn.attention.flex_attention import create_block_mask
@@ -165,14 +168,17 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside DDP, DeepSpeed and PEFT."""
+    """Return the transformers model inside DDP, DeepSpeed and PEFT."""
     while hasattr(model, "module"):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds a part of the model's weights, by ZeRO-3 or FSDP, and gathers the others to run it."""
+    """Tell whether each rank holds a part of the model's weights.
+
+    By ZeRO-3 or FSDP, and gathers the others to run it.
+    """
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 
@@ -182,7 +188,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model; its `_attn_implementation` is read at every forward pass."""
+    """Return the configuration of the language model; its `_attn_implementation` is read at every forward pass."""
     return unwrapped(model).config.get_text_config()
 
 
@@ -192,7 +198,7 @@ def _family(model: nn.Module) -> str:
 
 
 def image_token_id(model: nn.Module) -> int | None:
-    """The id that stands for image features in `input_ids`; None for text models."""
+    """Return the id that stands for image features in `input_ids`; None for text models."""
     if _family(model) in TEXT_FAMILIES:
         return None
     config = unwrapped(model).config
@@ -200,12 +206,12 @@ def image_token_id(model: nn.Module) -> int | None:
 
 
 def output_head(model: nn.Module) -> nn.Module:
-    """The projection onto the vocabulary."""
+    """Return the projection onto the vocabulary."""
     return unwrapped(model).get_output_embeddings()
 
 
 def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What makes image features: the tower, the projector, LLaVA-NeXT's line break. Empty for text models."""
+    """Return what makes image features: the tower, the projector, LLaVA-NeXT's line break. Empty for text models."""
     inner = getattr(unwrapped(model), "model", None)
     if inner is None or not hasattr(inner, "get_image_features"):
         return {}
@@ -213,7 +219,7 @@ def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def keys_worth_a_token(model: nn.Module) -> float:
-    """How many attended keys cost as much as the rest of a token's way through the language model.
+    """Tell how many attended keys cost as much as the rest of a token's way through the language model.
 
     The ratio of the multiplications of a layer's linear maps to those of attention to one key.
     """

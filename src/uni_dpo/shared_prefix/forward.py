@@ -110,7 +110,7 @@ class ImageFeatures:
 
 
 def same_frozen_vision(policy: nn.Module, reference: nn.Module) -> bool:
-    """Whether both models make the same image features, now and for as long as the policy is trained."""
+    """Tell whether both models make the same image features, now and for as long as the policy is trained."""
     ours, theirs = vision_parameters(policy), vision_parameters(reference)
     if not ours or ours.keys() != theirs.keys() or any(parameter.requires_grad for parameter in ours.values()):
         return False

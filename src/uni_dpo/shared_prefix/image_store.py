@@ -45,7 +45,7 @@ class ImageStore:
         self.folder = folder_of(identity, folder)
 
     def count(self) -> int:
-        """How many images are there."""
+        """Tell how many images are there."""
         return sum(1 for _ in self.folder.glob("*/*.safetensors"))
 
     @contextmanager
@@ -74,7 +74,7 @@ class ImageStore:
             yield
 
     def read(self, key: str) -> Features | None:
-        """The features of an image, in the computer's memory; None where they are missing or damaged."""
+        """Return the features of an image, in the computer's memory; None where they are missing or damaged."""
         try:
             with safe_open(self._path(key), "pt") as file:
                 features = {name: file.get_tensor(name) for name in file.offset_keys()}
@@ -99,7 +99,7 @@ class ImageStore:
 
 
 def image_keys(inputs: dict[str, Any]) -> list[str]:
-    """SHA-256 of the pixels of every image of a batch and of their layout, in the order of the images.
+    """Return SHA-256 of the pixels of every image of a batch and of their layout, in the order of the images.
 
     Args:
         inputs: the model's, with `pixel_values` of `image_grid_thw`'s patches (Qwen), or one row per image (LLaVA),

@@ -167,7 +167,7 @@ class AnswerRow:
 
     @classmethod
     def of(cls, batch: dict[str, Any], row: int) -> "AnswerRow":
-        """The attended tokens of one row of a collated batch."""
+        """Return the attended tokens of one row of a collated batch."""
         columns = batch["attention_mask"][row].nonzero().squeeze(1)
         if batch.get("position_ids") is not None:
             positions = batch["position_ids"][..., row, columns]

@@ -35,7 +35,7 @@ class SharedQuestion:
     answers: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """The number, tokens and labels of each answer, the longest first."""
+        """Return the number, tokens and labels of each answer, the longest first."""
         rows = [
             (number, np.frombuffer(ids, np.int64), np.frombuffer(labels, np.int64))
             for (ids, labels), number in self.answers.items()
@@ -43,18 +43,18 @@ class SharedQuestion:
         return sorted(rows, key=lambda row: -len(row[1]))
 
     def lead(self) -> dict[str, Any]:
-        """The row of the longest answer, for a collator."""
+        """Return the row of the longest answer, for a collator."""
         _, ids, labels = self.rows()[0]
         media = {name: self.feature.get(name) for name in MEDIA_COLUMNS}
         return {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": labels.tolist(), **media}
 
     def length(self) -> int:
-        """The number of tokens of all answers behind one prompt."""
+        """Return the number of tokens of all answers behind one prompt."""
         return self.prompt + sum(len(ids) // np.dtype(np.int64).itemsize - self.prompt for ids, _ in self.answers)
 
 
 def question_key(feature: dict[str, Any]) -> tuple[int, tuple[Any, ...]]:
-    """How many tokens of a tokenized pair are its prompt, and what that prompt and its media are known by."""
+    """Tell how many tokens of a tokenized pair are its prompt, and what that prompt and its media are known by."""
     chosen, rejected = (_tokens(feature, side) for side in ("chosen", "rejected"))
     prompt = _shared_start(*chosen, *rejected)
     return prompt, (chosen[0][:prompt].tobytes(), *(_media_key(feature.get(name)) for name in MEDIA_COLUMNS))

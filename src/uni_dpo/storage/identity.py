@@ -9,7 +9,7 @@ from uni_dpo.storage.writing import write_text
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on all `parts` and on nothing else, least of all on a row's position."""
+    """Return a 63-bit seed that depends on all `parts` and on nothing else, least of all on a row's position."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -31,19 +31,21 @@ def file_stamps(folder: str | Path, suffixes: tuple[str, ...] = ()) -> list[list
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    """Return SHA-256 of a file's content, 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys; 16 hexadecimal digits."""
+    """Return SHA-256 of a JSON value, whatever the order of its keys; 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def folder_of(identity: dict[str, Any], folder: Path) -> Path:
-    """The place in `folder` of what depends on all of `identity`: a folder named after it, with it in `identity.json`.
+    """Return the place in `folder` of what depends on all of `identity`.
+
+    A folder named after it, with it in `identity.json`.
 
     Args:
         identity: JSON-like; what is not stands there as text.

@@ -13,7 +13,7 @@ kept: dict[Path, int] = {}
 
 
 def log_lines(path: Path) -> Iterator[tuple[Row | None, int]]:
-    """Every complete line of a log as a row, None where it is no JSON object, with the bytes up to its end.
+    """Yield every complete line of a log as a row, None where it is no JSON object, with the bytes up to its end.
 
     A last line without its end, which a kill leaves behind, is not among them.
     """

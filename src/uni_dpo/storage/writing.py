@@ -154,7 +154,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def regular(path: str | Path) -> Path:
-    """The regular file that `path` is or would become, links followed.
+    """Return the regular file that `path` is or would become, links followed.
 
     Raises:
         UniDPOError: something else is there, which no file may replace and which may have no end when it is read.

@@ -59,7 +59,7 @@ class TRLUniDPOConfig(ObjectiveArguments, DPOConfig):
         return UNI_DPO in ([self.loss_type] if isinstance(self.loss_type, str) else self.loss_type)
 
     def objective(self) -> Objective:
-        """The objective's hyperparameters as they were set."""
+        """Return the objective's hyperparameters as they were set."""
         return self.objective_config(self.beta)
 
     def _refuse_what_uni_dpo_cannot_use(self) -> None:

@@ -139,7 +139,7 @@ def _is_score(value: object) -> bool:
 
 
 def opened(image: Any) -> Any:
-    """An image of a dataset as the processor takes it: decoded already, or a path."""
+    """Return an image of a dataset as the processor takes it: decoded already, or a path."""
     if not isinstance(image, str | Path):
         return image.convert("RGB")
     try:

@@ -78,7 +78,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Any, TRLUniDPOConfig, Any, Any]:
-    """Where the data are, how to train, what model, and which mixture of datasets.
+    """Tell where the data are, how to train, what model, and which mixture of datasets.
 
     Raises:
         UniDPOError: the file after `--config` cannot be read, or holds a setting that none of the four has.

@@ -48,7 +48,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         super().__init__(model, ref_model, args, data_collator, **kwargs)
 
     def scores_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The scores of a batch, (pairs,) each.
+        """Return the scores of a batch, (pairs,) each.
 
         Raises:
             UniDPOError: it has none.
@@ -58,7 +58,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         return batch[SCORES[0]], batch[SCORES[1]]
 
     def pair_losses(self, logps: PairLogps, score_chosen: Tensor, score_rejected: Tensor) -> Tensor:
-        """The objective's loss of each pair, (pairs,); its terms are kept for `logged_terms`.
+        """Return the objective's loss of each pair, (pairs,); its terms are kept for `logged_terms`.
 
         Raises:
             UniDPOError: the loss is no finite number.

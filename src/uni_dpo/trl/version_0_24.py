@@ -91,7 +91,10 @@ class ConcatenatedPairTrainer(DPOTrainer):
         self._signature_columns += sorted(ours.difference(self._signature_columns))
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any], is_ref_model: bool = False) -> dict[str, Tensor]:
-        """Log-probabilities of both answers of every pair, averaged over their tokens where the settings say so."""
+        """Return log-probabilities of both answers of every pair.
+
+        Averaged over their tokens where the settings say so.
+        """
         output = super().concatenated_forward(_with_grids(model, batch.get(GRID)), batch, is_ref_model)
         if self.objective is not None and self.args.average_log_prob:
             for side in ("chosen", "rejected"):
@@ -101,7 +104,7 @@ class ConcatenatedPairTrainer(DPOTrainer):
     def get_batch_loss_metrics(
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss and metrics of one batch, with the objective's terms among them."""
+        """Return loss and metrics of one batch, with the objective's terms among them."""
         if self.objective is None:
             return super().get_batch_loss_metrics(model, batch, train_eval)
         self._scores = self.scores_in(batch)
@@ -118,7 +121,7 @@ class ConcatenatedPairTrainer(DPOTrainer):
         loss_type: str = "sigmoid",
         model_output: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
+        """Return losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
         if self.objective is None or self._scores is None:
             return super().dpo_loss(
                 chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, loss_type, model_output
@@ -224,14 +227,14 @@ class TypedSampler:
 
 
 def with_warnings_issued(model: Any) -> Any:
-    """`model` with the list of past warnings that TRL writes into; the models of transformers 5 have none."""
+    """Return `model` with the list of past warnings that TRL writes into; the models of transformers 5 have none."""
     if not hasattr(model, "warnings_issued"):
         model.warnings_issued = {}
     return model
 
 
 def with_token_types(model: Any) -> Callable[..., Any]:
-    """`model` as TRL calls it, told which tokens stand for images: Qwen-VL places them by that.
+    """Return `model` as TRL calls it, told which tokens stand for images: Qwen-VL places them by that.
 
     Args:
         model: takes `input_ids` and more by name; wrapped or not.

@@ -76,7 +76,7 @@ class FusedPairTrainer(DPOTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """The reference's log-probabilities of a batch, as `_compute_loss` takes them."""
+        """Return the reference's log-probabilities of a batch, as `_compute_loss` takes them."""
         if self.objective is None:
             return super().compute_ref_log_probs(model, inputs)
         inputs = {name: value for name, value in inputs.items() if name not in SCORES}

@@ -82,7 +82,7 @@ def _process_as_it_was() -> Iterator[None]:
 
 
 def data_root() -> Path:
-    """The folder of benchmark files: `LMUData`, or `~/LMUData`.
+    """Return the folder of benchmark files: `LMUData`, or `~/LMUData`.
 
     Raises:
         UniDPOError: `LMUData` names a folder that is not there; VLMEvalKit would silently use another one.

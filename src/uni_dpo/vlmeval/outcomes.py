@@ -32,14 +32,14 @@ class Outcomes:
     """Units are redrawn within their stratum only; within all of them when `None`."""
 
     def score(self) -> float:
-        """The benchmark's score."""
+        """Return the benchmark's score."""
         return float(_combine(self.parts.sum(axis=0, keepdims=True), self.form)[0])
 
 
 def difference_interval(
     baseline: Outcomes, other: Outcomes, *, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval of `other` minus `baseline`.
+    """Return the percentile interval of `other` minus `baseline`.
 
     Both scores are computed on the same redrawn units, so that what is hard for both cancels
     (Efron and Tibshirani 1993, chapter 13).
@@ -98,7 +98,7 @@ _OCR_MATHEMATICS = "Handwritten Mathematical Expression Recognition"
 
 
 def read_outcomes(dataset: Any, prediction_file: Path, judge: str, headline: float) -> Outcomes | None:
-    """The outcomes behind a headline score.
+    """Return the outcomes behind a headline score.
 
     Args:
         dataset: VLMEvalKit's dataset, after `evaluate`.

@@ -116,7 +116,7 @@ class Qwen2VLChat(_UpstreamChat):
 
 
 def last_boxed(answer: str) -> str:
-    """What stands in the last `\\boxed{…}` of an answer; the whole answer where there is none."""
+    """Return what stands in the last `\\boxed{…}` of an answer; the whole answer where there is none."""
     _, found, rest = answer.rpartition("\\boxed{")
     if not found:
         return answer

@@ -54,11 +54,11 @@ class Ranks:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that reports, with torchrun or without."""
+    """Tell whether this process is the one that reports, with torchrun or without."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def progress_bar(title: str, total: int, *, done: int = 0, shown: bool = True) -> "Bar":
-    """A bar over rows of which `done` were finished before."""
+    """Return a bar over rows of which `done` were finished before."""
     every = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(total=total, initial=done, desc=title, unit="row", mininterval=every, disable=not shown)

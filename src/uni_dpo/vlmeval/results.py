@@ -77,7 +77,7 @@ class Results:
         return [line for line in self.lines if line.score is None]
 
     def value(self, model: str, benchmark: str) -> float:
-        """A score.
+        """Return a score.
 
         Raises:
             KeyError: there is none.
@@ -98,7 +98,7 @@ class Results:
         return list(dict.fromkeys(line.benchmark for line in self.lines))
 
     def difference(self, model: str, benchmark: str) -> Difference | None:
-        """A model minus the first one; `None` where either has no score."""
+        """Return a model minus the first one; `None` where either has no score."""
         key = (model, benchmark)
         if key not in self._differences:
             first, other = self._line(self.models[0], benchmark), self._line(model, benchmark)
@@ -197,7 +197,7 @@ def _notes(results: Results) -> list[str]:
 
 
 def as_markdown(results: Results) -> str:
-    """The table as Markdown, with what failed below it."""
+    """Return the table as Markdown, with what failed below it."""
     header, body = _cells(results)
     rows = [header, ["---"] * len(header), *body]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
@@ -205,7 +205,7 @@ def as_markdown(results: Results) -> str:
 
 
 def as_rich_table(results: Results) -> "Table":
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -209,7 +209,7 @@ class Journal:
         self._own = RowLog(self.folder / f"answers-{rank}.jsonl", key="index")
 
     def read(self) -> dict[str, str]:
-        """All finished answers, of this and of earlier runs and of the other processes, by index."""
+        """Return all finished answers, of this and of earlier runs and of the other processes, by index."""
         answers: dict[str, str] = {}
         for path in sorted(self.folder.glob("answers-*.jsonl")):
             rows = self._own.rows.values() if path == self._own.path else (row for row, _ in log_lines(path))
@@ -228,7 +228,7 @@ class Journal:
 
 
 def checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What tells one checkpoint from another: the files that an answer depends on, small ones by content."""
+    """Return what tells one checkpoint from another: the files that an answer depends on, small ones by content."""
     folders = [checkpoint.base, *([checkpoint.adapter] if checkpoint.adapter else [])]
     return {
         role: {path.name: _identity(path) for path in sorted({p for m in _MATTER for p in folder.glob(m)})}

@@ -146,7 +146,7 @@ def _refuse_open_quotes(path: Path, text: str) -> None:
 
 
 def accepted_answers(cell: str) -> list[str]:
-    """The answers that count as right: the items of a list written in the cell, or the cell itself."""
+    """Return the answers that count as right: the items of a list written in the cell, or the cell itself."""
     if cell.startswith("["):
         return [str(item) for item in ast.literal_eval(cell)]
     return [cell]
@@ -290,5 +290,5 @@ def _path_fault(row: Row, image_root: Path | None) -> str | None:
 
 
 def safe_name(text: str) -> str:
-    """`text` as part of a file name."""
+    """Return `text` as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", text)

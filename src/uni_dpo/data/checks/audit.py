@@ -191,7 +191,7 @@ class Auditor:
             self._judges[name] = min(low, *scores), max(high, *scores), count + 1
 
     def result(self) -> Audit:
-        """The audit of what was added."""
+        """Return the audit of what was added."""
         chosen, rejected = (np.asarray(values, dtype=np.float64) for values in self._scores)
         margins = chosen - rejected
         longer = np.asarray(self._lengths[0], dtype=np.float64) - np.asarray(self._lengths[1], dtype=np.float64)
@@ -230,7 +230,7 @@ class Auditor:
 
 
 def quality_weights(margins: np.ndarray, qual_eta: float) -> np.ndarray:
-    """w_qual = σ(η (S_w − S_l)) in float64, without overflow."""
+    """Return w_qual = σ(η (S_w − S_l)) in float64, without overflow."""
     return np.exp(-np.logaddexp(0.0, -qual_eta * margins))
 
 

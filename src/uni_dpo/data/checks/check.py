@@ -103,7 +103,7 @@ class CheckReport:
 
 
 def find_dataset(dataset: str, dataset_dir: str | Path | None) -> DatasetEntry:
-    """The entry of a dataset named by its file or folder, or by its name in `dataset_info.json`.
+    """Return the entry of a dataset named by its file or folder, or by its name in `dataset_info.json`.
 
     Raises:
         PreferenceDataError: there is no such file and no such entry.

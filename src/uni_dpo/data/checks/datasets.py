@@ -10,7 +10,7 @@ from uni_dpo.data.faults import Fault, shown
 
 
 def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
-    """Columns that the entry maps and no row has: LlamaFactory stops on them. Needs at least one row."""
+    """Return columns that the entry maps and no row has: LlamaFactory stops on them. Needs at least one row."""
     if not seen:
         return []
     names = ["images", "videos", "audios"]
@@ -27,7 +27,7 @@ def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
 
 
 def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
-    """The fault of a dataset most of whose pairs are the wrong way round."""
+    """Return the fault of a dataset most of whose pairs are the wrong way round."""
     if inverted * 2 <= scored:
         return []
     found = f"below the rejected score in {inverted:,} of {scored:,} rows of {name!r}"
@@ -39,7 +39,7 @@ def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
 
 
 def scale_warnings(audit: Audit) -> list[str]:
-    """What the scores as a whole make of the weights: several scales in one file, weights that are all alike."""
+    """Return what the scores as a whole make of the weights: several scales in one file, weights that are all alike."""
     found = []
     tops = {name: max(abs(low), abs(high)) for name, (low, high, count) in audit.judges.items() if count >= 10}
     if tops and max(tops.values()) >= 1.9 * min(tops.values()):
@@ -72,7 +72,10 @@ def scale_warnings(audit: Audit) -> list[str]:
 
 
 def refused_by_llamafactory(path: Path, files: Sequence[Path]) -> str:
-    """Why LlamaFactory's own loader, which serves its own losses, would not read a layout; empty where it would."""
+    """Tell why LlamaFactory's own loader, which serves its own losses, would not read a layout.
+
+    Empty where it would.
+    """
     if path.is_dir() and {f.name for f in path.iterdir()} != {f.name for f in files}:
         return (
             f"{path}: LlamaFactory wants a folder of data files of one type and nothing else; "

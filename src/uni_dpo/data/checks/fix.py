@@ -21,7 +21,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 def rejects_path(fix: Path) -> Path:
-    """Where the rows go that `--fix` leaves out."""
+    """Tell where the rows go that `--fix` leaves out."""
     return fix.with_name(f"{fix.stem}.rejected.jsonl")
 
 
@@ -98,7 +98,7 @@ class RowSorter:
 def sorting(
     fix: Path, entry: DatasetEntry, paths: ImagePaths | None, check: Callable[[CheckedRow, Row], CheckedRow]
 ) -> Iterator[RowSorter]:
-    """A sorter whose files get their names when the block ends without an error."""
+    """Give a sorter whose files get their names when the block ends without an error."""
     with (
         row_writer(fix) as good,
         replacing(rejects_path(fix)) as temporary,

@@ -25,7 +25,7 @@ _IMAGE_PLACE = "<|vision_start|><|vision_end|>"
 
 
 def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageLimits:
-    """How images are sized for a checkpoint, by its processor files (transformers 4 and 5 name them so)."""
+    """Tell how images are sized for a checkpoint, by its processor files (transformers 4 and 5 name them so)."""
     config = _json(Path(folder) / "preprocessor_config.json")
     config = config or _json(Path(folder) / "processor_config.json").get("image_processor", {})
     size = config.get("size") or {}
@@ -39,7 +39,7 @@ def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageL
 
 
 def chat_text(pair: PreferencePair) -> str:
-    """A pair's prompt in ChatML, up to where the answer starts."""
+    """Return a pair's prompt in ChatML, up to where the answer starts."""
     turns = [("system", pair.system or _DEFAULT_SYSTEM)]
     for question, answer in pair.history:
         turns += [("user", question), ("assistant", answer)]
@@ -52,7 +52,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def kept_lengths(prompt: int, answer: int, cutoff_len: int) -> tuple[int, int]:
-    """How many tokens of prompt and answer LlamaFactory keeps within `cutoff_len`."""
+    """Tell how many tokens of prompt and answer LlamaFactory keeps within `cutoff_len`."""
     if 2 * answer < cutoff_len:
         room = cutoff_len
     elif 2 * prompt < cutoff_len:
@@ -110,7 +110,7 @@ class LengthCounter:
                 self._count()
 
     def result(self) -> Lengths:
-        """The lengths of what was added."""
+        """Return the lengths of what was added."""
         self._count()
         pairs = max(1, len(self._prompt))
         return Lengths(

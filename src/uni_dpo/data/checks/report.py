@@ -19,7 +19,7 @@ _QUANTILE_NAMES = tuple(f"{quantile:.0%}" for quantile in QUANTILES)
 
 
 def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
-    """The report as tables: title, header, rows."""
+    """Yield the report as tables: title, header, rows."""
     summary: list[Cells] = [("rows", f"{report.rows:,}"), ("usable rows", f"{report.usable:,}")]
     summary.append(("faults", f"{sum(report.fault_counts.values()):,}"))
     if report.stopped:
@@ -126,7 +126,7 @@ def _repeats(repeats: Repeats) -> str:
 
 
 def tables(report: CheckReport) -> "Iterator[Table]":
-    """The report for a terminal, as Rich tables."""
+    """Yield the report for a terminal, as Rich tables."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -146,7 +146,7 @@ def tables(report: CheckReport) -> "Iterator[Table]":
 
 
 def page(report: CheckReport) -> str:
-    """The report as one HTML page that needs nothing beside it."""
+    """Return the report as one HTML page that needs nothing beside it."""
     body = [f"<h1>{html.escape(report.dataset)}</h1>"]
     for title, header, rows in sections(report):
         cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)

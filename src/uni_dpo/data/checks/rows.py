@@ -46,7 +46,7 @@ class CheckedRow:
     line: int | None = None
 
     def placed(self, fault: Fault) -> Fault:
-        """A fault of this row, with the row's place."""
+        """Return a fault of this row, with the row's place."""
         name = (self.row or {}).get("id")
         return replace(
             fault, row=self.index, file=self.file, line=self.line, id=name if isinstance(name, str | int) else None

@@ -12,7 +12,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_named(name: str) -> Format:
-    """The format that `--format` names.
+    """Return the format that `--format` names.
 
     Raises:
         UniDPOError: there is none.
@@ -23,7 +23,7 @@ def format_named(name: str) -> Format:
 
 
 def format_table() -> str:
-    """The formats as a Markdown table: name, columns, and whether they are read and written."""
+    """Return the formats as a Markdown table: name, columns, and whether they are read and written."""
     lines = ["| format | read | written | columns |", "| --- | --- | --- | --- |"]
     for format in FORMATS.values():
         ways = format.remap or (format.read, format.write)

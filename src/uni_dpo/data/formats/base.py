@@ -39,7 +39,7 @@ class Format:
 
 
 def text_of(row: Row, *names: str) -> str:
-    """The text under the first of `names` that the row has."""
+    """Return the text under the first of `names` that the row has."""
     for name in names:
         if row.get(name) is not None:
             value = row[name]
@@ -48,7 +48,7 @@ def text_of(row: Row, *names: str) -> str:
 
 
 def score_of(row: Row, *names: str) -> float | None:
-    """The number under the first of `names` that the row has; None where it has none of them."""
+    """Return the number under the first of `names` that the row has; None where it has none of them."""
     for name in names:
         value = row.get(name)
         if value is not None:
@@ -57,7 +57,7 @@ def score_of(row: Row, *names: str) -> float | None:
 
 
 def as_number(value: object, field: str) -> float:
-    """A finite number, also where the format writes numbers as text."""
+    """Return a finite number, also where the format writes numbers as text."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -66,7 +66,7 @@ def as_number(value: object, field: str) -> float:
 
 
 def images_of(row: Row, *names: str) -> tuple[Image, ...]:
-    """The image or images under the first of `names` that holds some."""
+    """Return the image or images under the first of `names` that holds some."""
     value = first_filled(row, names)
     items = value if isinstance(value, list) else [] if value is None else [value]
     for index, item in enumerate(items):
@@ -76,7 +76,10 @@ def images_of(row: Row, *names: str) -> tuple[Image, ...]:
 
 
 def id_of(row: Row, losses: Losses, *names: str) -> str | int | None:
-    """What the row calls itself under the first of `names`: a text or an integer; anything else is counted as lost."""
+    """Return what the row calls itself under the first of `names`: a text or an integer.
+
+    Anything else is counted as lost.
+    """
     value = first_filled(row, names)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -87,7 +90,7 @@ def id_of(row: Row, losses: Losses, *names: str) -> str | int | None:
 
 
 def with_placeholders(text: str, images: Sequence[Image], losses: Losses) -> str:
-    """`text` with one `<image>` per image: those that are missing go where the first one is, or to the front."""
+    """Return `text` with one `<image>` per image: those that are missing go where the first one is, or to the front."""
     missing = len(images) - text.count(IMAGE_TOKEN)
     if missing < 0:
         refuse("images", f"{text.count(IMAGE_TOKEN)} × {IMAGE_TOKEN}, {len(images)} images", "remove the surplus")
@@ -98,14 +101,14 @@ def with_placeholders(text: str, images: Sequence[Image], losses: Losses) -> str
 
 
 def without_placeholders(text: str, losses: Losses) -> str:
-    """`text` for a format in which the images come first and nothing stands for them."""
+    """Return `text` for a format in which the images come first and nothing stands for them."""
     if text.lstrip().removeprefix(IMAGE_TOKEN).count(IMAGE_TOKEN) or not text.startswith(IMAGE_TOKEN):
         losses["place of <image> in the text"] += IMAGE_TOKEN in text
     return text.replace(IMAGE_TOKEN, "")
 
 
 def text_only(pair: PreferencePair) -> PreferencePair:
-    """`pair` for a format without images: no image, and no `<image>` that would wait for one."""
+    """Return `pair` for a format without images: no image, and no `<image>` that would wait for one."""
     if not pair.images:
         return pair
     history = tuple((question.replace(IMAGE_TOKEN, ""), answer) for question, answer in pair.history)
@@ -120,7 +123,7 @@ def ranked_pairs(
     losses: Losses,
     **rest: Any,
 ) -> Iterator[PreferencePair]:
-    """The pairs of a list of answers, best first; two answers of the same score, rank or text make none."""
+    """Yield the pairs of a list of answers, best first; two answers of the same score, rank or text make none."""
     if len(answers) < 2:
         losses["rows with fewer than two answers, left out"] += 1
     for first, second in candidates(len(answers), pairing):
@@ -149,7 +152,7 @@ def count_losses(pair: PreferencePair, losses: Losses, *kept: str) -> None:
 def optional(
     pair: PreferencePair, *, id: str = "id", score: tuple[str, str] = ("score_chosen", "score_rejected")
 ) -> Row:
-    """The columns that a row has only where the pair has them: scores and the id."""
+    """Return the columns that a row has only where the pair has them: scores and the id."""
     row: Row = {}
     if pair.score_chosen is not None:
         row[score[0]] = pair.score_chosen

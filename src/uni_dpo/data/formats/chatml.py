@@ -26,7 +26,7 @@ _END = "<|im_end|>"
 
 
 def read_math(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """The pair whose prompt is written out in the ChatML template, up to where the answer starts."""
+    """Yield the pair whose prompt is written out in the ChatML template, up to where the answer starts."""
     prompt = text_of(row, "prompt")
     turns = [(role, text) for role, text in _TURN.findall(prompt)]
     rest = _TURN.sub("", prompt)
@@ -64,7 +64,7 @@ def _without_end(text: str, losses: Losses) -> str:
 
 
 def write_math(pair: PreferencePair, losses: Losses) -> Row:
-    """The prompt in ChatML, ready for the answer."""
+    """Return the prompt in ChatML, ready for the answer."""
     count_losses(pair, losses, "scores", "system", "history", "id")
     pair = text_only(pair)
     turns = [f"<|im_start|>{m['role']}\n{m['content']}{_END}\n" for m in message_list(pair, OPENAI_TAGS)]

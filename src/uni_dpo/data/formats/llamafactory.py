@@ -20,7 +20,7 @@ OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messa
 
 
 def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[PreferencePair]]:
-    """A function that reads the rows of a layout which `dataset_info.json` could describe."""
+    """Yield a function that reads the rows of a layout which `dataset_info.json` could describe."""
 
     def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
         faults: list[Fault] = []
@@ -47,7 +47,7 @@ def _has_scores(row: Row, columns: Columns) -> bool:
 
 
 def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
-    """The pair record; columns that the pair does not need are left out."""
+    """Return the pair record; columns that the pair does not need are left out."""
     row: Row = {"instruction": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
     row |= optional(pair)
     if pair.images:
@@ -60,7 +60,7 @@ def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
 
 
 def message_list(pair: PreferencePair, tags: Tags) -> list[dict[str, str]]:
-    """System prompt, history and question as messages."""
+    """Return system prompt, history and question as messages."""
     role, content = str(tags.role_tag), str(tags.content_tag)
     turns = [(tags.system_tag, pair.system)] if pair.system else []
     for question, answer in pair.history:

@@ -53,7 +53,7 @@ def _images(row: Row) -> tuple[Image, ...]:
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """The pairs of the list of answers at the end of the conversation."""
+    """Yield the pairs of the list of answers at the end of the conversation."""
     turns, images = _conversation(row), _images(row)
     answers = turns[-1].get("value")
     if not isinstance(answers, list):
@@ -79,7 +79,7 @@ def _answer(answer: object, index: int) -> tuple[str, float | None]:
 
 
 def write(pair: PreferencePair, losses: Losses) -> Row:
-    """The ranked form with two answers."""
+    """Return the ranked form with two answers."""
     count_losses(pair, losses, "images", "history", "id")
     turns: list[dict[str, Any]] = []
     for question, answer in pair.history:
@@ -99,7 +99,7 @@ def _image_cell(images: tuple[Image, ...]) -> Row:
 
 
 def sft_to_llamafactory(row: Row, losses: Losses) -> Row:
-    """A fine-tuning row as LlamaFactory's sharegpt layout has it: `conversations` and `images`."""
+    """Return a fine-tuning row as LlamaFactory's sharegpt layout has it: `conversations` and `images`."""
     turns, images = _conversation(row), _images(row)
     if not isinstance(turns[-1].get("value"), str):
         refuse("conversations[-1].value", turns[-1].get("value"), "text; a list of answers is format `llava`")
@@ -111,14 +111,14 @@ def sft_to_llamafactory(row: Row, losses: Losses) -> Row:
 
 
 def llamafactory_to_sft(row: Row, losses: Losses) -> Row:
-    """The other way round."""
+    """Return the other way round."""
     _conversation(row)
     cell = _image_cell(images_of(row, "images"))
     return {name: value for name, value in row.items() if name != "images"} | cell
 
 
 def textvqa_to_llamafactory(row: Row, losses: Losses) -> Row:
-    """A question with its people's answers as a fine-tuning row whose answer is the most frequent one."""
+    """Return a question with its people's answers as a fine-tuning row whose answer is the most frequent one."""
     answers = texts_of(row, ("answers", *REFERENCE_COLUMNS))
     if not answers:
         refuse("answers", row.get("answers"), "the answers of people belong there")

@@ -23,7 +23,7 @@ from uni_dpo.data.tables.reading import Row
 
 
 def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """The pairs of answers that each have a score, or a rank (1 is best, and gives no score)."""
+    """Yield the pairs of answers that each have a score, or a rank (1 is best, and gives no score)."""
     answers = row.get("responses", row.get("answers"))
     if isinstance(answers, dict):
         answers = [{"model": model} | (a if isinstance(a, dict) else {"response": a}) for model, a in answers.items()]
@@ -43,7 +43,7 @@ def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Prefere
 
 
 def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """The pairs of completions; an answer's score is the mean of its ratings over the aspects."""
+    """Yield the pairs of completions; an answer's score is the mean of its ratings over the aspects."""
     completions = row.get("completions")
     if isinstance(completions, dict):
         completions = list(_records(completions))

@@ -24,7 +24,7 @@ from uni_dpo.data.tables.reading import Row
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """The pair in a row of either form."""
+    """Yield the pair in a row of either form."""
     texts = row if row.get("question") is not None else _texts(row)
     images = images_of(row, "image", "image_path")
     question = with_placeholders(text_of(texts, "question"), images, losses)
@@ -61,19 +61,19 @@ def _parts(pair: PreferencePair, losses: Losses) -> tuple[Row, Row, Row]:
 
 
 def write(pair: PreferencePair, losses: Losses) -> Row:
-    """The form with columns."""
+    """Return the form with columns."""
     head, texts, rest = _parts(pair, losses)
     return head | texts | rest
 
 
 def write_text(pair: PreferencePair, losses: Losses) -> Row:
-    """The form whose three texts are one JSON text."""
+    """Return the form whose three texts are one JSON text."""
     head, texts, rest = _parts(pair, losses)
     return head | {"text": json.dumps(texts, ensure_ascii=False)} | rest
 
 
 def write_vqa_rad(pair: PreferencePair, losses: Losses) -> Row:
-    """Image, question and the two answers."""
+    """Return image, question and the two answers."""
     head, texts, _ = _parts(pair, losses)
     losses["id"] += pair.id is not None
     return {"image": head["image"]} | texts

@@ -13,7 +13,7 @@ from uni_dpo.errors import UniDPOError
 
 
 def stance_pairs(rows: Sequence[Row], support_ratio: float, system: str | None = None) -> list[Row]:
-    """The exercise's table: the first `support_ratio` of the rows choose `support`, the others `oppose`.
+    """Return the exercise's table: the first `support_ratio` of the rows choose `support`, the others `oppose`.
 
     Args:
         rows: objects with `prompt`, `support` and `oppose`.
@@ -68,7 +68,7 @@ def count_stances(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """A row of the exercise's table as a pair."""
+    """Yield a row of the exercise's table as a pair."""
     prompt, chosen, rejected = (text_of(row, name) for name in ("prompt", "chosen", "rejected"))
     system = text_of(row, "system") if row.get("system") else ""
     yield PreferencePair(prompt, chosen, rejected, id=id_of(row, losses, "id"), system=system)

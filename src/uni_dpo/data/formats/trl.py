@@ -23,7 +23,10 @@ from uni_dpo.data.tables.reading import Row
 
 
 def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
-    """The pair in a row of any of the layouts: texts or messages, the prompt apart or at the start of both answers."""
+    """Yield the pair in a row of any of the layouts.
+
+    Texts or messages, the prompt apart or at the start of both answers.
+    """
     prompt = first_filled(row, ("prompt", "instruction", "question"))
     asked = [] if prompt is None else turns_of(prompt, "prompt", "user")
     (*before, better), (*others, worse) = (_conversation(asked, row, name) for name in ("chosen", "rejected"))
@@ -67,19 +70,19 @@ def _check_turns(turns: list[Turn], system: list[Turn], better: Turn, worse: Tur
 
 
 def write(pair: PreferencePair, losses: Losses) -> Row:
-    """Messages whose contents are lists of parts, as TRL's vision models want them, also without an image."""
+    """Return messages whose contents are lists of parts, as TRL's vision models want them, also without an image."""
     images = {"images": list(pair.images)} if pair.images else {}
     return _as_messages(pair, _parts) | images | optional(pair)
 
 
 def write_text(pair: PreferencePair, losses: Losses) -> Row:
-    """Messages whose contents are texts, as TRL's text models want them."""
+    """Return messages whose contents are texts, as TRL's text models want them."""
     count_losses(pair, losses, "scores", "system", "history", "id")
     return _as_messages(text_only(pair), str) | optional(pair)
 
 
 def write_ultrafeedback(pair: PreferencePair, losses: Losses) -> Row:
-    """Two whole conversations and their ratings."""
+    """Return two whole conversations and their ratings."""
     count_losses(pair, losses, "scores", "system", "history", "id")
     pair = text_only(pair)
     before = message_list(pair, OPENAI_TAGS)
@@ -106,7 +109,7 @@ def _parts(text: str) -> list[dict[str, str | None]]:
 
 
 def write_plain(pair: PreferencePair, losses: Losses) -> Row:
-    """Three texts and the images."""
+    """Return three texts and the images."""
     count_losses(pair, losses, "scores", "images", "id")
     row: Row = {"prompt": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
     return row | ({"images": list(pair.images)} if pair.images else {}) | optional(pair)

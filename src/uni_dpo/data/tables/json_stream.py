@@ -30,7 +30,7 @@ def refuse_utf16(path: Path) -> None:
 
 
 def json_values(path: Path) -> Iterator[tuple[int, object]]:
-    """The elements of a JSON array, or the values of JSON lines, each with the line it starts in, from 1.
+    """Yield the elements of a JSON array, or the values of JSON lines, each with the line it starts in, from 1.
 
     The first character tells which of the two it is. A number that is no number of JSON (NaN) or is beyond every
     float (1e400) arrives as NaN or infinity: what reads it decides.
@@ -115,7 +115,7 @@ class _Window:
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the text."""
+        """Return the next character that is not white space; empty at the end of the text."""
         while True:
             while self._buffer[self._position : self._position + 1].isspace():
                 self.line += self._buffer[self._position] == "\n"

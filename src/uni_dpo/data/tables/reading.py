@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 32
 
 
 def source_files(path: str | Path, split: str | None = None) -> list[Path]:
-    """The files that hold a dataset's rows, in order.
+    """Return the files that hold a dataset's rows, in order.
 
     Args:
         path: a file, a folder of files of one type, or a folder that `datasets` wrote with `save_to_disk`.
@@ -48,7 +48,7 @@ def source_files(path: str | Path, split: str | None = None) -> list[Path]:
 
 
 def splits_of(path: str | Path) -> dict[str, list[Path]]:
-    """The files of each split: of a saved `DatasetDict`, or of a folder whose files are named after splits.
+    """Return the files of each split: of a saved `DatasetDict`, or of a folder whose files are named after splits.
 
     Files that name no split belong to `train`.
 
@@ -67,7 +67,7 @@ def splits_of(path: str | Path) -> dict[str, list[Path]]:
 
 
 def one_split(path: str | Path, split: str | None = None) -> list[Path]:
-    """The files of the one split that is there, or of the one named, so that no test rows get among the others.
+    """Return the files of the one split that is there, or of the one named, so that no test rows get among the others.
 
     Raises:
         PreferenceDataError: several are there and none is named, or none of that name.
@@ -84,7 +84,7 @@ def one_split(path: str | Path, split: str | None = None) -> list[Path]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there, also for names that no file system takes."""
+    """Tell whether a regular file is there, also for names that no file system takes."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -92,7 +92,9 @@ def is_file(path: Path) -> bool:
 
 
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, int | None, Row | Unreadable]]:
-    """Every row of one file with its 0-based position and the line it starts in; memory does not grow with the file.
+    """Yield every row of one file with its 0-based position and the line it starts in.
+
+    Memory does not grow with the file.
 
     A row that cannot be read comes as `Unreadable`, and the reading continues where the format allows it. Files
     without lines (Parquet, Arrow) have None for the line.
@@ -121,7 +123,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row | Unreadable]]:
 
 
 def iter_rows(path: str | Path, split: str | None = None) -> Iterator[Row]:
-    """Every row of a file or folder (see `source_files`), in order, in flat memory.
+    """Yield every row of a file or folder (see `source_files`), in order, in flat memory.
 
     Raises:
         PreferenceDataError: at the first row that cannot be read, naming it.
@@ -134,7 +136,7 @@ def iter_rows(path: str | Path, split: str | None = None) -> Iterator[Row]:
 
 
 def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None = None) -> Fault:
-    """The fault that an unreadable row is."""
+    """Return the fault that an unreadable row is."""
     return Fault("row_unreadable", "row", row.reason, "correct or remove this row", index, file, line)
 
 

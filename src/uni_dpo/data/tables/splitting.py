@@ -22,7 +22,7 @@ from uni_dpo.errors import UniDPOError
 
 
 def group_keys(row: Row, by: str) -> list[Hashable]:
-    """What a row shares with the rows that must stay with it.
+    """Return what a row shares with the rows that must stay with it.
 
     Args:
         row: the row.
@@ -52,7 +52,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def row_groups(rows: Iterable[Row], by: str | None) -> array:
-    """The number of each row's group; rows that share a key, also through other rows, share the group."""
+    """Return the number of each row's group; rows that share a key, also through other rows, share the group."""
     parents = array("l")
     owners: dict[Hashable, int] = {}
 
@@ -193,7 +193,7 @@ def _rows(source: str | Path, verb: str) -> Iterator[Row]:
 
 
 def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:
-    """`FILE=SHARE` texts as file → share.
+    """Return `FILE=SHARE` texts as file → share.
 
     Raises:
         UniDPOError: one has no `=`, or no number after it.

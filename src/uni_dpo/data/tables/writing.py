@@ -26,7 +26,7 @@ class RowWriter(Protocol):
 
 @contextmanager
 def row_writer(path: str | Path) -> Iterator[RowWriter]:
-    """A writer of `path`, which gets its name when the block ends without an error.
+    """Give a writer of `path`, which gets its name when the block ends without an error.
 
     Raises:
         PreferenceDataError: a file type that is not written, or a value that the type cannot hold.

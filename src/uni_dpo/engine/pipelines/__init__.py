@@ -39,11 +39,11 @@ class Pipeline(ABC):
 
     @classmethod
     def reward_roles(cls, options: Any) -> tuple[str, ...]:
-        """Roles of the models that scoring asks under these options."""
+        """Return roles of the models that scoring asks under these options."""
         return cls.roles
 
     def request(self, prompt: str, images: tuple[str, ...] = ()) -> Request:
-        """A request whose seed depends on what is asked: the same question twice is the same request."""
+        """Return a request whose seed depends on what is asked: the same question twice is the same request."""
         return Request(prompt, images, derive_seed(self.seed, prompt))
 
     def check(self, questions: Sequence[Question]) -> None:  # noqa: B027  # most pipelines take any question
@@ -55,17 +55,20 @@ class Pipeline(ABC):
 
     @classmethod
     def pair(cls, question_id: str, answers: Sequence[ScoredAnswer], options: Any, seed: int) -> list[Pair]:
-        """Pairs among the answers to one question."""
+        """Return pairs among the answers to one question."""
         return choose_pairs(question_id, answers, options, seed)
 
     @classmethod
     def balance(cls, pairs: Sequence[Pair], options: Any) -> list[Pair]:
-        """The pairs of the whole data set that stay, for a balance that no single question shows."""
+        """Return the pairs of the whole data set that stay, for a balance that no single question shows."""
         return balance_lengths(pairs, options.length_balance)
 
     @classmethod
     def undecided(cls, answers: Sequence[ScoredAnswer]) -> str | None:
-        """What shows that the answers of the whole run were not told apart; None where they were, or are too few."""
+        """Return what shows that the answers of the whole run were not told apart.
+
+        None where they were, or are too few.
+        """
         scores = {answer.score for answer in answers}
         if len(answers) < ENOUGH_TO_COMPARE or len(scores) > 1:
             return None
@@ -73,5 +76,5 @@ class Pipeline(ABC):
 
     @classmethod
     def summarize(cls, details: Sequence[Row]) -> Row:
-        """What the report should say of the reward stage, from each question's `Scored.detail`."""
+        """Return what the report should say of the reward stage, from each question's `Scored.detail`."""
         return {}

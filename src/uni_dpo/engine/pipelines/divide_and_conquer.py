@@ -165,7 +165,7 @@ class DivideAndConquer(Pipeline):
 
 
 def score(p_yes: Sequence[float], options: DivideAndConquerOptions) -> float:
-    """The score of an answer from P(yes) of each of its claims.
+    """Return the score of an answer from P(yes) of each of its claims.
 
     `refuted`: high − points · (number of claims with P(yes) < 0.5), not below low. `soft`: the mean P(yes)
     mapped onto low … high.
@@ -177,13 +177,16 @@ def score(p_yes: Sequence[float], options: DivideAndConquerOptions) -> float:
 
 
 def parse_claims(reply: str) -> list[str] | None:
-    """The claims of a reply of which every line is `- claim` (or `1. claim`), headings aside; repeats count once."""
+    """Return the claims of a reply of which every line is `- claim` (or `1. claim`), headings aside.
+
+    Repeats count once.
+    """
     claims, listed = listed_lines(reply)
     return list(dict.fromkeys(claims)) if claims and listed else None
 
 
 def parse_question(reply: str) -> str | None:
-    """The one line of a reply that is a single question, with or without a heading and a bullet."""
+    """Return the one line of a reply that is a single question, with or without a heading and a bullet."""
     lines, _ = listed_lines(reply)
     return lines[0] if len(lines) == 1 and len(lines[0]) > 1 and lines[0][-1] in "?？" else None
 

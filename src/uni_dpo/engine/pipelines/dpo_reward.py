@@ -117,7 +117,7 @@ class DpoReward(Pipeline):
 
 
 def rewards(aligned: AnswerLogprob, reference: AnswerLogprob, beta: float) -> tuple[float, float]:
-    """β · (log π_aligned − log π_reference): summed over the answer, and per token.
+    """Return β · (log π_aligned − log π_reference): summed over the answer, and per token.
 
     The two models may cut the answer into different numbers of tokens, so each is averaged over its own.
     """

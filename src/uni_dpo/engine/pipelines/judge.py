@@ -138,7 +138,7 @@ class Judge(Pipeline):
 
     @classmethod
     def summarize(cls, details: Sequence[Row]) -> Row:
-        """Position bias over the whole data set: see `position_bias`."""
+        """Return position bias over the whole data set: see `position_bias`."""
         totals: dict[str, int] = {}
         for detail in details:
             for name, count in detail.items():
@@ -170,7 +170,7 @@ def _without_marks(line: str) -> str:
 
 
 def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Verdict, Verdict]]) -> list[float | None]:
-    """Share of its comparisons that each answer wins; None for an answer that was never compared.
+    """Return share of its comparisons that each answer wins; None for an answer that was never compared.
 
     Args:
         answers: how many there are.
@@ -190,7 +190,7 @@ def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Verdict, V
 
 
 def position_counts(verdicts: Any) -> Row:
-    """How often the judge preferred the first, the second, or contradicted itself when the order was turned."""
+    """Tell how often the judge preferred the first, the second, or contradicted itself when the order was turned."""
     counts = {"pairs": 0, "first": 0, "second": 0, "tie": 0, "contradicted": 0}
     for one, other in verdicts:
         counts["pairs"] += 1
@@ -201,7 +201,7 @@ def position_counts(verdicts: Any) -> Row:
 
 
 def position_bias(totals: Mapping[str, int]) -> Row:
-    """`bias`: (first − second) ÷ all verdicts, 0 for a fair judge; `contradicted`: share of pairs."""
+    """Return `bias`: (first − second) ÷ all verdicts, 0 for a fair judge; `contradicted`: share of pairs."""
     return {
         "pairs": totals["pairs"],
         "bias": (totals["first"] - totals["second"]) / (2 * totals["pairs"]),

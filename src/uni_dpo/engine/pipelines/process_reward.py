@@ -132,12 +132,12 @@ class ProcessReward(Pipeline):
 
 
 def split_steps(answer: str, separator: str) -> list[str]:
-    """The steps of an answer, without blank ones and without white space around them; at least one."""
+    """Return the steps of an answer, without blank ones and without white space around them; at least one."""
     return [step.strip() for step in answer.split(separator) if step.strip()] or [answer]
 
 
 def aggregate(steps: Sequence[float], how: Aggregate) -> float:
-    """An answer's process score in [0, 1] from P(right) of its steps."""
+    """Return an answer's process score in [0, 1] from P(right) of its steps."""
     if how == "product":
         return math.prod(steps)
     if how == "mean":

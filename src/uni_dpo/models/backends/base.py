@@ -37,7 +37,7 @@ class Request:
     content: tuple[Mapping[str, Any], ...] = ()
 
     def items(self) -> list[dict[str, Any]]:
-        """The turn as content items, in order."""
+        """Return the turn as content items, in order."""
         if self.content:
             return [dict(item) for item in self.content]
         images = [{"type": "image", "image": path} for path in self.images]
@@ -130,7 +130,7 @@ class Backend(Protocol):
     comfortable_batch: int = 64
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
-        """`sampling.n` answers to each request."""
+        """Return `sampling.n` answers to each request."""
         ...
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample] | Failure]]:
@@ -140,7 +140,7 @@ class Backend(Protocol):
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]
     ) -> list[dict[str, float] | Failure]:
-        """Log-probability that the reply's first token begins one of a choice's forms.
+        """Return log-probability that the reply's first token begins one of a choice's forms.
 
         Args:
             choices: name → forms of the word, such as ("yes", "Yes", " yes").
@@ -154,7 +154,7 @@ class Backend(Protocol):
         raise UniDPOError(f"{type(self).__name__} does not tell how probable a first token is; take another backend")
 
     def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
-        """Log-probability of `answers[i]` as the reply to `requests[i]`.
+        """Return log-probability of `answers[i]` as the reply to `requests[i]`.
 
         Raises:
             UniDPOError: this backend tells no probabilities.
@@ -163,7 +163,7 @@ class Backend(Protocol):
 
 
 def logsumexp(values: Sequence[float]) -> float:
-    """log Σ exp(values); -inf for none."""
+    """Return log Σ exp(values); -inf for none."""
     top = max(values, default=-math.inf)
     if top == -math.inf:
         return top
@@ -173,7 +173,7 @@ def logsumexp(values: Sequence[float]) -> float:
 def first_tokens(
     encode: Callable[[str], Sequence[int]], choices: Mapping[str, Sequence[str]], model: str
 ) -> dict[str, list[int]]:
-    """First tokens of each choice's forms, less those with which another choice begins too.
+    """Return first tokens of each choice's forms, less those with which another choice begins too.
 
     Raises:
         UniDPOError: a choice is left without a token of its own.
@@ -190,7 +190,7 @@ def first_tokens(
 
 
 def parse_model(raw: Mapping[str, Any], role: str, rater: str | None = None) -> tuple[str, Any]:
-    """The backend's name and the parsed options of one entry under `models:`.
+    """Return the backend's name and the parsed options of one entry under `models:`.
 
     Args:
         rater: the backend that alone fills this role; None for a role that any model fills which writes text.
@@ -241,7 +241,7 @@ class RewardModelBackend:
         self.model = load_reward_model(options)
 
     def rate(self, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
-        """How good `answers[i]` is as the reply to `requests[i]`, on the model's own scale."""
+        """Tell how good `answers[i]` is as the reply to `requests[i]`, on the model's own scale."""
         conversations = [
             Conversation(IMAGE_TOKEN * len(request.images) + request.prompt, answer, request.images)
             for request, answer in zip(requests, answers, strict=True)
@@ -264,7 +264,7 @@ class ProcessRewardBackend:
         self.model = load_process_model(options)
 
     def rate_steps(self, requests: Sequence[Request], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """P(right) of every step of `answers[i]`, which is not without steps, as the reply to `requests[i]`."""
+        """Return P(right) of every step of `answers[i]`, which is not without steps, as the reply to `requests[i]`."""
         solutions = [(request.prompt, steps) for request, steps in zip(requests, answers, strict=True)]
         ratings: list[list[float]] = []
         for start in range(0, len(solutions), self.batch_size):

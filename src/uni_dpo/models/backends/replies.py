@@ -36,7 +36,7 @@ class PartsError(Exception):
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body.
+    """Return the JSON object in a body.
 
     Raises:
         UnusableReplyError: it holds none, or one that is nested too deeply.
@@ -51,7 +51,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> list[Sample]:
-    """The answers of a completion, in its order.
+    """Return the answers of a completion, in its order.
 
     Lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`.
 
@@ -86,7 +86,7 @@ def read_filled_samples(completion: Mapping[str, Any], *, join_parts: bool = Fal
 
 
 def read_first_token(completion: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The alternatives reported for the first token, with their log-probabilities (natural).
+    """Return the alternatives reported for the first token, with their log-probabilities (natural).
 
     Raises:
         NotReportedError: the completion carries none.
@@ -108,7 +108,7 @@ def read_first_token(completion: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def read_prompt_logprobs(completion: Mapping[str, Any]) -> list[float]:
-    """The log-probability (natural) of every token of the prompt, as vLLM's server reports them; 0 for the first.
+    """Give the log-probability (natural) of every token of the prompt, as vLLM's server reports them; 0 for the first.
 
     Raises:
         NotReportedError, UnusableReplyError: as `read_first_token`.
@@ -125,14 +125,14 @@ def read_prompt_logprobs(completion: Mapping[str, Any]) -> list[float]:
 
 
 def read_usage(completion: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of prompt and answer; 0 for what is not told as a count."""
+    """Return tokens of prompt and answer; 0 for what is not told as a count."""
     used = completion.get("usage")
     told = used if isinstance(used, Mapping) else {}
     return _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
 
 
 def read_error(body: bytes) -> tuple[str, str]:
-    """What an error says, and its code; the first 300 characters of a body of another form."""
+    """Return what an error says, and its code; the first 300 characters of a body of another form."""
     try:
         value: Any = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -144,7 +144,7 @@ def read_error(body: bytes) -> tuple[str, str]:
 
 
 def sound(text: str) -> str:
-    """The text with U+FFFD in place of surrogates that stand alone: UTF-8 has no room for them."""
+    """Return the text with U+FFFD in place of surrogates that stand alone: UTF-8 has no room for them."""
     return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
 
 

@@ -67,7 +67,7 @@ class Server:
         self.name = str(self.url.copy_with(userinfo=b""))
 
     def client(self) -> httpx.AsyncClient:
-        """A client whose requests may only go to this server."""
+        """Return a client whose requests may only go to this server."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency)
         headers = {"Authorization": f"Bearer {self.key or 'none'}"}
         return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits, verify=_tls())
@@ -99,11 +99,11 @@ class Server:
         return received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received
 
     def mask(self, text: str) -> str:
-        """A text without the key and without control characters."""
+        """Return a text without the key and without control characters."""
         return plain(sound(text.replace(self.key, "***") if len(self.key) >= _SECRET else text))
 
     def refused(self, said: str) -> UniDPOError:
-        """The end of a run whose every request would fare alike."""
+        """Return the end of a run whose every request would fare alike."""
         option = self.options
         return UniDPOError(
             f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
@@ -164,7 +164,7 @@ class Loop:
 
     @classmethod
     def shared(cls) -> "Loop":
-        """The loop of this process."""
+        """Return the loop of this process."""
         if cls._only is None or cls._only.process != os.getpid():
             cls._only = cls()
         return cls._only
@@ -181,7 +181,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def final_fault(server: Server, reply: httpx.Response, received: bytes) -> Exception:
-    """The error of a reply that another attempt would not change: fatal where it would befall every request."""
+    """Return the error of a reply that another attempt would not change: fatal where it would befall every request."""
     if reply.is_redirect:
         return UniDPOError(
             f"the server of {server.options.model!r} at {server.name} redirects to another address, which is not "
@@ -208,6 +208,6 @@ def why(error: BaseException) -> str:
 
 @lru_cache(maxsize=64)
 def data_url(path: str) -> str:
-    """An image file as a `data:` address."""
+    """Return an image file as a `data:` address."""
     kind = mimetypes.guess_type(path)[0] or "image/png"
     return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"

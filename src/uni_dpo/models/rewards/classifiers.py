@@ -108,7 +108,7 @@ class StepClassifier:
         return [row[places].tolist() for row, (_, places) in zip(right, encoded, strict=True)]
 
     def encode(self, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Tokens of question and steps, and the places of the step tokens among them."""
+        """Return tokens of question and steps, and the places of the step tokens among them."""
         tokens = self._prompt(question)
         places = []
         for step in steps:

@@ -37,7 +37,7 @@ class Conversation:
     history: tuple[tuple[str, str], ...] = ()
 
     def messages(self) -> list[dict[str, str]]:
-        """The turns without the system prompt, the rated answer last."""
+        """Return the turns without the system prompt, the rated answer last."""
         turns = [*self.history, (self.instruction, self.answer)]
         return [
             {"role": role, "content": text}
@@ -47,7 +47,7 @@ class Conversation:
 
 
 def both_answers(pair: PreferencePair) -> tuple[Conversation, Conversation]:
-    """The conversation that ends with a pair's chosen answer, and the one that ends with the rejected."""
+    """Return the conversation that ends with a pair's chosen answer, and the one that ends with the rejected."""
     before = (pair.images, pair.system, pair.history)
     return Conversation(pair.instruction, pair.chosen, *before), Conversation(pair.instruction, pair.rejected, *before)
 
@@ -56,7 +56,7 @@ class RewardModel(Protocol):
     """Rates answers; the higher the better, on a scale of the model's own."""
 
     def rate(self, conversations: Sequence[Conversation]) -> list[float]:
-        """One rating per conversation, in order, in one forward pass."""
+        """Return one rating per conversation, in order, in one forward pass."""
         ...
 
 
@@ -98,7 +98,7 @@ class RewardCheckpoint:
 
 
 def find_reward_checkpoint(options: RewardModelOptions) -> RewardCheckpoint:
-    """What `options.model` is.
+    """Return what `options.model` is.
 
     Raises:
         UniDPOError: there is no such folder, or it holds no reward model.
@@ -135,7 +135,7 @@ class ProcessModel(Protocol):
     """Says of every step of an answer how probably it is right."""
 
     def rate_steps(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """P(right) in [0, 1] of every step.
+        """Return P(right) in [0, 1] of every step.
 
         Args:
             solutions: question and steps of each answer; no answer is without steps.
@@ -170,7 +170,7 @@ class ProcessModelOptions:
 
 
 def find_process_loader(options: ProcessModelOptions) -> str:
-    """The class of transformers that loads the checkpoint in `options.model`.
+    """Return the class of transformers that loads the checkpoint in `options.model`.
 
     Raises:
         UniDPOError: there is no such folder, it holds no process reward model, or it has no such step token.
@@ -205,7 +205,10 @@ def _check_value_head(folder: Path) -> None:
 
 
 def checkpoint_identity(options: RewardModelOptions) -> list[Any]:
-    """What tells one reward model from another without reading its weights: names, sizes and times of its files."""
+    """Return what tells one reward model from another without reading its weights.
+
+    Names, sizes and times of its files.
+    """
     told = file_stamps(options.model, (*WEIGHTS, ".json"))
     return [*told, options.template, options.image_max_pixels, options.image_min_pixels, options.dtype]
 
@@ -217,7 +220,7 @@ def check_folder(folder: Path, advice: str) -> None:
 
 
 def own_loader(folder: Path, config: Mapping[str, Any], loaders: Sequence[str], trusted: bool) -> str | None:
-    """Which of transformers' `loaders` a checkpoint with code of its own names for itself.
+    """Tell which of transformers' `loaders` a checkpoint with code of its own names for itself.
 
     Returns:
         None for a checkpoint without such code, which the library's own classes read.
