@@ -138,7 +138,7 @@ def start_trl(folder: Path, image: str, made: Path) -> None:
     checkpoint = find_checkpoint(folder)
     turns = [{"chosen": [{"role": "assistant", "content": "four"}]}]
     _check_template(load_processor(checkpoint), str(folder), {"train": turns})
-    model = _load_model(ModelConfig(model_name_or_path=str(folder)), checkpoint, str(made / "out"))
+    model = _load_model(ModelConfig(model_name_or_path=str(folder)), checkpoint, str(made / "out"), trusted=False)
     starts_where_it_was_asked(model, folder)
 
 

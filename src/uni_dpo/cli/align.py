@@ -7,17 +7,13 @@ from typing import Annotated
 
 import typer
 
+from uni_dpo.cli.configured import Overrides
 from uni_dpo.cli.entry import print_tables
-
-Given = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
-]
 
 
 def align(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/align.md.", show_default=False)],
-    given: Given = None,
+    given: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the stages, what is done and what is to come.")] = False,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="End with this stage, such as 1/train.")] = None,
     restart: Annotated[

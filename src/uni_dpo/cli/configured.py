@@ -89,6 +89,11 @@ def _flags(settings: Any) -> list[str]:
     return [*words, "--", *arguments]
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
+]
+"""The words after a configuration file."""
 SCHEMAS = {
     "align": "uni_dpo.align.config:AlignSettings",
     "train": "uni_dpo.settings.training:train_schema",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uni_dpo.cli.entry import Overrides
+from uni_dpo.cli.configured import Overrides
 
 if TYPE_CHECKING:
     from uni_dpo.engine import EngineResult

@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-import typer
+from typing import Any, NoReturn
 
 from uni_dpo.errors import CONTROL, UniDPOError, escaped, plain
 from uni_dpo.storage.rowlog import kept
@@ -149,11 +147,6 @@ def _words() -> str:
     return plain(f"stopped; {sum(kept.values()):,} finished rows are kept in {where}. To resume: {again}")
 
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's.", show_default=False),
-]
-"""The words after a configuration file."""
 _COLOUR = r"\x1b\[[\d;]*m|\x1b\[\d*[A-K]|\x1b\[\?25[hl]"
 """What Rich and tqdm draw with: colours, moves within the lines, the cursor shown and hidden."""
 _ESCAPES = "uni-dpo.escapes"

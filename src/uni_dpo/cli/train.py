@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uni_dpo.cli.entry import Overrides
+from uni_dpo.cli.configured import Overrides
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)]
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -16,6 +16,7 @@ from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image
 from uni_dpo.data.tables.reading import Unreadable, numbered_rows, one_split, unreadable_fault
 from uni_dpo.errors import UniDPOError
+from uni_dpo.settings.options import Count
 from uni_dpo.storage.identity import digest
 
 Row = dict[str, Any]
@@ -48,7 +49,7 @@ class InputOptions:
 
     path: str = ""
     image_root: str | None = None
-    limit: int | None = None
+    limit: Count | None = None
     answers: Literal["auto", "given", "references"] = "auto"
 
 

@@ -12,8 +12,7 @@ from uni_dpo.data.dataset_info import register_entry
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.asking import Template
 from uni_dpo.engine.records import Pair, ScoredAnswer, wording
-from uni_dpo.errors import UniDPOError
-from uni_dpo.settings.options import added
+from uni_dpo.settings.options import Count, NotNegative, added, check_ranges
 from uni_dpo.storage.writing import replacing, write_text
 
 LengthBalance = Literal["off", "published", "both"]
@@ -37,15 +36,14 @@ class PairOptions:
         allow_cut_answers: let an answer that the token limit cut be the better one of a pair.
     """
 
-    min_gap: float = 1.0
-    max_pairs_per_question: int = 2
+    min_gap: NotNegative = 1.0
+    max_pairs_per_question: Count = 2
     choose: Choose = "any"
     length_balance: LengthBalance = "off"
     allow_cut_answers: bool = added(False)
 
     def __post_init__(self) -> None:
-        if self.min_gap < 0 or self.max_pairs_per_question < 1:
-            raise UniDPOError("pairs: min_gap starts at 0 and max_pairs_per_question at 1")
+        check_ranges(self)
 
 
 def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:

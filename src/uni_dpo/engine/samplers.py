@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
 
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.asking import load_template
 from uni_dpo.engine.records import Aside
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, Sampling
+from uni_dpo.settings.options import Count, NotNegative, TopP
 from uni_dpo.storage.identity import derive_seed
 
 CUT = "answer cut at max_tokens"
@@ -55,12 +58,12 @@ class ModelSamplerOptions:
         prompt: built-in name or file; gap {question}.
     """
 
-    n: int | None = None
+    n: Count | None = None
     seeds: tuple[int, ...] = ()
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 256
+    temperature: NotNegative = 1.0
+    top_p: TopP = 1.0
+    top_k: Annotated[int, Ge(0)] = 0
+    max_tokens: Count = 256
     prompt: str = "answer"
 
 

@@ -9,6 +9,7 @@ from uni_dpo.engine.pairing import LengthBalance, PairOptions
 from uni_dpo.engine.pipelines import ENOUGH_TO_COMPARE, Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure, Request
+from uni_dpo.settings.options import Count
 from uni_dpo.settings.registry import find
 
 NOTHING_TOLD = 0.05
@@ -33,13 +34,13 @@ class DivideAndConquerOptions:
     low: float = 0.0
     high: float = 10.0
     points_per_refuted: float = 1.0
-    max_claims: int = 20
+    max_claims: Count = 20
     checker: str = "first_token"
     split_prompt: str = "split"
     ask_prompt: str = "ask"
     check_prompt: str = "check"
-    max_tokens: int = 512
-    attempts: int = 2
+    max_tokens: Count = 512
+    attempts: Count = 2
 
 
 @dataclass(frozen=True)

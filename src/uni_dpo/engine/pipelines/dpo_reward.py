@@ -16,7 +16,7 @@ from uni_dpo.engine.pairing import (
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request
-from uni_dpo.settings.options import added
+from uni_dpo.settings.options import Count, NotNegative, Positive, Share, added
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DpoRewardOptions:
         prompt: the prompt under which answers are scored; gap {question}. Use that of the sampling.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     score: Literal["sum", "mean"] = "sum"
     prompt: str = "answer"
 
@@ -50,11 +50,11 @@ class DpoRewardPairs:
     """
 
     choose: Literal["ranked", "published"] = "ranked"
-    rank: int = 3
-    max_pairs_per_question: int = 3
-    max_word_difference: int = 25
-    max_mean_word_difference: float = 0.5
-    similarity: float = 0.9
+    rank: Count = 3
+    max_pairs_per_question: Count = 3
+    max_word_difference: Count = 25
+    max_mean_word_difference: NotNegative = 0.5
+    similarity: Share = 0.9
     allow_cut_answers: bool = added(False)
 
 

@@ -11,6 +11,7 @@ from uni_dpo.engine.asking import ask, load_template
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure, Request
+from uni_dpo.settings.options import Count
 
 Verdict = Literal["first", "second", "tie"]
 _VERDICTS: Mapping[str, Verdict] = {"A": "first", "B": "second", "TIE": "tie"}
@@ -32,8 +33,8 @@ class JudgeOptions:
     high: float = 10.0
     grade_prompt: str = "grade"
     compare_prompt: str = "compare"
-    max_tokens: int = 512
-    attempts: int = 2
+    max_tokens: Count = 512
+    attempts: Count = 2
 
 
 class Judge(Pipeline):

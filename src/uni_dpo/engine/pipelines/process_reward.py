@@ -15,6 +15,7 @@ from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAns
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references, load_grader
 from uni_dpo.models.backends.base import Failure, Request
+from uni_dpo.settings.options import Count, NotNegative
 
 Aggregate = Literal["min", "product", "mean", "last"]
 
@@ -46,8 +47,8 @@ class ProcessRewardOptions:
 class ProcessRewardPairs(PairOptions):
     """`PairOptions`, the best answer with the worst."""
 
-    min_gap: float = 0.0
-    max_pairs_per_question: int = 1
+    min_gap: NotNegative = 0.0
+    max_pairs_per_question: Count = 1
     choose: Choose = "best_worst"
 
 

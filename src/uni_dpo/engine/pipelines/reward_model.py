@@ -9,6 +9,7 @@ from uni_dpo.engine.pairing import Choose, PairOptions
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Failure, Request
+from uni_dpo.settings.options import Count, NotNegative
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class RatingOptions:
 class RewardModelPairs(PairOptions):
     """`PairOptions` as published: one pair per question, of the best answer and the worst."""
 
-    min_gap: float = 0.0
-    max_pairs_per_question: int = 1
+    min_gap: NotNegative = 0.0
+    max_pairs_per_question: Count = 1
     choose: Choose = "best_worst"
 
 

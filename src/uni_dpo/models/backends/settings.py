@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.rewards.options import (
@@ -11,7 +13,7 @@ from uni_dpo.models.rewards.options import (
     find_process_loader,
     find_reward_checkpoint,
 )
-from uni_dpo.settings.options import added, runtime
+from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, added, runtime
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class TransformersOptions:
     prompt_style: Literal["auto", "instruct", "base"] = added("auto")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = "auto"
     quantization: Literal["4bit", "8bit"] | None = added(None)
-    min_pixels: int | None = None
-    max_pixels: int | None = None
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    batch_size: int = runtime(64)
+    batch_size: Count = runtime(64)
     device: str = runtime("auto")
     device_map: str | None = runtime(None)
 
@@ -69,13 +71,13 @@ class OpenAIOptions:
     base_url: str | None = runtime(None)
     api_key_env: str = runtime("OPENAI_API_KEY")
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = runtime("max_tokens")
-    concurrency: int = runtime(8)
-    timeout: float = runtime(120.0)
-    max_retries: int = runtime(5)
-    backoff: float = runtime(1.0)
-    requests_per_minute: float | None = runtime(None)
-    price_prompt: float = runtime(0.0)
-    price_completion: float = runtime(0.0)
+    concurrency: Count = runtime(8)
+    timeout: Positive = runtime(120.0)
+    max_retries: Annotated[int, Ge(0)] = runtime(5)
+    backoff: NotNegative = runtime(1.0)
+    requests_per_minute: Positive | None = runtime(None)
+    price_prompt: NotNegative = runtime(0.0)
+    price_completion: NotNegative = runtime(0.0)
     join_parts: bool = added(False)
 
 
@@ -95,13 +97,13 @@ class VLLMOptions:
     adapter: str | None = added(None)
     prompt_style: Literal["auto", "instruct", "base"] = added("auto")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_images: int = 1
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    max_model_len: int | None = None
+    max_images: Count = 1
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
+    max_model_len: Count | None = None
     trust_remote_code: bool = False
-    tensor_parallel_size: int = runtime(1)
-    gpu_memory_utilization: float = runtime(0.9)
+    tensor_parallel_size: Count = runtime(1)
+    gpu_memory_utilization: TopP = runtime(0.9)
     enforce_eager: bool = runtime(False)
     more: Mapping[str, Any] | None = added(None)
 
@@ -110,7 +112,7 @@ class VLLMOptions:
 class RewardModelSettings(RewardModelOptions):
     """Settings of a `reward_model`; `batch_size` answers are rated in one forward pass."""
 
-    batch_size: int = runtime(8)
+    batch_size: Count = runtime(8)
 
     def check(self, *, images: bool) -> None:
         """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
@@ -125,7 +127,7 @@ class RewardModelSettings(RewardModelOptions):
 class ProcessRewardSettings(ProcessModelOptions):
     """Settings of a `process_reward` model; `batch_size` answers are rated in one forward pass."""
 
-    batch_size: int = runtime(8)
+    batch_size: Count = runtime(8)
 
     def check(self, *, images: bool) -> None:
         """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
