@@ -11,7 +11,7 @@ SHOWN = 3
 
 
 def pairs_learnt(output: Path) -> dict[str, Any]:
-    """Counts, and the pairs whose margin log π(chosen) − log π(rejected) grew most and fell most.
+    """Return counts, and the pairs whose margin log π(chosen) − log π(rejected) grew most and fell most.
 
     A pair's margin at its last visit is compared with the reference's, or where the loss has no reference with its own
     at the first visit.

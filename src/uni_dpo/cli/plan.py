@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uni_dpo.cli.entry import Overrides
+from uni_dpo.cli.configured import Overrides
 
 
 def plan(

@@ -25,7 +25,7 @@ class Applied:
     apart: Path | None = None
 
     def lines(self) -> list[str]:
-        """The report, one line per fact."""
+        """Return the report, one line per fact."""
         lines = [f"rows kept: {self.kept:,}", f"rows dropped: {self.dropped:,}", f"rows swapped: {self.swapped:,}"]
         apart = f"rows to judge again: {self.rejudged:,}"
         return [*lines, f"{apart}, in {self.apart}" if self.apart else apart]

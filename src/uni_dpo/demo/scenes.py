@@ -47,7 +47,7 @@ class Scene:
 
 
 def claims(text: str) -> set[tuple[str, ...]]:
-    """The claims of a description: how many shapes, and for each place that it speaks of a colour and a shape."""
+    """Give the claims of a description: how many shapes, and for each place that it speaks of a colour and a shape."""
     found: set[tuple[str, ...]] = {(count,) for count in _COUNT.findall(text)}
     for colour, shape, place in _CLAIM.findall(text):
         found |= {(place, colour), (place, shape)}
@@ -55,7 +55,7 @@ def claims(text: str) -> set[tuple[str, ...]]:
 
 
 def right_claims(answer: str, question: Question) -> float:
-    """How well a description fits the picture, from 0 to 1: F1 of its claims against those of the whole truth."""
+    """Tell how well a description fits the picture, from 0 to 1: F1 of its claims against those of the whole truth."""
     said, true = claims(answer), claims(str(question.reference))
     return 2 * len(said & true) / (len(said) + len(true)) if said else 0.0
 

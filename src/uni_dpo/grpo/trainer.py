@@ -12,7 +12,7 @@ from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.online.policy import media_tokens, plain_sampling
 from uni_dpo.shared_prefix import SharedBatch, in_place_of_head, share_rows, shares_rows, unwrapped
 from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames
-from uni_dpo.trl.installed import SeeingSampler
+from uni_dpo.trl.trainer import SeeingSampler
 
 MEDIA = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
 """What of the media inputs can be shared; others leave the pass to TRL."""

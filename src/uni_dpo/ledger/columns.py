@@ -76,7 +76,7 @@ def ledger_folder(output: str | Path) -> Path:
 
 
 def record_file(output: str | Path) -> Path:
-    """The JSON file that says what was trained on what."""
+    """Return the JSON file that says what was trained on what."""
     return own_folder(output) / "run.json"
 
 

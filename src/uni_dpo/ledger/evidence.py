@@ -13,7 +13,7 @@ from uni_dpo.ledger.verdicts import Evidence
 
 
 def evidence_of(output: str | Path, count: int = 48) -> Evidence:
-    """The evidence of a training, from its output folder.
+    """Return the evidence of a training, from its output folder.
 
     Args:
         output: the folder.
@@ -28,7 +28,7 @@ def evidence_of(output: str | Path, count: int = 48) -> Evidence:
 def evidence_of_rows(
     settings: Mapping[str, Any], log: Sequence[Mapping[str, Any]], rows: pa.Table, count: int = 48
 ) -> Evidence:
-    """The evidence of a run.
+    """Return the evidence of a run.
 
     Args:
         settings: see `Evidence`.

@@ -66,7 +66,7 @@ def pair_history(rows: pa.Table, split: str = "train") -> PairHistory:
 
 
 def group_pairs(history: PairHistory) -> dict[str, np.ndarray]:
-    """Which pairs are in each of `GROUPS`, by `words.RULES`: booleans of shape (n,)."""
+    """Tell which pairs are in each of `GROUPS`, by `words.RULES`: booleans of shape (n,)."""
     margins, visits = history.reward_margins, history.visits
     last, first = history.last["reward_margin"], history.first["reward_margin"]
     ever = (margins > 0).any(1) if margins.size else np.zeros(len(visits), bool)

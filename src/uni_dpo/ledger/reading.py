@@ -37,7 +37,7 @@ def read_texts(output: str | Path) -> pa.Table:
 
 
 def read_record(output: str | Path) -> dict[str, Any]:
-    """What was trained on what, as `uni_dpo/run.json` has it.
+    """Return what was trained on what, as `uni_dpo/run.json` has it.
 
     Raises:
         UniDPOError: there is none, or it cannot be read.
@@ -52,7 +52,7 @@ def read_record(output: str | Path) -> dict[str, Any]:
 
 
 def read_log(output: str | Path) -> list[dict[str, Any]]:
-    """The log lines of a training: of its end, or else of its last checkpoint; none where there is neither."""
+    """Return the log lines of a training: of its end, or else of its last checkpoint; none where there is neither."""
     states = [Path(output) / "trainer_state.json", *Path(output).glob("checkpoint-*/trainer_state.json")]
     found = [_json(state) for state in states if state.is_file()]
     return list(max(found, key=lambda state: int(state.get("global_step", 0))).get("log_history", [])) if found else []

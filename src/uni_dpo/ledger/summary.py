@@ -28,7 +28,7 @@ logπ(y_w) − logπ_ref(y_w); `length_gap` is tokens of y_w minus tokens of y_l
 
 
 def quantities(rows: pa.Table) -> dict[str, np.ndarray]:
-    """`step`, `epoch` and `QUANTITIES` of a ledger's rows, float64, NaN where a loss does not have them."""
+    """Return `step`, `epoch` and `QUANTITIES` of a ledger's rows, float64, NaN where a loss does not have them."""
     found = {name: _numbers(rows[name]) for name in rows.column_names if name not in ("split", "pair")}
     has_reference = np.isfinite(found["reference_margin"])
     found["reward_margin"] = found["policy_margin"] - np.where(has_reference, found["reference_margin"], 0.0)
@@ -45,7 +45,7 @@ def _numbers(column: Any) -> np.ndarray:
 
 
 def windows(rows: pa.Table, split: str = "train", count: int = 48) -> list[dict[str, Any]]:
-    """The distributions of `QUANTITIES` in windows of steps, each with about the same number of steps.
+    """Return the distributions of `QUANTITIES` in windows of steps, each with about the same number of steps.
 
     Args:
         rows: a ledger, by step.

@@ -67,7 +67,7 @@ def _paths(images: Any) -> list[str]:
 
 
 def fingerprint(texts: pa.Table) -> str:
-    """What a set of pairs is known by, whatever their order: 16 hexadecimal digits of their texts and scores."""
+    """Return what a set of pairs is known by, whatever their order: 16 hexadecimal digits of their texts and scores."""
     columns = (texts[name].to_pylist() for name in ("key", "score_chosen", "score_rejected"))
     return digest(sorted(f"{key} {chosen} {rejected}" for key, chosen, rejected in zip(*columns, strict=True)))
 

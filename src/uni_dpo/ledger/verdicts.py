@@ -73,12 +73,12 @@ class Verdict:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def sentence(self, language: str = "en") -> str:
-        """The sentence in English (`en`) or Chinese (`zh`)."""
+        """Return the sentence in English (`en`) or Chinese (`zh`)."""
         return SENTENCES[self.key][language].format(**self.numbers)
 
 
 def judge(evidence: Evidence) -> list[Verdict]:
-    """Every verdict on a run, the bad ones first; none before `ENOUGH` steps."""
+    """Return every verdict on a run, the bad ones first; none before `ENOUGH` steps."""
     if evidence.steps < ENOUGH:
         return []
     found = [verdict for rule in RULES if (verdict := rule(evidence)) is not None]
@@ -86,7 +86,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
 
 
 def chosen_answers(evidence: Evidence) -> Verdict | None:
-    """Whether the chosen answers lost likelihood against the reference or, without one, against the beginning."""
+    """Tell whether the chosen answers lost likelihood against the reference or, without one, against the beginning."""
     steps, drift = evidence.window_means("chosen_drift")
     if not len(drift):
         steps, chosen = evidence.window_means("policy_chosen")
@@ -113,7 +113,7 @@ def chosen_answers(evidence: Evidence) -> Verdict | None:
 
 
 def nll(evidence: Evidence) -> Verdict | None:
-    """Whether the NLL term acts where it is needed."""
+    """Tell whether the NLL term acts where it is needed."""
     if not evidence.uses_uni_dpo:
         return None
     weight = float(evidence.settings.get("nll_lambda") or 0.0)
@@ -147,7 +147,7 @@ def _tells_nothing_apart(evidence: Evidence) -> bool:
 
 
 def quality(evidence: Evidence) -> Verdict | None:
-    """Whether the quality weight tells pairs apart."""
+    """Tell whether the quality weight tells pairs apart."""
     spreads = [window["w_qual"]["q"] for window in evidence.windows if "w_qual" in window]
     gaps = [window["score_margin"]["q"] for window in evidence.windows if "score_margin" in window]
     if not spreads or not gaps:
@@ -170,7 +170,7 @@ def quality(evidence: Evidence) -> Verdict | None:
 
 
 def performance(evidence: Evidence) -> Verdict | None:
-    """Whether the performance weight moves from pairs that are learnt to those that are not."""
+    """Tell whether the performance weight moves from pairs that are learnt to those that are not."""
     _, weights = evidence.window_means("w_perf")
     if len(weights) < 2 or not evidence.settings.get("gamma"):
         return None
@@ -191,7 +191,7 @@ def performance(evidence: Evidence) -> Verdict | None:
 
 
 def loss(evidence: Evidence) -> Verdict | None:
-    """Whether the loss fell, and stayed a number."""
+    """Tell whether the loss fell, and stayed a number."""
     steps, values = evidence.series("loss")
     if len(values) < 3:
         return None
@@ -208,7 +208,7 @@ def loss(evidence: Evidence) -> Verdict | None:
 
 
 def movement(evidence: Evidence) -> Verdict | None:
-    """Whether the model moved away from the reference at all."""
+    """Tell whether the model moved away from the reference at all."""
     _, margin = evidence.window_means("reward_margin")
     spreads = [window["reward_margin"]["q"] for window in evidence.windows if "reward_margin" in window]
     if len(margin) < 2 or not evidence.settings.get("has_reference", True):
@@ -223,7 +223,7 @@ def movement(evidence: Evidence) -> Verdict | None:
 
 
 def accuracy(evidence: Evidence) -> Verdict | None:
-    """Whether the pairs are told apart, by the share whose reward margin is above 0."""
+    """Tell whether the pairs are told apart, by the share whose reward margin is above 0."""
     shares = [window["accuracy"] for window in evidence.windows]
     if len(shares) < 3:
         return None
@@ -234,7 +234,7 @@ def accuracy(evidence: Evidence) -> Verdict | None:
 
 
 def labels(evidence: Evidence) -> Verdict | None:
-    """Whether many pairs have scores that the model contradicts all through training."""
+    """Tell whether many pairs have scores that the model contradicts all through training."""
     total = sum(evidence.groups.get(name, 0) for name in ("learnt", "still to learn", "never learnt", "forgotten"))
     suspects = evidence.groups.get("suspect label", 0)
     if not total:
@@ -247,7 +247,7 @@ def labels(evidence: Evidence) -> Verdict | None:
 
 
 def length(evidence: Evidence) -> Verdict | None:
-    """Whether chosen answers are nearly always the longer, or nearly always the shorter ones."""
+    """Tell whether chosen answers are nearly always the longer, or nearly always the shorter ones."""
     longer = [window["chosen_longer"] for window in evidence.windows if "chosen_longer" in window]
     _, chosen = evidence.window_means("tokens_chosen")
     _, rejected = evidence.window_means("tokens_rejected")
@@ -261,7 +261,7 @@ def length(evidence: Evidence) -> Verdict | None:
 
 
 def gradient(evidence: Evidence) -> Verdict | None:
-    """Whether gradients burst."""
+    """Tell whether gradients burst."""
     steps, norms = evidence.series("grad_norm")
     if len(norms) < 3:
         return None
@@ -278,7 +278,7 @@ def gradient(evidence: Evidence) -> Verdict | None:
 
 
 def held_out(evidence: Evidence) -> Verdict | None:
-    """Whether pairs that are not trained on are told apart as well as those that are."""
+    """Tell whether pairs that are not trained on are told apart as well as those that are."""
     _, outside = evidence.series("eval_rewards/accuracies")
     inside = [window["accuracy"] for window in evidence.windows]
     if not len(outside) or len(inside) < 3:

@@ -85,7 +85,7 @@ class PairLedger:
         return pa.Table.from_arrays(arrays, schema=LEDGER)
 
     def rows(self) -> pa.Table:
-        """Every row that this process recorded, by step."""
+        """Return every row that this process recorded, by step."""
         parts = [pq.read_table(part, schema=LEDGER) for part in self._own_parts()]
         return pa.concat_tables([*parts, self.waiting()]).unify_dictionaries().sort_by([("step", "ascending")])
 

@@ -114,7 +114,7 @@ def image_flops(vision: VisionShape, tokens: float) -> float:
 
 
 def adapter_weights(text: TextShape, rank: int) -> int:
-    """The weights of LoRA adapters of all linear maps of the language model."""
+    """Return the weights of LoRA adapters of all linear maps of the language model."""
     ends = (2 * (text.hidden + text.query), 2 * (text.hidden + text.keys), 3 * (text.hidden + text.intermediate))
     return text.layers * rank * sum(ends)
 
@@ -139,7 +139,7 @@ class StepBytes:
 
 
 def step_bytes(model: ModelShape, step: StepShape, gradient_bytes: float) -> StepBytes:
-    """What a step takes above the weights.
+    """Return what a step takes above the weights.
 
     Args:
         model: the model.

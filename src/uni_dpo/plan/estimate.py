@@ -101,7 +101,7 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path 
 
 
 def step_shape(run: PlannedRun, work: Workload, batch: int, *, longest: bool = False) -> StepShape:
-    """A step of `batch` pairs: of mean length, or as long as the longest question of the sample makes it."""
+    """Return a step of `batch` pairs: of mean length, or as long as the longest question of the sample makes it."""
     each = work.pairs_of_a_question if run.grouped else 1.0
     questions = batch / each if batch > each else 1.0
     answers = work.answers if run.grouped and batch >= each else min(2.0, work.answers)
@@ -124,7 +124,7 @@ def step_shape(run: PlannedRun, work: Workload, batch: int, *, longest: bool = F
 
 
 def trained_of(run: PlannedRun) -> float:
-    """How many numbers are trained."""
+    """Tell how many numbers are trained."""
     vision = run.model.vision.parameters if run.model.vision and run.tuned_vision else 0
     if not run.full:
         return adapter_weights(run.model.text, run.lora_rank)
@@ -169,7 +169,7 @@ def _shared_out(step: StepBytes, beyond: float) -> dict[str, float]:
 
 
 def total_of(memory: Mapping[str, float]) -> float:
-    """All parts, with what an allocator wastes."""
+    """Return all parts, with what an allocator wastes."""
     return sum(memory.values()) * (1 + WASTE)
 
 

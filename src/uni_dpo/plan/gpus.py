@@ -38,7 +38,7 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """The accelerator of that name.
+    """Return the accelerator of that name.
 
     Raises:
         UniDPOError: there is none.

@@ -6,7 +6,7 @@ GIB = 2**30
 
 
 def lines(found: Estimate, gpu: str, gpus: int) -> list[str]:
-    """What an estimate says, part by part."""
+    """Return what an estimate says, part by part."""
     shown = _parts(found, gpu, gpus)
     width = max(len(name) for _, rows in shown for name, _ in rows)
     return [line for title, rows in shown for line in (title, *(f"  {name:{width}}  {value}" for name, value in rows))]

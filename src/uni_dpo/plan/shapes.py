@@ -126,7 +126,7 @@ class ModelShape:
 
 
 def read_shape(model: str) -> ModelShape:
-    """The shape of a checkpoint's folder, or of one of the models that are known by name (`models.json`).
+    """Return the shape of a checkpoint's folder, or of one of the models that are known by name (`models.json`).
 
     Raises:
         UniDPOError: there is no config.json, or its family is not known.
@@ -145,7 +145,7 @@ def read_shape(model: str) -> ModelShape:
 
 
 def shape_of(config: dict[str, Any], place: str = "config.json") -> ModelShape:
-    """The shape that a config.json describes.
+    """Return the shape that a config.json describes.
 
     Raises:
         UniDPOError: the family is not known, or a number is missing.

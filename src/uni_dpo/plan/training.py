@@ -39,7 +39,7 @@ class PlannedRun:
 
 
 def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
-    """What a configuration says, with LlamaFactory's defaults for what it does not say.
+    """Return what a configuration says, with LlamaFactory's defaults for what it does not say.
 
     Raises:
         UniDPOError: a setting is out of range, or the model cannot be made out.

@@ -56,7 +56,7 @@ class Workload:
 
 
 def read_workload(settings: Mapping[str, Any], choice: PairChoice) -> Workload:
-    """The data that a training configuration names.
+    """Return the data that a training configuration names.
 
     Args:
         settings: `dataset`, `dataset_dir`, `media_dir`, `model_name_or_path`, `cutoff_len`, `image_max_pixels` … of a
@@ -152,7 +152,7 @@ class _Tokens:
             self._tokenizer = Tokenizer.from_file(str(path))
 
     def of(self, text: str) -> int:
-        """How many tokens a text has."""
+        """Tell how many tokens a text has."""
         if self.exact:
             return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
         return max(1, round(len(text) / CHARACTERS_A_TOKEN))

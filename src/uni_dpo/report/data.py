@@ -87,7 +87,7 @@ def write_data_page(source: str | Path, file: str | Path | None = None, *, image
 
 
 def file_pairs(source: Path) -> Iterator[Shown]:
-    """The pairs of a data file, named as a ledger names them; rows that are no pairs are left out.
+    """Yield the pairs of a data file, named as a ledger names them; rows that are no pairs are left out.
 
     Raises:
         UniDPOError: no row is a pair.

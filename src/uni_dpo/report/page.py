@@ -27,7 +27,7 @@ def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
 
 
 def page(title: str, data: Mapping[str, Any]) -> str:
-    """The page as HTML. Its policy forbids every request, to the disk as well."""
+    """Return the page as HTML. Its policy forbids every request, to the disk as well."""
     words = json.loads((ASSETS / "words.json").read_text(encoding="utf-8"))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     whole = {"title": title, "made": made, "words": words, "groups": [], "images": [], **data}

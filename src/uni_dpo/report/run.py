@@ -95,7 +95,7 @@ def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list
 
 
 def pair_columns(history: PairHistory, texts: pa.Table, thumbnails: Thumbnails) -> dict[str, list[Any]]:
-    """The pairs of a page, column by column: names, texts, numbers at the first and last visit, margins, groups.
+    """Return the pairs of a page, column by column: names, texts, numbers at the first and last visit, margins, groups.
 
     Args:
         history: every visit of every pair; where there is none, the pairs are those of `texts`.
@@ -125,7 +125,7 @@ def pair_columns(history: PairHistory, texts: pa.Table, thumbnails: Thumbnails) 
 
 
 def cut(text: str, length: int) -> str:
-    """A text of at most so many characters, with a mark where it was cut."""
+    """Return a text of at most so many characters, with a mark where it was cut."""
     return text if len(text) <= length else f"{text[:length]} …"
 
 

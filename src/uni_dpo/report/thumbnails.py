@@ -23,7 +23,7 @@ class Thumbnails:
         self._places: dict[str, int] = {}
 
     def place(self, path: str) -> int | None:
-        """The number of an image in `images`, or None where the page is full."""
+        """Return the number of an image in `images`, or None where the page is full."""
         if path not in self._places:
             if len(self.images) >= self.limit:
                 return None
@@ -33,7 +33,7 @@ class Thumbnails:
 
 
 def thumbnail(path: str | Path, side: int = SIDE) -> str | None:
-    """A small JPEG of an image as a data address, or None where there is no readable image."""
+    """Return a small JPEG of an image as a data address, or None where there is no readable image."""
     from PIL import Image
 
     try:

@@ -1,8 +1,12 @@
-"""TRL's DPO trainer with the Uni-DPO objective in the one place where losses are made."""
+"""TRL's DPO trainer with the Uni-DPO objective in the one place where losses are made.
+
+Which of this folder's two files knows the TRL that is installed is found here.
+"""
 
 from typing import Any
 
 from torch import Tensor
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError
@@ -10,7 +14,17 @@ from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
 from uni_dpo.trainer_mixins import EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, refuse_not_a_number
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import SCORES, check_scores
-from uni_dpo.trl.installed import PairTrainer
+
+if hasattr(dpo_trainer, "add_fused_lm_head"):
+    from uni_dpo.trl.version_1 import FusedPairTrainer as PairTrainer
+    from uni_dpo.trl.version_1 import MixedSampler as SeeingSampler
+elif hasattr(dpo_trainer.DPOTrainer, "concatenated_forward"):
+    from uni_dpo.trl.version_0_24 import ConcatenatedPairTrainer as PairTrainer
+    from uni_dpo.trl.version_0_24 import TypedSampler as SeeingSampler  # type: ignore[assignment]
+else:
+    raise UniDPOError("this TRL has another DPOTrainer: pip install trl==1.16.0, or beside LlamaFactory trl==0.24.0")
+
+__all__ = ["SeeingSampler", "UniDPOTrainer"]
 
 
 class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, PairTrainer):
