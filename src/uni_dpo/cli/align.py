@@ -68,7 +68,7 @@ def init(
 
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A configuration of `uni-dpo align`.")] = None,
-    given: Given = None,
+    given: Overrides = None,
 ) -> None:
     """Say what of this machine, a configuration and its data will not work. Exit status 1 if something will not."""
     from uni_dpo.align.doctor import examine

@@ -21,7 +21,7 @@ _OPENED, _CLOSED = (re.compile(rf"<{slash}think(?:ing)?>", re.IGNORECASE) for sl
 
 
 def load_grader(name: str) -> Grader:
-    """The grader of that name, held to its range; see `over_references`.
+    """Return the grader of that name, held to its range; see `over_references`.
 
     A built-in one reads what is said after the reasoning (`without_reasoning`); if that is nothing, there is no grade.
     """
@@ -38,7 +38,7 @@ def load_grader(name: str) -> Grader:
 
 
 def without_reasoning(answer: str) -> str | None:
-    """What an answer says outside of `<think>…</think>`; None where the reasoning was cut and nothing was said.
+    """Return what an answer says outside of `<think>…</think>`; None where the reasoning was cut and nothing was said.
 
     Templates that open the reasoning in the prompt leave its end alone in the answer.
     """

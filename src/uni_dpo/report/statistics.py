@@ -31,7 +31,7 @@ class PairedDifference:
 
 
 def mean_standard_error(values: Sequence[float]) -> float:
-    """The standard error of a mean: the sample's deviation over √n; 0 for fewer than two values."""
+    """Return the standard error of a mean: the sample's deviation over √n; 0 for fewer than two values."""
     count = len(values)
     return float(np.std(np.asarray(values, np.float64), ddof=1) / math.sqrt(count)) if count > 1 else 0.0
 

@@ -92,7 +92,7 @@ def answered_rows(questions: Sequence[Any], frame: Any, replies: Mapping[str, st
 
 
 def readable(reply: str, row: Mapping[str, Any], kind: str) -> bool:
-    """Whether an answer can be read from a reply."""
+    """Tell whether an answer can be read from a reply."""
     if not reply.strip():
         return False
     if kind == "MCQ":
@@ -129,7 +129,7 @@ def row_values(outcomes: Outcomes | None) -> dict[str, float] | None:
 
 
 def compare_rows(first: Line, other: Line) -> PairedDifference | None:
-    """The paired difference of two models on one benchmark, where both scores are means over the same rows."""
+    """Return the paired difference of two models on one benchmark, where both scores are means over the same rows."""
     if first.score is None or other.score is None:
         return None
     before, after = row_values(first.score.outcomes), row_values(other.score.outcomes)

@@ -159,7 +159,7 @@ def parse_grade(reply: str) -> tuple[float, str] | None:
 
 
 def parse_verdict(reply: str) -> Verdict | None:
-    """What the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
+    """Return what the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
     last = (reply.strip().splitlines() or [""])[-1]
     match = re.fullmatch(r"verdict\s*[:=]?\s*(?:answer\s+)?(A|B|tie)\s*\.?", _without_marks(last), re.IGNORECASE)
     return _VERDICTS[match.group(1).upper()] if match else None
