@@ -204,6 +204,12 @@ def test_images_of_a_saved_folder_start_beside_the_input(folder, good_row) -> No
     assert row["images"][0]["bytes"] == (folder / "images/red.png").read_bytes()
 
 
+def test_a_field_has_one_column() -> None:
+    assert parse_columns(["chosen=good", "rejected=bad"]) == {"chosen": "good", "rejected": "bad"}
+    with pytest.raises(UniDPOError, match="chosen is taken from good and from better"):
+        parse_columns(["chosen=good", "chosen=better"])
+
+
 def test_columns_of_other_names_are_mapped(folder) -> None:
     row = {"q": "Why?", "good": "So.", "bad": "No.", "note": "kept apart"}
     (folder / "in.jsonl").write_text(json.dumps(row))

@@ -151,3 +151,11 @@ def test_entries_that_are_written_at_once_all_stand(tmp_path: Path) -> None:
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
     assert len(json.loads((tmp_path / "dataset_info.json").read_text())) == 60
     assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]
+
+
+@pytest.mark.parametrize("name", ["a,b", " a", "a ", "", " "])
+def test_a_name_that_no_configuration_can_name_is_refused(tmp_path, name) -> None:
+    (tmp_path / "d.json").write_text(json.dumps([{"instruction": "q", "chosen": "a", "rejected": "b"}]))
+    with pytest.raises(PreferenceDataError, match="cannot be a dataset's name"):
+        register_file(name, tmp_path / "d.json", tmp_path)
+    assert not (tmp_path / "dataset_info.json").exists()

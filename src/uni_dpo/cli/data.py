@@ -252,7 +252,7 @@ def sample(
     from uni_dpo.data.tables.splitting import sample
 
     written = sample(source, output, count, by=None if by == "none" else by, seed=seed)
-    print(f"{output}: {written:,} rows")
+    print(f"{output}: {written:,} rows" + (f"; {source} has no more" if written < count and by == "none" else ""))
 
 
 @app.command()

@@ -128,13 +128,15 @@ def parse_columns(parts: Sequence[str]) -> dict[str, str]:
     """Return `FIELD=COLUMN` texts as field → column.
 
     Raises:
-        UniDPOError: one has no `=`, or nothing on one side of it.
+        UniDPOError: one has no `=`, or nothing on one side of it, or a field stands twice.
     """
-    columns = {}
+    columns: dict[str, str] = {}
     for part in parts:
         name, _, column = part.partition("=")
         if not name or not column:
             raise UniDPOError(f"{part!r}: write FIELD=COLUMN, such as chosen=good")
+        if name in columns:
+            raise UniDPOError(f"{name} is taken from {columns[name]} and from {column}; name one column for it")
         columns[name] = column
     return columns
 

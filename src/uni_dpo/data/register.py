@@ -23,9 +23,14 @@ def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, repla
         The entry.
 
     Raises:
-        PreferenceDataError: the file does not look like pairs, or the name is taken.
+        PreferenceDataError: the file does not look like pairs, the name is taken, or a configuration cannot name it.
     """
     folder = Path(dataset_dir)
+    if not name.strip() or name != name.strip() or "," in name:
+        raise PreferenceDataError(
+            f"{name!r} cannot be a dataset's name: configurations name several with commas between them, and leave out "
+            "the blanks around them; choose another name"
+        )
     if not replace and (folder / FILE_NAME).is_file() and name in load_dataset_info(folder):
         raise PreferenceDataError(f"{folder / FILE_NAME}: has a dataset {name!r}; choose another name, or --replace")
     path = Path(file).absolute()

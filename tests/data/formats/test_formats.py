@@ -355,3 +355,18 @@ def test_stance_pairs_from_file_to_file(tmp_path) -> None:
         PreferencePair("真人化是否合適？", "合適。", "不合適。"),
         PreferencePair("Is rain good?", "It wets shoes.", "It waters fields."),
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "instruction"),
+    [
+        ({"instruction": "Read.", "input": "A sign."}, "Read.\nA sign."),
+        ({"instruction": "Read.", "input": ""}, "Read."),
+        ({"instruction": "Read.", "input": None}, "Read."),
+    ],
+)
+def test_the_input_below_an_instruction_is_part_of_the_question(row, instruction) -> None:
+    losses: Counter[str] = Counter()
+    (pair,) = format_named("llamafactory").read({**row, "chosen": "a", "rejected": "b"}, losses, "all")
+    assert pair.instruction == instruction
+    assert not losses

@@ -13,8 +13,10 @@ from uni_dpo.data.tables.reading import Row
 
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
 _MESSAGES = Columns(prompt=None, query=None, response=None, images="images", chosen="chosen", rejected="rejected")
-ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=PAIR_COLUMNS)
-RANKED = replace(ALPACA, columns=RANKED_COLUMNS)
+_QUERY = "input"
+"""What LlamaFactory puts below the instruction."""
+ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=replace(PAIR_COLUMNS, query=_QUERY))
+RANKED = replace(ALPACA, columns=replace(RANKED_COLUMNS, query=_QUERY))
 SHAREGPT = DatasetEntry("pairs", Path(), formatting="sharegpt", ranking=True, columns=_MESSAGES)
 OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messages="messages"), tags=OPENAI_TAGS)
 
