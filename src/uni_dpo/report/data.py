@@ -18,7 +18,7 @@ from uni_dpo.storage.rowlog import log_lines
 LONG_GAP = "suspect length"
 GROUPS = ("paired", "put aside", LONG_GAP)
 RULES = {
-    "paired": {"en": "the pair is in the data", "zh": "样本对在数据中"},
+    "paired": {"en": "the pair is in the data", "zh": "偏好对在数据中"},
     "put aside": {
         "en": "the engine sampled these answers and made no pair of them",
         "zh": "引擎采样了这些回答，但没有成对",
