@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from uni_dpo.shared_prefix.attention import added_mask
+
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 COUNTED = "counted"
@@ -140,7 +142,7 @@ def counted_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
-    added = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(attention_mask.logical_not(), -torch.inf)
+    added = added_mask(attention_mask, query.dtype)
     after = ATTENTION(query[:, :, prompt:], key, value, 0.0, False, attn_mask=added, scale=scale)[0]
     return torch.cat([part.transpose(1, 2) for part in (before, after)], 1), None
 

@@ -47,6 +47,23 @@ def test_two_calls_are_one() -> None:
     torch.testing.assert_close(found, (weights @ value).transpose(1, 2))
 
 
+def test_the_mask_is_kept_once_for_all_layers() -> None:
+    """Of what three layers keep for the backward pass, the mask of the answers' rows, (1, 1, 4, 8), is one tensor."""
+    model = tiny_model("qwen2")
+    use_attention(model, "sdpa")
+    segments = torch.tensor([[PREFIX] * 4 + [ANSWER] * 2 + [ANSWER + 1] * 2], dtype=torch.int16)
+    kept: dict[int, tuple[int, ...]] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tuple(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(input_ids=torch.arange(20, 28)[None], attention_mask=mask_for(model, segments), use_cache=False)
+    assert len(model.model.layers) == 3
+    assert list(kept.values()).count((1, 1, 4, 8)) == 1
+
+
 def test_what_is_no_shared_sequence_is_attended_as_before() -> None:
     model = tiny_model("llama").eval()
     ids = torch.arange(20, 32).view(2, 6)

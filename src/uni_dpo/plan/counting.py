@@ -150,6 +150,8 @@ def step_bytes(model: ModelShape, step: StepShape, gradient_bytes: float) -> Ste
     layer = _layer_bytes(text, step)
     kept = text.layers * (step.tokens * text.hidden * size if step.checkpointing else layer)
     norm = step.tokens * text.hidden * (4 + 2 * size)
+    if step.shared:  # the mask of the answers' rows, one for all layers
+        norm += step.rows * (step.length - step.prompt) * step.length * (size + 1)
     recomputed = layer if step.checkpointing else 0.0
     passing = step.tokens * (3 * text.intermediate + 2 * text.hidden) * size
     images = _image_bytes(model.vision, step)
@@ -174,8 +176,7 @@ def _layer_bytes(text: TextShape, step: StepShape) -> float:
     own_norms = (text.query + text.keys) * (4 + size) if text.normed else 0
     gate = 4 * text.intermediate * size
     adapters = 0 if step.full else (5 * text.hidden + text.query + text.intermediate) * size
-    mask = step.rows * (step.length - step.prompt) * step.length * size if step.shared else 0
-    return step.tokens * (norms + attention + own_norms + gate + adapters) + mask
+    return step.tokens * (norms + attention + own_norms + gate + adapters)
 
 
 def _logit_bytes(text: TextShape, step: StepShape) -> float:

@@ -4,11 +4,12 @@ SDPA takes a shared sequence in two calls: the prompt, in which all is causal, b
 mask and skips the half that nobody sees; then the answers, over all before them, with a mask of their rows alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from uni_dpo.shared_prefix.layout import PADDING, PREFIX
 
@@ -97,6 +98,18 @@ def mask_for(model: nn.Module, segments: Tensor) -> Any:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+_ADDED: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+
+
+def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as SDPA adds it to its scores, made and kept once rather than in every layer."""
+    added = _ADDED.get(mask)
+    if added is None or added.dtype != dtype:
+        added = torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
+        _ADDED[mask] = added
+    return added
+
+
 def _prompt_length(segments: Tensor) -> int:
     """How many positions are of the prompt in every row."""
     return int((segments == PREFIX).all(0).int().cumprod(0).sum())
@@ -118,12 +131,13 @@ def prefix_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     prompt = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
-    if prompt == 0:
+    if attention_mask is None or prompt == 0:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     causal = settings | {"is_causal": True}
     before = (part[:, :, :prompt] for part in (query, key, value))
     prompts, _ = sdpa_attention_forward(module, *before, None, **causal)
-    answers, _ = sdpa_attention_forward(module, query[:, :, prompt:], key, value, attention_mask, **settings)
+    added = added_mask(attention_mask, query.dtype)
+    answers, _ = sdpa_attention_forward(module, query[:, :, prompt:], key, value, added, **settings)
     return torch.cat([prompts, answers], 1), None
 
 
