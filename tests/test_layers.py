@@ -105,3 +105,29 @@ def test_no_class_name_stands_twice() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(file.relative_to(PACKAGE)))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_public_docstrings_begin_with_a_verb() -> None:
+    """No noun phrase, as `The …` or `Whether …`: say what the function does."""
+    nouns = {"The", "A", "An", "What", "Whether", "Every", "All", "One", "How", "Where", "Why", "Which", "Who"}
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+                continue
+            noun = any(ast.unparse(mark).endswith(("property", ".setter")) for mark in node.decorator_list)
+            first = (ast.get_docstring(node) or "").partition(" ")[0]
+            if first in nouns and not noun:
+                found.append(f"{file.relative_to(PACKAGE)}: {node.name}")
+    assert found == []
+
+
+def test_messages_and_pages_use_plain_words() -> None:
+    root = PACKAGE.parents[1]
+    phrases = ("sign of life", "looks before it leaps", "goes on at the row", "that of row 3 too", " mended", " mends ")
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *PACKAGE.rglob("*.py")]
+    said = [(page.name, phrase) for page in pages for phrase in phrases if phrase in page.read_text(encoding="utf-8")]
+    assert said == []
+    chinese = (root / "README_zh.md").read_text(encoding="utf-8")
+    tripped = ("托住", "学认", "视觉塔", "检出", "自助法区间", "已发表的配方", "关卡", "留出图像")
+    assert [word for word in tripped if word in chinese] == []

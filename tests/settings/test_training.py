@@ -16,8 +16,8 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import launch, register, seams
 from uni_dpo.settings import training
 from uni_dpo.settings.options import parts_of
-from uni_dpo.settings.sources import known_settings, known_templates
-from uni_dpo.settings.training import RANGES, check_early, check_trl, help_lines
+from uni_dpo.settings.sources import RANGES, known_settings, known_templates
+from uni_dpo.settings.training import check_early, check_trl, help_lines
 
 FLAGS = ["--model_name_or_path", "m", "--output_dir", "o"]
 

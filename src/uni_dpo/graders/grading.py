@@ -15,7 +15,6 @@ from uni_dpo.settings.registry import find
 Grader = Callable[[str, Question], float | None]
 
 SHOWN_FAULTS = 5
-BUILT_IN = ("exact", "math", "multiple_choice", "numeric", "vqa")
 _THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.IGNORECASE | re.DOTALL)
 _OPENED, _CLOSED = (re.compile(rf"<{slash}think(?:ing)?>", re.IGNORECASE) for slash in ("", "/"))
 
@@ -25,16 +24,22 @@ def load_grader(name: str) -> Grader:
 
     A built-in one reads what is said after the reasoning (`without_reasoning`); if that is nothing, there is no grade.
     """
-    grader = over_references(find("grader", name))
+    found_grader = find("grader", name)
+    built_in = _is_built_in(found_grader)
+    grader = over_references(found_grader)
 
     def grade(answer: str, question: Question) -> float | None:
-        said = without_reasoning(answer) if name in BUILT_IN else answer
+        said = without_reasoning(answer) if built_in else answer
         found = None if said is None else grader(said, question)
         if found is not None and not 0 <= found <= 1:
             raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
         return found
 
     return grade
+
+
+def _is_built_in(grader: Grader) -> bool:
+    return getattr(grader, "__module__", "").startswith("uni_dpo.graders.")
 
 
 def without_reasoning(answer: str) -> str | None:
@@ -69,7 +74,7 @@ def check_references(name: str, questions: Iterable[Question]) -> None:
         try:
             if name == "math":
                 reference_of(question)  # a process reads the reference itself
-            elif grader.__module__.startswith("uni_dpo.graders."):
+            elif _is_built_in(grader):
                 for one in question.each_reference():
                     grader("", one)
         except UniDPOError as error:

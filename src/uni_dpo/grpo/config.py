@@ -12,8 +12,8 @@ from uni_dpo.online.config import OnlineConfig
 from uni_dpo.settings.options import parse
 from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of, schema_of_known
-from uni_dpo.settings.sources import GRPO, known_settings
-from uni_dpo.settings.training import RANGES, setting_faults
+from uni_dpo.settings.sources import GRPO, RANGES, known_settings
+from uni_dpo.settings.training import setting_faults
 from uni_dpo.storage.identity import digest
 
 CUT = "max_prompt_length"

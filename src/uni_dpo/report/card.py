@@ -46,7 +46,7 @@ def write_card(output: str | Path, evaluation: str | Path | None = None) -> Path
 
 
 def card_text(output: Path, evaluation: str | Path | None = None) -> str:
-    """The card as Markdown with its YAML head; see `write_card`."""
+    """Return the card as Markdown with its YAML head; see `write_card`."""
     record = read_record(output)
     name, loss = output.absolute().name, record.get("evidence", {}).get("pref_loss", "")
     kind = "Uni-DPO (arXiv 2506.10054)" if loss == "uni_dpo" else f"the preference loss `{loss}`"
@@ -79,7 +79,7 @@ def _head(output: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def sees_images(folder: Path) -> bool:
-    """Whether a checkpoint has an image processor."""
+    """Tell whether a checkpoint has an image processor."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = folder / name
         if file.is_file() and "image_processor" in file.read_text(encoding="utf-8", errors="replace"):
@@ -88,7 +88,7 @@ def sees_images(folder: Path) -> bool:
 
 
 def licence_of(base: str) -> str | None:
-    """The licence that the card of a base checkpoint on this machine names; None where that cannot be told."""
+    """Return the licence that the card of a base checkpoint on this machine names; None where that cannot be told."""
     card = Path(base) / CARD
     if not base or not card.is_file():
         return None

@@ -44,6 +44,39 @@ _RANGES: dict[str, Any] = {
 """The names that `settings.options` has for types with ranges."""
 
 
+_FROM_1, _FROM_0, _ABOVE_0, _SHARE = (Ge(1),), (Ge(0),), (Gt(0),), (Ge(0), Le(1))
+RANGES: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(
+        (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "cutoff_len"),
+            *("lora_rank", "lora_alpha", "max_samples", "preprocessing_num_workers", "preprocessing_batch_size"),
+            *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "save_total_limit"),
+            *("max_new_tokens", "num_beams"),
+        ),
+        _FROM_1,
+    ),
+    **dict.fromkeys(
+        (
+            *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "val_size", "pref_ftx", "seed"),
+            *("simpo_gamma", "adam_epsilon", "dataloader_num_workers", "top_k", "neftune_noise_alpha"),
+        ),
+        _FROM_0,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "pref_beta", "temperature"),
+            *("repetition_penalty", "loraplus_lr_ratio"),
+        ),
+        _ABOVE_0,
+    ),
+    **dict.fromkeys(("warmup_ratio", "lora_dropout"), _SHARE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (Ge(0), Lt(1))),
+    "dpo_label_smoothing": (Ge(0), Le(0.5)),
+    "top_p": (Gt(0), Le(1)),
+}
+"""Ranges of settings of LlamaFactory's and transformers', which take any number and fail or learn nothing later."""
+
+
 @dataclass(frozen=True)
 class KnownSetting:
     """One setting as its source has it: name, the class it stands in, type, default as source, help."""

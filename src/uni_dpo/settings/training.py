@@ -10,13 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from uni_dpo.errors import did_you_mean
 from uni_dpo.settings.options import parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of_known
-from uni_dpo.settings.sources import TRAIN, TRL_DPO, KnownSetting, Places, known_settings, known_templates
+from uni_dpo.settings.sources import RANGES, TRAIN, TRL_DPO, KnownSetting, Places, known_settings, known_templates
 
 ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/davinci0", "/dev/dxg", "/dev/accel0", "/dev/dri")
 """Device files of NVIDIA, AMD, Ascend, WSL, Gaudi and Intel accelerators."""
@@ -34,37 +32,6 @@ LOGGERS = {
 """`report_to` → the Python packages of which one must be there."""
 OBJECTIVE = ("ObjectiveArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
-_FROM_1, _FROM_0, _ABOVE_0, _SHARE = (Ge(1),), (Ge(0),), (Gt(0),), (Ge(0), Le(1))
-RANGES: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(
-        (
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "cutoff_len"),
-            *("lora_rank", "lora_alpha", "max_samples", "preprocessing_num_workers", "preprocessing_batch_size"),
-            *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "save_total_limit"),
-            *("max_new_tokens", "num_beams"),
-        ),
-        _FROM_1,
-    ),
-    **dict.fromkeys(
-        (
-            *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "val_size", "pref_ftx", "seed"),
-            *("simpo_gamma", "adam_epsilon", "dataloader_num_workers", "top_k", "neftune_noise_alpha"),
-        ),
-        _FROM_0,
-    ),
-    **dict.fromkeys(
-        (
-            *("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "pref_beta", "temperature"),
-            *("repetition_penalty", "loraplus_lr_ratio"),
-        ),
-        _ABOVE_0,
-    ),
-    **dict.fromkeys(("warmup_ratio", "lora_dropout"), _SHARE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), (Ge(0), Lt(1))),
-    "dpo_label_smoothing": (Ge(0), Le(0.5)),
-    "top_p": (Gt(0), Le(1)),
-}
-"""Ranges of settings of LlamaFactory's and transformers', which take any number and fail or learn nothing later."""
 
 
 def help_lines() -> list[str]:
