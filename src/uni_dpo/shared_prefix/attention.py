@@ -102,7 +102,7 @@ _ADDED: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
 
 def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as SDPA adds it to its scores, made and kept once rather than in every layer."""
+    """Return a boolean mask as SDPA adds it to its scores, made and kept once rather than in every layer."""
     added = _ADDED.get(mask)
     if added is None or added.dtype != dtype:
         added = torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
