@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 OLDEST := .venv-lf094
 VLLM := .venv-vllm
 TRL := .venv-trl
+HEAD := .venv-head
+# Pythons beside 3.11 that `make test-worlds` tries, where they are installed.
+PYTHONS := python3.12 python3.13
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
@@ -13,7 +16,7 @@ EXTRAS := $(addprefix --extra ,train eval engine math dev)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup upstream oldest vllm trl wheel demo test test-quick test-vllm test-trl fuzz nightly check lock clean
+.PHONY: setup upstream oldest vllm trl head wheel demo test test-quick test-vllm test-trl test-head test-python test-worlds fuzz nightly check lock clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +63,15 @@ $(TRL)/.installed: requirements/trl.lock pyproject.toml | setup
 	$(INSTALL) --python $(TRL)/bin/python --no-deps -e .
 	touch $@
 
+# What LlamaFactory's main branch takes at most, around the newest release of LlamaFactory.
+head: $(HEAD)/.installed
+
+$(HEAD)/.installed: requirements/head.lock pyproject.toml | setup
+	test -x $(HEAD)/bin/python || $(PYTHON) -m venv --without-pip $(HEAD)
+	$(INSTALL) --no-deps --python $(HEAD)/bin/python -r requirements/head.lock
+	$(INSTALL) --python $(HEAD)/bin/python --no-deps -e .
+	touch $@
+
 # The package as users install it, for the test that installs it into an empty environment.
 wheel: setup
 	rm -rf dist && $(BIN)/uv build --quiet --wheel --out-dir dist
@@ -82,6 +94,26 @@ test-vllm: vllm
 test-trl: trl
 	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -n 2 --dist loadfile tests/trl tests/grpo
 
+# With UNI_DPO_LLAMAFACTORY=CHECKOUT also that checkout, with the overlay in it; with UNI_DPO_VLMEVALKIT=CHECKOUT that one.
+test-head: head
+	DISABLE_VERSION_CHECK=1 OMP_NUM_THREADS=1 $(HEAD)/bin/python -m pytest -n 2 --dist loadfile tests/llamafactory \
+	tests/shared_prefix tests/models tests/vlmeval tests/e2e/test_eval_cli.py
+
+# What starts no other process, by another Python: make test-python VENV=.venv-py313 PYTHON=python3.13
+test-python: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(addprefix --ignore=tests/,$(SLOW))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/llamafactory/test_trainer.py tests/trl/test_trainer.py
+
+# Every world that is not the one of `make test`; docs/install.md says what is in each.
+test-worlds: setup upstream oldest
+	$(MAKE) test-trl
+	$(MAKE) test-head
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_overlay_checkouts.py
+	if $(MAKE) vllm; then $(MAKE) test-vllm; else echo "SKIPPED vLLM: its environment cannot be built here"; fi
+	for python in $(PYTHONS); do \
+	if $$python --version >/dev/null 2>&1; then $(MAKE) test-python PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	else echo "SKIPPED $$python: not installed"; fi; done
+
 # Broken inputs by the ten thousand; each line that a fuzzer ends with names its seed and counts.
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/files.py --count 7000
@@ -98,11 +130,14 @@ check: setup
 	$(BIN)/mypy
 
 lock: setup
-	$(BIN)/uv pip compile --quiet --python-version 3.11 $(EXTRAS) pyproject.toml -c requirements/constraints.txt -o requirements/main.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 $(EXTRAS) pyproject.toml -c requirements/constraints.txt \
+	-c requirements/constraints-main.txt -o requirements/main.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 $(EXTRAS) pyproject.toml requirements/head.in -c requirements/constraints.txt \
+	--override requirements/overrides-head.txt -o requirements/head.lock
 	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements/lf094.in -o requirements/lf094.lock
 	$(BIN)/uv pip compile --quiet --python-version 3.11 requirements/trl.in -o requirements/trl.lock
 	$(BIN)/uv pip compile --quiet --no-header --python-version 3.11 $(addprefix --find-links ,$(FIND_LINKS)) \
 	--override requirements/overrides-vllm.txt requirements/vllm.in -o requirements/vllm.lock
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(VLLM) $(TRL) .upstream build dist
+	rm -rf $(VENV) $(OLDEST) $(VLLM) $(TRL) $(HEAD) .upstream build dist

@@ -110,12 +110,14 @@ def lmu_data(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, list[Di
 def test_three_ways_in_give_the_same_predictions(
     tiny_qwen2_vl: Path, lmu_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The package, a checkout of its files (or the one that `UNI_DPO_VLMEVALKIT` names), the checkout's run.py."""
     import vlmeval
 
     package = Path(str(vlmeval.__file__)).parent
+    named = os.environ.get("UNI_DPO_VLMEVALKIT")
     checkout = tmp_path / "VLMEvalKit"
-    shutil.copytree(package, checkout / "vlmeval")
-    shutil.copyfile(package / "run.py", checkout / "run.py")
+    shutil.copytree(Path(named) / "vlmeval" if named else package, checkout / "vlmeval")
+    shutil.copyfile((Path(named) if named else package) / "run.py", checkout / "run.py")
     data = {
         "digits_mcq": {"class": "ImageMCQDataset", "dataset": "digits_mcq"},
         "digits_custom": {"class": "CustomMCQDataset", "dataset": "digits_custom"},
