@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from uni_dpo.engine import Question, run_engine
+from uni_dpo.engine import EngineConfig, Question, run_engine
 from uni_dpo.errors import UniDPOError
 
 PLUGIN = str(Path(__file__).parent / "plugins" / "counting.py")
@@ -229,3 +229,22 @@ def test_questions_need_ids_of_their_own(tmp_path, questions):
 def test_a_missing_image_is_named(tmp_path, questions):
     with pytest.raises(UniDPOError, match=r"question q: there is no image file gone.png"):
         run_engine(config(), tmp_path, questions=[Question("q", "?", ("gone.png",))])
+
+
+@pytest.mark.parametrize(("low", "high"), [(10, 0), (5, 5)])
+def test_a_range_that_is_turned_around_is_refused(low, high):
+    """It would make the wrong answers the chosen ones."""
+    with pytest.raises(UniDPOError, match=rf"reward\.low: {low} is not below reward\.high, which is {high}"):
+        EngineConfig(
+            {"pipeline": "verifiable", "models": {"sampler": {"model": "m"}}, "reward": {"low": low, "high": high}}
+        )
+
+
+@pytest.mark.parametrize("token", ["<image>", "<video>", "<|image_pad|>"])
+def test_an_answer_with_a_placeholder_is_left_out_and_counted(tmp_path, token):
+    answers = ("7", "8", f"see {token}")
+    questions = [Question(str(number), "Q?", reference="7", answers=answers) for number in range(3)]
+    spec = {"pipeline": "verifiable", "sample": {"sampler": "given"}}
+    result = run_engine(spec, tmp_path, questions=questions)
+    assert {(row["chosen"], row["rejected"]) for row in pairs_of(tmp_path)} == {("7", "8")}
+    assert "3 answers hold a placeholder such as <image>" in result.warnings[0]

@@ -80,8 +80,10 @@ PAGES = {
         after=has("outputs/text_reward_model_tiny/dataset/pairs.json", "outputs/math_tiny/dataset/pairs.json")
     ),
     "docs/models.md": Expected(refused="bf16: true needs a GPU|mm_rlhf|dataset|model_name_or_path"),
+    "docs/plan.md": Expected(refused=NO_CONFIG),
     "docs/ppo.md": Expected(refused="saves/vision_alignment/sft|prompts.jsonl"),
     "docs/prepare.md": Expected(refused="pairs.json: no such file"),
+    "docs/report.md": Expected(refused="no such file or folder"),
     "docs/speed.md": Expected(),
     "docs/text_dpo.md": Expected(first=1, after=has("outputs/text_dpo/pairs.json")),
     "docs/train.md": Expected(refused=NO_CONFIG),

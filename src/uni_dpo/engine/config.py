@@ -88,6 +88,12 @@ class EngineConfig:
             if role not in self.models:
                 needs = f"the {self.settings.pipeline} pipeline needs a model in this role"
                 faults.faults.append((f"models.{role}", needs))
+        low, high = getattr(self.reward, "low", 0.0), getattr(self.reward, "high", 1.0)
+        if low >= high:
+            worse = "or worse answers count as better"
+            faults.faults.append(
+                ("reward.low", f"{low:g} is not below reward.high, which is {high:g}; it has to be, {worse}")
+            )
         # Built once without models: their constructors check graders, prompts and what else options name.
         with faults.collecting("sample"):
             self.sampler_class(self.sample, {}, self.settings.seed)

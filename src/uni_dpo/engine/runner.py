@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from uni_dpo.data.checks.rows import MEDIA_TOKENS, MODEL_MARKERS
 from uni_dpo.data.questions import Question, read_questions, sort_questions
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.pairing import Choosable, may_be_chosen, write_dataset
@@ -21,6 +22,8 @@ from uni_dpo.models.backends.base import Usage
 from uni_dpo.storage.identity import derive_seed, digest
 from uni_dpo.storage.writing import write_text
 
+UNTRAINABLE = (*MEDIA_TOKENS.values(), *MODEL_MARKERS)
+"""Texts that make an answer one that no training can read: it would look for an image there."""
 ENOUGH_TO_JUDGE = 20
 """Questions that have to be tried before a high share of failures ends a stage early."""
 
@@ -235,8 +238,11 @@ class _Run:
         pairs: list[Pair] = []
         rated: list[ScoredAnswer] = []
         choosable = may_be_chosen(config.pairs)
+        unfit = 0
         for key in self.questions.keys() & scored.keys():
-            answers = [ScoredAnswer(**answer) for answer in scored[key]["answers"]]
+            found = [ScoredAnswer(**answer) for answer in scored[key]["answers"]]
+            answers = [answer for answer in found if not any(token in answer.text for token in UNTRAINABLE)]
+            unfit += len(found) - len(answers)
             rated += answers
             made = config.pipeline_class.pair(
                 key, answers, config.pairs, derive_seed(config.settings.seed, "pair", key)
@@ -252,6 +258,11 @@ class _Run:
         if not kept:
             raise UniDPOError(f"no pairs came of {len(scored)} questions: {_why_none(rated, choosable, cause)}")
         self.warnings += [cause] if cause else []
+        if unfit:
+            self.warnings.append(
+                f"{unfit:,} answers hold a placeholder such as {UNTRAINABLE[0]}, which training takes for an image: "
+                "they are left out"
+            )
         path, warnings = write_dataset(
             self.work.dataset, config.settings.dataset.name, self.questions, kept, config.instruction
         )

@@ -9,7 +9,7 @@ from uni_dpo.engine.pairing import LengthBalance, PairOptions
 from uni_dpo.engine.pipelines import ENOUGH_TO_COMPARE, Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure, Request
-from uni_dpo.settings.options import Count
+from uni_dpo.settings.options import Count, Positive
 from uni_dpo.settings.registry import find
 
 NOTHING_TOLD = 0.05
@@ -33,7 +33,7 @@ class DivideAndConquerOptions:
     score: Literal["refuted", "soft"] = "refuted"
     low: float = 0.0
     high: float = 10.0
-    points_per_refuted: float = 1.0
+    points_per_refuted: Positive = 1.0
     max_claims: Count = 20
     checker: str = "first_token"
     split_prompt: str = "split"
