@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
+from uni_dpo.llamafactory.question_pairs import pair_feature
 
 IGNORE = -100
 
@@ -32,7 +33,7 @@ class NaiveRun:
         from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
         self.average = average
-        self.rows = load_from_disk(str(tokenized))["train"]
+        self.rows = [pair_feature(question, 0, 1, 512) for question in load_from_disk(str(tokenized))["train"]]
         self.processor = AutoProcessor.from_pretrained(model)
         self.policy = Qwen2VLForConditionalGeneration.from_pretrained(model, dtype=torch.float64)
         self.reference = Qwen2VLForConditionalGeneration.from_pretrained(model, dtype=torch.float64)

@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,19 +82,21 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
+    if not any(map(shutil.which, NAMES)):
         pytest.skip("no Chromium on this machine: apt-get install chromium")
-    client = pytest.importorskip("websockets.sync.client", reason="needs the package websockets")
-    profile = tmp_path_factory.mktemp("chromium")
-    flags = [
-        "--headless=new",
-        "--disable-gpu",
-        "--remote-debugging-port=0",
-        f"--user-data-dir={profile}",
-        "--no-first-run",
-    ]
-    flags += ["--no-sandbox"] if os.geteuid() == 0 else []
+    pytest.importorskip("websockets.sync.client", reason="needs the package websockets")
+    with running_browser(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@contextmanager
+def running_browser(profile: Path) -> Iterator[Browser]:
+    """A headless Chromium with its files in `profile`; it ends with the block."""
+    from websockets.sync.client import connect
+
+    program = next(found for name in NAMES if (found := shutil.which(name)))
+    flags = ["--headless=new", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
+    flags += [f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     process = subprocess.Popen([program, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port_file, end = profile / "DevToolsActivePort", time.monotonic() + 60
@@ -104,7 +107,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         port = int(port_file.read_text().splitlines()[0])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as listed:
             target = next(one for one in json.load(listed) if one["type"] == "page")
-        with client.connect(target["webSocketDebuggerUrl"], max_size=2**28) as socket:
+        with connect(target["webSocketDebuggerUrl"], max_size=2**28) as socket:
             yield Browser(socket)
     finally:
         process.terminate()
