@@ -47,7 +47,8 @@ class Commands:
     def warm_up(self) -> list[Command]:
         """Train before the first round."""
         folder = self.layout.work / "warm-up"
-        return [_train(folder, self.warm_up_options(), self.settings.model, self.settings.seed, {})]
+        options = _placed(folder, self.warm_up_options(), self.settings.model, self.settings.seed)
+        return [_train(folder, options)]
 
     def warm_up_options(self) -> dict[str, Any]:
         """Return LlamaFactory's settings of the training before the first round."""
@@ -96,12 +97,16 @@ class Commands:
 
     def train(self, number: int, arm: Arm) -> list[Command]:
         """Train on a round's pairs."""
+        return [_train(arm.folder, self.train_options(number, arm))]
+
+    def train_options(self, number: int, arm: Arm) -> dict[str, Any]:
+        """Return LlamaFactory's settings of the training on a round's pairs."""
         found = {"dataset": self.layout.dataset_name, "dataset_dir": str(self.layout.dataset(number))}
         start, base = self.layout.start(number), self.layout.base()
         if self.settings.reference == "base" and start != base and arm.options["pref_loss"] not in NO_REFERENCE:
             found["ref_model"], adapter = whole_and_adapter(base)
             found |= {"ref_model_adapters": adapter} if adapter else {}
-        return [_train(arm.folder, arm.options, start, self.layout.seed(number), found)]
+        return _placed(arm.folder, {**arm.options, **found}, start, self.layout.seed(number))
 
     def ask(self, part: str, models: Mapping[str, str], folder: Path) -> list[Command]:
         """Let models answer the questions of a part, or have their answers scored; by name in `folder`."""
@@ -153,20 +158,22 @@ class Commands:
         return [Command(("eval", str(folder / "config.json"), *work))]
 
 
-def _train(folder: Path, options: Mapping[str, Any], start: str, seed: int, found: Mapping[str, Any]) -> Command:
-    """The command that trains, or goes on with a training that was stopped where that ends with the same model."""
-    output = folder / "model"
+def _placed(folder: Path, options: Mapping[str, Any], start: str, seed: int) -> dict[str, Any]:
+    """A training's settings with the model that it starts from and the folder that it writes to."""
     whole, adapter = whole_and_adapter(start)
-    settings = {"seed": seed, **options, **found, "model_name_or_path": whole, "output_dir": str(output)}
-    settings |= {"adapter_name_or_path": adapter} if adapter else {}
+    placed = {"seed": seed, **options, "model_name_or_path": whole, "output_dir": str(folder / "model")}
+    return placed | ({"adapter_name_or_path": adapter} if adapter else {})
+
+
+def _train(folder: Path, options: Mapping[str, Any]) -> Command:
+    """The command that trains, or goes on with a training that was stopped where that ends with the same model."""
     # A fully tuned model is resumed by other names than it was saved by, unless the loss is ours: docs/train.md.
     resumes = options.get("pref_loss") == "uni_dpo" or options.get("finetuning_type", "lora") == "lora"
-    last = _last_whole(output) if resumes and not options.get("save_only_model") else None
+    last = _last_whole(folder / "model") if resumes and not options.get("save_only_model") else None
     if last is None:
-        shutil.rmtree(output, ignore_errors=True)
-    else:
-        settings["resume_from_checkpoint"] = str(last)
-    return Command(("train", _write_yaml(folder / "train.yaml", settings)))
+        shutil.rmtree(folder / "model", ignore_errors=True)
+    resumed = {} if last is None else {"resume_from_checkpoint": str(last)}
+    return Command(("train", _write_yaml(folder / "train.yaml", {**options, **resumed})))
 
 
 def _last_whole(model: Path) -> Path | None:

@@ -238,7 +238,15 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
         "logging_steps": 5,
         "report_to": "none",
     }
-    return {**defaults, **options}
+    return {**defaults, **{name: _number(value) for name, value in options.items()}}
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as text, LlamaFactory as a number."""
+    try:
+        return float(value) if isinstance(value, str) and "e-" in value.lower() else value
+    except ValueError:
+        return value
 
 
 def parse_mapping(value: object, where: str) -> dict[str, Any]:

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.align.commands import Commands
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.layout import WorkLayout
 from uni_dpo.align.run import result, standings
 from uni_dpo.align.stages import AlignStage
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.models.backends.base import parse_model
+from uni_dpo.plan.estimate import estimate
+from uni_dpo.plan.gpus import Gpu, gpu_named
+
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,15 @@ class PlanLine:
     what: str
 
 
-def plan_lines(config: AlignConfig) -> list[PlanLine]:
-    """Return the stages in their order, with counts; those of stages that are not done are upper bounds."""
-    counts = _Counts(config)
+def plan_lines(config: AlignConfig, gpu: str | None = None, gpus: int = 1) -> list[PlanLine]:
+    """Return the stages in their order, with counts; those of stages that are not done are upper bounds.
+
+    Args:
+        config: the configuration.
+        gpu: what the trainings will run on, as `uni-dpo plan` names it; memory and hours are estimated for it.
+        gpus: how many of them.
+    """
+    counts = _Counts(config, None if gpu is None else gpu_named(gpu), gpus)
     lines = []
     for stage, standing, seconds in standings(config):
         if standing.word == "done":
@@ -38,8 +49,9 @@ def plan_lines(config: AlignConfig) -> list[PlanLine]:
 
 
 class _Counts:
-    def __init__(self, config: AlignConfig) -> None:
+    def __init__(self, config: AlignConfig, gpu: Gpu | None, gpus: int) -> None:
         self.config = config
+        self.gpu, self.gpus = gpu, gpus
         self.layout = WorkLayout(config)
         engine = config.settings.engine
         self.sample: Mapping[str, Any] = engine.get("sample") or {}
@@ -60,10 +72,21 @@ class _Counts:
         if stage.kind == "pair":
             pairs = (self.config.settings.engine.get("pairs") or {}).get("max_pairs_per_question", 2)
             return f"at most {asked * int(pairs):,} pairs"
+        if stage.kind == "train" and self.gpu is not None:
+            return f"{stage.says}; {self._training(stage, number, self.gpu)}"
         if stage.kind in ("validate", "test"):
             part = "validation" if stage.kind == "validate" else "test"
             return f"{stage.says}: {self.questions(part):,}"
         return stage.says
+
+    def _training(self, stage: AlignStage, number: int, gpu: Gpu) -> str:
+        """What a training takes, once its pairs are there."""
+        if not (self.layout.dataset(number) / f"{self.layout.dataset_name}.json").is_file():
+            return "memory and hours are estimated once the pairs are there"
+        arm = next(arm for arm in self.layout.arms(number) if stage.name == f"{arm.name}/train")
+        found = estimate(Commands(self.layout).train_options(number, arm), gpu, self.gpus)
+        fits = "fits" if found.fits else f"does not fit into {found.room / GIB:.0f} GiB"
+        return f"{found.steps:,} steps, about {found.hours[1]:.1f} h, {found.total / GIB:.1f} GiB: {fits}"
 
     def questions(self, part: str, number: int = 1) -> int:
         """Tell how many questions a part has; for a share, about so many."""

@@ -15,6 +15,8 @@ def align(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/align.md.", show_default=False)],
     given: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the stages, what is done and what is to come.")] = False,
+    gpu: Annotated[str | None, typer.Option(help="With --plan: what trainings will run on, as h100, a100-40.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="With --gpu: how many of them.")] = 1,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="End with this stage, such as 1/train.")] = None,
     restart: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
@@ -33,7 +35,7 @@ def align(
         from rich.table import Table
 
         table = Table("stage", "", "what", title=str(settings.work))
-        for line in plan_lines(settings):
+        for line in plan_lines(settings, gpu, gpus):
             table.add_row(line.stage, line.standing, line.what)
         print_tables([table])
         return
