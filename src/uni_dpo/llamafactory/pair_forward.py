@@ -1,4 +1,4 @@
-"""The trainer's forward pass over a pair batch, in one sequence per pair where that is proved equal."""
+"""The trainer's forward pass over a pair batch, in one sequence per question where that is proved equal."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ class PairForward:
                 return None
         for model in models:
             use_attention(model, attention)
-        logger.info_rank0("pair_forward: one sequence per pair, its prompt and images only once.")
+        logger.info_rank0("pair_forward: one sequence per question, its prompt, images and each answer only once.")
         if store is not None and not same_frozen_vision(policy, reference or policy):
             raise UniDPOError(
                 "keep_image_features: this model has no vision tower and projector that are frozen and the same in its "
