@@ -10,6 +10,7 @@ SPECIAL_TOKENS = {
              "<|video_pad|>"),
     "llama3": ("<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>",
                "<|eom_id|>"),
+    "gemma": ("<pad>", "<bos>", "<end_of_turn>", "<image>", "<start_of_turn>", "<eos>"),
     "llama": ("<pad>", "<s>", "</s>", "<image>", "<unk>", "[INST]", "[/INST]"),
 }  # fmt: skip
 """Special tokens by id; the ids of padding, begin, end, image and vision are those of the tiny models."""

@@ -25,7 +25,9 @@ class Family:
     @property
     def special_tokens(self) -> str:
         """Which ones the family's tokenizer has."""
-        return "qwen" if "qwen" in self.architecture else "llama3" if self.template == "llama3" else "llama"
+        if self.template in ("llama3", "gemma"):
+            return self.template
+        return "qwen" if "qwen" in self.architecture else "llama"
 
 
 def documented() -> list[Family]:

@@ -29,7 +29,7 @@ QWEN_TOKENS = {
     "vision_end_token_id": VISION_END,
 }
 MROPE = {"rope_scaling": {"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 2]}}
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LLAVA_FAMILIES = ("llava", "llava_next")
 FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES, *TEXT_FAMILIES)
@@ -51,6 +51,7 @@ def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: A
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
+        "gemma3_text": "Gemma3ForCausalLM",
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,6 +69,11 @@ def _config(family: str, text: dict[str, Any]) -> Any:
         return transformers.LlamaConfig(**text)
     if family == "mistral":
         return transformers.MistralConfig(**{"sliding_window": None, **text})
+    if family == "gemma3_text":  # two layers of three see six positions
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        return transformers.Gemma3TextConfig(
+            **{"head_dim": 8, "layer_types": kinds, "sliding_window": 6, "query_pre_attn_scalar": 8, **text}
+        )
     if family == "qwen2":
         return transformers.Qwen2Config(**text)
     if family == "qwen3":

@@ -27,15 +27,10 @@ def test_attention_without_masks_is_named() -> None:
     assert why_not_shared(model, "flex_attention") is None
 
 
-@pytest.mark.parametrize(
-    ("family", "window"),
-    [
-        ("mistral", {"sliding_window": 8}),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
-    ],
-)
-def test_a_sliding_window_is_named(family: str, window: dict[str, object]) -> None:
-    assert why_not_shared(tiny_model(family, **window)) == "its attention has a sliding window"
+def test_a_kind_of_layer_that_is_not_proved_is_named() -> None:
+    model = tiny_model("qwen2")
+    model.config.layer_types = ["full_attention", "linear_attention", "chunked_attention"]
+    assert why_not_shared(model) == "it has chunked_attention and linear_attention layers"
 
 
 def test_a_replaced_forward_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

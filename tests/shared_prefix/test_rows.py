@@ -83,5 +83,7 @@ def test_a_model_attends_as_before_behind_the_block() -> None:
     with sharing_rows(model) as shares:
         assert shares
     assert model.config._attn_implementation == "sdpa"
-    with sharing_rows(tiny_model("mistral", sliding_window=8)) as shares:
+    other = tiny_model("mistral")
+    other.config.group_size_ratio = 0.25  # the mark of LlamaFactory's `shift_attn`
+    with sharing_rows(other) as shares:
         assert not shares

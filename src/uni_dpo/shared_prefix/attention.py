@@ -49,49 +49,66 @@ def use_attention(model: nn.Module, wanted: str) -> None:
     text_config(model)._attn_implementation = attention
 
 
-def visibility(segments: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def visibility(segments: Tensor, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return the rule: causal, and no answer sees another.
 
     Every position sees itself, padding too, since a row of a softmax that sees nothing is not a number.
 
     Args:
         segments: (n, T) of `PADDING`, `PREFIX`, and `ANSWER` + i for each answer.
+        window: how many positions a query sees, back from itself, as if its answer followed the prompt at once; None
+            is all.
 
     Returns:
         A function of the indices of row, head (all alike), query and key; True where the query sees the key. It is
         FlexAttention's `mask_mod`.
     """
+    places = None if window is None else _places(segments)
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = segments[row, key]
         same = (segments[row, query] == seen) & (seen != PADDING)
-        return ((key <= query) & (same | (seen == PREFIX))) | (key == query)
+        shown = (key <= query) & (same | (seen == PREFIX))
+        if places is not None and window is not None:
+            shown = shown & (places[row, query] - places[row, key] < window)
+        return shown | (key == query)
 
     return sees
 
 
-def attention_mask(segments: Tensor, start: int = 0) -> Tensor:
+def _places(segments: Tensor) -> Tensor:
+    """The place of every position, (n, T), in the sequence of its own prompt and answer."""
+    column = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    offset = column - torch.where(begins, column, 0).cummax(1).values
+    return torch.where(segments == PREFIX, column, (segments == PREFIX).sum(1, keepdim=True) + offset)
+
+
+def attention_mask(segments: Tensor, start: int = 0, window: int | None = None) -> Tensor:
     """Return `visibility` of the keys from every query at `start` or later: (n, 1, T − start, T), boolean."""
     rows, length = segments.shape
     row = torch.arange(rows, device=segments.device)[:, None, None, None]
     position = torch.arange(length, device=segments.device)
-    return visibility(segments)(row, torch.zeros_like(row), position[start:, None], position)
+    return visibility(segments, window)(row, torch.zeros_like(row), position[start:, None], position)
 
 
 def mask_for(model: nn.Module, segments: Tensor) -> Any:
-    """Return the mask as the language model's attention takes it.
+    """Return the mask as the language model takes it: one, or by name where its layers see differently far."""
+    masks = {kind: _mask(model, segments, window) for kind, window in attention_windows(model).items()}
+    return masks if len(masks) > 1 or text_config(model).model_type in MASKS_BY_NAME else next(iter(masks.values()))
 
-    Boolean for SDPA, additive for eager code, or by blocks.
-    """
+
+def _mask(model: nn.Module, segments: Tensor, window: int | None) -> Any:
+    """A mask as the model's attention takes it: boolean for SDPA, additive for eager code, or by blocks."""
     attention = text_config(model)._attn_implementation
     if attention == FLEX_ATTENTION:
         from torch.nn.attention.flex_attention import create_block_mask
 
         rows, length = segments.shape
-        return create_block_mask(visibility(segments), rows, None, length, length, device=segments.device)
-    if attention == PREFIX_ATTENTION:
+        return create_block_mask(visibility(segments, window), rows, None, length, length, device=segments.device)
+    if attention == PREFIX_ATTENTION and window is None:
         return attention_mask(segments, start=_prompt_length(segments))
-    mask = attention_mask(segments)
+    mask = attention_mask(segments, window=window)
     if attention != "eager":
         return mask
     dtype = unwrapped(model).dtype
@@ -141,9 +158,15 @@ def prefix_attention(
     return torch.cat([prompts, answers], 1), None
 
 
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LLAVA_FAMILIES = ("llava", "llava_next")
+MASKS_BY_NAME = ("gemma3_text",)
+"""Language models that take a mask for every kind of layer by its name, also where all layers are of one kind."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""What transformers calls the kinds of layers that take a mask."""
+
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention", "uni_dpo_prefix")
 """Attention implementations that take any mask."""
 
@@ -152,7 +175,8 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
     """Say in one line why `model` can't be trained on shared sequences; None if it can.
 
     Proved equal to two sequences per pair, by tests: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-1.5, LLaVA-NeXT, and
-    Llama, Mistral, Qwen2 and Qwen3 as text models, with full attention through SDPA, FlexAttention or eager code.
+    Llama, Mistral, Qwen2, Qwen3 and Gemma 3 as text models, with full attention or sliding windows, through SDPA,
+    FlexAttention or eager code.
 
     Args:
         model: a causal language model of transformers, wrapped or not.
@@ -171,11 +195,8 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
     attention = attention or text._attn_implementation
     if attention not in MASKED_ATTENTION:
         return f"{attention} takes no custom mask (flash_attn: sdpa does)"
-    layer_types = getattr(text, "layer_types", None) or ()
-    if any(kind != "full_attention" for kind in layer_types) or (
-        text.model_type == "mistral" and text.sliding_window is not None
-    ):
-        return "its attention has a sliding window"
+    if others := attention_windows(model).keys() - {FULL, SLIDING}:
+        return f"it has {' and '.join(sorted(others))} layers"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "prompt tuning puts tokens of its own in front"
     return None
@@ -204,6 +225,16 @@ def is_sharded(model: nn.Module) -> bool:
 def text_config(model: nn.Module) -> Any:
     """Return the configuration of the language model; its `_attn_implementation` is read at every forward pass."""
     return unwrapped(model).config.get_text_config()
+
+
+def attention_windows(model: nn.Module) -> dict[str, int | None]:
+    """Return the kinds of the language model's layers, and how many positions each sees; None where it sees all."""
+    text = text_config(model)
+    window = getattr(text, "sliding_window", None)
+    if text.model_type == "mistral":  # one mask for all layers
+        return {FULL if window is None else SLIDING: window}
+    kinds = set(getattr(text, "layer_types", None) or (FULL,))
+    return {kind: window if kind == SLIDING else None for kind in sorted(kinds)}
 
 
 def _family(model: nn.Module) -> str:
