@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from uni_dpo.llamafactory.console import log_file, readable
 from uni_dpo.llamafactory.progress import clock, evaluation_line, train_line
@@ -47,6 +48,7 @@ def test_words_of_libraries_go_to_the_file_and_warnings_to_both(tmp_path: Path, 
     logging.getLogger("transformers").setLevel(logging.INFO)
     logging.getLogger("llamafactory").setLevel(logging.INFO)
     with readable(tmp_path) as file:
+        transformers.utils.logging.enable_explicit_format()  # as LlamaFactory does
         logger.info("Model config {")
         logger.warning("a setting is not used")
         ours.info("pair_forward: one sequence per pair")

@@ -4,15 +4,19 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 OURS = "llamafactory.uni_dpo"
 """Loggers of this package, below LlamaFactory's own."""
 LIBRARIES = ("llamafactory", "transformers", "accelerate", "datasets", "DeepSpeed", "peft", "trl")
 VERBOSE = "UNI_DPO_VERBOSE"
 """Environment variable by which `--verbose` reaches the processes of a run."""
+
+
+_WHOLE = "%(asctime)s %(levelname)s %(name)s:%(lineno)d %(message)s"
 
 
 class _ForPeople(logging.Filter):
@@ -24,10 +28,20 @@ class _ForPeople(logging.Filter):
         return record.levelno >= logging.WARNING or record.name.startswith(OURS)
 
 
-class _Plain(logging.Formatter):
+class _Handler(logging.StreamHandler[Any]):
+    """Writes as `words` says, also after transformers has given every handler its own format."""
+
+    def __init__(self, stream: Any, words: Callable[[logging.LogRecord], str]) -> None:
+        super().__init__(stream)
+        self._words = words
+
     def format(self, record: logging.LogRecord) -> str:
-        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return kind + record.getMessage()
+        return self._words(record)
+
+
+def _plain(record: logging.LogRecord) -> str:
+    kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+    return kind + record.getMessage()
 
 
 def log_file(output: str | Path) -> Path:
@@ -73,10 +87,8 @@ def readable(output: str | Path) -> Iterator[Path]:
         yield file
         return
     with closing(_Log(file)) as log:
-        terminal, whole = logging.StreamHandler(sys.stderr), logging.StreamHandler(log)
+        terminal, whole = _Handler(sys.stderr, _plain), _Handler(log, logging.Formatter(_WHOLE).format)
         terminal.addFilter(_ForPeople())
-        terminal.setFormatter(_Plain())
-        whole.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s:%(lineno)d %(message)s"))
         loggers = [logging.getLogger(name) for name in LIBRARIES]
         replaced = {handler for logger in loggers for handler in logger.handlers}
         for handler in replaced:  # silenced where they are: the libraries put them back in when they are removed
