@@ -33,6 +33,15 @@ def test_what_a_command_prints_is_logged_and_its_status_returned(tmp_path):
     assert shown
 
 
+def test_a_launcher_starts_the_command(tmp_path):
+    """`env` stands for `srun` and its like: a program that runs the words that follow its own."""
+    log = tmp_path / "a.log"
+    template = ["env", "UNI_DPO_TEST=1", "sh", "-c", "echo $UNI_DPO_TEST; {command}"]
+    assert run_command(["--version"], template, log=log, work=tmp_path, show=print) == 0
+    assert log.read_text().splitlines()[1] == "1"
+    assert run_command(["--version"], ["env", "{command}"], log=log, work=tmp_path, show=print) == 0
+
+
 def test_a_launcher_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UniDPOError, match="launcher: no-such-launcher cannot be started"):
         run_command(["--version"], ["no-such-launcher", "{command}"], log=tmp_path / "a", work=tmp_path, show=print)

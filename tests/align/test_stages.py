@@ -37,7 +37,7 @@ def changed_between(one, two):
 def test_the_order_of_the_stages(settings):
     assert names(settings()) == [
         *("validate", "test", "1/sample", "1/score", "1/pair", "1/check", "1/train", "1/validate", "1/choose"),
-        *("1/test", "summary"),
+        *("1/test", "report", "summary"),
     ]
     raw = settings(validation=0.2, calibrate={"high": 5}, baselines={"DPO": {"pref_loss": "sigmoid"}}, rounds=2)
     found = names(raw)
@@ -56,14 +56,14 @@ def test_a_round_that_does_not_go_on_is_the_last(settings, tmp_path):
 
 def test_a_change_makes_stale_what_depends_on_it(settings):
     base = settings()
-    after_training = ["1/train", "1/validate", "1/choose", "1/test", "summary"]
+    after_training = ["1/train", "1/validate", "1/choose", "1/test", "report", "summary"]
     assert changed_between(base, settings(train={"finetuning_type": "full", "learning_rate": 1e-5})) == after_training
     scored = settings(engine={**base["engine"], "reward": {"high": 5.0}})
     assert changed_between(base, scored) == ["1/score", "1/pair", "1/check", *after_training]
     assert changed_between(base, settings(launcher="srun {command}", attempts=3)) == []
     faster = settings(engine={**base["engine"], "batch_size": 4, "models": {"sampler": {"batch_size": 2}}})
     assert changed_between(base, faster) == []
-    assert changed_between(base, settings(rounds=2)) == ["summary"]
+    assert changed_between(base, settings(rounds=2)) == ["report", "summary"]
 
 
 def test_an_edited_file_of_questions_is_noticed(settings):

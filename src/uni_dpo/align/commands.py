@@ -11,6 +11,7 @@ import yaml
 
 from uni_dpo.align.config import training, whole_and_adapter
 from uni_dpo.align.layout import Arm, WorkLayout, checkpoints
+from uni_dpo.ledger.columns import record_file
 from uni_dpo.models.backends.base import parse_model
 from uni_dpo.models.checkpoint import read_json
 from uni_dpo.storage.writing import write_text
@@ -156,6 +157,13 @@ class Commands:
         write_text(folder / "config.json", text + "\n")
         work = ("--work-dir", str(folder / "work"), "--seed", str(self.settings.seed))
         return [Command(("eval", str(folder / "config.json"), *work))]
+
+    def report(self) -> list[Command]:
+        """Write one page of all trainings, with their curves, verdicts and pairs."""
+        arms = [arm for number in range(1, self.settings.rounds + 1) for arm in self.layout.arms(number)]
+        trained = [str(arm.model) for arm in arms if record_file(arm.model).is_file()]
+        page = str(self.layout.work / "report.html")
+        return [Command(("report", *trained, "--output", page))] if trained else []
 
 
 def _placed(folder: Path, options: Mapping[str, Any], start: str, seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from uni_dpo.settings.training import check_early
 
 KINDS = (
     "split", "warm-up", "sample", "score", "pair", "calibrate", "register", "check", "train", "validate", "test",
-    "benchmarks",
+    "benchmarks", "report",
 )  # fmt: skip
 """What stages start commands; a launcher may be named for each."""
 OURS = ("model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir", "output_dir", "resume_from_checkpoint")

@@ -85,6 +85,9 @@ class AlignStages:
             run = self.commands.benchmarks
             yield AlignStage("benchmarks", "benchmarks", says, options, after, outputs, run, follows=True)
             ends.append("benchmarks")
+        says, outputs, run = "the trainings, their curves and pairs", (work / "report.html",), self.commands.report
+        yield AlignStage("report", "report", says, {}, tuple(ends), outputs, run, follows=True)
+        ends.append("report")
         pages, summarize = (work / "summary.md", work / "summary.json"), partial(write_summary, self.layout)
         yield AlignStage("summary", "summary", "what came of it", {}, tuple(ends), pages, own=summarize, follows=True)
 

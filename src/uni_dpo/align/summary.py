@@ -49,6 +49,7 @@ def summarize(layout: WorkLayout) -> dict[str, Any]:
         "model": layout.final(),
         "test": tests,
         "rounds": rounds,
+        "report": str(page) if (page := layout.work / "report.html").is_file() else None,
         "benchmarks": read_json(layout.work / "benchmarks" / "work" / "results.json"),
     }
 
@@ -97,6 +98,8 @@ def _page(found: dict[str, Any]) -> str:
         else:
             lines.append(f"| {row['model']} | {row['mean']:.1f} | | | |")
     lines += ["", f"The best model: `{found['model']}`", ""]
+    if found["report"]:
+        lines += [f"The trainings, their curves and every pair: `{found['report']}`", ""]
     for row in found["rounds"]:
         lines += [
             f"## Round {row['round']}",
