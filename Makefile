@@ -5,7 +5,7 @@ OLDEST := .venv-lf094
 VLLM := .venv-vllm
 TRL := .venv-trl
 HEAD := .venv-head
-# Pythons beside 3.11 that `make test-worlds` tries, where they are installed.
+# Pythons beside 3.11 that `make test-worlds` tries where they are to be had; names or paths.
 PYTHONS := python3.12 python3.13
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
@@ -111,7 +111,8 @@ test-worlds: setup upstream oldest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_overlay_checkouts.py
 	if $(MAKE) vllm; then $(MAKE) test-vllm; else echo "SKIPPED vLLM: its environment cannot be built here"; fi
 	for python in $(PYTHONS); do \
-	if $$python --version >/dev/null 2>&1; then $(MAKE) test-python PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	if name=$$($$python -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null); then \
+	$(MAKE) test-python PYTHON=$$python VENV=.venv-$$name || exit 1; \
 	else echo "SKIPPED $$python: not installed"; fi; done
 
 # Broken inputs by the ten thousand; each line that a fuzzer ends with names its seed and counts.
