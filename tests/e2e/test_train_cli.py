@@ -11,6 +11,7 @@ import pytest
 
 from uni_dpo import cli
 from uni_dpo.demo.digits import QUESTION, Digit, answer
+from uni_dpo.ledger.reading import read_ledger
 
 STEPS = 3
 
@@ -105,8 +106,14 @@ def test_ranks_and_zero_follow_the_one_rank_trajectory(
     workspace: Path, one_rank: list[tuple[float, ...]], ranks: int, overrides: list[str]
 ) -> None:
     settings = [f"deepspeed={workspace / item}" if item.endswith(".json") else item for item in overrides]
-    found = trajectory(workspace, "-".join(map(str, [ranks, *overrides])), *settings, ranks=ranks)
+    name = "-".join(map(str, [ranks, *overrides]))
+    found = trajectory(workspace, name, *settings, ranks=ranks)
     assert len(one_rank) == STEPS
+    rows, expected_rows = (read_ledger(workspace / folder).to_pylist() for folder in (name, "one"))
+    assert sorted(row["pair"] for row in rows) == sorted(row["pair"] for row in expected_rows)
+    for step in range(1, STEPS + 1):
+        losses = [[row["loss"] for row in part if row["step"] == step] for part in (rows, expected_rows)]
+        assert sorted(losses[0]) == pytest.approx(sorted(losses[1]), rel=1e-3)
     for step, expected in zip(found, one_rank, strict=True):
         assert step == pytest.approx(expected, rel=1e-4)
 
