@@ -90,7 +90,10 @@ PAGES = {
     "docs/trl.md": Expected(refused="bf16/gpu|trl-lib/ultrafeedback_binarized|Qwen/Qwen2-0.5B-Instruct", first=1),
     "docs/vision_alignment.md": Expected(refused="llava/sft.json: no such file", first=1),
 }
-"""What is to come of each page that has commands; those of `docs/overlay.md` name a checkout of another project."""
+"""What is to come of each page that has commands.
+
+Those of `docs/overlay.md` name a checkout of another project, and those of `docs/install.md` change this environment.
+"""
 
 
 def commands_of(page: str) -> list[str]:
