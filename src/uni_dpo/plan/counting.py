@@ -154,7 +154,11 @@ def step_bytes(model: ModelShape, step: StepShape, gradient_bytes: float) -> Ste
         norm += step.rows * (step.length - step.prompt) * step.length * (size + 1)
     recomputed = layer if step.checkpointing else 0.0
     passing = step.tokens * (3 * text.intermediate + 2 * text.hidden) * size
-    images = _image_bytes(model.vision, step)
+    images, tower = _image_bytes(model.vision, step)
+    # a frozen tower whose features serve both models is done before the language model begins
+    working = 0.0 if step.shared and not step.tuned_vision else tower
+    first = images + tower
+    images += working
     logits = _logit_bytes(text, step)
     head = text.embedding * size if step.full else 0.0
     start = kept + norm + images + (max(logits, head) if step.shared else logits)
@@ -164,7 +168,7 @@ def step_bytes(model: ModelShape, step: StepShape, gradient_bytes: float) -> Ste
         end = max(gradient_bytes + layer + passing + images, gradient_bytes + 2 * own)
     else:
         end = max(gradient_bytes - own + layer + passing + images, gradient_bytes)
-    return StepBytes(kept + norm + recomputed, logits, images, gradient_bytes, max(start, middle, end))
+    return StepBytes(kept + norm + recomputed, logits, images, gradient_bytes, max(first, start, middle, end))
 
 
 def _layer_bytes(text: TextShape, step: StepShape) -> float:
@@ -187,13 +191,13 @@ def _logit_bytes(text: TextShape, step: StepShape) -> float:
     return hidden + (whole if whole <= KEPT_BYTES else CHUNK_BYTES)
 
 
-def _image_bytes(vision: VisionShape | None, step: StepShape) -> float:
-    """Pixels and features of the batch, and one layer of the tower at work; all of its layers where it is trained."""
+def _image_bytes(vision: VisionShape | None, step: StepShape) -> tuple[float, float]:
+    """Pixels and features of the batch; and a layer of the tower at work, all of its layers where it is trained."""
     if vision is None or not step.image:
-        return 0.0
+        return 0.0, 0.0
     patches = step.rows * step.image * vision.merge**2
     pixels = patches * vision.patch_numbers * 4
     features = step.rows * step.image * vision.out * step.bytes * (1 + vision.deepstack)
     layer = patches * (2 * vision.intermediate + 4 * vision.width) * step.bytes
     layers = 1 if not step.tuned_vision else 2 if step.checkpointing else vision.layers
-    return pixels + features + layer * layers
+    return pixels + features, layer * layers
