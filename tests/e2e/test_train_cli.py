@@ -209,7 +209,7 @@ def test_settings_that_cannot_work_are_refused(
 
 
 def test_what_is_odd_but_trainable_is_a_warning(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two inverted pairs, one identical pair, and a τ_good that no answer reaches: four warnings, and it trains."""
     odd = [{"score_chosen": 0.5}, {"score_chosen": 0.25}, {"chosen": "The same.", "rejected": "The same."}]
@@ -218,7 +218,7 @@ def test_what_is_odd_but_trainable_is_a_warning(
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code in (None, 0)
-    words = caplog.text
+    words = capsys.readouterr().err
     assert "below the rejected one in 2 of 12 rows" in words
     assert "identical in 1 of 12 rows" in words
     assert words.count("can never be active") == 1

@@ -90,7 +90,8 @@ def readable(output: str | Path) -> Iterator[Path]:
         terminal, whole = _Handler(sys.stderr, _plain), _Handler(log, logging.Formatter(_WHOLE).format)
         terminal.addFilter(_ForPeople())
         loggers = [logging.getLogger(name) for name in LIBRARIES]
-        replaced = {handler for logger in loggers for handler in logger.handlers}
+        found = {handler for logger in loggers for handler in logger.handlers}
+        replaced = [handler for handler in found if type(handler) is logging.StreamHandler]  # not the web page's own
         for handler in replaced:  # silenced where they are: the libraries put them back in when they are removed
             handler.addFilter(_silent)
         for logger in loggers:
