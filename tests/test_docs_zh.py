@@ -17,7 +17,9 @@ def pages(name: str) -> tuple[str, str]:
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """The fenced blocks, without what stands behind a `#` and other words of explanation."""
-    return [(kind, re.sub(r"\s*#.*", "", body)) for _, kind, body in FENCE.findall(text) if kind]
+    return [
+        (kind, re.sub(r"\s*#.*", "", body)) for _, kind, body in FENCE.findall(text) if kind or body.startswith("$ ")
+    ]
 
 
 def prose(text: str) -> str:
