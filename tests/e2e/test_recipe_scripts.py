@@ -218,7 +218,7 @@ def test_llamafactory_accepts_every_recipe(python, tmp_path):
     for recipe in PUBLISHED:
         passed = {**flags(dry_run(recipe, DEEPSPEED="")), **on_cpu}
         asked.append([word for name, value in passed.items() for word in (f"--{name}", value)])
-    for recipe in sorted(RECIPES.glob("*.yaml")):
+    for recipe in sorted(RECIPES.glob("Qwen2_VL_*.yaml")):
         asked.append([str(recipe), *(f"{name}={value}" for name, value in on_cpu.items())])
     assert len(asked) == 7
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
