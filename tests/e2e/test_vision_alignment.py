@@ -10,10 +10,8 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from uni_dpo.cli import models
 from uni_dpo.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +25,7 @@ TINY = (
 
 def run(command: str) -> None:
     """A line of the page, in this process."""
-    words = shlex.split(command)
-    commands = typer.Typer()
-    commands.command("score")(models.score)
-    commands.command("predict")(models.predict)
-    (commands if words[0] in ("score", "predict") else app)(words, standalone_mode=False)
+    app(shlex.split(command), standalone_mode=False)
 
 
 def train(stage: str, *settings: str) -> None:
