@@ -17,4 +17,4 @@ def test_settings_after_the_file_take_the_place_of_its_own(
     monkeypatch.setattr(sys, "argv", ["uni-dpo", command, str(config), "seed=3", "reward.function=null"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == "error: reward: set one of `model` and `function`"
+    assert ended.value.code == f"error: {config}:3: reward: set one of `model` and `function`"
