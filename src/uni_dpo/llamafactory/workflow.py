@@ -47,8 +47,7 @@ def run_dpo(
     run = _context(model_args, data_args, training_args, finetuning_args)
     if run.needs_scores:
         _prepare(data_args, training_args, finetuning_args)
-    else:
-        _say_what_the_reference_is(model_args, finetuning_args)
+    _say_what_the_reference_is(model_args, finetuning_args)
     with running(run):
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
     if run.needs_scores and training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
@@ -77,9 +76,14 @@ def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_arg
 
 
 def _say_what_the_reference_is(model_args: Any, finetuning_args: Any) -> None:
-    """A loss of LlamaFactory's compares with the model without its adapters, whatever it starts from."""
+    """Say with what a training that starts from an adapter compares: LlamaFactory's losses leave the adapter out."""
     compares = finetuning_args.use_ref_model and finetuning_args.ref_model is None
-    if compares and model_args.adapter_name_or_path and not finetuning_args.create_new_adapter:
+    if not compares or not model_args.adapter_name_or_path or finetuning_args.create_new_adapter:
+        return
+    if finetuning_args.uses_uni_dpo:
+        started = ", ".join(map(str, model_args.adapter_name_or_path))
+        logger.info_rank0(f"The reference is the model as it starts: a frozen copy of the adapter {started} is in it.")
+    else:
         logger.warning_rank0(
             f"pref_loss: {finetuning_args.pref_loss}: the reference is the model without adapter_name_or_path; "
             "set create_new_adapter: true to compare with the model that this training starts from."
