@@ -8,12 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from local_server import LocalServer
 from uni_dpo.engine import Question
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -58,7 +59,7 @@ Brain = Callable[[dict[str, Any]], dict[str, Any]]
 """Request body → the fields `choices`, and whatever else the reply should hold."""
 
 
-class ChatServer:
+class ChatServer(LocalServer):
     """Speaks OpenAI's chat API over real HTTP.
 
     `brain` answers; `fault` may name a way to fail for a request: an HTTP status, `timeout`, `truncated`,
@@ -118,22 +119,7 @@ class ChatServer:
                 except OSError:
                     pass  # the client was killed or did not wait
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: object, address: object) -> None:
-                """A client that was killed breaks its connections; that is no fault of the server."""
-
-        self._http = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(Handler)
 
 
 def prompt_of(body: dict[str, Any]) -> str:

@@ -8,14 +8,14 @@ import json
 import math
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from fuzzing import main
 
+from local_server import LocalServer
 from uni_dpo.models.backends.base import Failure, Request, Sampling
 from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 
@@ -76,7 +76,7 @@ def _places(value: Any) -> Any:
         yield from _places(inner)
 
 
-class OddServer:
+class OddServer(LocalServer):
     """Answers each chat with the reply whose seed the prompt is; `drip` sends one byte at a time, `hang` none."""
 
     def __init__(self) -> None:
@@ -113,23 +113,7 @@ class OddServer:
                 self.end_headers()
                 self.wfile.write(b"" if status == 204 else body)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: object, address: object) -> None:
-                """A client that does not wait breaks its connections."""
-
-        self._http = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(Handler)
 
 
 def client(odd: OddServer, **more: float) -> OpenAIBackend:
