@@ -67,10 +67,10 @@ def tiny(name: str) -> str:
 
 
 PAGES = {
-    "README.md": Expected(first=1, after=has("outputs/demo/curves.png")),
+    "README.md": Expected(first=1, after=has("outputs/demo/align/summary.md", "outputs/demo/align/report.html")),
     "docs/align.md": Expected(refused=NO_CONFIG),
     "docs/configure.md": Expected(refused=NO_CONFIG),
-    "docs/demo.md": Expected(first=1, after=has("outputs/demo/curves.png")),
+    "docs/demo.md": Expected(first=1, after=has("outputs/demo/align/summary.md", "outputs/demo/align/report.html")),
     "docs/engine.md": Expected(
         more=(*(tiny(name) for name in TINY[1:]), f"python examples/engine/count_true.py {WORKS} > figures.txt"),
         after=sound_pairs,
