@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from local_server import LocalServer
+
 from uni_dpo.engine import Question
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -55,6 +55,40 @@ def test_none_ends_with_an_operation_under_way(work: str, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+THREADS = """
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from uni_dpo.trainer_mixins import process_group
+
+
+def gloo_threads():
+    return sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
+
+
+@process_group()
+def train():
+    PartialState(cpu=True)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.itself = [model]  # a circle, as trainers have
+    model(torch.ones(1, 2)).sum().backward()
+    return gloo_threads()
+
+
+before, after = train(), gloo_threads()
+assert before > 0 and after == 0, (before, after)
+"""
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_group_outlives_a_training(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(THREADS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_installed_transformers_can_call_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real function of transformers around a kernel that gives back its queries."""
     from transformers.integrations import flash_attention

@@ -1,12 +1,14 @@
 """What every trainer here adds to transformers': loading by published names, a reference adapter, ending together."""
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
@@ -34,6 +36,20 @@ class EndsTogether(Trainer):
         metrics = super().evaluate(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         return metrics
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Leave the group of processes that was joined inside; the decorator of a function that trains.
+
+    Its threads end with the last thing that holds the group, a DistributedDataParallel too. Decorating a function makes
+    sure that its trainer is gone by then: threads that are left to the end of the process abort it.
+    """
+    joined = dist.is_available() and dist.is_initialized()
+    yield
+    if dist.is_available() and dist.is_initialized() and not joined:
+        gc.collect()
+        dist.destroy_process_group()
 
 
 class LoadsByPublishedNames(Trainer):

@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 
 from uni_dpo.errors import UniDPOError
 
-sys.path.append(str(Path(__file__).parents[1]))  # what all tests share, where a fuzzer is run as a script
+sys.path.append(str(Path(__file__).parents[1] / "servers"))  # what all tests share, where a fuzzer is run as a script
 
 SECONDS = 180
 """An input that takes longer hangs; the first of a command imports its libraries."""

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from fuzzing import main
-
 from local_server import LocalServer
+
 from uni_dpo.models.backends.base import Failure, Request, Sampling
 from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 

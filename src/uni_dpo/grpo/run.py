@@ -25,11 +25,13 @@ from uni_dpo.online.policy import (
 )
 from uni_dpo.online.rewards import Reward, check_reward, make_reward
 from uni_dpo.storage.writing import write_text
+from uni_dpo.trainer_mixins import process_group
 
 RUN = "grpo_run.json"
 """Names, in the output folder, the settings of the run that it holds."""
 
 
+@process_group()
 def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
     """Train the policy of `settings`; checkpoint and TRL's log stand in its output folder.
 

@@ -32,11 +32,13 @@ from uni_dpo.ppo.policy import (
 )
 from uni_dpo.storage.identity import derive_seed
 from uni_dpo.storage.writing import replacing, write_text
+from uni_dpo.trainer_mixins import process_group
 
 Metrics = dict[str, float]
 STATE, LOG = "ppo_state.pt", "ppo_log.jsonl"
 
 
+@process_group()
 def train_ppo(config: PPOConfig) -> list[Metrics]:
     """Train the policy of `config`; the checkpoint, and one line of numbers per step, stand in its output folder.
 

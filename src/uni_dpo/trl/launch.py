@@ -22,7 +22,7 @@ from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.settings.reading import is_config, override, read_mapping
-from uni_dpo.trainer_mixins import refuse_broken_flash_attention
+from uni_dpo.trainer_mixins import process_group, refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import as_messages, check_images, check_scores
 from uni_dpo.trl.trainer import UniDPOTrainer
@@ -30,6 +30,7 @@ from uni_dpo.trl.trainer import UniDPOTrainer
 TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 
 
+@process_group()
 def train(arguments: Sequence[str]) -> None:
     """Train as `trl dpo ARGUMENTS` would.
 
