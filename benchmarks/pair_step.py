@@ -6,12 +6,14 @@
     python benchmarks/pair_step.py --grow answer         16 … 512 answer tokens
     python benchmarks/pair_step.py --grow questions      1, 2, 4 questions in a batch
     python benchmarks/pair_step.py --grow answers --questions 1      2 … 6 ranked answers to a question, all their pairs
+    python benchmarks/pair_step.py --answers 5 --micro-batch 1       stock takes a pair at a time, where all want too much memory
 
 A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
 optimizer, which is the same for all, is left out. The variants take turns in one process, each twice, and the second
 time counts; the table holds the median. "Image features kept" is a step that finds them on disk, and reads them there.
 Peak memory is what a step needs above the weights and images that are there before it, gradients included, measured in
-a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU.
+a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU. With `--micro-batch`, what
+LlamaFactory takes for all pairs at once, as the others do, is counted as `count.py` does it.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from count_step import flop_counter
+from count_step import Step, count, flop_counter
 from pair_step_models import SHAPES, RandomPairs, Setting, build_models
 
 VARIANTS = {
@@ -89,7 +91,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
 
 
 def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> Callable[[], float]:
-    """A function that collates a batch and makes its loss and gradients."""
+    """A function that collates a batch, LlamaFactory's in parts if so set, and makes its loss and gradients."""
     pairs = RandomPairs(policy, setting)
     configs = [model.config.get_text_config() for model in (policy, reference)]
     for config in configs:
@@ -97,15 +99,21 @@ def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> C
     folder = tempfile.TemporaryDirectory()
     trainer = build_trainer(variant, policy, reference, pairs, folder.name, pair_attention=setting.attention)
     attention = configs[0]._attn_implementation
+    at_once = (setting.micro_batch if variant == "ordinary" else 0) or setting.pairs
 
     def step(folder: tempfile.TemporaryDirectory[str] = folder) -> float:  # which lives as long as the step does
         for config in configs:  # the variants share the models, and each attends in its own way
             config._attn_implementation = attention
         policy.zero_grad(set_to_none=True)
-        inputs = trainer._prepare_inputs(trainer.data_collator(pairs.features))
-        loss, _ = trainer.get_batch_loss_metrics(policy, inputs)
-        loss.backward()
-        return loss.item()
+        total = 0.0
+        for start in range(0, setting.pairs, at_once):
+            features = pairs.features[start : start + at_once]
+            inputs = trainer._prepare_inputs(trainer.data_collator(features))
+            loss, _ = trainer.get_batch_loss_metrics(policy, inputs)
+            loss = loss * (len(features) / setting.pairs)
+            loss.backward()
+            total += loss.item()
+        return total
 
     return step
 
@@ -127,7 +135,20 @@ def compare(setting: Setting) -> dict[str, dict[str, float]]:
     gc.collect()  # the trainers hold themselves, and the models
     for variant, result in results.items():
         result |= {"seconds": statistics.median(seconds[variant]), **peak_memory(variant, setting)}
+    if setting.micro_batch:
+        results["ordinary"]["bytes at once"] = counted_bytes(setting)
     return results
+
+
+def counted_bytes(setting: Setting) -> int:
+    """What LlamaFactory's step would take for all pairs at once."""
+    text, vision = SHAPES[setting.shape]
+    config = {"model_type": "qwen2_vl", **text, "vocab_size": setting.vocabulary, "vision_config": vision}
+    step = Step(
+        setting.questions, setting.answers, setting.image_tokens, setting.prompt, setting.answer,
+        checkpointing=setting.checkpointing,
+    )  # fmt: skip
+    return count(config, step, "stock", getattr(torch, setting.dtype))[1]
 
 
 def measure_memory(variant: str, setting: Setting, *, warm: bool = False) -> dict[str, int]:
@@ -208,12 +229,19 @@ def print_table(rows: list[tuple[Setting, dict[str, dict[str, float]]]]) -> None
     print("| ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | ---: |")
     for setting, results in rows:
         base = results["ordinary"]
+        size = (
+            f"| {setting.answers} | {setting.pairs} | {setting.image_tokens} | {setting.answer} "
+            f"| {setting.vocabulary:,} |"
+        )
+        whole = base.get("bytes at once", base["bytes"])
+        if setting.micro_batch:
+            print(f"{size} {VARIANTS['ordinary']}, all pairs at once, counted | | | {whole / 1e6:,.0f} | ÷ 1.0 | | |")
         for variant, result in results.items():
+            at_once = f", {setting.micro_batch} at once" if setting.micro_batch and variant == "ordinary" else ""
             print(
-                f"| {setting.answers} | {setting.pairs} | {setting.image_tokens} | {setting.answer} "
-                f"| {setting.vocabulary:,} | {VARIANTS[variant]} "
+                f"{size} {VARIANTS[variant]}{at_once} "
                 f"| {result['seconds']:.2f} | ÷ {base['seconds'] / result['seconds']:.1f} "
-                f"| {result['bytes'] / 1e6:,.0f} | ÷ {base['bytes'] / result['bytes']:.1f} "
+                f"| {result['bytes'] / 1e6:,.0f} | ÷ {whole / result['bytes']:.1f} "
                 f"| {abs(result['loss'] / base['loss'] - 1):.0e} | {abs(result['norm'] / base['norm'] - 1):.0e} |",
                 flush=True,
             )
@@ -254,6 +282,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--liger", action="store_true", help="with LlamaFactory's enable_liger_kernel")
     parser.add_argument("--attention", choices=("sdpa", "flex_attention"), default="sdpa", help="of shared sequences")
+    parser.add_argument("--micro-batch", type=int, default=0, help="pairs that LlamaFactory takes at once; 0: all")
     parser.add_argument("--threads", type=int, default=1, help="more than one counts waiting as CPU time")
     parser.add_argument("--grow", choices=GROWTH, help="several sizes instead of one")
     parser.add_argument("--sizes", type=int, nargs="+", help="those sizes")

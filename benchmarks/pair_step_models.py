@@ -37,7 +37,10 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: the model's shape and the batch's, lengths in tokens."""
+    """What is measured: the model's shape and the batch's, lengths in tokens.
+
+    LlamaFactory takes `micro_batch` pairs at once and adds up their gradients; 0: all pairs.
+    """
 
     shape: str
     device: str
@@ -52,6 +55,7 @@ class Setting:
     checkpointing: bool
     liger: bool
     attention: str
+    micro_batch: int = 0
 
     @property
     def pairs(self) -> int:
