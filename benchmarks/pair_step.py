@@ -6,7 +6,7 @@
     python benchmarks/pair_step.py --grow answer         16 … 512 answer tokens
     python benchmarks/pair_step.py --grow questions      1, 2, 4 questions in a batch
     python benchmarks/pair_step.py --grow answers --questions 1      2 … 6 ranked answers to a question, all their pairs
-    python benchmarks/pair_step.py --answers 5 --micro-batch 1       stock takes a pair at a time, where all want too much memory
+    python benchmarks/pair_step.py --answers 5 --micro-batch 1       stock takes a pair at a time, for want of memory
 
 A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradients, made by the trainer; the
 optimizer, which is the same for all, is left out. The variants take turns in one process, each twice, and the second

@@ -3,16 +3,18 @@
 A process reward model is a token classifier that is read at the token which closes each step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.loading import best_device, find_dtype, load_class, one_line
 from uni_dpo.models.rewards.options import Conversation, ProcessModelOptions, RewardCheckpoint, RewardModelOptions
+from uni_dpo.models.rewards.questions import shared_states
 
 ANSWER_PLACE = "\N{LEFT CEILING}answer\N{RIGHT CEILING}"
 """Stands for the answer in the chat template, to find where the answer begins; no template and no question has it."""
@@ -46,17 +48,29 @@ class SequenceClassifier:
         texts = [self._laid_out(conversation) for conversation in conversations]
         # Without a padding token nothing tells where a shorter conversation ends: one at a time then.
         size = len(texts) if self.tokenizer.pad_token_id is not None else 1
-        return [rating for start in range(0, len(texts), size) for rating in self._rate(texts[start : start + size])]
+        asked = [conversation.question() for conversation in conversations]
+        parts = (slice(start, start + size) for start in range(0, len(texts), size))
+        return [rating for part in parts for rating in self._rate(texts[part], asked[part])]
 
-    def _rate(self, texts: list[str]) -> list[float]:
+    def _rate(self, texts: list[str], questions: Sequence[tuple[str, ...]]) -> list[float]:
         inputs = self.tokenizer(texts, add_special_tokens=False, padding=len(texts) > 1, return_tensors="pt")
-        output = self.model(**inputs.to(self.model.device))
-        scores = getattr(output, "score", None)
-        scores = output.logits if scores is None else scores
+        inputs = dict(inputs.to(self.model.device))
+        states = _shared_states(self.model, inputs, questions)
+        if states is None:
+            output = self.model(**inputs)
+            scores = getattr(output, "score", None)
+            scores = output.logits if scores is None else scores
+        else:
+            scores = self.model.score(states[torch.arange(len(texts)), self._last(inputs["input_ids"])])
         if scores.numel() != len(texts):
             raise UniDPOError(f"{self.name}: gives {tuple(scores.shape)} for {len(texts)} answers, not one score each")
         ratings: list[float] = scores.reshape(-1).float().tolist()
         return ratings
+
+    def _last(self, ids: Tensor) -> Tensor:
+        """Where a conversation is read, (rows,): at its last token that is no padding token, as in transformers."""
+        column = torch.arange(ids.shape[1], device=ids.device)
+        return (column * (ids != self.model.config.pad_token_id)).argmax(1)
 
     def _laid_out(self, conversation: Conversation) -> str:
         if conversation.images:
@@ -98,8 +112,9 @@ class StepClassifier:
         for row, (tokens, _) in enumerate(encoded):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-        device = self.model.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
+        inputs = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+        states = _shared_states(self.model, inputs, [question for question, _ in solutions])
+        logits = self.model(**inputs, use_cache=False)[0] if states is None else self.model.score(states)
         if logits.shape[:2] != ids.shape or logits.shape[2] != 2:
             raise UniDPOError(
                 f"{self.options.model}: gives {tuple(logits.shape)} for {tuple(ids.shape)} tokens, not 2 each"
@@ -127,6 +142,11 @@ class StepClassifier:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _shared_states(model: Any, inputs: dict[str, Any], questions: Sequence[Hashable]) -> Tensor | None:
+    """See `shared_states`; None too for a model whose head is not a linear map of each token, as the library's are."""
+    return shared_states(model, inputs, questions) if isinstance(getattr(model, "score", None), nn.Linear) else None
 
 
 def _load(loader: str, folder: str, dtype: str, trust: Mapping[str, Any]) -> Any:

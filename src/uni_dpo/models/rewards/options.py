@@ -36,6 +36,10 @@ class Conversation:
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
 
+    def question(self) -> tuple[str, ...]:
+        """Return what is asked, images aside: answers to one question can be rated together."""
+        return (self.system, *(text for turn in self.history for text in turn), self.instruction)
+
     def messages(self) -> list[dict[str, str]]:
         """Return the turns without the system prompt, the rated answer last."""
         turns = [*self.history, (self.instruction, self.answer)]
@@ -56,7 +60,7 @@ class RewardModel(Protocol):
     """Rates answers; the higher the better, on a scale of the model's own."""
 
     def rate(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Return one rating per conversation, in order, in one forward pass."""
+        """Return one rating per conversation, in order, in one forward pass; answers to one question may share it."""
         ...
 
 

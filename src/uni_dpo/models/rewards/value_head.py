@@ -12,6 +12,7 @@ from llamafactory.model.model_utils import valuehead
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.loading import one_line
 from uni_dpo.models.rewards.options import VALUE_HEAD_WEIGHTS, Conversation, RewardCheckpoint, RewardModelOptions
+from uni_dpo.models.rewards.questions import shared_states
 
 _upstream_prepare_valuehead_model = valuehead.prepare_valuehead_model
 
@@ -27,7 +28,10 @@ def prepare_valuehead_model(model: Any) -> None:
 
 
 class ValueHeadModel:
-    """See `RewardModel`. The rating is the value head's output at the conversation's last token."""
+    """See `RewardModel`. The rating is the value head's output at the conversation's last token.
+
+    Answers of one batch to one question run it, and its images, once.
+    """
 
     def __init__(self, checkpoint: RewardCheckpoint, options: RewardModelOptions) -> None:
         arguments: dict[str, Any] = {
@@ -63,7 +67,11 @@ class ValueHeadModel:
         batch.pop("labels")
         device = next(self.model.parameters()).device
         inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-        _, _, values = self.model(**inputs, output_hidden_states=True, return_dict=True, use_cache=False)
+        states = shared_states(self.model.pretrained_model, inputs, [each.question() for each in conversations])
+        if states is None:
+            _, _, values = self.model(**inputs, output_hidden_states=True, return_dict=True, use_cache=False)
+        else:
+            values = self.model.v_head(states).squeeze(-1)
         last = inputs["attention_mask"].sum(-1, keepdim=True) - 1
         ratings: list[float] = values.gather(-1, last).squeeze(-1).float().tolist()
         return ratings

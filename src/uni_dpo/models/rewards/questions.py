@@ -1,0 +1,60 @@
+"""Several answers to one question, rated in one run of the question and its images."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uni_dpo.shared_prefix import image_token_id, keys_worth_a_token, share_rows, sharing_rows, unwrapped
+
+IMAGES = ("pixel_values", "image_grid_thw")
+"""Inputs that images add, of a model whose rows can share them."""
+
+POSITIONS = ("position_ids", "rope_deltas")
+"""Inputs that are made anew for the shared sequences."""
+
+
+def shared_states(model: nn.Module, inputs: dict[str, Any], questions: Sequence[Hashable]) -> Tensor | None:
+    """Return the last hidden states of rows, of which those that ask one question have run it once.
+
+    Args:
+        model: a language model of transformers under whatever head.
+        inputs: its inputs, (rows, T), padded on the right.
+        questions: what each row asks, but for its images: these are compared.
+
+    Returns:
+        (rows, T, D), those of a run of every row; None where no two rows ask the same, the model or the inputs cannot
+        be shared, or the long answers of a short text would cost more attention than the text saves.
+    """
+    if len(set(questions)) == len(questions):
+        return None
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    asked = {name: value for name, value in inputs.items() if name not in POSITIONS}
+    sees = bool(((ids == image_token_id(model)) & mask).any()) if image_token_id(model) is not None else False
+    if not sees:  # LlamaFactory puts an image behind the padding of a batch without any
+        asked = {name: value for name, value in asked.items() if name not in IMAGES} | {"input_ids": ids.where(mask, 0)}
+    with sharing_rows(model) as shares:
+        shared = share_rows(model, asked, _answers(ids, mask, questions)) if shares else None
+        if shared is None or not (sees or _pays(model, ids, shared.inputs["input_ids"])):
+            return None
+        states = unwrapped(model).base_model(**shared.inputs, use_cache=False).last_hidden_state
+    return shared.rows(states)
+
+
+def _answers(ids: Tensor, mask: Tensor, questions: Sequence[Hashable]) -> Tensor:
+    """Where the rows of each question part, (rows, T): true from there to the end of each."""
+    lengths = mask.sum(1)
+    starts = torch.zeros_like(lengths)
+    for question in set(questions):
+        rows = torch.tensor([row for row, asked in enumerate(questions) if asked == question], device=ids.device)
+        same = (ids[rows] == ids[rows[:1]]).all(0).int().cumprod(0).sum()
+        starts[rows] = torch.minimum(same, lengths[rows].min() - 1)  # no answer is empty
+    column = torch.arange(ids.shape[1], device=ids.device)
+    return (column >= starts[:, None]) & mask
+
+
+def _pays(model: nn.Module, alone: Tensor, shared: Tensor) -> bool:
+    keys = keys_worth_a_token(model)
+    ordinary, ours = (rows * length * (keys + length) for rows, length in (alone.shape, shared.shape))
+    return ours < ordinary
