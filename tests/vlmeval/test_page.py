@@ -21,7 +21,7 @@ def data_of(page: Path) -> dict[str, Any]:
 def score(hits: list[int]) -> Score:
     import numpy as np
 
-    from uni_dpo.vlmeval.outcomes import Outcomes
+    from uni_dpo.vlmeval.score import Outcomes
 
     parts = 100 * np.array(hits, dtype="float64").reshape(-1, 1) / len(hits)
     return Score(

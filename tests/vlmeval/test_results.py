@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from uni_dpo.vlmeval.outcomes import Outcomes
 from uni_dpo.vlmeval.results import Line, Results, as_markdown, as_rich_table, write_results
-from uni_dpo.vlmeval.score import Score
+from uni_dpo.vlmeval.score import Outcomes, Score
 
 
 def score(hits: list[int], *, known: bool = True) -> Score:

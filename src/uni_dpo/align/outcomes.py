@@ -7,7 +7,7 @@ from typing import Literal
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.rowlog import Row, log_lines
-from uni_dpo.vlmeval.outcomes import Outcomes, difference_interval
+from uni_dpo.vlmeval.score import Outcomes, difference_interval
 
 
 def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`uni-dpo align`, `init`, `doctor`: from images and questions to a better model."""
+"""`uni-dpo align`, `init`, `doctor`, `demo`: from images and questions to a better model."""
 
 from enum import StrEnum
 from functools import partial
@@ -81,3 +81,21 @@ def doctor(
         print(f"{marks[finding.verdict]}  {finding.what}: {finding.found}", flush=True)
         verdicts.add(finding.verdict)
     raise typer.Exit(1 if "fault" in verdicts else 0)
+
+
+class TaskName(StrEnum):
+    """An embedded task."""
+
+    DIGITS = "digits"
+    SCENES = "scenes"
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="A folder.")] = Path("outputs/demo"),
+    task: Annotated[TaskName, typer.Option(help="What it will learn.")] = TaskName.DIGITS,
+    seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
+) -> None:
+    """Write a tiny Qwen2-VL and questions about images; `uni-dpo align` goes on from there."""
+    from uni_dpo.demo.task import write_task
+
+    print(write_task(task.value, folder, seed=seed))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import align, chat, configured, data, demo, engine, eval, models, overlay, plan, report, train
+from uni_dpo.cli import align, configured, data, engine, eval, models, overlay, train
 from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 app = typer.Typer(
@@ -36,19 +36,19 @@ def _options(
 app.command("init")(align.init)
 app.command("doctor")(align.doctor)
 app.command("align")(align.align)
-app.command("demo")(demo.demo)
-app.command("plan")(plan.plan)
+app.command("demo")(align.demo)
+app.command("plan")(train.plan)
 app.command("train", context_settings=train.SETTINGS)(train.train)
 app.command("trl-dpo", context_settings=train.SETTINGS)(train.trl_dpo)
 app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
 app.command("eval")(eval.evaluate)
-app.command("chat")(chat.chat)
+app.command("chat")(models.chat)
 configured.add(app, "compare", CompareSettings, models.compare)
 app.command("compose")(models.compose)
 configured.add(app, "predict", PredictSettings, models.predict)
 configured.add(app, "score", ScoreSettings, models.score)
-app.command("report")(report.report)
+app.command("report")(train.report)
 app.command("ppo")(train.ppo)
 app.command("grpo")(train.grpo)
 app.command("schema")(configured.schema)

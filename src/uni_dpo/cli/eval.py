@@ -38,8 +38,8 @@ def evaluate(
 ) -> None:
     """Evaluate models on benchmarks and print one table."""
     from uni_dpo.vlmeval.config import read_config
-    from uni_dpo.vlmeval.ranks import is_first_process
     from uni_dpo.vlmeval.results import as_rich_table
+    from uni_dpo.vlmeval.rows import is_first_process
     from uni_dpo.vlmeval.run import Options
     from uni_dpo.vlmeval.run import evaluate as run
 

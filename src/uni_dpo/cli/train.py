@@ -1,14 +1,41 @@
-"""`uni-dpo train`, `trl-dpo`, `ppo`, `grpo`: every way to train."""
+"""`uni-dpo plan`, `train`, `trl-dpo`, `ppo`, `grpo`, `report`: before, in and after a training."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from uni_dpo.cli.configured import Overrides
+from uni_dpo.errors import UniDPOError
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see docs/ppo.md.", show_default=False)]
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="A configuration of uni-dpo train.", show_default=False)],
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="h100, a100-40, a100-80, 4090 …; a wrong name lists all.")] = "h100",
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate memory, time and disk of a training from its CONFIG.yaml, its data and the model's config.json."""
+    from uni_dpo.llamafactory.launch import read_arguments
+    from uni_dpo.plan.estimate import estimate
+    from uni_dpo.plan.gpus import gpu_named
+    from uni_dpo.plan.page import lines
+
+    settings = read_arguments([str(config), *(overrides or ())])
+    if not isinstance(settings, dict):
+        raise UniDPOError(f"{config}: a plan reads a .yaml or .json configuration")
+    found = estimate(settings, gpu_named(gpu), gpus, Path())
+    if as_json:
+        print(json.dumps(asdict(found) | {"fits": found.fits}, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(lines(found, gpu, gpus)))
+    raise typer.Exit(0 if found.fits else 1)
 
 
 def train(context: typer.Context) -> None:
@@ -57,3 +84,36 @@ def grpo(config: ConfigFile, overrides: Overrides = None) -> None:
     say = PartialState().on_main_process(print)
     say(reward_line(log))
     say(settings.output_dir)
+
+
+def report(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Output folders of trainings, an engine's work dir, or a file of pairs.", show_default=False
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first folder.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Write the model card of the training again, with this evaluation's table.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="How many different images the page holds at most.")] = 3_000,
+) -> None:
+    """Write one page: verdicts, curves, weights and pairs of a training, or of several side by side."""
+    from uni_dpo.ledger.columns import record_file
+    from uni_dpo.report.card import write_card
+    from uni_dpo.report.data import write_data_page
+    from uni_dpo.report.run import write_run_page
+    from uni_dpo.storage.writing import check_writable
+
+    if evaluation is not None:
+        if len(sources) != 1:
+            raise UniDPOError("--evaluation: name one training, whose model card is to hold the table")
+        print(write_card(sources[0], evaluation))
+        return
+    if output is not None:
+        check_writable(output)
+    if len(sources) == 1 and not record_file(sources[0]).is_file():
+        print(write_data_page(sources[0], output, images=images))
+    else:
+        print(write_run_page(sources, output, images=images))

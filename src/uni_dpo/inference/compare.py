@@ -1,8 +1,6 @@
 """Both models' answers to the same prompts, by id, and the page and table that show them side by side."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +15,7 @@ from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
 from uni_dpo.models.checkpoint import adapter_base, is_adapter, read_json
+from uni_dpo.report.page import thumbnail
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest, file_stamps
 from uni_dpo.storage.rowlog import RowLog
@@ -250,21 +249,11 @@ def page(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> str:
 
 
 def _line(row: Row) -> str:
-    prompt = "".join(map(_thumbnail, row.get("images", []))) + html.escape(row["prompt"])
+    images = filter(None, (thumbnail(path, THUMBNAIL) for path in row.get("images", [])))
+    prompt = "".join(f'<img alt="" src="{image}"><br>' for image in images) + html.escape(row["prompt"])
     cells = (html.escape(str(row["id"])), prompt, html.escape(row[ORIGINAL]), html.escape(row[TRAINED]))
     kind = "" if row[ORIGINAL] != row[TRAINED] else ' class="same"'
     return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _thumbnail(path: str) -> str:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    encoded = io.BytesIO()
-    small.save(encoded, format="JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"><br>'
 
 
 _PAGE = """<!doctype html>

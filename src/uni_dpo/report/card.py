@@ -1,7 +1,7 @@
 """The model card of a training: what was trained on what, what came out, under what licence, and how to load it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from uni_dpo.ledger.evidence import evidence_of
 from uni_dpo.ledger.reading import read_log, read_record, read_texts
 from uni_dpo.ledger.verdicts import judge
 from uni_dpo.ledger.words import METRICS
-from uni_dpo.report.curves import draw_runs
-from uni_dpo.storage.writing import write_text
+from uni_dpo.storage.writing import replacing, write_text
 
 CARD = "README.md"
 CURVES = {
@@ -24,8 +23,12 @@ CURVES = {
     "rewards/accuracies": "pairs ranked rightly",
     "rewards/margins": "reward margin",
     "logps/chosen": "log-probability of chosen answers",
+    "logps/rejected": "log-probability of rejected answers",
+    "uni_dpo/w_qual": "mean quality weight",
     "uni_dpo/w_perf": "mean performance weight",
+    "uni_dpo/nll_active": "share of pairs with the NLL term",
 }
+"""Metric of a log line → its title in the table and in the figure."""
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -145,16 +148,32 @@ def _happened(output: Path) -> str:
     verdicts = [
         f"- **{v.state}**, {METRICS[v.metric]['en']}: {_cell(v.sentence())}" for v in judge(evidence_of(output))
     ]
-    picture = "![curves](uni_dpo/curves.png)" if _draw(output) else ""
+    picture = "![curves](uni_dpo/curves.png)" if draw_curves(log, own_folder(output) / "curves.png") else ""
     table = _table(("", "first", "last"), rows) if rows else ""
     page = "`report.html` beside this card shows every pair."
     return "\n\n".join(part for part in (table, picture, "\n".join(verdicts), page) if part)
 
 
-def _draw(output: Path) -> bool:
-    if find_spec("matplotlib") is None or not (output / "trainer_state.json").is_file():
+def draw_curves(log: Sequence[Mapping[str, Any]], figure: Path) -> bool:
+    """Draw the metrics of `CURVES` over the training steps, as far as a training's log has them.
+
+    Returns:
+        Whether there is a figure: none without a logged metric, or where matplotlib is not installed.
+    """
+    logged = any(metric in line and "step" in line for line in log for metric in CURVES)
+    if find_spec("matplotlib") is None or not logged:
         return False
-    draw_runs({output.absolute().name: output}, own_folder(output) / "curves.png")
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(16, 6.5), layout="constrained")
+    for panel, (metric, title) in zip(sheet.subplots(2, 4).flat, CURVES.items(), strict=True):
+        points = [(line["step"], line[metric]) for line in log if metric in line and "step" in line]
+        if points:
+            panel.plot(*zip(*points, strict=True))
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("step")
+    with replacing(figure) as temporary:
+        sheet.savefig(temporary, format="png", dpi=120)
     return True
 
 

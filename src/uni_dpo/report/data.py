@@ -10,9 +10,8 @@ from uni_dpo.data.images import ImagePaths, image_paths, image_source
 from uni_dpo.data.pair import read_pair
 from uni_dpo.data.tables.reading import iter_rows, read_rows
 from uni_dpo.errors import UniDPOError
-from uni_dpo.report.page import write_page
+from uni_dpo.report.page import Thumbnails, write_page
 from uni_dpo.report.run import MANY, SHOWN, SHOWN_OF_MANY, cut
-from uni_dpo.report.thumbnails import Thumbnails
 from uni_dpo.storage.rowlog import log_lines
 
 LONG_GAP = "suspect length"

@@ -1,5 +1,10 @@
-"""One way to make a page: one file that needs nothing beside it, in English and Chinese, light and dark."""
+"""One way to make a page: one file that needs nothing beside it, in English and Chinese, light and dark.
 
+Images on it are small, in the page itself, each once.
+"""
+
+import base64
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +16,8 @@ from uni_dpo.storage.writing import write_text
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core.js", "charts.js", "run.js", "evaluation.js", "browser.js")
+SIDE = 192
+"""Longest side of an image on a page, in pixels."""
 
 
 def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
@@ -63,3 +70,42 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return value
+
+
+class Thumbnails:
+    """Small copies of images, made until there are as many as a page should hold.
+
+    Args:
+        limit: how many different images at most.
+        side: longest side, in pixels.
+    """
+
+    def __init__(self, limit: int = 3_000, side: int = SIDE) -> None:
+        self.limit, self.side = limit, side
+        self.images: list[str | None] = []
+        """What stands in the page: data addresses, None for an image that could not be read."""
+        self._places: dict[str, int] = {}
+
+    def place(self, path: str) -> int | None:
+        """Return the number of an image in `images`, or None where the page is full."""
+        if path not in self._places:
+            if len(self.images) >= self.limit:
+                return None
+            self._places[path] = len(self.images)
+            self.images.append(thumbnail(path, self.side))
+        return self._places[path]
+
+
+def thumbnail(path: str | Path, side: int = SIDE) -> str | None:
+    """Return a small JPEG of an image as a data address, or None where there is no readable image."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+        small.thumbnail((side, side))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    encoded = io.BytesIO()
+    small.save(encoded, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -13,8 +13,7 @@ from uni_dpo.ledger.reading import read_ledger, read_log, read_record, read_text
 from uni_dpo.ledger.summary import windows
 from uni_dpo.ledger.verdicts import Evidence, judge
 from uni_dpo.ledger.words import METRICS, RULES
-from uni_dpo.report.page import write_page
-from uni_dpo.report.thumbnails import Thumbnails
+from uni_dpo.report.page import Thumbnails, write_page
 
 PAGE = "report.html"
 SHOWN = 2_000

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.graders.multiple_choice import pick_option
-from uni_dpo.report.page import write_page
+from uni_dpo.report.page import Thumbnails, write_page
 from uni_dpo.report.run import cut
 from uni_dpo.report.statistics import QUANTILE, PairedDifference, holm, mean_standard_error, paired_difference
-from uni_dpo.report.thumbnails import Thumbnails
-from uni_dpo.vlmeval.outcomes import Outcomes
 from uni_dpo.vlmeval.results import Line, Results
+from uni_dpo.vlmeval.score import Outcomes
 
 GROUPS = ("right to wrong", "wrong to right", "differs", "same", "unreadable")
 RULES = {

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import plain
 from uni_dpo.storage.writing import write_text
-from uni_dpo.vlmeval.outcomes import difference_interval
-from uni_dpo.vlmeval.score import Score
+from uni_dpo.vlmeval.score import Score, difference_interval
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,12 +5,16 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from uni_dpo.data.image_sizes import check_shape
 from uni_dpo.models.checkpoint import Checkpoint
@@ -18,10 +22,11 @@ from uni_dpo.storage.identity import file_digest
 from uni_dpo.storage.rowlog import RowLog, log_lines
 from uni_dpo.storage.writing import regular, write_text
 from uni_dpo.vlmeval.load import Loaded, Picture
-from uni_dpo.vlmeval.ranks import is_first_process, progress_bar
 
 if TYPE_CHECKING:
     from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
+
+    Bar = tqdm[Any]
 
 
 CIRCULAR_STEP = 1_000_000
@@ -241,3 +246,56 @@ def _identity(path: Path) -> str:
     if told.st_size > _READ_WHOLE:
         return f"{told.st_size} bytes, modified {told.st_mtime_ns}"
     return file_digest(path)[:16]
+
+
+_PATIENCE = timedelta(days=7)
+"""How long one process waits for another to finish its rows."""
+
+
+class Ranks:
+    """This process among the others; alone without torchrun."""
+
+    def __init__(self) -> None:
+        """Join the group that torchrun's environment describes."""
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        if self.world > 1:
+            import torch.distributed as dist
+
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=_PATIENCE)  # carries no tensors, needs no GPU
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reports and scores."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Tell the user something, once."""
+        if self.first:
+            print(text, file=sys.stderr)
+
+    def wait(self) -> None:
+        """Wait until every process has come this far."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Leave the group."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is the one that reports, with torchrun or without."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def progress_bar(title: str, total: int, *, done: int = 0, shown: bool = True) -> "Bar":
+    """Return a bar over rows of which `done` were finished before."""
+    every = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=done, desc=title, unit="row", mininterval=every, disable=not shown)

@@ -17,14 +17,16 @@ from uni_dpo.vlmeval.config import Benchmark, Config, ModelSettings, describe, p
 from uni_dpo.vlmeval.kit import import_kit, texts_as_they_are
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
 from uni_dpo.vlmeval.page import AnsweredRow, answered_rows, write_evaluation_page
-from uni_dpo.vlmeval.ranks import Ranks, is_first_process, progress_bar
 from uni_dpo.vlmeval.results import Line, Results, write_results
 from uni_dpo.vlmeval.rows import (
     AskedRow,
     Journal,
+    Ranks,
     build_questions,
     checkpoint_identity,
+    is_first_process,
     keep_whole_units,
+    progress_bar,
     questions_digest,
 )
 from uni_dpo.vlmeval.score import EXACT, check_judge, score
