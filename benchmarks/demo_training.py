@@ -34,8 +34,8 @@ def train(settings: dict[str, Any]) -> Path:
     return output
 
 
-def warm_up(folder: Path, digits: Sequence[Digit]) -> Path:
-    """Train the embedded model a little on right answers; return the checkpoint."""
+def warm_up(folder: Path, digits: Sequence[Digit], *, seed: int = 0) -> Path:
+    """Train the embedded model of `seed` a little on right answers; return the checkpoint."""
     output = folder / "checkpoint"
     if not (output / "config.json").exists():
         rows = [
@@ -47,7 +47,7 @@ def warm_up(folder: Path, digits: Sequence[Digit]) -> Path:
         train(
             {
                 "stage": "sft",
-                "model_name_or_path": str(write_tiny_qwen2_vl(folder / "random", seed=0)),
+                "model_name_or_path": str(write_tiny_qwen2_vl(folder / "random", seed=seed)),
                 "learning_rate": 3e-3,
                 "warmup_ratio": 0.1,
                 "num_train_epochs": 6,
@@ -55,19 +55,19 @@ def warm_up(folder: Path, digits: Sequence[Digit]) -> Path:
                 "dataset_dir": str(folder / "data"),
                 "dataset": "digits",
                 "output_dir": str(output),
-                "seed": 0,
+                "seed": seed,
             }
         )
     return output
 
 
-def make_pairs(checkpoint: Path, folder: Path, digits: Sequence[Digit]) -> list[dict[str, Any]]:
+def make_pairs(checkpoint: Path, folder: Path, digits: Sequence[Digit], *, seed: int = 0) -> list[dict[str, Any]]:
     """Let the model answer, grade the answers by closeness, pair them; return the rows."""
     file = folder / "dataset" / "pairs.json"
     if not file.exists():
         run_engine(
             {
-                "pipeline": "verifiable", "seed": 0,
+                "pipeline": "verifiable", "seed": seed,
                 "models": {"sampler": {"model": str(checkpoint), "batch_size": 256}},
                 "sample": {"n": 8, "temperature": 1.0, "max_tokens": MAX_TOKENS},
                 "reward": {"grader": "uni_dpo.demo.digits:closeness", "low": 0.0, "high": 5.0},
@@ -76,7 +76,7 @@ def make_pairs(checkpoint: Path, folder: Path, digits: Sequence[Digit]) -> list[
             },
             folder,
             questions=[
-                Question(id=digit.image.stem, text=QUESTION, images=(str(digit.image),), reference=str(digit.label))
+                Question(id=digit.image.stem, text=QUESTION, images=(str(digit.image),), reference=digit.answer)
                 for digit in digits
             ],
         )  # fmt: skip
@@ -89,15 +89,20 @@ def write_data(folder: Path, rows: list[dict[str, Any]], entry: dict[str, Any]) 
     write_text(folder / "dataset_info.json", json.dumps({"digits": {"file_name": "digits.json", **entry}}))
 
 
-def exact_match(checkpoint: Path, digits: Sequence[Digit]) -> float:
-    """The share of images whose likeliest answer is the right one, word for word."""
+def right_answers(checkpoint: Path, digits: Sequence[Digit]) -> list[bool]:
+    """Whether the likeliest answer about each image is the right one, word for word."""
     from uni_dpo.models.backends.base import Request, Sampling, make_backend
 
     backend = make_backend({"model": str(checkpoint), "batch_size": 256})
     asked = [Request(QUESTION, (str(digit.image),)) for digit in digits]
     replies = backend.generate(asked, Sampling(temperature=0.0, max_tokens=MAX_TOKENS))
-    right = [
+    return [
         isinstance(reply, list) and reply[0].text.strip() == digit.answer
         for reply, digit in zip(replies, digits, strict=True)
     ]
+
+
+def exact_match(checkpoint: Path, digits: Sequence[Digit]) -> float:
+    """The share of images whose likeliest answer is the right one."""
+    right = right_answers(checkpoint, digits)
     return sum(right) / len(right)
