@@ -39,8 +39,7 @@ def our_runner(model: Any, loaded: Loaded, folder: Path, batch_size: int | None)
     """Seconds and predictions, in sorted batches, with every image checked first and every batch journalled."""
     from vlmeval.smp import load
 
-    from uni_dpo.vlmeval.rows import Ranks
-    from uni_dpo.vlmeval.rows import build_questions
+    from uni_dpo.vlmeval.rows import Ranks, build_questions
     from uni_dpo.vlmeval.run import Job, Options, answer, write_predictions
 
     start = time.perf_counter()

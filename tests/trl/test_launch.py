@@ -150,6 +150,23 @@ def test_faults_are_named_before_a_model_is_looked_for(text_rows: Rows, tmp_path
         train([*arguments, "--dataset_train_split", "validation"])
 
 
+def test_a_dataset_that_is_a_script_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "pairs.py"
+    script.write_text("raise SystemExit('ran')")
+    with pytest.raises(UniDPOError, match=r"dataset '.*pairs\.py' cannot be loaded: Dataset scripts are no longer"):
+        train(flags("no/such-model", script, tmp_path / "out"))
+    config = tmp_path / "config.yaml"
+    settings = {
+        "datasets": [{"path": str(script)}],
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "bf16": False,
+    }
+    config.write_text(json.dumps(settings | {"model_name_or_path": "no/such-model"}))
+    with pytest.raises(UniDPOError, match="the mixture of datasets cannot be loaded: Dataset scripts are no longer"):
+        train(["--config", str(config)])
+
+
 def test_a_missing_model_is_named(text_rows: Rows, tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text(json.dumps(text_rows))
     with pytest.raises(UniDPOError, match="model 'no/such-model' cannot be loaded"):

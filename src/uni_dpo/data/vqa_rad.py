@@ -119,7 +119,7 @@ def load_splits(name: str) -> "DatasetDict":
 
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UniDPOError(f"dataset {name!r}: cannot be loaded: {reason}") from error
     if not isinstance(loaded, datasets.DatasetDict) or {"train", "test"}.difference(loaded):

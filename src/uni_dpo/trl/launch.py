@@ -101,20 +101,23 @@ def parse(arguments: Sequence[str]) -> tuple[Any, TRLUniDPOConfig, Any, Any]:
 
 
 def _load_data(script: Any, mixture: Any) -> Any:
-    if mixture.datasets:
-        return get_dataset(mixture)
     name = script.dataset_name
-    if not name or not isinstance(name, str):
+    if not mixture.datasets and not (name and isinstance(name, str)):
         raise UniDPOError("dataset_name: name a dataset, a file, or a folder that `uni-dpo data convert` wrote")
-    path = Path(name)
     try:
-        if path.is_file() and path.suffix in TABLES:
-            return datasets.load_dataset(TABLES[path.suffix], data_files=name, streaming=script.dataset_streaming)
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return datasets.load_from_disk(name)
-        return datasets.load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UniDPOError(f"dataset {name!r} cannot be loaded: {error}") from error
+        return get_dataset(mixture) if mixture.datasets else _load_one(name, script)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        named = "the mixture of datasets" if mixture.datasets else f"dataset {name!r}"
+        raise UniDPOError(f"{named} cannot be loaded: {error}") from error
+
+
+def _load_one(name: str, script: Any) -> Any:
+    path = Path(name)
+    if path.is_file() and path.suffix in TABLES:
+        return datasets.load_dataset(TABLES[path.suffix], data_files=name, streaming=script.dataset_streaming)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return datasets.load_from_disk(name)
+    return datasets.load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
 
 
 def _split(data: Any, name: str) -> Any:
