@@ -55,7 +55,7 @@ def test_a_question_without_reference_is_named_before_any_is_asked(name: str) ->
 def test_all_rows_that_cannot_be_graded_are_named_by_file_and_row(tmp_path: Path) -> None:
     """Rows 1 to 7 lack their `solution`, row 8 has no number in it."""
     path = tmp_path / "sums.jsonl"
-    solutions = ["#### 2", *[None] * 7, "two"]
+    solutions = ["#### 2", *[None] * 7, "some"]
     rows = [{"id": row, "problem": "?", "solution": solution} for row, solution in enumerate(solutions)]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UniDPOError) as caught:
@@ -67,7 +67,7 @@ def test_all_rows_that_cannot_be_graded_are_named_by_file_and_row(tmp_path: Path
     ]
     assert all("`solution`" in fault for fault in faults)
     assert rest == "  … and 3 more"
-    with pytest.raises(UniDPOError, match="the reference 'two' holds no number"):
+    with pytest.raises(UniDPOError, match="the reference 'some' holds no number"):
         check_references("numeric", read_questions(InputOptions(str(path)), tmp_path)[8:])
 
 

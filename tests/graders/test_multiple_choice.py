@@ -11,6 +11,18 @@ from uni_dpo.graders.multiple_choice import multiple_choice, pick_option
 
 ANIMALS = {"A": "dog", "B": "cat", "C": "fish", "D": "cow"}
 PHRASINGS: list[tuple[str, str | None]] = [
+    ("<B>", "B"),
+    ("<B>B</B>", "B"),
+    ("ans: b", "B"),
+    ("The answer is either B or C, but I think C", "C"),
+    ("Based on the image, the answer is C. However, wait — it's D.", "D"),
+    ("The answer is A. Wait, no. It's D.", "D"),
+    ("The answer is A. On second thought, the answer is C.", "C"),
+    ("答案是A。不对，应该是C。", "C"),
+    ("The answer is B. Wait, let me check A: it has a tail. A is not right. So B.", "B"),
+    ("The answer is B. Wait, is it A? No.", "B"),
+    ("The answer is A. The cow must wait.", "A"),
+    ("A不对，B不对，选C", "C"),
     ("the answer would be 'B'", "B"),
     ("A is not right, neither is C. B it is.", "B"),
     ("Let's see: A is a dog, B is a cat, C is a fish. The picture shows a cat.", "B"),

@@ -44,7 +44,12 @@ _CONCLUDED = _before(
     r"\bnot\b[^.;!?]*,?\s*\bbut(?: rather)?",
     r"而是|应该是|应为",
 )
-_STATED = _before(rf"\b(?:it|this|that|which|there|i think|i believe)(?:'s\b|\s*{_IS})\s*", r"\bshows\s*", r"是|为")
+_STATED = _before(
+    rf"\b(?:it|this|that|which|there|i think|i believe)(?:'s\b|\s*{_IS})\s*",
+    r"\bshows\s*",
+    r"\bi (?:think|believe|guess)\s*",
+    r"是|为",
+)
 _REJECTED = _before(
     r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)(?: (?:be|it|have))?",
     r"\b(?:rul\w+ out|exclud\w+|eliminat\w+|reject\w*|discard\w*)",
@@ -86,6 +91,14 @@ _ARTICLE_BEHIND = re.compile(
 _BREAK = re.compile(r"(?<![^\w][A-Z])\.(?=\s|$|[^\x00-\x7f])|[!?;。\n]")
 _BOTH = re.compile(r"\band\b|\bor\b|\bnor\b|[、/&+和或与及也]")
 _CLAUSE_BEHIND = re.compile(r"^\s+(?:is|are|was|has|shows?|does|would|can|could|refers|describes)\b", re.IGNORECASE)
+_CORRECTED = re.compile(
+    r"\b(?:wait|scratch that|correction|on second thoughts?|let me correct (?:that|this|myself))\b"
+    r"(?:[\s,.:;!—–-]|\bno\b|\bactually\b)*"
+    r"|\bactually[,:]?\s+(?:no\b[,.:]?\s*)?(?=it\b|the answer\b|this\b)"
+    r"|(?:^|(?<=[,.。!?\n]))\s*(?:不对|等等|等一下|更正)[,:!。]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What takes back the conclusion before it."""
 _SUM_BEHIND = re.compile(r"^\s*(?:[-+*/×÷]\s*\d|=)")
 
 
@@ -134,6 +147,7 @@ def _marked(text: str) -> list[str]:
 
 def _without_markup(text: str) -> str:
     text = re.sub(r"\\(?:text\w*|math\w*|boxed|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"(?s)<([A-Z])>(?!.*</\1>)", r" \1 ", text)
     text = re.sub(r"</?\w+>|\\[()\[\]]|\$|\*+|`+|(?<![^\W_])_+|_+(?![^\W_])|^#+\s*", " ", text, flags=re.MULTILINE)
     return re.sub(
         r"[ \t]+",
@@ -153,7 +167,7 @@ def _whole(text: str, options: Mapping[str, str]) -> str | None:
         return same[0]
     letters = _letters(options)
     found = re.fullmatch(
-        rf"(?is)(?:option|choice|answer|选项|选|答案)?[\s:]*([\"'(\[{{]*({letters})[\"')\]}}]*[.,:;、。!)-]*)\s*(.*)",
+        rf"(?is)(?:option|choice|answer|ans\b|选项|选|答案)?[\s:]*([\"'(\[{{]*({letters})[\"')\]}}]*[.,:;、。!)-]*)\s*(.*)",
         text,
     )
     if not found:
@@ -168,13 +182,20 @@ def _whole(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _discussion(text: str, options: Mapping[str, str]) -> str | None:
+    for correction in reversed(list(_CORRECTED.finditer(text))):
+        later = text[correction.end() :]
+        if any(kind in ("concluded", "stated") for kind, _ in _groups(later, list(_mentions(later, options)))):
+            return _discussion(later, options)
     groups = _groups(text, list(_mentions(text, options)))
     said = {
         kind: [letters for each, letters in groups if each == kind]
         for kind in ("concluded", "stated", "rejected", "open")
     }
     if said["concluded"]:
-        return _only(said["concluded"][-1])
+        last = said["concluded"][-1]
+        position = max(index for index, group in enumerate(groups) if group == ("concluded", last))
+        narrowed = [letters for kind, letters in groups[position + 1 :] if kind == "stated" and letters < last]
+        return _only(narrowed[-1] if narrowed else last)
     leading = _leading_letters(text, options)
     if len(leading) == 1:
         return leading.pop()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
+from uni_dpo.graders.number_words import with_digits
 
 
 class Stated(NamedTuple):
@@ -27,8 +28,8 @@ _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]%])[-+](?=[.\d$€£¥\\])|\b(?:minus|negative)\s+|负\s*)?[$€£¥]?\s?(?:"
     rf"\\[dt]?frac\s*\{{(?P<top>-?(?:{_PLAIN}))\}}\s*\{{(?P<bottom>{_PLAIN})\}}"
     r"|(?<![\w.])(?:(?P<whole>\d{1,3})[ -])?(?P<part>\d[\d,]*(?:\.\d+)?)\s?/\s?(?P<of>\d+(?:\.\d+)?)"
-    r"|(?<![\w.])10\s*\^\s*\{?(?P<bare_power>[-+]?\d+)\}?"
-    rf"|(?<![A-Za-z_.\d])(?P<number>{_PLAIN})(?!D\b)"
+    r"|(?<![\w.])(?P<base>\d+(?:\.\d+)?)\s*\^\s*\{?(?P<exponent>[-+]?\d+)\}?"
+    rf"|(?<![A-Za-z_.\d])(?<![A-Za-z]-)(?P<number>{_PLAIN})(?!D\b)"
     r"(?:[eE](?P<e>[-+]?\d+)|\s*(?:[x×*·]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?(?P<power>[-+]?\d+)\}?)?"
     rf")(?!\d)(?:\s?\\?(?P<scale>{'|'.join(_SCALES)}))?",
     re.IGNORECASE,
@@ -46,6 +47,18 @@ _SAID = re.compile(
 _END = re.compile(r"[.!?](?=\s|$)|[。;\n]|</answer>")
 _COMMA_DECIMAL = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,]*\d)")
 """1.234,50 as much of Europe writes it: a comma after groups of three can only be the decimal one."""
+_NO_NUMBER = re.compile(
+    r"(?<![\d.])\d+(?::\d+)+(?!\d)"  # 12:30, 3:1
+    r"|\b0x[\da-fA-F]+\b"
+    r"|(?<!\d)\d{4}([-/])\d{1,2}\1\d{1,2}(?!\d)|(?<!\d)\d{1,2}([-/])\d{1,2}\2\d{4}(?!\d)"  # dates
+    r"|(?<![\d.,])\d+(?:\.\d+){2,}(?!\d)"  # addresses, versions
+    r"|(?:\d+(?:\.\d+)?)?\s?(?:√|\\sqrt)\s?[({]?\d+(?:\.\d+)?[)}]?"
+    r"|(?:\d+(?:\.\d+)?)?\s?[*·×]?\s?(?:π|\\pi\b|\bpi\b)(?:\s?/\s?\d+)?"
+)
+"""What has digits and is no plain number."""
+_DOTTED = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)")
+_DENIED = re.compile(r"(?:\bnot|n't|\brather than|\binstead of|不是|而非)\s*(?:an?\s|about\s)?$", re.IGNORECASE)
+_ALTERNATIVE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:\bor\b|或者?|还是)\s*$")
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True))
 _DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
 
@@ -83,10 +96,13 @@ def last_number(text: str) -> float | None:
 def stated(text: str) -> Stated | None:
     """Return the number behind the last `answer is` or in the last box, else the last number; None where there is none.
 
-    1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read. Digits of units (m²) and names
-    (CO2), and the numbers of list entries, steps and figures do not count.
+    1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read, and words (`three dogs`, `十二个`)
+    where there are no digits. Digits of units (m²) and names (CO2), of times, ratios, dates and roots, the numbers of
+    list entries, steps and figures, and those that are denied (`not 6`) do not count.
     """
     text = _normal(text)
+    if not re.search(r"\d", text):
+        text = with_digits(text)
     cues = list(_SAID.finditer(text))
     if cues:
         rest = text[cues[-1].end() :].lstrip()
@@ -101,11 +117,14 @@ def stated(text: str) -> Stated | None:
 
 
 def _normal(text: str) -> str:
-    text = re.sub(r"10([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "10^" + "".join(_SUPERSCRIPTS[c] for c in m[1]), text)
+    text = re.sub(r"(?<=\d)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + "".join(_SUPERSCRIPTS[c] for c in m[0]), text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉⁻⁺]+", " ", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = re.sub("[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
     text = unicodedata.normalize("NFKC", text).translate(_DASHES)
     text = _COMMA_DECIMAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    text = re.sub(r"(?<=\d)['_](?=\d{3}(?!\d))", "", _DOTTED.sub(lambda m: m[0].replace(".", ""), text))
+    text = _NO_NUMBER.sub(" ", text)
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ").replace("**", "")
     return _BULLET.sub(" ", _UNIT_DIGIT.sub(" ", text))
 
@@ -118,8 +137,14 @@ def _numbers(text: str) -> list[Stated]:
         number = _value(match)
         if number is None:
             continue
+        if _DENIED.search(text[: match.start()]):
+            continue
         last = found[-1] if found else None
         gap = text[end : match.start()]
+        if last and not last.low == last.high == number.low and _ALTERNATIVE.match(gap):
+            found[-1] = Stated(min(last.low, number.low), max(last.high, number.low), number.scale)
+            end = match.end()
+            continue
         if last and last.low == last.high < number.low and _RANGE.match(gap) and not match["sign"]:
             between = "and" not in gap or "between" in text[: match.start()].casefold()
             if between:
@@ -140,8 +165,8 @@ def _value(match: "re.Match[str]") -> Stated | None:
             value = number("top") / number("bottom")
         elif match["of"]:
             value = number("whole") + number("part") / number("of")
-        elif match["bare_power"]:
-            value = 10.0 ** int(match["bare_power"])
+        elif match["base"]:
+            value = number("base") ** int(match["exponent"])
         else:
             value = float(f"{re.sub(r'[, ]', '', match['number'])}e{match['e'] or match['power'] or 0}")
     except (ValueError, ZeroDivisionError, OverflowError):

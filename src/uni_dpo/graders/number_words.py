@@ -1,0 +1,62 @@
+"""Numbers written as words, in English and Chinese, as digits."""
+
+import re
+
+_WORDS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50,
+    "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_WORD = "|".join((*_WORDS, *_SCALES))
+_ENGLISH = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b(?:(?:[\s-]+|\s+and\s+)(?:{_WORD})\b)*", re.IGNORECASE)
+_PRONOUN = re.compile(
+    r"\s+(?:of|is|can|could|should|would|will|that|which|who|in|on|at|to|with|from|has|was|may|might|must|does|by|side)\b",
+    re.IGNORECASE,
+)
+_POINTED_AT = re.compile(
+    r"\b(?:the|this|that|which|each|every|any|no|some|another|only|other|\w+er|\w+est|red|left|right|last|next)\s+$",
+    re.IGNORECASE,
+)
+_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
+_UNITS = {"十": 10, "百": 100, "千": 1_000}
+_COUNTED = "个只条张本辆人名位头匹支把块件座棵朵杯瓶次年岁天度元米种根架台艘双"
+_SIGNS = "".join((*_DIGITS, *_UNITS))
+_CHINESE = re.compile(rf"(?<![第{_SIGNS}])([{_SIGNS}]+)(?=\s*(?:[{_COUNTED}]|[。,;!]|$))", re.MULTILINE)
+
+
+def with_digits(text: str) -> str:
+    """Return a text with `twenty-one`, `two hundred and five`, `十二个` as digits; `one` as a pronoun stays."""
+
+    def english(match: re.Match[str]) -> str:
+        words = re.split(r"[\s-]+", match[0].lower())
+        before, behind = text[: match.start()], text[match.end() :]
+        if words == ["one"] and (_PRONOUN.match(behind) or _POINTED_AT.search(before)):
+            return match[0]
+        return str(_english_value(words))
+
+    text = _ENGLISH.sub(english, text)
+    return _CHINESE.sub(lambda match: str(_chinese_value(match[1])), text)
+
+
+def _english_value(words: list[str]) -> int:
+    total = part = 0
+    for word in words:
+        if word in _WORDS:
+            part += _WORDS[word]
+        elif word == "hundred":
+            part *= 100
+        elif word in _SCALES:
+            total, part = total + part * _SCALES[word], 0
+    return total + part
+
+
+def _chinese_value(text: str) -> int:
+    total = digit = 0
+    for sign in text:
+        if sign in _UNITS:
+            total, digit = total + (digit or 1) * _UNITS[sign], 0
+        else:
+            digit = digit * 10 + _DIGITS[sign]
+    return total + digit
