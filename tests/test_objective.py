@@ -19,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.objective import PairLogps, UniDPOConfig, calibrated_nll, performance_weight, quality_weight, uni_dpo_loss
+from uni_dpo.objective import (
+    PairLogps,
+    UniDPOConfig,
+    calibrated_nll,
+    named_loss,
+    performance_weight,
+    quality_weight,
+    uni_dpo_loss,
+)
 
 
 def tensor(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -181,3 +189,47 @@ def test_finite_at_the_extremes(gamma: float) -> None:
 def test_senseless_hyperparameters_are_refused(name: str, value: object) -> None:
     with pytest.raises(UniDPOError, match=name):
         UniDPOConfig(**{name: value})
+
+
+HAND = PairLogps(tensor(-1.0, -2.0), tensor(-1.5, -1.8), tensor(-0.9, -2.5), tensor(-1.2, -1.7))
+"""Two pairs: ρ_w = (−0.1, 0.5), ρ_l = (−0.3, −0.1), so that ρ_w − ρ_l = (0.2, 0.6); logπ_w − logπ_l = (0.5, −0.2)."""
+BY_HAND = {
+    # −log σ(0.4), −log σ(1.2)
+    "sigmoid": (0.51301525, 0.26328247),
+    # 1 − 0.4, max(0, 1 − 1.2)
+    "hinge": (0.6, 0.0),
+    # (0.2 − 0.25)², (0.6 − 0.25)²
+    "ipo": (0.0025, 0.1225),
+    # z_w = 0.2, z_l = max(0, −0.2) = 0: ½ (σ(0.2) + σ(−1)), ½ (σ(−1) + σ(−0.6))
+    "kto_pair": (0.40938771, 0.31164256),
+    # δ = 0.1: −log σ(−0.3) − log σ(0.7), −log σ(0.9) − log σ(0.3)
+    "bco_pair": (1.25754129, 0.89550912),
+    # log odds: −1 − log(1 − e⁻¹) = −0.54132485, −1.5 − log(1 − e⁻¹·⁵) = −1.24751754: 1 − 2 log σ(0.70619269);
+    # −2 − log(1 − e⁻²) = −1.85458655, −1.8 − log(1 − e⁻¹·⁸) = −1.61931843: 2 − 2 log σ(−0.23526811)
+    "orpo": (1.80227098, 3.63536845),
+    # γ = 0.5: −log σ(0.5), −log σ(−0.9)
+    "simpo": (0.47407698, 1.24115387),
+    # −logπ_w
+    "sft": (1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_other_losses_by_hand(name: str) -> None:
+    found = named_loss(name, HAND, 2.0, simpo_gamma=0.5, bco_shift=0.1)
+    torch.testing.assert_close(found, tensor(*BY_HAND[name]), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_other_losses_are_finite_at_the_extremes(name: str) -> None:
+    extremes = torch.tensor([-1e4, -1.0, 0.0])
+    leaves = [column.clone().requires_grad_() for column in torch.cartesian_prod(*[extremes] * 4).T]
+    losses = named_loss(name, PairLogps(*leaves), 2.0)
+    gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    assert torch.isfinite(losses).all()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
+
+
+def test_an_unknown_loss_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="no preference loss"):
+        named_loss("none", HAND, 2.0)

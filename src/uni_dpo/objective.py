@@ -1,4 +1,4 @@
-"""The Uni-DPO objective (arXiv 2506.10054) as pure functions on 1-D tensors.
+"""The Uni-DPO objective (arXiv 2506.10054), and the losses it is weighed with, as pure functions on 1-D tensors.
 
 For a pair with answers y_w (chosen) and y_l (rejected) of scores S_w and S_l, and log-probabilities under the
 policy π and the frozen reference:
@@ -168,6 +168,65 @@ def uni_dpo_loss(logps: PairLogps, score_chosen: Tensor, score_rejected: Tensor,
         performance_weight=w_perf.detach(),
         nll_active=nll_active,
     )
+
+
+def named_loss(
+    name: str, logps: PairLogps, beta: float, *, simpo_gamma: float = 0.5, bco_shift: Tensor | float = 0.0
+) -> Tensor:
+    """Return one of the other preference losses of each pair, shape (pairs,).
+
+    With ρ = logπ − logπ_ref of an answer, and h = β (ρ_w − ρ_l):
+
+    ========  ===========================================================================================
+    sigmoid   −log σ(h), DPO (arXiv 2305.18290)
+    hinge     max(0, 1 − h), SLiC (2305.10425)
+    ipo       (ρ_w − ρ_l − 1/(2β))² (2310.12036)
+    kto_pair  ½ (1 − σ(β (ρ_w − z_l)) + 1 − σ(β (z_w − ρ_l))), z the batch's mean ρ, 0 or more, KTO (2402.01306)
+    bco_pair  −log σ(βρ_w − δ) − log σ(−(βρ_l − δ)), δ the mean reward so far (2404.04656)
+    orpo      −logπ_w − β log σ(log odds_w − log odds_l) (2403.07691)
+    simpo     −log σ(β (logπ_w − logπ_l) − γ) (2405.14734)
+    sft       −logπ_w
+    ========  ===========================================================================================
+
+    Args:
+        name: one of the above.
+        logps: summed or averaged over an answer's tokens; `orpo` means something for averages only. Losses without a
+            reference do not read the reference's.
+        beta: β.
+        simpo_gamma: γ of SimPO.
+        bco_shift: δ of BCO; carries no gradient.
+    """
+    chosen, rejected = _precise(logps.policy_chosen), _precise(logps.policy_rejected)
+    margin = chosen - rejected
+    match name:
+        case "sft":
+            return -chosen
+        case "simpo":
+            return -F.logsigmoid(beta * margin - simpo_gamma)
+        case "orpo":
+            return -chosen - beta * F.logsigmoid(margin - (_log_other(chosen) - _log_other(rejected)))
+    ratio_chosen = chosen - _precise(logps.reference_chosen)
+    ratio_rejected = rejected - _precise(logps.reference_rejected)
+    gain = margin - (_precise(logps.reference_chosen) - _precise(logps.reference_rejected))
+    match name:
+        case "sigmoid":
+            return -F.logsigmoid(beta * gain)
+        case "hinge":
+            return torch.relu(1 - beta * gain)
+        case "ipo":
+            return (gain - 1 / (2 * beta)) ** 2
+        case "kto_pair":
+            z_chosen, z_rejected = (part.detach().mean().clamp(min=0) for part in (ratio_chosen, ratio_rejected))
+            undesired = torch.sigmoid(-beta * (ratio_chosen - z_rejected))
+            return 0.5 * (undesired + torch.sigmoid(-beta * (z_chosen - ratio_rejected)))
+        case "bco_pair":
+            return -F.logsigmoid(beta * ratio_chosen - bco_shift) - F.logsigmoid(bco_shift - beta * ratio_rejected)
+    raise ValueError(f"no preference loss is called {name!r}")
+
+
+def _log_other(logp: Tensor) -> Tensor:
+    """log(1 − π) of log π, finite where π is 1."""
+    return torch.log(-torch.expm1(logp.clamp(max=-torch.finfo(logp.dtype).eps)))
 
 
 def _precise(values: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ from uni_dpo.align.layout import Arm, WorkLayout, checkpoints
 from uni_dpo.ledger.columns import record_file
 from uni_dpo.models.backends.base import parse_model
 from uni_dpo.models.checkpoint import read_json
+from uni_dpo.settings.losses import compares, is_ours
 from uni_dpo.storage.writing import write_text
 
-NO_REFERENCE = ("orpo", "simpo")
-"""Losses that compare with no other model."""
 PLACEHOLDERS = {name: f"{{{name}}}" for name in ("model", "base", "previous")}
 """What a configuration of the engine says before it is known which models a round has."""
 
@@ -104,7 +103,7 @@ class Commands:
         """Return LlamaFactory's settings of the training on a round's pairs."""
         found = {"dataset": self.layout.dataset_name, "dataset_dir": str(self.layout.dataset(number))}
         start, base = self.layout.start(number), self.layout.base()
-        if self.settings.reference == "base" and start != base and arm.options["pref_loss"] not in NO_REFERENCE:
+        if self.settings.reference == "base" and start != base and compares(arm.options["pref_loss"]):
             found["ref_model"], adapter = whole_and_adapter(base)
             found |= {"ref_model_adapters": adapter} if adapter else {}
         return _placed(arm.folder, {**arm.options, **found}, start, self.layout.seed(number))
@@ -176,7 +175,7 @@ def _placed(folder: Path, options: Mapping[str, Any], start: str, seed: int) -> 
 def _train(folder: Path, options: Mapping[str, Any]) -> Command:
     """The command that trains, or goes on with a training that was stopped where that ends with the same model."""
     # A fully tuned model is resumed by other names than it was saved by, unless the loss is ours: docs/train.md.
-    resumes = options.get("pref_loss") == "uni_dpo" or options.get("finetuning_type", "lora") == "lora"
+    resumes = is_ours(options.get("pref_loss", "sigmoid")) or options.get("finetuning_type", "lora") == "lora"
     last = _last_whole(folder / "model") if resumes and not options.get("save_only_model") else None
     if last is None:
         shutil.rmtree(folder / "model", ignore_errors=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.align.choice import choose, write_choice
-from uni_dpo.align.commands import NO_REFERENCE, PLACEHOLDERS, Command, Commands
+from uni_dpo.align.commands import PLACEHOLDERS, Command, Commands
 from uni_dpo.align.config import AlignConfig, training
 from uni_dpo.align.layout import Arm, WorkLayout
 from uni_dpo.align.outcomes import read_grades
 from uni_dpo.align.summary import write_summary
 from uni_dpo.engine.config import EngineConfig
+from uni_dpo.settings.losses import compares, written
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import WEIGHTS, file_digest, file_stamps
 
@@ -158,8 +159,8 @@ class AlignStages:
 
     def _training(self, number: int, arm: Arm, start: tuple[str, ...]) -> Iterator[AlignStage]:
         """Train, choose, test."""
-        seed, loss = self.layout.seed(number), str(arm.options["pref_loss"])
-        reference = self.settings.reference if number > 1 and loss not in NO_REFERENCE else None
+        seed, loss = self.layout.seed(number), written(arm.options["pref_loss"])
+        reference = self.settings.reference if number > 1 and compares(loss) else None
         asked = {"seed": seed, **arm.options, **({"reference": reference} if reference else {})}
         says = loss + (f", reference: the {reference} model" if reference else "")
         validation, test = arm.folder / "validation", arm.folder / "test"

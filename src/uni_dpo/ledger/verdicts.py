@@ -52,8 +52,8 @@ class Evidence:
 
     @property
     def uses_uni_dpo(self) -> bool:
-        """Whether the run's loss is Uni-DPO."""
-        return self.settings.get("pref_loss") == "uni_dpo"
+        """Whether Uni-DPO is among the run's losses."""
+        return "uni_dpo" in str(self.settings.get("pref_loss"))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 from uni_dpo.data.ranking import PairChoice, Pairing
 from uni_dpo.errors import UniDPOError
 from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
+from uni_dpo.settings.losses import LOSSES, UNI_DPO, LossFacts, read_losses, written
 from uni_dpo.settings.options import NotNegative, check_ranges
 
-UNI_DPO = "uni_dpo"
 AVERAGED_UPSTREAM = ("ipo", "orpo", "simpo")
 STOCK_LOSSES = get_args(FinetuningArguments.__dataclass_fields__["pref_loss"].type)
-PrefLoss: Any = Literal[(*STOCK_LOSSES, UNI_DPO)]
+PrefLoss: Any = str
+"""A loss's name or several with weights, also as a mapping; `settings.losses` reads it."""
 
 
 @dataclass
@@ -28,7 +29,12 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     """
 
     pref_loss: PrefLoss = field(
-        default="sigmoid", metadata={"help": "The preference loss; uni_dpo is arXiv 2506.10054."}
+        default="sigmoid",
+        metadata={
+            "help": (
+                "The preference loss, or several with weights, as {uni_dpo: 1, sft: 0.1}; uni_dpo is arXiv 2506.10054."
+            )
+        },
     )
     pref_beta: float | None = field(
         default=None,
@@ -51,7 +57,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
             "help": (
                 "How pairs go through the model: shared_prefix runs the pairs of a question as one sequence, prompt, "
                 "images and each different answer once, where that costs less; ordinary is LlamaFactory's two "
-                "sequences per pair; auto shares for uni_dpo and leaves other losses as they are."
+                "sequences per pair; auto shares for uni_dpo and losses with weights, and leaves others as they are."
             )
         },
     )
@@ -129,32 +135,47 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.pref_beta is None:
-            self.pref_beta = UniDPOConfig.beta if self.uses_uni_dpo else FinetuningArguments.pref_beta
+        self.loss_weights = read_losses(self.pref_loss, STOCK_LOSSES)
+        self.pref_loss = written(self.pref_loss, STOCK_LOSSES)
+        known = {name: LOSSES.get(name, LossFacts()) for name in self.loss_weights}
+        self.betas = {name: facts.beta if self.pref_beta is None else self.pref_beta for name, facts in known.items()}
+        self.pref_beta = next(iter(self.betas.values()))
+        if self.is_ours:
+            self._refuse_what_is_not_in_the_objective()
         if self.uses_uni_dpo:
-            if self.dpo_average_log_prob is None:
+            if self.pref_loss == UNI_DPO and self.dpo_average_log_prob is None:
                 self.dpo_average_log_prob = True
-            self._refuse_what_uni_dpo_cannot_use()
             self.uni_dpo_config()
         if self.keep_image_features:
             self._refuse_what_changes_image_features()
         super().__post_init__()
+        self.use_ref_model = self.stage == "dpo" and any(facts.compares for facts in known.values())
 
     @property
     def uses_uni_dpo(self) -> bool:
-        """Whether this run trains or evaluates with the Uni-DPO loss."""
-        return self.stage == "dpo" and self.pref_loss == UNI_DPO
+        """Whether the Uni-DPO loss is among those that this run trains or evaluates with, so that it needs scores."""
+        return self.stage == "dpo" and UNI_DPO in self.loss_weights
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether `objective` makes the loss of this run, rather than LlamaFactory."""
+        return self.stage == "dpo" and self.pref_loss not in STOCK_LOSSES
 
     @property
     def shares_prefix(self) -> bool:
         """Whether a pair is to be one sequence, as far as the model allows."""
-        asked = self.pair_forward == "shared_prefix" or (self.pair_forward == "auto" and self.uses_uni_dpo)
+        asked = self.pair_forward == "shared_prefix" or (self.pair_forward == "auto" and self.is_ours)
         return self.stage == "dpo" and asked
 
     @property
     def averages_logps(self) -> bool:
-        """Whether log-probabilities are averaged over an answer's tokens, rather than summed."""
-        return self.pref_loss in AVERAGED_UPSTREAM if self.dpo_average_log_prob is None else self.dpo_average_log_prob
+        """Whether log-probabilities are averaged over an answer's tokens, rather than summed; the first loss's are."""
+        return self.averages_for(next(iter(self.loss_weights)))
+
+    def averages_for(self, loss: str) -> bool:
+        """Whether one of the losses takes averaged log-probabilities."""
+        own = LOSSES.get(loss, LossFacts()).averages
+        return own if self.dpo_average_log_prob is None or loss == "sft" else self.dpo_average_log_prob
 
     @property
     def pair_choice(self) -> PairChoice:
@@ -163,7 +184,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
 
     def uni_dpo_config(self) -> UniDPOConfig:
         """Return the objective's hyperparameters as they were set."""
-        return self.objective_config(self.pref_beta)
+        return self.objective_config(self.betas[UNI_DPO])
 
     def _refuse_what_changes_image_features(self) -> None:
         if not self.shares_prefix:
@@ -179,18 +200,20 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
                     "freeze it, or leave keep_image_features out"
                 )
 
-    def _refuse_what_uni_dpo_cannot_use(self) -> None:
+    def _refuse_what_is_not_in_the_objective(self) -> None:
         if self.dpo_label_smoothing > 0:
+            weighs = "weighs pairs by their scores instead" if self.pref_loss == UNI_DPO else "has no label smoothing"
             raise UniDPOError(
-                f"dpo_label_smoothing is {self.dpo_label_smoothing}, but pref_loss: uni_dpo weighs pairs by their "
-                "scores instead: set it to 0, or choose pref_loss: sigmoid"
+                f"dpo_label_smoothing is {self.dpo_label_smoothing}, but pref_loss: {self.pref_loss} {weighs}: "
+                "set it to 0, or choose pref_loss: sigmoid"
             )
         if self.pref_bco_weight > 0:
+            weights = self.loss_weights | {"bco_pair": self.pref_bco_weight}
             raise UniDPOError(
-                f"pref_bco_weight is {self.pref_bco_weight}, but pref_loss: uni_dpo has no BCO term: set it to 0, "
-                "or choose pref_loss: sigmoid"
+                f"pref_bco_weight is {self.pref_bco_weight}, but pref_loss: {self.pref_loss} has no BCO term by that "
+                f"name: set it to 0, and pref_loss to {{{written(weights)}}} if you mean that"
             )
         if is_env_enabled("USE_MCA"):
             raise UniDPOError(
-                "USE_MCA=1 trains through Megatron, which does not know pref_loss: uni_dpo: unset USE_MCA"
+                f"USE_MCA=1 trains through Megatron, which does not know pref_loss: {self.pref_loss}: unset USE_MCA"
             )

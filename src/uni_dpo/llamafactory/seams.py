@@ -7,6 +7,7 @@ has them is used, whatever it calls itself; one with another inside stays as it 
 
 import importlib
 import os
+import re
 import sys
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.settings.losses import UNI_DPO
+from uni_dpo.settings.training import flags
 
 OLDEST, NEWEST = Version("0.9.4"), Version("0.9.5")
 
@@ -108,7 +111,7 @@ def register() -> None:
 
 
 def refuse_uni_dpo(given: dict[str, Any] | list[str]) -> None:
-    """Refuse settings that ask for `uni_dpo` where `register` found that it cannot be.
+    """Refuse settings that ask for `uni_dpo`, or for losses with weights, where `register` found that it cannot be.
 
     Args:
         given: a configuration, or flags.
@@ -116,8 +119,8 @@ def refuse_uni_dpo(given: dict[str, Any] | list[str]) -> None:
     Raises:
         UniDPOError: says what is missing and what to check out.
     """
-    asked = [given.get("pref_loss")] if isinstance(given, dict) else [flag.rpartition("=")[2] for flag in given]
-    if _fault is not None and "uni_dpo" in asked:
+    loss = (given if isinstance(given, dict) else flags(given)).get("pref_loss", "sigmoid")
+    if _fault is not None and (loss == UNI_DPO or isinstance(loss, dict) or re.search("[:=]", str(loss))):
         raise _fault
 
 

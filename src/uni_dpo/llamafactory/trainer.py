@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
@@ -26,7 +27,8 @@ from uni_dpo.llamafactory.progress import PairAverages, ProgressLines
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.llamafactory.run_context import current_run
-from uni_dpo.objective import PairLogps, uni_dpo_loss
+from uni_dpo.llamafactory.weighted_losses import METRICS, WeightedLosses
+from uni_dpo.objective import PairLogps
 from uni_dpo.trainer_mixins import (
     EndsTogether,
     KeepsAdapterAsReference,
@@ -39,11 +41,9 @@ from uni_dpo.trainer_mixins import (
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
-METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
-
 
 class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer):
-    """Trains with `pref_loss: uni_dpo`; with any other loss it is LlamaFactory's trainer.
+    """Trains with `pref_loss: uni_dpo` or weighted losses; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.
     """
@@ -58,8 +58,8 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             add_reference_adapter(model)
         super().__init__(model=model, ref_model=ref_model, **kwargs)
         arguments = self.finetuning_args
-        self.objective = arguments.uni_dpo_config() if arguments.uses_uni_dpo else None
-        self.averages = PairAverages(METRICS)
+        self.objective = WeightedLosses(arguments, self.accelerator) if arguments.is_ours else None
+        self.averages = PairAverages(self.objective.metrics if self.objective else ())
         self._drift = PairAverages(("drift",))
         self._first_drift: float | None = None
         self._phase = "train"
@@ -91,7 +91,7 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
                 self.ref_model = None
 
     def _show_lines(self) -> None:
-        """With Uni-DPO, print one line where transformers prints a dict; `--verbose` keeps the dict."""
+        """With a loss of ours, print one line where transformers prints a dict; `--verbose` keeps the dict."""
         if self.objective is None or os.environ.get(VERBOSE):
             return
         for kind in (ProgressCallback, PrinterCallback):
@@ -139,7 +139,9 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
 
     def _noting_lengths(self, output: dict[str, Tensor], is_reference: bool) -> dict[str, Tensor]:
         if not is_reference:
-            self._seen["tokens_chosen"], self._seen["tokens_rejected"] = output["lengths"].chunk(2)
+            chosen, rejected = output["lengths"].chunk(2)
+            self._lengths = chosen, rejected
+            self._seen |= {"tokens_chosen": chosen, "tokens_rejected": rejected}
         return output
 
     @staticmethod
@@ -217,30 +219,26 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         self,
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor,
-        reference_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None,
+        reference_rejected_logps: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
         seen = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
         self._seen |= zip(NUMBERS[:4], seen, strict=True)
-        if self.objective is None or self._scores is None:
+        if self.objective is None:
             result = super().compute_preference_loss(*seen)
             self._seen["loss"] = result[0].detach() if result[0].shape == policy_chosen_logps.shape else None
             return result
-        logps = PairLogps(*seen)
-        score_chosen, score_rejected = self._scores
-        loss = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
+        logps = PairLogps(*(torch.zeros_like(policy_chosen_logps) if part is None else part for part in seen))
+        loss = self.objective(logps, self._lengths, self._scores, trains=self._phase == "train")
         refuse_not_a_number(loss.losses.detach().mean(), self.state.global_step, **_detached(logps))
-        terms = (loss.quality_weight, loss.performance_weight, loss.nll_active, score_chosen - score_rejected)
-        self.averages.add(self._phase, dict(zip(METRICS, terms, strict=True)))
-        self._seen |= {
-            "loss": loss.losses.detach(),
-            **dict(zip(("w_qual", "w_perf", "nll_active"), terms, strict=False)),
-        }
+        self.averages.add(self._phase, loss.terms)
+        terms = {name.removeprefix("uni_dpo/"): loss.terms[name] for name in METRICS[:3] if name in loss.terms}
+        self._seen |= {"loss": loss.losses.detach(), **terms}
         return (
             loss.losses,
-            self.beta * (policy_chosen_logps - reference_chosen_logps).detach(),
-            self.beta * (policy_rejected_logps - reference_rejected_logps).detach(),
+            self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
+            self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -272,6 +270,14 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         if self.ledger is not None:
             self.ledger.flush()
         super()._save_checkpoint(*args, **kwargs)
+        if self.objective is not None and self.args.should_save:
+            self.objective.save(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on with what a loss remembers, as with the optimizer."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.objective is not None and checkpoint:
+            self.objective.load(Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Other losses resume as they do in LlamaFactory."""

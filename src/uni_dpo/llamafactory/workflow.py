@@ -1,5 +1,6 @@
 """The DPO run: look at the data first, then hand over to LlamaFactory, then draw our curves."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.dpo import workflow
 from llamafactory.train.trainer_utils import create_ref_model as _upstream_create_ref_model
+from trl import DPOTrainer
 
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
@@ -21,7 +23,7 @@ from uni_dpo.llamafactory.record import run_record
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
-from uni_dpo.llamafactory.trainer import METRICS
+from uni_dpo.llamafactory.weighted_losses import METRICS
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 
@@ -48,6 +50,7 @@ def run_dpo(
     if run.needs_scores:
         _prepare(data_args, training_args, finetuning_args)
     _say_what_the_reference_is(model_args, finetuning_args)
+    _say_what_the_loss_is(finetuning_args)
     with running(run):
         workflow.run_dpo(model_args, data_args, training_args, finetuning_args, callbacks)
     if run.needs_scores and training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
@@ -68,7 +71,7 @@ def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_arg
         keeps_ledger=finetuning_args.uni_dpo_ledger,
         record=run_record(model_args, data_args, training_args, finetuning_args),
         reference_beta=finetuning_args.pref_beta if finetuning_args.use_ref_model else None,
-        starts_from_adapter=finetuning_args.uses_uni_dpo and bool(model_args.adapter_name_or_path),
+        starts_from_adapter=finetuning_args.is_ours and bool(model_args.adapter_name_or_path),
         reference_cache=cache,
         image_store=store,
         pair_choice=finetuning_args.pair_choice,
@@ -80,13 +83,24 @@ def _say_what_the_reference_is(model_args: Any, finetuning_args: Any) -> None:
     compares = finetuning_args.use_ref_model and finetuning_args.ref_model is None
     if not compares or not model_args.adapter_name_or_path or finetuning_args.create_new_adapter:
         return
-    if finetuning_args.uses_uni_dpo:
+    if finetuning_args.is_ours:
         started = ", ".join(map(str, model_args.adapter_name_or_path))
         logger.info_rank0(f"The reference is the model as it starts: a frozen copy of the adapter {started} is in it.")
     else:
         logger.warning_rank0(
             f"pref_loss: {finetuning_args.pref_loss}: the reference is the model without adapter_name_or_path; "
             "set create_new_adapter: true to compare with the model that this training starts from."
+        )
+
+
+def _say_what_the_loss_is(finetuning_args: Any) -> None:
+    """Warn of LlamaFactory's losses that it asks TRL for without their name: such a TRL computes `sigmoid`."""
+    loss = finetuning_args.pref_loss
+    nameless = "loss_type" in inspect.signature(DPOTrainer.dpo_loss).parameters
+    if loss in ("hinge", "ipo", "kto_pair") and nameless:
+        logger.warning_rank0(
+            f"pref_loss: {loss}: with this TRL, LlamaFactory computes the loss sigmoid under that name; "
+            f"pref_loss: {{{loss}: 1}} is {loss}."
         )
 
 

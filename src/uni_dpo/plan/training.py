@@ -8,6 +8,7 @@ from typing import Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.plan.shapes import ModelShape, read_shape
+from uni_dpo.settings.losses import compares, is_ours
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
             f"a plan knows stage: dpo with finetuning_type: full or lora; here stage: {settings.get('stage')}, "
             f"finetuning_type: {kind}"
         )
-    uni_dpo = settings.get("pref_loss") == "uni_dpo"
+    loss = settings.get("pref_loss", "sigmoid")
     forward = settings.get("pair_forward", "auto")
     zero, offload = _deepspeed(settings.get("deepspeed"), folder)
     return PlannedRun(
@@ -69,9 +70,9 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
         optimizer=str(settings.get("optim", "adamw_torch")),
         checkpointing=not _true(settings, "disable_gradient_checkpointing"),
         tuned_vision=settings.get("freeze_vision_tower") is False,
-        shared=forward == "shared_prefix" or (forward == "auto" and uni_dpo),
+        shared=forward == "shared_prefix" or (forward == "auto" and is_ours(loss)),
         grouped=_true(settings, "group_by_question"),
-        reference=settings.get("pref_loss", "sigmoid") not in ("orpo", "simpo"),
+        reference=compares(loss),
         precomputed=_true(settings, "precompute_ref_log_probs"),
         images_kept=_true(settings, "keep_image_features"),
         save_total_limit=_number(settings, "save_total_limit", 0, int),

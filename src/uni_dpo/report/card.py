@@ -52,7 +52,8 @@ def card_text(output: Path, evaluation: str | Path | None = None) -> str:
     """Return the card as Markdown with its YAML head; see `write_card`."""
     record = read_record(output)
     name, loss = output.absolute().name, record.get("evidence", {}).get("pref_loss", "")
-    kind = "Uni-DPO (arXiv 2506.10054)" if loss == "uni_dpo" else f"the preference loss `{loss}`"
+    several = f"the preference losses `{loss}`, by their weights" if ":" in loss else f"the preference loss `{loss}`"
+    kind = "Uni-DPO (arXiv 2506.10054)" if loss == "uni_dpo" else several
     base, data = _cell(_named(record.get("model"))), _cell(", ".join(record.get("datasets", {}).get("train", [])))
     parts = [
         f"---\n{yaml.safe_dump(_head(output, record), allow_unicode=True, sort_keys=False)}---\n",

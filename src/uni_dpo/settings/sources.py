@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from uni_dpo.settings.losses import UNI_DPO, LossWeights
+
 Places = tuple[tuple[str, tuple[str, ...]], ...]
 """Package, and the files or folders in it."""
 TRANSFORMERS = ("transformers", ("trainer_utils.py", "training_args.py"))
@@ -101,10 +103,9 @@ def known_settings(places: Places = TRAIN) -> tuple[KnownSetting, ...]:
     for tree in trees:
         for setting in _fields(tree, choices):
             first = found.setdefault(setting.name, setting)
-            if (
-                first.kind is Any and get_origin(setting.kind) is Literal
-            ):  # `pref_loss` takes one value more than theirs
-                found[setting.name] = replace(first, kind=Literal[(*get_args(setting.kind), "uni_dpo")])
+            if setting.name == "pref_loss" and get_origin(setting.kind) is Literal:
+                names: Any = Literal[(*get_args(setting.kind), UNI_DPO)]
+                found[setting.name] = replace(first, kind=names | LossWeights)
     return tuple(found.values())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from uni_dpo.errors import did_you_mean
+from uni_dpo.settings.losses import STOCK, LossWeights, read_losses
 from uni_dpo.settings.options import parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of_known
@@ -119,8 +120,19 @@ def setting_faults(
         as_text: whether values are the texts of `--key value` flags.
     """
     for name, value in settings.items():
-        if name in known and (fault := _value_fault(known[name], value, ranges.get(name, ()), as_text)):
+        if name in known and LossWeights in parts_of(known[name].kind)[0]:
+            yield from _loss_faults(known[name], value)
+        elif name in known and (fault := _value_fault(known[name], value, ranges.get(name, ()), as_text)):
             yield name, fault
+
+
+def _loss_faults(setting: KnownSetting, value: Any) -> Sequence[tuple[str, str]]:
+    literal = next(part for part in parts_of(setting.kind)[0] if get_origin(part) is Literal)
+    try:
+        read_losses(value, get_args(literal))
+    except SettingsError as error:
+        return error.faults
+    return ()
 
 
 def _value_fault(setting: KnownSetting, value: Any, ranges: Sequence[object], as_text: bool) -> str | None:
@@ -185,8 +197,9 @@ def _unknown(settings: Mapping[str, Any], known: Mapping[str, KnownSetting]) -> 
 
 def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What this machine, its packages and its files do not allow."""
-    if settings.get("pref_loss") == "uni_dpo" and _is_true(os.environ.get("USE_V1")):
-        yield "", "USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: uni_dpo; unset it"
+    loss = settings.get("pref_loss", "sigmoid")
+    if _is_true(os.environ.get("USE_V1")) and loss not in STOCK:
+        yield "", f"USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: {loss}; unset it"
     on_cpu = _is_true(settings.get("use_cpu")) or _is_true(settings.get("no_cuda"))
     for name in ("bf16", "fp16", "pure_bf16"):
         if _is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
