@@ -173,7 +173,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
         return self.averages_for(next(iter(self.loss_weights)))
 
     def averages_for(self, loss: str) -> bool:
-        """Whether one of the losses takes averaged log-probabilities."""
+        """Tell whether one of the losses takes averaged log-probabilities."""
         own = LOSSES.get(loss, LossFacts()).averages
         return own if self.dpo_average_log_prob is None or loss == "sft" else self.dpo_average_log_prob
 
