@@ -68,7 +68,9 @@ def test_thirty_planted_faults_are_all_found_and_none_is_invented(folder, good_r
     assert (seen.rows, seen.scored, seen.warnings) == (200, 200, [])
 
 
-@pytest.mark.parametrize("marker", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+@pytest.mark.parametrize(
+    "marker", ["<|image_pad|>", "<|video_pad|>", "<|image|>", "<IMG_CONTEXT>", "<image_soft_token>"]
+)
 @pytest.mark.parametrize("column", ["instruction", "chosen", "rejected", "system", "history"])
 def test_texts_that_a_model_reads_as_images_are_refused(folder, good_row, register, marker, column) -> None:
     text = f"{'<image>' if column == 'instruction' else ''}It prints {marker}."

@@ -11,14 +11,24 @@ SPECIAL_TOKENS = {
     "llama3": ("<pad>", "<|begin_of_text|>", "<|eot_id|>", "<image>", "<|start_header_id|>", "<|end_header_id|>",
                "<|eom_id|>"),
     "gemma": ("<pad>", "<bos>", "<end_of_turn>", "<image>", "<start_of_turn>", "<eos>"),
+    "gemma3": ("<pad>", "<bos>", "<end_of_turn>", "<image_soft_token>", "<start_of_image>", "<end_of_image>",
+               "<start_of_turn>", "<eos>"),
+    "glm4v": ("<|endoftext|>", "[gMASK]", "<|user|>", "<|image|>", "<|begin_of_image|>", "<|end_of_image|>",
+              "<|video|>", "<sop>", "<|assistant|>", "<|begin_of_video|>", "<|end_of_video|>"),
+    "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+    "llava_onevision": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<unk>", "<s>", "<video>"),
     "llama": ("<pad>", "<s>", "</s>", "<image>", "<unk>", "[INST]", "[/INST]"),
 }  # fmt: skip
 """Special tokens by id; the ids of padding, begin, end, image and vision are those of the tiny models."""
 
+NAMED_TOKENS = {
+    "gemma3": {"image_token": 3, "boi_token": 4, "eoi_token": 5},
+    "internvl": {"context_image_token": 3, "start_image_token": 4, "end_image_token": 5, "video_token": 6},
+}
+"""What a family's processor asks its tokenizer for, by id."""
+
 PATCH, SIDE = 4, 32
 """Pixels of a patch, and of an image's side where the size is the processor's to choose."""
-
-VISION = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def tiny_models() -> Any:
@@ -31,8 +41,8 @@ def tiny_models() -> Any:
     return sys.modules[name]
 
 
-def byte_tokenizer(special: tuple[str, ...]) -> Any:
-    """One token per byte, after the special ones."""
+def byte_tokenizer(special: tuple[str, ...], named: dict[str, int]) -> Any:
+    """One token per byte, after the special ones; `named` are some of these by what they are to the processor."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -47,6 +57,7 @@ def byte_tokenizer(special: tuple[str, ...]) -> Any:
         bos_token=special[1],
         eos_token=special[2],
         additional_special_tokens=list(special[3:]),
+        **({"extra_special_tokens": {name: special[index] for name, index in named.items()}} if named else {}),
     )
 
 
@@ -66,6 +77,25 @@ def processor(architecture: str, tokenizer: Any) -> Any:
         )
         more = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
         return t.LlavaNextProcessor(images, tokenizer, patch_size=PATCH, image_token="<image>", **more)
+    square = {"height": 16, "width": 16}
+    if architecture == "gemma3":
+        return t.Gemma3Processor(t.Gemma3ImageProcessor(size=square), tokenizer, image_seq_length=4)
+    if architecture == "internvl":
+        images = t.GotOcr2ImageProcessorFast(size=square, crop_to_patches=False)
+        return t.InternVLProcessor(images, tokenizer, t.InternVLVideoProcessor(size=square), image_seq_length=4)
+    if architecture == "llava_onevision":
+        images = t.LlavaOnevisionImageProcessor(
+            size={"height": 8, "width": 8}, image_grid_pinpoints=[[8, 16], [16, 8], [16, 16]]
+        )
+        video, more = (
+            t.LlavaOnevisionVideoProcessor(),
+            {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
+        )
+        return t.LlavaOnevisionProcessor(images, tokenizer, video, **more)
+    if architecture == "glm4v":
+        limits = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE * 2}
+        images = t.Glm4vImageProcessor(patch_size=PATCH, size=limits)
+        return t.Glm4vProcessor(images, tokenizer, t.Glm4vVideoProcessor(patch_size=PATCH))
     images = t.Qwen2VLImageProcessor(patch_size=PATCH, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
     if architecture == "qwen3_vl":
         return t.Qwen3VLProcessor(images, tokenizer, t.Qwen3VLVideoProcessor(patch_size=PATCH))
@@ -81,10 +111,10 @@ def write_checkpoint(architecture: str, special_tokens: str, folder: Path) -> Pa
         special_tokens: a key of `SPECIAL_TOKENS`.
         folder: where to write.
     """
-    tokenizer = byte_tokenizer(SPECIAL_TOKENS[special_tokens])
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS[special_tokens], NAMED_TOKENS.get(special_tokens, {}))
     model = tiny_models().tiny_model(architecture, vocab_size=len(tokenizer), max_position_embeddings=1024)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if architecture in VISION:
+    if architecture in tiny_models().VISION_FAMILIES:
         processor(architecture, tokenizer).save_pretrained(folder)
     return folder

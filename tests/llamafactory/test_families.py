@@ -1,8 +1,9 @@
-"""Every row of the documented table of models trains and evaluates Uni-DPO on a tiny random checkpoint."""
+"""Every row of the documented table of models trains, resumes and evaluates on a tiny random checkpoint."""
 
 import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class Family:
     @property
     def special_tokens(self) -> str:
         """Which ones the family's tokenizer has."""
+        if self.architecture in ("gemma3", "internvl", "glm4v", "llava_onevision"):
+            return self.architecture
         if self.template in ("llama3", "gemma"):
             return self.template
         return "qwen" if "qwen" in self.architecture else "llama"
@@ -40,10 +43,16 @@ def documented() -> list[Family]:
 
 
 FAMILIES = documented()
+TRAINED = {
+    "llava_onevision": ("vision_tower",),
+    "glm4v": ("visual.embeddings", "visual.downsample", "visual.post_"),
+}
+"""Parts of the vision tower that LlamaFactory trains although it says that it freezes the tower."""
 
 
 def test_the_table_names_every_family_that_is_promised() -> None:
     promised = {"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2", "llama", "mistral"}
+    promised |= {"gemma3", "internvl", "llava_onevision", "glm4v"}
     assert {family.architecture for family in FAMILIES} >= promised
 
 
@@ -66,7 +75,7 @@ def text_data(pair_data: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family.architecture}-{family.template}")
-def test_uni_dpo_trains_and_evaluates(
+def test_uni_dpo_trains_resumes_and_evaluates(
     family: Family,
     text_data: Any,
     train: Callable[..., list[dict[str, Any]]],
@@ -89,15 +98,17 @@ def test_uni_dpo_trains_and_evaluates(
 
     monkeypatch.setattr(MultiModalDataCollatorForSeq2Seq, "__call__", counting)
     checkpoint = checkpoints().write_checkpoint(family.architecture, family.special_tokens, tmp_path / "checkpoint")
-    log = train(
-        model_name_or_path=str(checkpoint),
-        template=family.template,
-        dataset="mixed" if family.image_token else "texts",
-        cutoff_len=1024,
-        val_size=4,
-        eval_strategy="epoch",
-        output_dir=str(tmp_path / "out"),
-    )
+    settings = {
+        "model_name_or_path": str(checkpoint),
+        "template": family.template,
+        "dataset": "mixed" if family.image_token else "texts",
+        "cutoff_len": 1024,
+        "val_size": 4,
+        "eval_strategy": "epoch",
+        "learning_rate": 1e-4,
+    }
+    out = tmp_path / "out"
+    log = train(**settings, output_dir=str(out), save_strategy="steps", save_steps=2)
     assert (image_tokens > 0) == (pixels > 0) == (family.image_token is not None)
     steps = [line for line in log if "loss" in line]
     assert len(steps) == 3
@@ -111,9 +122,28 @@ def test_uni_dpo_trains_and_evaluates(
     evaluation = next(line for line in log if "eval_loss" in line)
     assert math.isfinite(evaluation["eval_loss"])
     assert "eval_uni_dpo/w_perf" in evaluation
-    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (checkpoint, tmp_path / "out"))
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (checkpoint, out))
     head = next(name for name in before if name.endswith("lm_head.weight"))
     assert not torch.equal(before[head], after[head])
-    frozen = [name for name in before if "visual." in name or "vision_tower" in name]
-    assert bool(frozen) == (family.image_token is not None)
+    vision = [name for name in before if "visual." in name or "vision_tower" in name]
+    frozen = [name for name in vision if not any(part in name for part in TRAINED.get(family.architecture, ()))]
+    assert bool(vision) == (family.image_token is not None)
     assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not all(torch.equal(before[name], after[name]) for name in {*vision} - {*frozen}) or vision == frozen
+
+    shutil.rmtree(out / "checkpoint-3")
+    resumed = train(**settings, output_dir=str(out), resume_from_checkpoint=str(out / "checkpoint-2"))
+    assert_same(resumed, log)
+    again = load_file(next(out.glob("*.safetensors")))
+    assert all(torch.allclose(again[name], after[name], atol=1e-5) for name in after)
+    ordinary = train(**settings, output_dir=str(tmp_path / "ordinary"), pair_forward="ordinary")
+    assert_same(ordinary, log)
+
+
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Compare what was logged: losses, gradients, rewards, step by step, and of the evaluation."""
+    assert len(found) == len(expected)
+    names = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss", "eval_rewards/margins")
+    for mine, theirs in zip(found, expected, strict=True):
+        for name in theirs.keys() & {*names}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name

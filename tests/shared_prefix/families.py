@@ -29,10 +29,19 @@ QWEN_TOKENS = {
     "vision_end_token_id": VISION_END,
 }
 MROPE = {"rope_scaling": {"rope_type": "default", "type": "mrope", "mrope_section": [1, 1, 2]}}
+GRID_PINPOINTS = [[8, 16], [16, 8], [16, 16]]
+GEMMA = {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 6,
+}
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-LLAVA_FAMILIES = ("llava", "llava_next")
-FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES, *TEXT_FAMILIES)
+GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3")
+TILED_FAMILIES = ("llava_next", "llava_onevision")
+VISION_FAMILIES = (*GRID_FAMILIES, *TOWER_FAMILIES)
+FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
 
 
 def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: Any) -> nn.Module:
@@ -47,6 +56,10 @@ def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: A
         "qwen3_vl": "Qwen3VLForConditionalGeneration",
         "llava": "LlavaForConditionalGeneration",
         "llava_next": "LlavaNextForConditionalGeneration",
+        "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+        "internvl": "InternVLForConditionalGeneration",
+        "gemma3": "Gemma3ForConditionalGeneration",
+        "glm4v": "Glm4vForConditionalGeneration",
         "llama": "LlamaForCausalLM",
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
@@ -69,11 +82,8 @@ def _config(family: str, text: dict[str, Any]) -> Any:
         return transformers.LlamaConfig(**text)
     if family == "mistral":
         return transformers.MistralConfig(**{"sliding_window": None, **text})
-    if family == "gemma3_text":  # two layers of three see six positions
-        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-        return transformers.Gemma3TextConfig(
-            **{"head_dim": 8, "layer_types": kinds, "sliding_window": 6, "query_pre_attn_scalar": 8, **text}
-        )
+    if family == "gemma3_text":
+        return transformers.Gemma3TextConfig(**{**GEMMA, **text})
     if family == "qwen2":
         return transformers.Qwen2Config(**text)
     if family == "qwen3":
@@ -97,12 +107,47 @@ def _config(family: str, text: dict[str, Any]) -> Any:
         return transformers.Qwen3VLConfig(
             text_config={**text, **rope, "head_dim": 8}, vision_config=vision, tie_word_embeddings=tied, **QWEN_TOKENS
         )
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
-    )
+    if family == "glm4v":
+        vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
+        vision |= {"out_hidden_size": 32, "image_size": 16}
+        rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}}
+        tokens = {**QWEN_TOKENS, "image_start_token_id": VISION_START, "image_end_token_id": VISION_END}
+        return transformers.Glm4vConfig(
+            text_config={**text, **rope}, vision_config=vision, tie_word_embeddings=tied, **tokens
+        )
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"image_size": 8, "patch_size": 4}
+    if family == "internvl":
+        return transformers.InternVLConfig(
+            vision_config=transformers.InternVLVisionConfig(**tower | {"image_size": [16, 16], "patch_size": [4, 4]}),
+            text_config=transformers.Qwen3Config(head_dim=8, **text),
+            image_token_id=IMAGE,
+            image_seq_length=4,
+            tie_word_embeddings=tied,
+        )
+    if family == "gemma3":
+        return transformers.Gemma3Config(
+            vision_config=transformers.SiglipVisionConfig(**tower | {"image_size": 16}),
+            text_config=transformers.Gemma3TextConfig(**{**GEMMA, **text}),
+            mm_tokens_per_image=4,
+            image_token_index=IMAGE,
+            boi_token_index=VISION_START,
+            eoi_token_index=VISION_END,
+            tie_word_embeddings=tied,
+        )
+    if family == "llava_onevision":
+        return transformers.LlavaOnevisionConfig(
+            vision_config=transformers.SiglipVisionConfig(**tower),
+            text_config=transformers.Qwen2Config(**text),
+            image_token_index=IMAGE,
+            video_token_index=QWEN_TOKENS["video_token_id"],
+            image_grid_pinpoints=GRID_PINPOINTS,
+            tie_word_embeddings=tied,
+        )
+    vision = transformers.CLIPVisionConfig(**tower)
     cls, more = transformers.LlavaConfig, {}
     if family == "llava_next":
-        cls, more = transformers.LlavaNextConfig, {"image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]]}
+        cls, more = transformers.LlavaNextConfig, {"image_grid_pinpoints": GRID_PINPOINTS}
     return cls(
         vision_config=vision,
         text_config=transformers.LlamaConfig(**text),
@@ -115,7 +160,7 @@ def _config(family: str, text: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Pair:
-    """Lengths in tokens, and one size per image: for Qwen a grid in patches, for LLaVA-NeXT pixels."""
+    """Lengths in tokens, and one size per image: for Qwen and GLM a grid in patches, for tiles pixels."""
 
     prompt: int
     chosen: int
@@ -125,7 +170,7 @@ class Pair:
 
 MIXED = (Pair(7, 5, 9, [(4, 6)]), Pair(11, 12, 3), Pair(3, 1, 6, [(4, 4), (8, 4)]))
 TEXT_ONLY = (Pair(7, 5, 9), Pair(13, 2, 3))
-SIZES = {"llava_next": {(4, 6): (16, 16), (4, 4): (8, 8), (8, 4): (16, 8)}}
+SIZES = {(4, 6): (16, 16), (4, 4): (8, 8), (8, 4): (16, 8)}
 
 
 def pair_batch(
@@ -161,7 +206,9 @@ def pair_batch(
     ]
     batch = dict(zip(("input_ids", "attention_mask", "labels"), columns, strict=True))
     batch |= _image_inputs(model, images if fake_image else images * 2, draw, halves=1 if fake_image else 2)
-    if family in QWEN_VL_FAMILIES:
+    if family == "gemma3":
+        batch["token_type_ids"] = (batch["input_ids"] == IMAGE).long()
+    if family in GRID_FAMILIES:
         batch |= _positions(model, batch)
     return batch
 
@@ -172,14 +219,16 @@ def _padded(row: list[int], length: int, pad: int, side: str) -> list[int]:
 
 
 def _image_tokens(model: nn.Module, size: tuple[int, int]) -> int:
-    if model.config.model_type in QWEN_VL_FAMILIES:
+    if model.config.model_type in GRID_FAMILIES:
         return size[0] * size[1] // 4
-    if model.config.model_type == "llava":
+    if model.config.model_type not in TILED_FAMILIES:
         return 4
-    from transformers import LlavaNextProcessor
+    from transformers import LlavaNextProcessor, LlavaOnevisionProcessor
 
-    height, width = SIZES["llava_next"][size]
-    processor = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    height, width = SIZES[size]
+    kind = LlavaNextProcessor if model.config.model_type == "llava_next" else LlavaOnevisionProcessor
+    processor = kind.__new__(kind)
+    processor.vision_aspect_ratio = "anyres_max_9"
     rows, line_breaks = processor._get_unpadded_features(height, width, 2, 2, height // 8, width // 8)
     return rows + line_breaks + 4
 
@@ -190,17 +239,21 @@ def _image_inputs(
     if not sizes:
         return {}
     family, unique = model.config.model_type, sizes[: len(sizes) // halves]
-    if family in QWEN_VL_FAMILIES:
+    if family in GRID_FAMILIES:
         vision = model.config.vision_config
         features = 3 * vision.temporal_patch_size * vision.patch_size**2
         pixels = torch.randn(sum(height * width for height, width in unique), features, generator=draw)
         grid = torch.tensor([[1, height, width] for height, width in sizes])
         return {"pixel_values": pixels.repeat(halves, 1), "image_grid_thw": grid}
-    if family == "llava":
-        return {"pixel_values": torch.randn(len(unique), 3, 8, 8, generator=draw).repeat(halves, 1, 1, 1)}
+    if family not in TILED_FAMILIES:
+        side = 8 if family == "llava" else 16
+        return {"pixel_values": torch.randn(len(unique), 3, side, side, generator=draw).repeat(halves, 1, 1, 1)}
     pixels = torch.randn(len(unique), 5, 3, 8, 8, generator=draw)
-    pixel_sizes = torch.tensor([SIZES["llava_next"][size] for size in sizes])
-    return {"pixel_values": pixels.repeat(halves, 1, 1, 1, 1), "image_sizes": pixel_sizes}
+    pixel_sizes = torch.tensor([SIZES[size] for size in sizes])
+    inputs = {"pixel_values": pixels.repeat(halves, 1, 1, 1, 1), "image_sizes": pixel_sizes}
+    if family == "llava_onevision":
+        inputs["batch_num_images"] = torch.ones(len(sizes), dtype=torch.long)
+    return inputs
 
 
 def _positions(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from families import tiny_model
+from families import IMAGE, tiny_model
 
 from uni_dpo.shared_prefix.attention import (
     PREFIX_ATTENTION,
     attention_mask,
     mask_for,
     prefix_attention,
-    text_config,
     use_attention,
 )
+from uni_dpo.shared_prefix.families import text_config
 from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX
 
 p, c, r, o = PREFIX, ANSWER, ANSWER + 1, PADDING
@@ -31,11 +31,45 @@ def test_no_answer_sees_the_other_and_nothing_sees_padding() -> None:
     ]
 
 
+def test_an_image_sees_all_of_itself_whatever_the_window() -> None:
+    """The prompt: a word, an image of three tokens, a word; an answer of two tokens; a window of two."""
+    model = tiny_model("gemma3")
+    segments = torch.tensor([[p, p, p, p, p, c, c]])
+    model.config.text_config.sliding_window = 2
+    masks = mask_for(model, segments, torch.tensor([[9, IMAGE, IMAGE, IMAGE, 9, 9, 9]]))
+    assert masks["full_attention"][0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1, 1],
+    ]
+    assert masks["sliding_attention"][0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_two_images_do_not_see_each_other_both_ways() -> None:
+    model = tiny_model("gemma3")
+    segments = torch.tensor([[p, p, p, p, p, c]])
+    mask = mask_for(model, segments, torch.tensor([[IMAGE, IMAGE, 5, IMAGE, IMAGE, 9]]))["full_attention"][0, 0]
+    assert mask[:2].int().tolist() == [[1, 1, 0, 0, 0, 0]] * 2
+    assert mask[3:5].int().tolist() == [[1, 1, 1, 1, 1, 0]] * 2
+
+
 def test_the_mask_of_two_calls_lacks_the_rows_that_are_prompt_in_every_pair() -> None:
     model = tiny_model("qwen2")
-    whole = mask_for(model, SEGMENTS)
+    whole = mask_for(model, SEGMENTS, SEGMENTS)
     use_attention(model, "sdpa")
-    assert torch.equal(mask_for(model, SEGMENTS), whole[:, :, 2:])
+    assert torch.equal(mask_for(model, SEGMENTS, SEGMENTS), whole[:, :, 2:])
 
 
 def test_two_calls_are_one() -> None:
@@ -59,7 +93,7 @@ def test_the_mask_is_kept_once_for_all_layers() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(input_ids=torch.arange(20, 28)[None], attention_mask=mask_for(model, segments), use_cache=False)
+        model(input_ids=torch.arange(20, 28)[None], attention_mask=mask_for(model, segments, segments), use_cache=False)
     assert len(model.model.layers) == 3
     assert list(kept.values()).count((1, 1, 4, 8)) == 1
 

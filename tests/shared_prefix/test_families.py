@@ -5,7 +5,7 @@ import transformers
 from families import FAMILIES, IMAGE, TEXT_FAMILIES, tiny_model
 from torch import nn
 
-from uni_dpo.shared_prefix.attention import image_token_id, keys_worth_a_token, output_head, unwrapped, why_not_shared
+from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, output_head, unwrapped, why_not_shared
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -31,6 +31,25 @@ def test_a_kind_of_layer_that_is_not_proved_is_named() -> None:
     model = tiny_model("qwen2")
     model.config.layer_types = ["full_attention", "linear_attention", "chunked_attention"]
     assert why_not_shared(model) == "it has chunked_attention and linear_attention layers"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("final_logit_softcapping", 30.0, "it caps its logits behind the projection onto the vocabulary"),
+        ("use_bidirectional_attention", True, "its text sees what follows it"),
+    ],
+)
+def test_what_gemma_may_have_and_no_shared_sequence_has_is_named(setting: str, value: object, reason: str) -> None:
+    model = tiny_model("gemma3")
+    setattr(model.config.text_config, setting, value)
+    assert why_not_shared(model) == reason
+
+
+def test_a_language_model_that_is_not_proved_behind_a_tower_is_named() -> None:
+    model = tiny_model("internvl")
+    model.config.text_config = transformers.GPT2Config()
+    assert why_not_shared(model) == "gpt2 language models are not among those proved equal"
 
 
 def test_a_replaced_forward_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

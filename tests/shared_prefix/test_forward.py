@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, LLAVA_FAMILIES, MIXED, QWEN_VL_FAMILIES, TEXT_ONLY, Pair, pair_batch, tiny_model
+from families import FAMILIES, MIXED, TEXT_ONLY, VISION_FAMILIES, Pair, pair_batch, tiny_model
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens
@@ -20,9 +20,8 @@ from uni_dpo.shared_prefix import (
     use_attention,
     why_not_shared,
 )
-from uni_dpo.shared_prefix.attention import text_config
+from uni_dpo.shared_prefix.families import text_config
 
-VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
 ODD = (Pair(9, 1, 17, [(4, 4), (4, 6)]), Pair(3, 13, 2, [(8, 4)]), Pair(1, 4, 4))
 
 
@@ -108,6 +107,15 @@ def test_sliding_windows_see_as_far_as_in_sequences_of_their_own(family: str, at
     assert_equal_steps(model, batch)
     use_attention(model, "sdpa")
     assert_equal_steps(model, pair_batch(model, MIXED, side="left"))
+
+
+def test_images_of_gemma_are_seen_both_ways() -> None:
+    """What is compared with the shared sequence is no causal run."""
+    model = tiny_model("gemma3")
+    batch = pair_batch(model, MIXED)
+    with torch.no_grad():
+        causal = ordinary(model, {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
+        assert not torch.allclose(ordinary(model, batch), causal, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

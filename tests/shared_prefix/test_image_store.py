@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import LLAVA_FAMILIES, MIXED, QWEN_VL_FAMILIES, Pair, pair_batch, tiny_model
+from families import MIXED, VISION_FAMILIES, Pair, pair_batch, tiny_model
 from torch import Tensor, nn
 
 from uni_dpo.shared_prefix import ImageStore, image_keys, image_token_id, pair_scores, share_prefix
 
-VISION_FAMILIES = (*QWEN_VL_FAMILIES, *LLAVA_FAMILIES)
 TOWER = {"model": "tiny", "precision": "float32"}
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import IMAGE, QWEN_VL_FAMILIES, TEXT_FAMILIES, VISION_END, VISION_START, tiny_model
+from families import GRID_FAMILIES, IMAGE, TEXT_FAMILIES, VISION_END, VISION_START, tiny_model
 from torch import Tensor
 
 from uni_dpo.shared_prefix.rows import share_rows, shares_rows, sharing_rows
@@ -48,11 +48,11 @@ def states(model: Any, inputs: dict[str, Any], scored: Tensor) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["padded left", "padded right"])
-@pytest.mark.parametrize("family", [*QWEN_VL_FAMILIES, *TEXT_FAMILIES])
+@pytest.mark.parametrize("family", [*GRID_FAMILIES, *TEXT_FAMILIES])
 def test_hidden_states_and_gradients_are_those_of_each_row_alone(family: str, left: bool) -> None:
     """Three answers to one prompt, two to another of the same words and another image, one to a third."""
     model = tiny_model(family)
-    sees = family in QWEN_VL_FAMILIES
+    sees = family in GRID_FAMILIES
     first, second = ([20, 21, 22], int(sees)), ([20, 21, 22], 2) if sees else ([30, 31], 0)
     prompts = [first, first, second, first, second, ([40, 41, 42, 43, 44], 0)]
     answers = [[50, 51, 52], [50, 51], [53], [54, 55, 56, 57], [58, 59], [60]]

@@ -113,7 +113,7 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         super().print_data_example(pair_feature(example, 0, 1, 2**30) if "prompt_ids" in example else example)
 
     def _media_ids(self) -> set[int]:
-        return media_token_ids(self.template, self.tokenizer)
+        return media_token_ids(self.template, self.tokenizer, self.processor)
 
 
 def question_text(turns: list[dict[str, str]]) -> str:
@@ -121,8 +121,9 @@ def question_text(turns: list[dict[str, str]]) -> str:
     return "\n\n".join(turn["content"] for turn in turns)
 
 
-def media_token_ids(template: Any, tokenizer: Any) -> set[int]:
-    """Return the tokens that stand for parts of images, videos and audios."""
-    plugin = template.mm_plugin
-    tokens = (plugin.image_token, plugin.video_token, plugin.audio_token)
-    return {tokenizer.convert_tokens_to_ids(token) for token in tokens if token}
+def media_token_ids(template: Any, tokenizer: Any, processor: Any) -> set[int]:
+    """Return the tokens that stand for parts of images, videos and audios; InternVL's are not those of its template."""
+    owners, kinds = (template.mm_plugin, processor), ("image_token", "video_token", "audio_token")
+    tokens = [getattr(owner, kind, None) for owner in owners for kind in kinds]
+    found = {tokenizer.convert_tokens_to_ids(token) for token in tokens if token}
+    return found - {None, tokenizer.unk_token_id}

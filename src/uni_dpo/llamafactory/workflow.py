@@ -121,7 +121,7 @@ def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kw
     module = _upstream_get_dataset(template, model_args, data_args, *args, **kwargs)
     run = current_run()
     if run.needs_scores:
-        media_ids = media_token_ids(template, kwargs["tokenizer"])
+        media_ids = media_token_ids(template, kwargs["tokenizer"], kwargs["processor"])
         pairs = partial(pairs_to_train, choice=run.pair_choice, cutoff_len=data_args.cutoff_len, media_ids=media_ids)
         module = {
             name: {part: pairs(found) for part, found in split.items()} if isinstance(split, dict) else pairs(split)

@@ -1,12 +1,11 @@
 """A preference pair as one sequence: prompt + chosen answer + rejected answer, images and prompt only once."""
 
-from uni_dpo.shared_prefix.attention import (
+from uni_dpo.shared_prefix.attention import shared_attention, use_attention
+from uni_dpo.shared_prefix.families import (
     FLEX_ATTENTION,
     image_token_id,
     keys_worth_a_token,
-    shared_attention,
     unwrapped,
-    use_attention,
     why_not_shared,
 )
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, in_place_of_head, pair_scores, same_frozen_vision

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens, response_logps
-from uni_dpo.shared_prefix.attention import mask_for, output_head, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.attention import mask_for
+from uni_dpo.shared_prefix.families import output_head, unwrapped, vision_parameters
 from uni_dpo.shared_prefix.layout import sequence_means
 
 
@@ -53,7 +54,7 @@ def pair_scores(
     inputs = dict(inputs)
     segments = inputs.pop("segments", None)
     if segments is not None:
-        inputs["attention_mask"] = mask_for(model, segments)
+        inputs["attention_mask"] = mask_for(model, segments, inputs["input_ids"])
     head = output_head(model)
     plain = type(head) is nn.Linear and "forward" not in vars(head)
     means: list[Tensor] = []

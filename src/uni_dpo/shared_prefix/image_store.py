@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix.attention import is_sharded, unwrapped
+from uni_dpo.shared_prefix.families import STACKED_FAMILIES, family_of, is_sharded, unwrapped
 from uni_dpo.shared_prefix.forward import replaced
 from uni_dpo.storage.identity import folder_of
 from uni_dpo.storage.writing import replacing
@@ -63,7 +63,7 @@ class ImageStore:
             kept = [self.read(key) for key in keys]
             found = [features for features in kept if features is not None]
             if _all_ranks(model, len(found) == len(kept)):
-                return _joined(found)
+                return _joined(found, family_of(model) in STACKED_FAMILIES)
             made = make(*args, **kwargs)
             for key, known, features in zip(keys, kept, _per_image(made), strict=True):
                 if known is None:
@@ -102,8 +102,9 @@ def image_keys(inputs: dict[str, Any]) -> list[str]:
     """Return SHA-256 of the pixels of every image of a batch and of their layout, in the order of the images.
 
     Args:
-        inputs: the model's, with `pixel_values` of `image_grid_thw`'s patches (Qwen), or one row per image (LLaVA),
-            and then `image_sizes` (images, 2) where patches are padded to the most that an image of the batch has.
+        inputs: the model's, with `pixel_values` of `image_grid_thw`'s patches (Qwen, GLM), or one row per image or
+            tile (LLaVA, InternVL, Gemma), and then `image_sizes` (images, 2) where patches are padded to the most
+            that an image of the batch has.
     """
     pixels, grid, sizes = (inputs.get(name) for name in ("pixel_values", "image_grid_thw", "image_sizes"))
     if pixels is None:
@@ -164,9 +165,10 @@ def _per_image(made: Any) -> list[Features]:
     return images
 
 
-def _joined(images: list[Features]) -> Any:
+def _joined(images: list[Features], stacked: bool) -> Any:
     """What `get_image_features` would have given; the model itself moves it to its device."""
-    embeddings = tuple(image["embeddings"] for image in images)
+    parts = [image["embeddings"] for image in images]
+    embeddings = torch.stack(parts) if stacked else tuple(parts)
     levels = [torch.cat([image[f"deepstack.{number}"] for image in images]) for number in range(len(images[0]) - 1)]
     if int(transformers.__version__.split(".")[0]) >= 5:
         return SimpleNamespace(pooler_output=embeddings, deepstack_features=levels)

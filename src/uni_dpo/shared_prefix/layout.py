@@ -21,10 +21,13 @@ logger = logging.getLogger(__name__)
 PADDING, PREFIX, ANSWER = range(3)
 """What a position of a shared sequence belongs to: `ANSWER` + i is the answer that is sequence i of the batch."""
 
-IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes")
+IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
 """Model inputs whose first dimension runs over images (or their patches), in the order of the rows."""
 
-RECOMPUTED_KEYS = ("input_ids", "attention_mask", "labels", "position_ids", "rope_deltas", "mm_token_type_ids")
+RECOMPUTED_KEYS = (
+    *("input_ids", "attention_mask", "labels", "position_ids", "rope_deltas"),
+    *("mm_token_type_ids", "token_type_ids"),
+)
 """Model inputs per row or token that the shared layout replaces or makes superfluous."""
 
 LENGTH_MULTIPLE = 8

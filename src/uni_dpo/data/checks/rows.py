@@ -20,8 +20,12 @@ MEDIA_TOKENS = {
     "videos": os.environ.get("VIDEO_PLACEHOLDER", "<video>"),
     "audios": os.environ.get("AUDIO_PLACEHOLDER", "<audio>"),
 }
-MODEL_MARKERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-"""Texts that a Qwen-VL tokenizer reads as the places of an image, and training then counts as such."""
+MODEL_MARKERS = (
+    *("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image|>", "<|video|>", "<IMG_CONTEXT>", "<image_soft_token>"),
+)
+"""Texts that a tokenizer of Qwen-VL, GLM-4V, InternVL or Gemma 3 reads as the places of an image, and training then
+counts as such."""
 _ROWS_AT_ONCE = 256
 
 
@@ -160,7 +164,7 @@ def _marker_faults(question: PreferencePair, answers: list[tuple[str, str]], ent
     )
     for column, text in texts:
         for marker in MODEL_MARKERS:
-            if "<|" in text and marker in text:
+            if "<" in text and marker in text:
                 found = f"the text {marker}, which the model reads as part of an image"
                 yield Fault("model_marker", str(column), found, "write it in another way, or remove the row")
                 break
