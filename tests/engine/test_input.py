@@ -242,3 +242,32 @@ def test_a_folder_of_several_splits_is_not_mixed(tmp_path):
     with pytest.raises(UniDPOError, match=r"several splits \(test, train\); name the folder or file of one"):
         read(tmp_path, tmp_path)
     assert [question.text for question in read(tmp_path / "test.jsonl", tmp_path)] == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        (b"1,caf\xe9?,5", "question"),
+        (b"1,how many?,caf\xe9", "answer"),
+        (b"caf\xe9,how many?,5", "id"),
+    ],
+)
+def test_broken_utf8_is_named_by_file_row_and_field(tmp_path, row, field):
+    (tmp_path / "q.csv").write_bytes(b"id,question,answer\n" + row + b"\n")
+    with pytest.raises(UniDPOError, match=rf"q\.csv, row 0 \(line 2\), field '{field}': broken UTF-8 in "):
+        read(tmp_path / "q.csv", tmp_path)
+
+
+def test_options_in_lettered_columns_are_options(tmp_path):
+    """VLMEvalKit's layout: empty cells are no options, and an A alone is another column."""
+    (tmp_path / "q.csv").write_text("id,question,A,B,C,answer\n1,which?,x,y,,B\n", encoding="utf-8")
+    (question,) = read(tmp_path / "q.csv", tmp_path)
+    assert (question.text, question.options) == ("which?\nA. x\nB. y", {"A": "x", "B": "y"})
+    (tmp_path / "a.csv").write_text("id,question,A\n1,which?,x\n", encoding="utf-8")
+    assert read(tmp_path / "a.csv", tmp_path)[0].options == {}
+
+
+def test_a_decimal_that_is_whole_is_an_integer(tmp_path):
+    cells = pa.array(["5.00", "2.50"]).cast(pa.decimal128(5, 2))
+    pq.write_table(pa.table({"id": [1, 2], "question": ["x", "y"], "answer": cells}), tmp_path / "q.parquet")
+    assert [question.reference for question in read(tmp_path / "q.parquet", tmp_path)] == ["5", "2.50"]

@@ -52,6 +52,9 @@ def _turn(message: dict[str, Any], field: str, role: str) -> Turn:
     said_by = message.get("role", message.get("from", role))
     if not isinstance(said_by, str):
         refuse(f"{field}.role", said_by, "write `user`, `assistant` or `system`")
+    for name in ("tool_calls", "function_call"):
+        if message.get(name):
+            refuse(f"{field}.{name}", "a tool call", "only texts and images can be kept; remove it, or --skip-broken")
     content = message.get("content", message.get("value"))
     field = f"{field}.content"
     if isinstance(content, dict):

@@ -53,7 +53,7 @@ def read_pair(
     reader = RowReader(row, entry, faults)
     turns = reader.turns()
     chosen, rejected = reader.answer(entry.columns.chosen), reader.answer(entry.columns.rejected)
-    system = reader.optional_text(entry.columns.system) or (turns.system if turns else "")
+    system = (turns.system if turns else "") or reader.optional_text(entry.columns.system)
     images = reader.images()
     score_chosen = read_score(row, entry.columns.score_chosen, faults, required=scores_required)
     score_rejected = read_score(row, entry.columns.score_rejected, faults, required=scores_required)
@@ -134,7 +134,7 @@ class RowReader:
 
     def _text(self, value: object, field: str) -> str | None:
         if isinstance(value, str):
-            if not value.isascii() and not _encodable(value):
+            if not value.isascii() and not encodable(value):
                 self._fault("text_encoding", field, f"broken UTF-8 in {shown(value)}", "write the text as UTF-8")
             return value
         kind, found = ("text_null", "null") if value is None else ("text_type", f"{shown(value)}")
@@ -292,7 +292,8 @@ def _names(row: dict[str, Any]) -> str:
     return ", ".join(map(str, row)) or "none"
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: bytes that were none are lone surrogates in it."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape, image_size
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source
 from uni_dpo.data.messages import Turn, placed_images, turns_of
-from uni_dpo.data.pair import Image, is_image
+from uni_dpo.data.pair import Image, encodable, is_image
 from uni_dpo.data.tables.reading import Unreadable, numbered_rows, one_split, unreadable_fault
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import Count
@@ -192,7 +193,7 @@ def plain_text(value: object) -> str | None:
 
     3.0, which a gap makes of an integer, is `3`.
     """
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    if isinstance(value, float | Decimal) and abs(float(value)) < 1e15 and value == int(value):
         value = int(value)
     if isinstance(value, Mapping):
         value = first_filled(value, _ANSWER_KEYS)
@@ -229,7 +230,7 @@ class _QuestionReader:
         column = next((name for name in IMAGE_COLUMNS if not is_empty(row.get(name))), "images")
         turns, images = placed_images([asked], _images(row, column))
         text = turns[0].text.replace(IMAGE_TOKEN, "").strip()
-        choices = _choices(first_filled(row, OPTION_COLUMNS))
+        choices = _choices(first_filled(row, OPTION_COLUMNS) or _lettered(row))
         text += "".join(f"\n{letter}. {choice}" for letter, choice in choices.items())
         paths = tuple(self._file(image, column) for image in images)
         references, answers = self._answers(row)
@@ -237,6 +238,14 @@ class _QuestionReader:
         identity = plain_text(first_filled(row, ID_COLUMNS))
         if identity is None and first_filled(row, ID_COLUMNS) is not None:
             raise _fault("id", shown(first_filled(row, ID_COLUMNS)), "a number or a text belongs there")
+        for name, said in (
+            ("question", text),
+            ("id", identity or ""),
+            ("system", system),
+            ("answer", "".join((*references, *answers))),
+        ):
+            if not encodable(said):
+                raise _fault(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
         return Question(
             digest([text, paths, reference]) if identity is None else identity,
             text,
@@ -318,6 +327,12 @@ def _asked(row: Row) -> tuple[str, Turn]:
         raise _fault("system", shown(system), "a text belongs there")
     said = [turn.text for turn in turns if turn.role == "system"]
     return (system if isinstance(system, str) and system.strip() else "\n".join(said)), asked
+
+
+def _lettered(row: Row) -> Row | None:
+    """The options that stand in columns `A`, `B` and so on, as in VLMEvalKit's files; None where there are no two."""
+    letters = {letter: row[letter] for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter in row}
+    return letters if {"A", "B"} <= letters.keys() else None
 
 
 def _choices(value: Any) -> dict[str, str]:

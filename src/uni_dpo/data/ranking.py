@@ -112,7 +112,7 @@ def read_ranked(
     reader = RowReader(row, entry, faults)
     turns = reader.turns()
     answers = _answers(row, entry.columns, reader, faults, scores_required)
-    system = reader.optional_text(entry.columns.system) or (turns.system if turns else "")
+    system = (turns.system if turns else "") or reader.optional_text(entry.columns.system)
     images = reader.images()
     if turns is None or answers is None:
         return None

@@ -370,3 +370,45 @@ def test_the_input_below_an_instruction_is_part_of_the_question(row, instruction
     (pair,) = format_named("llamafactory").read({**row, "chosen": "a", "rejected": "b"}, losses, "all")
     assert pair.instruction == instruction
     assert not losses
+
+
+def test_the_system_column_of_a_conversation_is_its_system_prompt() -> None:
+    """As LlamaFactory has it: a system turn comes before the column."""
+    turns = [{"from": "human", "value": "q"}]
+    answers = {"chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "r"}, "system": "column"}
+    losses: Counter[str] = Counter()
+    (plain,) = pairs_of("llamafactory-sharegpt", [{"conversations": turns} | answers], losses)
+    (both,) = pairs_of(
+        "llamafactory-sharegpt", [{"conversations": [{"from": "system", "value": "turn"}, *turns]} | answers], losses
+    )
+    assert (plain.system, both.system) == ("column", "turn")
+    assert not losses
+
+
+def test_what_messages_hold_beside_texts_is_counted() -> None:
+    losses: Counter[str] = Counter()
+    reasoned = {"role": "assistant", "content": "c", "reasoning_content": "because", "name": None}
+    pairs_of(
+        "trl", [{"prompt": "q", "chosen": [reasoned], "rejected": [{"role": "assistant", "content": "r"}]}], losses
+    )
+    assert losses == {"reasoning_content of messages": 1}
+    losses.clear()
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}]
+    row = {"conversations": [*turns, {"from": "observation", "value": "o"}]}
+    row |= {name: {"from": "gpt", "value": name} for name in ("chosen", "rejected")}
+    pairs_of("llamafactory-sharegpt", [row], losses)
+    assert losses == {"tool calls and results, kept as plain turns": 2}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        {"content": [{"type": "image"}, {"type": "text", "text": "c"}]},
+        {"content": "A <image> here"},
+    ],
+)
+def test_answers_that_are_no_texts_alone_are_refused(chosen) -> None:
+    row = {"prompt": "q", "images": ["a.png"], "rejected": [{"role": "assistant", "content": "r"}]}
+    with pytest.raises(PreferenceDataError, match="chosen"):
+        pairs_of("trl", [row | {"chosen": [{"role": "assistant"} | chosen]}], Counter())

@@ -17,6 +17,8 @@ from uni_dpo.data.tables.reading import Row
 
 Losses = Counter[str]
 """What a conversion could not carry over: a name for it → how often."""
+_MESSAGE_KEYS = ("role", "from", "content", "value")
+_TOOL_ROLES = ("function_call", "observation", "function", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,21 @@ def count_losses(pair: PreferencePair, losses: Losses, *kept: str) -> None:
     for name, there in parts.items():
         if there and name not in kept:
             losses[name] += 1
+
+
+def count_message_losses(losses: Losses, *conversations: object) -> None:
+    """Count what messages hold beside who says what: other keys, and tools, whose turns become plain ones."""
+    for conversation in conversations:
+        for message in conversation if isinstance(conversation, list) else [conversation]:
+            if not isinstance(message, dict):
+                continue
+            losses.update(
+                f"{name} of messages"
+                for name, value in message.items()
+                if name not in _MESSAGE_KEYS and not is_empty(value)
+            )
+            if message.get("role", message.get("from")) in _TOOL_ROLES:
+                losses["tool calls and results, kept as plain turns"] += 1
 
 
 def optional(

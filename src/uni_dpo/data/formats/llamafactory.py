@@ -6,13 +6,15 @@ from pathlib import Path
 
 from uni_dpo.data.dataset_info import PAIR_COLUMNS, RANKED_COLUMNS, Columns, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, optional
+from uni_dpo.data.formats.base import Format, Losses, Pairing, count_message_losses, id_of, optional
 from uni_dpo.data.pair import PreferencePair, read_pair
 from uni_dpo.data.ranking import PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row
 
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
-_MESSAGES = Columns(prompt=None, query=None, response=None, images="images", chosen="chosen", rejected="rejected")
+_MESSAGES = Columns(
+    prompt=None, query=None, response=None, images="images", system="system", chosen="chosen", rejected="rejected"
+)
 _QUERY = "input"
 """What LlamaFactory puts below the instruction."""
 ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=replace(PAIR_COLUMNS, query=_QUERY))
@@ -39,6 +41,8 @@ def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pre
         pair = read_pair(row, entry, faults, scores_required=_has_scores(row, entry.columns))
         if faults or pair is None:
             raise PreferenceDataError.of(faults)
+        if entry.formatting != "alpaca":
+            count_message_losses(losses, row[str(entry.columns.messages)], row["chosen"], row["rejected"])
         yield replace(pair, id=id_of(row, losses, "id"))
 
     return read
@@ -97,13 +101,13 @@ FORMATS = (
     ),
     Format(
         "llamafactory-sharegpt",
-        "`conversations` of `from, value`; `chosen`, `rejected` one message each; scores, `images`",
+        "`conversations` of `from, value`; `chosen`, `rejected` one message each; scores, `images`, `system`",
         reader(SHAREGPT),
         _writer(SHAREGPT),
     ),
     Format(
         "llamafactory-openai",
-        "`messages` of `role, content`; `chosen`, `rejected` one message each; scores, `images`",
+        "`messages` of `role, content`; `chosen`, `rejected` one message each; scores, `images`, `system`",
         reader(OPENAI),
         _writer(OPENAI),
     ),

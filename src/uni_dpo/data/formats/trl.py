@@ -8,6 +8,7 @@ from uni_dpo.data.formats.base import (
     Losses,
     Pairing,
     count_losses,
+    count_message_losses,
     id_of,
     images_of,
     optional,
@@ -28,6 +29,7 @@ def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]
     Texts or messages, the prompt apart or at the start of both answers.
     """
     prompt = first_filled(row, ("prompt", "instruction", "question"))
+    count_message_losses(losses, prompt, row.get("chosen"), row.get("rejected"))
     asked = [] if prompt is None else turns_of(prompt, "prompt", "user")
     (*before, better), (*others, worse) = (_conversation(asked, row, name) for name in ("chosen", "rejected"))
     if before != others:
@@ -65,7 +67,7 @@ def _check_turns(turns: list[Turn], system: list[Turn], better: Turn, worse: Tur
     roles = [turn.role for turn in turns]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         refuse("prompt", f"roles {roles}", "user and assistant alternate and the user comes last")
-    if any(image is not None for turn in (better, worse, *system) for image in turn.images):
+    if any(turn.images for turn in (better, worse, *system)):
         refuse("chosen / rejected", "an image in an answer or in the system prompt", "images belong to the question")
 
 
