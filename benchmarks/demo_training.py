@@ -11,7 +11,7 @@ from uni_dpo.demo.digits import QUESTION, Digit
 from uni_dpo.demo.tiny_model import write_tiny_qwen2_vl
 from uni_dpo.engine import Question, run_engine
 from uni_dpo.llamafactory import register
-from uni_dpo.llamafactory.console import readable
+from uni_dpo.monitor.console import readable
 from uni_dpo.storage.writing import write_text
 
 MAX_TOKENS = 12

@@ -19,7 +19,7 @@ LAYERS = (
     {"data"},
     {"report"},
     {"models", "preferences"},
-    {"graders", "trainer_mixins"},
+    {"graders", "trainer_mixins", "monitor"},
     {"engine", "llamafactory", "trl", "vlmeval"},
     {"inference", "plan"},
     {"online"},

@@ -2,7 +2,7 @@
 
 import torch
 
-from uni_dpo.llamafactory.progress import PairAverages
+from uni_dpo.monitor.progress import PairAverages
 
 
 class TwoRanks:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import transformers
 
-from uni_dpo.llamafactory.console import log_file, readable
-from uni_dpo.llamafactory.progress import clock, evaluation_line, train_line
+from uni_dpo.monitor.console import log_file, readable
+from uni_dpo.monitor.progress import clock, evaluation_line, train_line
 
 LOGS = {
     "loss": 0.41234, "rewards/accuracies": 0.71875, "rewards/margins": 0.3125, "logps/chosen": -1.2412,

@@ -8,6 +8,7 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from uni_dpo.data.ranking import PairChoice, Pairing
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.arguments import LedgerArguments
 from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
 from uni_dpo.settings.losses import LOSSES, UNI_DPO, LossFacts, read_losses, written
 from uni_dpo.settings.options import NotNegative, check_ranges
@@ -19,7 +20,7 @@ PrefLoss: Any = str
 
 
 @dataclass
-class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
+class UniDPOFinetuningArguments(ObjectiveArguments, LedgerArguments, FinetuningArguments):
     """LlamaFactory's finetuning arguments with `pref_loss: uni_dpo` and what belongs to it.
 
     `None` stands for "not set" where the default depends on the loss.
@@ -107,30 +108,6 @@ class UniDPOFinetuningArguments(ObjectiveArguments, FinetuningArguments):
     image_features_dir: str = field(
         default="~/.cache/uni_dpo/image_features",
         metadata={"help": "Where image features are kept, for any number of runs."},
-    )
-
-    uni_dpo_ledger: bool = field(
-        default=True,
-        metadata={
-            "help": (
-                "Record what training and evaluation do to every pair, whatever the preference loss, in "
-                "OUTPUT/uni_dpo/pairs.parquet (docs/report.md)."
-            )
-        },
-    )
-
-    uni_dpo_verdict_steps: int = field(
-        default=100,
-        metadata={"help": "Say every so many steps what the numbers of the run mean and what to set (0: never)."},
-    )
-    stop_on: Literal["nothing", "collapse"] = field(
-        default="nothing",
-        metadata={
-            "help": (
-                "collapse ends a run whose chosen answers lost more than 0.3 nats per token, before the next "
-                "checkpoint is written, so that the last good one stays."
-            )
-        },
     )
 
     def __post_init__(self) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from uni_dpo.data.dataset_info import check_named
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
-from uni_dpo.llamafactory.console import VERBOSE, readable
 from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo
+from uni_dpo.monitor.console import VERBOSE, readable
 from uni_dpo.settings.reading import FaultCollector, is_config, located, override, read_mapping
 from uni_dpo.settings.training import check_early, flags, help_lines
 
@@ -123,11 +123,11 @@ def _show(given: dict[str, Any] | list[str], run_exp: Callable[..., Any]) -> Non
     if os.environ.get(VERBOSE) or not isinstance(output, str):
         run_exp(given)
         return
-    from uni_dpo.llamafactory.progress import ProgressLines
+    from uni_dpo.llamafactory.run_context import progress_lines
 
     quiet = [*given, "--disable_tqdm", "true"] if isinstance(given, list) else {"disable_tqdm": True, **given}
     with readable(output) as file:
-        run_exp(quiet, callbacks=[ProgressLines()])
+        run_exp(quiet, callbacks=[progress_lines()])
     if first_process():
         print(f"{output}: finished; what LlamaFactory said is in {file}", file=sys.stderr)
 

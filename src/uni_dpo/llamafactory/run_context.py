@@ -8,6 +8,7 @@ from typing import Any
 
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
+from uni_dpo.monitor.progress import ProgressLines
 from uni_dpo.shared_prefix import ImageStore
 
 
@@ -48,6 +49,11 @@ _current: ContextVar[RunContext] = ContextVar("uni_dpo_run", default=_OWN)
 def current_run() -> RunContext:
     """Return the run that goes on now, or one of LlamaFactory's own."""
     return _current.get()
+
+
+def progress_lines() -> ProgressLines:
+    """Return what prints the lines of the run that goes on when they are printed."""
+    return ProgressLines(lambda: current_run().reference_beta, lambda: current_run().unit)
 
 
 @contextmanager

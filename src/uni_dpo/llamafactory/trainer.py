@@ -1,7 +1,5 @@
 """LlamaFactory's DPO trainer with the Uni-DPO objective in the one place where losses are made."""
 
-import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +9,18 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback
-from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import NUMBERS
-from uni_dpo.ledger.verdicts import ENOUGH, FALL
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
-from uni_dpo.llamafactory.console import VERBOSE
 from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
-from uni_dpo.llamafactory.ledger import LedgerCallback, RunPage, VerdictLines, open_ledger, write_run_card
+from uni_dpo.llamafactory.ledger import open_ledger
 from uni_dpo.llamafactory.pair_forward import PairForward
-from uni_dpo.llamafactory.progress import PairAverages, ProgressLines
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
-from uni_dpo.llamafactory.run_context import current_run
+from uni_dpo.llamafactory.run_context import current_run, progress_lines
 from uni_dpo.llamafactory.weighted_losses import METRICS, WeightedLosses
+from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
+from uni_dpo.monitor.progress import PairAverages
 from uni_dpo.objective import PairLogps
 from uni_dpo.trainer_mixins import (
     EndsTogether,
@@ -42,7 +35,9 @@ from uni_dpo.trainer_mixins import (
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 
-class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer):
+class LlamaFactoryUniDPOTrainer(
+    WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer
+):
     """Trains with `pref_loss: uni_dpo` or weighted losses; with any other loss it is LlamaFactory's trainer.
 
     `dpo_average_log_prob` is honoured for every loss where it is set.
@@ -60,12 +55,9 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         arguments = self.finetuning_args
         self.objective = WeightedLosses(arguments, self.accelerator) if arguments.is_ours else None
         self.averages = PairAverages(self.objective.metrics if self.objective else ())
-        self._drift = PairAverages(("drift",))
-        self._first_drift: float | None = None
         self._phase = "train"
-        self._split = "eval"
         self._scores: tuple[Tensor, Tensor] | None = None
-        self._seen: dict[str, Tensor | None] = {}
+        self._seen: Seen = {}
         self._reference: tuple[Tensor, Tensor] | None = None
         self.pair_forward = None
         if arguments.shares_prefix:
@@ -74,13 +66,18 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             )
         if self.pair_forward is not None:
             self.data_collator = self.pair_forward.collator(self.data_collator)
-        self._show_lines()
-        self.ledger = open_ledger(self) if run.keeps_ledger else None
-        if self.ledger is not None:
-            self.add_callback(LedgerCallback(self.ledger))
-            self.add_callback(RunPage(self.ledger))
-            if arguments.uni_dpo_verdict_steps > 0:
-                self.add_callback(VerdictLines(self.ledger, arguments.uni_dpo_verdict_steps))
+        if self.objective is not None:
+            self.show_lines(progress_lines())
+        self.watch(
+            Watch(
+                arguments,
+                run.record.get("evidence", {}),
+                averaged=arguments.averages_logps,
+                has_reference=arguments.use_ref_model,
+                logger=logger,
+            ),
+            open_ledger(self) if run.keeps_ledger else None,
+        )
         cache = run.reference_cache
         if cache is not None:
             self.data_collator = ReferenceCollator(self.data_collator, cache)
@@ -89,15 +86,6 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             else:
                 cache.fill(self)
                 self.ref_model = None
-
-    def _show_lines(self) -> None:
-        """With a loss of ours, print one line where transformers prints a dict; `--verbose` keeps the dict."""
-        if self.objective is None or os.environ.get(VERBOSE):
-            return
-        for kind in (ProgressCallback, PrinterCallback):
-            self.remove_callback(kind)
-        if not any(isinstance(callback, ProgressLines) for callback in self.callback_handler.callbacks):
-            self.add_callback(ProgressLines())
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Draw question by question where it is asked for, else as LlamaFactory does."""
@@ -159,53 +147,10 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
         self._seen = {}
         keys = take_keys(batch)
         result = super().get_batch_loss_metrics(model, batch, train_eval)
-        if self.ledger is not None and keys is not None:
-            self._record(keys)
-        if self.finetuning_args.stop_on == "collapse" and train_eval == "train":
-            self._drift.add("train", {"drift": self._drift_per_token()})
-        return result
-
-    def _drift_per_token(self) -> Tensor:
-        """How far the chosen answers of a batch are from the reference, or from 0 without one, in nats per token."""
-        chosen, reference, tokens = (self._seen.get(n) for n in (NUMBERS[0], NUMBERS[2], "tokens_chosen"))
-        assert chosen is not None
-        assert tokens is not None
-        drift = chosen.detach() if reference is None else chosen.detach() - reference
-        return drift if self.finetuning_args.averages_logps else drift / tokens
-
-    def _stop_where_chosen_answers_fall(self) -> None:
-        """See `stop_on`; every process decides the same.
-
-        Raises:
-            UniDPOError: names the last checkpoint, which is from before the fall.
-        """
-        drift = self._drift.take("train", self.accelerator).get("drift")
-        if drift is None:
-            return
-        if self._first_drift is None:
-            self._first_drift = 0.0 if self.finetuning_args.use_ref_model else drift
-        lost, step = self._first_drift - drift, self.state.global_step
-        if lost <= FALL or step < ENOUGH:
-            return
-        checkpoint = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written before"
-        raise UniDPOError(
-            f"stop_on: collapse: at step {step} chosen answers have lost {lost:.2f} nats per token; {kept}. Raise "
-            "uni_dpo_nll_lambda or lower learning_rate, and train again"
-        )
-
-    def _record(self, keys: Tensor) -> None:
-        """Put the pairs of a batch into the ledger; an auxiliary loss has been added to theirs by now."""
-        assert self.ledger is not None
+        # An auxiliary loss has been added to those of the pairs by now.
         scores = zip(("score_chosen", "score_rejected"), self._scores or (), strict=False)
-        trains, passes = self._phase == "train", self.state.epoch or 0.0
-        self.ledger.add(
-            "train" if trains else self._split,
-            self.state.global_step + trains,
-            math.floor(passes) + 1 if trains else max(1, math.ceil(passes)),
-            keys,
-            {**self._seen, **dict(scores)},
-        )
+        self.note_pairs(train_eval, keys, {**self._seen, **dict(scores)})
+        return result
 
     def compute_reference_log_probs(self, model: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
         """Return what the batch brought from the reference cache, or else what the reference model makes of it now."""
@@ -241,34 +186,8 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
         )
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what the ledger holds reaches the disk however that ends."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            if self.ledger is not None:
-                self.ledger.flush()
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one dataset; an earlier evaluation at the same step makes room in the ledger."""
-        self._split = str(kwargs.get("metric_key_prefix", "eval"))
-        if self.ledger is not None:
-            self.ledger.forget(self._split, self.state.global_step)
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.ledger is not None and not self.is_in_train:
-            self.ledger.flush()
-        return output
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write transformers' card, and ours in its place where there is a ledger."""
-        super().create_model_card(*args, **kwargs)
-        if self.ledger is not None and self.is_world_process_zero():
-            write_run_card(self.args.output_dir)
-
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save; the ledger first, since a run that resumes from here does not do these steps again."""
-        if self.ledger is not None:
-            self.ledger.flush()
+        """Save, with what a loss remembers."""
         super()._save_checkpoint(*args, **kwargs)
         if self.objective is not None and self.args.should_save:
             self.objective.save(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
@@ -312,8 +231,6 @@ class LlamaFactoryUniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPu
             averages = self.averages.take(phase, self.accelerator)
             logs.update({prefix + name: value for name, value in averages.items()})
         super().log(logs, *args, **kwargs)
-        if self.finetuning_args.stop_on == "collapse" and "loss" in logs:
-            self._stop_where_chosen_answers_fall()
 
 
 def _detached(logps: PairLogps) -> dict[str, Tensor]:

@@ -17,13 +17,13 @@ from trl import DPOTrainer
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import media_places, pairs_to_train
-from uni_dpo.llamafactory.ledger import write_run_card
 from uni_dpo.llamafactory.processor import media_token_ids
 from uni_dpo.llamafactory.record import run_record
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
 from uni_dpo.llamafactory.weighted_losses import METRICS
+from uni_dpo.monitor.callbacks import write_run_card
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 
@@ -56,7 +56,7 @@ def run_dpo(
     if run.needs_scores and training_args.do_train and finetuning_args.plot_loss and training_args.process_index == 0:
         plot_loss(training_args.output_dir, keys=list(METRICS))
     if run.keeps_ledger and training_args.do_train and training_args.process_index == 0:
-        write_run_card(training_args.output_dir)
+        write_run_card(training_args.output_dir, logger)
 
 
 def _context(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> RunContext:

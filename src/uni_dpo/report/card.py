@@ -73,7 +73,7 @@ def _head(output: Path, record: dict[str, Any]) -> dict[str, Any]:
     head: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text" if sees_images(output) else "text-generation",
-        "tags": ["uni-dpo", "dpo", "preference-optimization", "llama-factory"],
+        "tags": ["uni-dpo", "dpo", "preference-optimization", record.get("library", "llama-factory")],
     }
     base = str(record.get("model", ""))
     if base and not Path(base).exists():

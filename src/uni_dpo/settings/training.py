@@ -31,7 +31,7 @@ LOGGERS = {
     "dvclive": ("dvclive",),
 }
 """`report_to` → the Python packages of which one must be there."""
-OBJECTIVE = ("ObjectiveArguments", "UniDPOFinetuningArguments")
+OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
 
 

@@ -1,4 +1,4 @@
-"""Where LlamaFactory's words go: what a person needs to the terminal, all of it to a file in the output folder."""
+"""Where the words of libraries go: what a person needs to the terminal, all of it to a file in the output folder."""
 
 import io
 import logging
@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-OURS = "llamafactory.uni_dpo"
-"""Loggers of this package, below LlamaFactory's own."""
+OURS = ("llamafactory.uni_dpo", "transformers.uni_dpo")
+"""Loggers of this package, below those of the libraries that show them."""
 LIBRARIES = ("llamafactory", "transformers", "accelerate", "datasets", "DeepSpeed", "peft", "trl")
 VERBOSE = "UNI_DPO_VERBOSE"
 """Environment variable by which `--verbose` reaches the processes of a run."""

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,13 +11,20 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from uni_dpo.llamafactory.run_context import current_run
-
 
 class ProgressLines(TrainerCallback):
-    """Prints one line per logging step and per evaluation; a bar below them where a person looks on."""
+    """Prints one line per logging step and per evaluation; a bar below them where a person looks on.
 
-    def __init__(self) -> None:
+    Args:
+        reference_beta: β where the logged rewards are β times what the policy gained on a reference, else None; asked
+            for when a line is made, as is `unit`.
+        unit: what a batch is counted in.
+    """
+
+    def __init__(
+        self, reference_beta: Callable[[], float | None] = lambda: None, unit: Callable[[], str] = lambda: "pairs"
+    ) -> None:
+        self._reference_beta, self._unit = reference_beta, unit
         self._bar: tqdm[Any] | None = None
         self._first: float | None = None
         self._begun = self._last = (0, 0.0)
@@ -60,7 +67,7 @@ class ProgressLines(TrainerCallback):
 
     def _drift(self, logs: Mapping[str, Any]) -> float | None:
         """How far the chosen answers are from the reference or, without one, from the first line, in nats."""
-        chosen, beta = logs.get("logps/chosen"), current_run().reference_beta
+        chosen, beta = logs.get("logps/chosen"), self._reference_beta()
         if chosen is None:
             return None
         if beta is not None and "rewards/chosen" in logs:
@@ -73,7 +80,7 @@ class ProgressLines(TrainerCallback):
         self._last = (state.global_step, now)
         done, left = state.global_step - self._begun[0], state.max_steps - state.global_step
         pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * (state.global_step - step)
-        pace = f"  {pairs / (now - before):.3g} {current_run().unit}/s" if now > before else ""
+        pace = f"  {pairs / (now - before):.3g} {self._unit()}/s" if now > before else ""
         return f"{pace}  {clock((now - self._begun[1]) / done * left)} left" if done else pace
 
 

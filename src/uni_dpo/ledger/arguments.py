@@ -1,0 +1,32 @@
+"""What users may set about the ledger of a training and what is read from it; the same for every trainer."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class LedgerArguments:
+    """The settings under the names that a trainer's arguments give them."""
+
+    uni_dpo_ledger: bool = field(
+        default=True,
+        metadata={
+            "help": (
+                "Record what training and evaluation do to every pair, whatever the preference loss, in "
+                "OUTPUT/uni_dpo/pairs.parquet (docs/report.md)."
+            )
+        },
+    )
+    uni_dpo_verdict_steps: int = field(
+        default=100,
+        metadata={"help": "Say every so many steps what the numbers of the run mean and what to set (0: never)."},
+    )
+    stop_on: Literal["nothing", "collapse"] = field(
+        default="nothing",
+        metadata={
+            "help": (
+                "collapse ends a run whose chosen answers lost more than 0.3 nats per token, before the next "
+                "checkpoint is written, so that the last good one stays."
+            )
+        },
+    )

@@ -1,0 +1,1 @@
+"""What is kept and said of a training of pairs while it runs, whichever library trains."""

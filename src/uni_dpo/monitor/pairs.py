@@ -1,0 +1,182 @@
+"""What a trainer of pairs keeps and says of its run: a row for every pair, a page, verdicts, when to stop."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PrinterCallback, Trainer
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.arguments import LedgerArguments
+from uni_dpo.ledger.verdicts import ENOUGH, FALL
+from uni_dpo.ledger.writing import PairLedger
+from uni_dpo.monitor.callbacks import LedgerCallback, RunPage, VerdictLines, write_run_card
+from uni_dpo.monitor.console import VERBOSE
+from uni_dpo.monitor.pace import Pace
+from uni_dpo.monitor.progress import PairAverages, ProgressLines
+
+Seen = dict[str, Tensor | None]
+"""Numbers of the pairs of a batch by their names in `ledger.columns.NUMBERS`, (pairs,) each."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a run is watched.
+
+    Attributes:
+        settings: as the user has set them.
+        evidence: the settings that verdicts rest on; see `Evidence`.
+        averaged: whether the loss takes log-probabilities averaged over tokens.
+        has_reference: whether there is a reference to compare with.
+        logger: where it is said.
+    """
+
+    settings: LedgerArguments
+    evidence: Mapping[str, Any]
+    averaged: bool
+    has_reference: bool
+    logger: logging.Logger
+
+
+class WatchesPairs(Trainer):
+    """A trainer that records its pairs. A subclass calls `watch` once it is made, and `note_pairs` with each batch."""
+
+    ledger: PairLedger | None = None
+    _watch: Watch | None = None
+    _split = "eval"
+
+    def watch(self, watch: Watch, ledger: PairLedger | None) -> None:
+        """Keep a ledger from now on, and say and do what the settings ask for.
+
+        Args:
+            watch: how.
+            ledger: where rows go; None where none is kept.
+        """
+        self._watch, self.ledger = watch, ledger
+        self._pace, self._drift = Pace(), PairAverages(("drift",))
+        self._first_drift: float | None = None
+        if ledger is None:
+            return
+        self.add_callback(LedgerCallback(ledger))
+        self.add_callback(RunPage(ledger, watch.logger))
+        if (steps := watch.settings.uni_dpo_verdict_steps) > 0:
+            self.add_callback(VerdictLines(ledger, watch.evidence, steps, watch.logger))
+
+    def show_lines(self, lines: ProgressLines) -> None:
+        """Print a line where transformers prints a dict; `--verbose` keeps the dict."""
+        if os.environ.get(VERBOSE):
+            return
+        for kind in (ProgressCallback, PrinterCallback):
+            self.remove_callback(kind)
+        if not any(isinstance(callback, ProgressLines) for callback in self.callback_handler.callbacks):
+            self.add_callback(lines)
+
+    def note_pairs(self, phase: str, keys: Tensor | None, seen: Seen) -> None:
+        """Put the pairs of a batch into the ledger, and see whether their chosen answers fall.
+
+        Args:
+            phase: `train` or `eval`.
+            keys: what the ledger knows the pairs by, int64 (pairs,); None where the batch carries none.
+            seen: their numbers.
+        """
+        trains, passes = phase == "train", self.state.epoch or 0.0
+        if self.ledger is not None and keys is not None:
+            self.ledger.add(
+                "train" if trains else self._split,
+                self.state.global_step + trains,
+                math.floor(passes) + 1 if trains else max(1, math.ceil(passes)),
+                keys,
+                seen,
+            )
+            chosen, rejected = seen.get("tokens_chosen"), seen.get("tokens_rejected")
+            if trains and chosen is not None and rejected is not None:
+                self._pace.add(len(keys), chosen + rejected)
+        if trains and self._stops_on_collapse:
+            self._drift.add("train", {"drift": self._drift_per_token(seen)})
+
+    @property
+    def _stops_on_collapse(self) -> bool:
+        return self._watch is not None and self._watch.settings.stop_on == "collapse"
+
+    def _drift_per_token(self, seen: Seen) -> Tensor:
+        """How far the chosen answers of a batch are from the reference, or from 0 without one, in nats per token."""
+        chosen, reference, tokens = (seen.get(n) for n in ("policy_chosen", "reference_chosen", "tokens_chosen"))
+        assert self._watch is not None
+        assert chosen is not None
+        assert tokens is not None
+        drift = chosen.detach() if reference is None else chosen.detach() - reference
+        return drift if self._watch.averaged else drift / tokens
+
+    def _stop_where_chosen_answers_fall(self) -> None:
+        """See `stop_on`; every process decides the same.
+
+        Raises:
+            UniDPOError: names the last checkpoint, which is from before the fall.
+        """
+        assert self._watch is not None
+        drift = self._drift.take("train", self.accelerator).get("drift")
+        if drift is None:
+            return
+        if self._first_drift is None:
+            self._first_drift = 0.0 if self._watch.has_reference else drift
+        lost, step = self._first_drift - drift, self.state.global_step
+        if lost <= FALL or step < ENOUGH:
+            return
+        checkpoint = get_last_checkpoint(self.args.output_dir) if Path(self.args.output_dir).is_dir() else None
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written before"
+        raise UniDPOError(
+            f"stop_on: collapse: at step {step} chosen answers have lost {lost:.2f} nats per token; {kept}. Raise "
+            "uni_dpo_nll_lambda or lower learning_rate, and train again"
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the pace of the training beside the metrics; then stop where `stop_on` says so."""
+        if "loss" in logs and self.ledger is not None:
+            logs.update(self._pace.take(self.accelerator))
+        super().log(logs, *args, **kwargs)
+        if "loss" in logs and self._stops_on_collapse:
+            self._stop_where_chosen_answers_fall()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what the ledger holds reaches the disk however that ends."""
+        if self.ledger is not None:
+            self._pace.begin()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.ledger is not None:
+                self.ledger.flush()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one dataset; an earlier evaluation at the same step makes room in the ledger."""
+        self._split = str(kwargs.get("metric_key_prefix", "eval"))
+        if self.ledger is None:
+            return super().evaluation_loop(*args, **kwargs)
+        self.ledger.forget(self._split, self.state.global_step)
+        with self._pace.paused():
+            output = super().evaluation_loop(*args, **kwargs)
+        if not self.is_in_train:
+            self.ledger.flush()
+        return output
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the library's card, and ours in its place where there is a ledger."""
+        super().create_model_card(*args, **kwargs)
+        if self._watch is not None and self.ledger is not None and self.is_world_process_zero():
+            write_run_card(str(self.args.output_dir), self._watch.logger)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save; the ledger first, since a run that resumes from here does not do these steps again."""
+        if self.ledger is None:
+            super()._save_checkpoint(*args, **kwargs)
+            return
+        with self._pace.paused():
+            self.ledger.flush()
+            super()._save_checkpoint(*args, **kwargs)
