@@ -95,7 +95,7 @@ def test_without_a_ledger_nothing_is_written_and_every_number_is_the_same(
 ) -> None:
     with_one = train(pref_loss=loss, output_dir=str(tmp_path / "with"))
     without = train(pref_loss=loss, output_dir=str(tmp_path / "without"), uni_dpo_ledger=False)
-    timed = ("runtime", "per_second")
+    timed = ("runtime", "per_second", "memory_gib")
     with_one, without = (
         [{k: v for k, v in line.items() if not k.endswith(timed)} for line in log] for log in (with_one, without)
     )

@@ -49,7 +49,7 @@ def trl_dpo(context: typer.Context) -> None:
     """Train with TRL: CONFIG.yaml [key=value …], or the flags of `trl dpo`. The loss is uni_dpo unless set."""
     from uni_dpo.settings.training import check_trl
 
-    check_trl(context.args)
+    check_trl([argument for argument in context.args if argument != "--verbose"])
     from uni_dpo.trl.launch import train
 
     train(context.args)

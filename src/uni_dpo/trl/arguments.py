@@ -6,6 +6,7 @@ from typing import Any
 from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.arguments import LedgerArguments
 from uni_dpo.objective import ObjectiveArguments
 from uni_dpo.objective import UniDPOConfig as Objective
 from uni_dpo.settings.options import check_ranges
@@ -14,7 +15,7 @@ UNI_DPO = "uni_dpo"
 
 
 @dataclass
-class TRLUniDPOConfig(ObjectiveArguments, DPOConfig):
+class TRLUniDPOConfig(ObjectiveArguments, LedgerArguments, DPOConfig):
     """TRL's settings with the loss `uni_dpo`, which is the default, and what belongs to it.
 
     `None` stands for "not set" where the default depends on the loss.
@@ -57,6 +58,11 @@ class TRLUniDPOConfig(ObjectiveArguments, DPOConfig):
     def uses_uni_dpo(self) -> bool:
         """Whether this run trains or evaluates with the Uni-DPO loss."""
         return UNI_DPO in ([self.loss_type] if isinstance(self.loss_type, str) else self.loss_type)
+
+    @property
+    def averages_logps(self) -> bool:
+        """Whether the loss takes log-probabilities averaged over an answer's tokens."""
+        return self.uses_uni_dpo and self.average_log_prob
 
     def objective(self) -> Objective:
         """Return the objective's hyperparameters as they were set."""

@@ -72,7 +72,7 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
     if not hasattr(dataset, "num_rows"):
         return
     for column in columns:
-        faults = [(row, value) for row, value in enumerate(dataset[column]) if not _is_score(value)]
+        faults = [(row, value) for row, value in enumerate(dataset[column]) if not is_score(value)]
         if faults:
             row, value = faults[0]
             raise UniDPOError(
@@ -128,13 +128,14 @@ def batch_scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str]
     scores = {}
     for name, column in zip(SCORES, columns, strict=True):
         values = [example[column] for example in examples]
-        if not all(map(_is_score, values)):  # rows of a stream come unchecked
+        if not all(map(is_score, values)):  # rows of a stream come unchecked
             raise UniDPOError(f"{column}: {values} are not all finite numbers; fix or remove these rows")
         scores[name] = torch.tensor(values, dtype=torch.float32)
     return scores
 
 
-def _is_score(value: object) -> bool:
+def is_score(value: object) -> bool:
+    """Tell whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -3,6 +3,7 @@
 On several GPUs: `accelerate launch -m uni_dpo.trl.launch ARGUMENTS`.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,14 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
+from uni_dpo.monitor.callbacks import write_run_card
+from uni_dpo.monitor.console import VERBOSE, readable
+from uni_dpo.monitor.record import changed_settings
 from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import process_group, refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import as_messages, check_images, check_scores
+from uni_dpo.trl.ledger import logger
 from uni_dpo.trl.trainer import UniDPOTrainer
 
 TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
@@ -37,24 +42,27 @@ def train(arguments: Sequence[str]) -> None:
     Args:
         arguments: CONFIG.yaml and `key=value`, or TRL's flags and those of `TRLUniDPOConfig`, for which
             `--config FILE.yaml` gives defaults. The dataset may also be a file, or a folder that `save_to_disk` wrote.
+            `--verbose` among them shows everything that TRL says, which otherwise goes to `OUTPUT/uni_dpo/train.log`.
 
     Raises:
         UniDPOError: an argument or the data cannot be used; no model has been loaded by then.
     """
-    script, settings, model_settings, mixture = parse(arguments)
+    if "--verbose" in arguments:
+        os.environ[VERBOSE] = "1"
+    groups = parse([argument for argument in arguments if argument != "--verbose"])
+    output = str(groups[1].output_dir)
+    with readable(output) as file:
+        _train(*groups)
+    if not os.environ.get(VERBOSE) and PartialState().is_main_process:
+        print(f"{output}: finished; what TRL said is in {file}", file=sys.stderr)
+
+
+def _train(script: Any, settings: TRLUniDPOConfig, model_settings: Any, mixture: Any) -> None:
     if not model_settings.model_name_or_path:
         raise UniDPOError("model_name_or_path: name a checkpoint")
     if model_settings.attn_implementation == "flash_attention_2":
         refuse_broken_flash_attention()
-    data = _load_data(script, mixture)
-    splits = {"train": _split(data, script.dataset_train_split)}
-    if settings.eval_strategy != "no":
-        splits["eval"] = _split(data, script.dataset_test_split)
-    if settings.uses_uni_dpo:
-        for name, split in splits.items():
-            check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)
-    for name, split in splits.items():
-        check_images(split, name)
+    splits = _checked_splits(script, settings, mixture)
     checkpoint = find_checkpoint(model_settings.model_name_or_path, revision=model_settings.model_revision)
     trusted = any(getattr(part, "trust_remote_code", False) for part in (settings, model_settings))
     processor = load_processor(checkpoint, trust_remote_code=trusted)
@@ -66,6 +74,7 @@ def train(arguments: Sequence[str]) -> None:
         eval_dataset=splits.get("eval"),
         processing_class=processor,
         peft_config=get_peft_config(model_settings),
+        about={"datasets": _names(script, splits), "changed": changed_settings(script, model_settings)},
     )
     trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
     trainer.save_state()
@@ -74,8 +83,33 @@ def train(arguments: Sequence[str]) -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.save_model(settings.output_dir)
+    if trainer.ledger is not None and trainer.is_world_process_zero():
+        write_run_card(settings.output_dir, logger)
     if settings.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+
+
+def _checked_splits(script: Any, settings: TRLUniDPOConfig, mixture: Any) -> dict[str, Any]:
+    """The data to train on and those to evaluate on, whose scores and images can be used."""
+    data = _load_data(script, mixture)
+    splits = {"train": _split(data, script.dataset_train_split)}
+    if settings.eval_strategy != "no":
+        splits["eval"] = _split(data, script.dataset_test_split)
+    if settings.uses_uni_dpo:
+        for name, split in splits.items():
+            check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)
+    for name, split in splits.items():
+        check_images(split, name)
+    return splits
+
+
+def _names(script: Any, splits: Mapping[str, Any]) -> dict[str, str]:
+    """What the rows of each split are called: by their file, or by dataset and split."""
+    if not script.dataset_name:
+        return {}
+    path = Path(script.dataset_name)
+    taken = {"train": script.dataset_train_split, "eval": script.dataset_test_split}
+    return {name: path.name if path.suffix in TABLES else f"{path.name}/{taken[name]}" for name in splits}
 
 
 def parse(arguments: Sequence[str]) -> tuple[Any, TRLUniDPOConfig, Any, Any]:

@@ -3,6 +3,7 @@
 Which of this folder's two files knows the TRL that is installed is found here.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,10 +11,15 @@ from trl.trainer import dpo_trainer
 from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.texts import KEY
+from uni_dpo.monitor.opening import open_ledger
+from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
+from uni_dpo.monitor.progress import ProgressLines
 from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
 from uni_dpo.trainer_mixins import EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, refuse_not_a_number
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import SCORES, check_scores
+from uni_dpo.trl.ledger import NamedRows, logger, name_rows, run_record
 
 if hasattr(dpo_trainer, "add_fused_lm_head"):
     from uni_dpo.trl.version_1 import FusedPairTrainer as PairTrainer
@@ -27,7 +33,7 @@ else:
 __all__ = ["SeeingSampler", "UniDPOTrainer"]
 
 
-class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, PairTrainer):
+class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, PairTrainer):
     """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
 
     Vision data go through the model's own processor when a batch is made, so that every family whose processor
@@ -37,6 +43,8 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
     Args:
         model, ref_model, train_dataset, …: as TRL's `DPOTrainer` takes them.
         args: a `TRLUniDPOConfig`; the published settings when None.
+        about: what the page of the run says beside the settings: `datasets` (`train` and `eval` → a name, by which the
+            ledger calls their rows too) and `changed` (further settings and their values).
 
     Raises:
         UniDPOError: the loss is `uni_dpo`, and a dataset has no scores or some that are no numbers.
@@ -48,6 +56,7 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         ref_model: Any = None,
         args: DPOConfig | None = None,
         data_collator: Any = None,
+        about: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -56,10 +65,39 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         self.objective = args.objective() if isinstance(args, TRLUniDPOConfig) and args.uses_uni_dpo else None
         self.columns = (args.score_chosen_column, args.score_rejected_column) if self.objective else None
         self._terms: dict[str, Tensor] = {}
+        self._seen: Seen = {}
         if self.columns is not None:
             for name, dataset in _named(kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
                 check_scores(dataset, self.columns, name)
+        rows: list[NamedRows] = []
+        if isinstance(args, TRLUniDPOConfig) and args.uni_dpo_ledger and data_collator is None:
+            rows = name_rows(kwargs, (args.score_chosen_column, args.score_rejected_column), about or {})
+            if rows and all(found.has_scores() for found in rows):  # the ledger has them for every loss
+                self.columns = (args.score_chosen_column, args.score_rejected_column)
         super().__init__(model, ref_model, args, data_collator, **kwargs)
+        if isinstance(args, TRLUniDPOConfig):
+            self._begin_to_watch(args, rows, run_record(args, model, about or {}, self.averaged_losses))
+
+    def _begin_to_watch(self, args: TRLUniDPOConfig, rows: list[NamedRows], record: dict[str, Any]) -> None:
+        if args.uni_dpo_ledger and not rows and self.is_world_process_zero():
+            logger.warning("uni_dpo_ledger: no ledger is kept, because the data collator is not this trainer's own")
+        self.show_lines(ProgressLines(lambda: args.beta))
+        evidence = record["evidence"]
+        watch = Watch(args, evidence, evidence["averaged"], evidence["has_reference"], logger)
+        self.watch(watch, open_ledger(args, rows, record) if rows else None)
+
+    def take_keys(self, batch: dict[str, Any]) -> Tensor | None:
+        """Remove from a batch what the ledger knows its pairs by, and return it, int64 (pairs,)."""
+        self._seen = {}
+        return batch.pop(KEY, None)
+
+    def see(self, **numbers: Tensor | None) -> None:
+        """Keep numbers of the pairs of a batch for the ledger, by their names in `ledger.columns.NUMBERS`."""
+        self._seen |= {name: None if value is None else value.detach() for name, value in numbers.items()}
+
+    def note_seen(self, phase: str, keys: Tensor | None) -> None:
+        """Put what was seen of a batch into the ledger; see `note_pairs`."""
+        self.note_pairs(phase, keys, self._seen)
 
     def scores_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the scores of a batch, (pairs,) each.
@@ -82,6 +120,12 @@ class UniDPOTrainer(EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames
         score_chosen, score_rejected = score_chosen.to(device), score_rejected.to(device)
         found: UniDPOLoss = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
         refuse_not_a_number(found.losses.detach().mean(), self.state.global_step)
+        self.see(
+            loss=found.losses.detach(),
+            w_qual=found.quality_weight,
+            w_perf=found.performance_weight,
+            nll_active=found.nll_active,
+        )
         self._terms = {
             "uni_dpo/w_qual": found.quality_weight,
             "uni_dpo/w_perf": found.performance_weight,

@@ -15,10 +15,12 @@ from transformers import ProcessorMixin
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.texts import KEY
 from uni_dpo.objective import PairLogps
 from uni_dpo.shared_prefix import image_token_id, unwrapped
 from uni_dpo.trainer_mixins import REFERENCE_ADAPTER, add_reference_adapter
-from uni_dpo.trl.data import batch_scores, opened
+from uni_dpo.trl.data import SCORES, batch_scores, opened
+from uni_dpo.trl.ledger import batch_keys
 
 GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL 0.24 does not know of."""
@@ -30,8 +32,12 @@ PASSED_ON = ("ref_chosen_logps", "ref_rejected_logps")
 class ConcatenatedPairTrainer(DPOTrainer):
     """TRL 0.24's trainer, asking `pair_losses` for the loss, with images of any shape.
 
-    A subclass has `objective`, None for TRL's own losses, `columns` and `pair_losses`.
+    A subclass has `objective`, None for TRL's own losses, `columns` and `pair_losses`; and for the ledger `take_keys`,
+    `see` and `note_seen`.
     """
+
+    averaged_losses = ("ipo",)
+    """TRL's losses that take log-probabilities averaged over an answer's tokens."""
 
     def __init__(self, model: Any, ref_model: Any, args: Any, data_collator: Any, **kwargs: Any) -> None:
         self._scores: tuple[Tensor, Tensor] | None = None
@@ -86,7 +92,7 @@ class ConcatenatedPairTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = {*(self.columns or ()), "prompt", "images"}
+        ours = {*(self.columns or ()), "prompt", "images", KEY}
         self._signature_columns += sorted(ours.difference(self._signature_columns))
 
     def concatenated_forward(self, model: Any, batch: dict[str, Any], is_ref_model: bool = False) -> dict[str, Tensor]:
@@ -104,10 +110,16 @@ class ConcatenatedPairTrainer(DPOTrainer):
         self, model: Any, batch: dict[str, Any], train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, float]]:
         """Return loss and metrics of one batch, with the objective's terms among them."""
-        if self.objective is None:
-            return super().get_batch_loss_metrics(model, batch, train_eval)
-        self._scores = self.scores_in(batch)
+        batch = dict(batch)
+        keys = self.take_keys(batch)
+        if self.objective is not None:
+            self._scores = self.scores_in(batch)
+        self.see(**{name: batch[name] for name in SCORES if name in batch})
         loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
+        self.see(**{f"tokens_{side}": self._answer_lengths(batch, side) for side in ("chosen", "rejected")})
+        self.note_seen(train_eval, keys)
+        if self.objective is None:
+            return loss, metrics
         prefix = "eval_" if train_eval == "eval" else ""
         return loss, metrics | {f"{prefix}{name}": value for name, value in self.logged_terms().items()}
 
@@ -121,17 +133,25 @@ class ConcatenatedPairTrainer(DPOTrainer):
         model_output: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
-        if self.objective is None or self._scores is None:
-            return super().dpo_loss(
-                chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, loss_type, model_output
-            )
         device = chosen_logps.device
         logps = PairLogps(chosen_logps, rejected_logps, ref_chosen_logps.to(device), ref_rejected_logps.to(device))
+        self.see(**vars(logps))
+        if self.objective is None or self._scores is None:
+            found = super().dpo_loss(
+                chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, loss_type, model_output
+            )
+            self.see(loss=found[0] if self._is_the_loss_of_pairs(found[0], chosen_logps) else None)
+            return found
         return (
             self.pair_losses(logps, *self._scores),
             self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
             self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
         )
+
+    def _is_the_loss_of_pairs(self, losses: Tensor, logps: Tensor) -> bool:
+        """Whether TRL trains on these losses as they are, one per pair: nothing is mixed, weighed or added."""
+        plain = len(self.loss_type) == 1 and self.args.rpo_alpha is None and not self.use_weighting
+        return plain and not self.aux_loss_enabled and losses.shape == logps.shape
 
     def _answer_lengths(self, batch: dict[str, Any], side: str) -> Tensor:
         """Scored tokens of each answer, (pairs,): those that TRL's cut at `max_length` leaves."""
@@ -157,7 +177,7 @@ class ScoredTextPairCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows that TRL has tokenized."""
         batch = DataCollatorForPreference(pad_token_id=self.pad_token_id)(list(examples))
-        return {**batch, **batch_scores(examples, self.columns)}
+        return {**batch, **batch_scores(examples, self.columns), **batch_keys(examples)}
 
 
 @dataclass
@@ -206,7 +226,7 @@ class ScoredVisionPairCollator:
         for name in PASSED_ON:
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
-        return {**batch, **inputs, **batch_scores(examples, self.columns)}
+        return {**batch, **inputs, **batch_scores(examples, self.columns), **batch_keys(examples)}
 
 
 class TypedSampler:

@@ -17,8 +17,10 @@ from trl.data_utils import is_conversational
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVisionPreference, DPOTrainer
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.texts import KEY
 from uni_dpo.objective import PairLogps
 from uni_dpo.trl.data import SCORES, batch_scores, opened
+from uni_dpo.trl.ledger import batch_keys
 
 ROW = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
 """What TRL's vision collator reads of a row, beside its images."""
@@ -27,8 +29,12 @@ ROW = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
 class FusedPairTrainer(DPOTrainer):
     """TRL 1.x's trainer, asking `pair_losses` for the loss.
 
-    A subclass has `objective`, None for TRL's own losses, `columns`, `scores_in`, `pair_losses` and `logged_terms`.
+    A subclass has `objective`, None for TRL's own losses, `columns`, `scores_in`, `pair_losses` and `logged_terms`; and
+    for the ledger `take_keys`, `see` and `note_seen`.
     """
+
+    averaged_losses = ()
+    """TRL's losses that take log-probabilities averaged over an answer's tokens; `ipo` averages later."""
 
     def __init__(self, model: Any, ref_model: Any, args: Any, data_collator: Any, **kwargs: Any) -> None:
         if ref_model is None and _is_whole(model, args, kwargs):
@@ -58,28 +64,35 @@ class FusedPairTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self.columns or () if name not in self._signature_columns]
+        ours = (*(self.columns or ()), KEY)
+        self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        if self.objective is None:
-            return super()._compute_loss(model, inputs, return_outputs)
-        scores = self.scores_in(inputs)
+        inputs = dict(inputs)
+        keys = self.take_keys(inputs)
+        scores = self.scores_in(inputs) if self.objective is not None else ()
+        self.see(**{name: inputs[name] for name in SCORES if name in inputs})
         inputs = {name: value for name, value in inputs.items() if name not in SCORES}
         with self._answer_logps(inputs["completion_mask"]) as found:
-            # Forward passes and metrics; of no loss, for there are no loss types.
+            # Forward passes and metrics; for the objective of no loss, since there are no loss types.
             loss, outputs = _pair(super()._compute_loss(model, inputs, return_outputs))
         reference = found[1].chunk(2) if len(found) > 1 else (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
-        loss = loss + self.pair_losses(PairLogps(*found[0].chunk(2), *reference), *scores).mean()
+        logps = PairLogps(*found[0].chunk(2), *reference)
         mode = "train" if self.model.training else "eval"
-        for name, value in self.logged_terms().items():
-            self._metrics[mode][name].append(value)
+        if self.objective is not None:
+            loss = loss + self.pair_losses(logps, *scores).mean()
+            for name, value in self.logged_terms().items():
+                self._metrics[mode][name].append(value)
+        lengths = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
+        self.see(**vars(logps), **dict(zip(("tokens_chosen", "tokens_rejected"), lengths, strict=True)))
+        self.note_seen(mode, keys)
         return (loss, outputs) if return_outputs else loss
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Return the reference's log-probabilities of a batch, as `_compute_loss` takes them."""
+        inputs = {name: value for name, value in inputs.items() if name not in (*SCORES, KEY)}
         if self.objective is None:
             return super().compute_ref_log_probs(model, inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in SCORES}
         with self._answer_logps(inputs["completion_mask"]):
             return super().compute_ref_log_probs(model, inputs)
 
@@ -96,13 +109,15 @@ class FusedPairTrainer(DPOTrainer):
             A list that grows by (2 · pairs,) with each pass, the policy's first.
         """
         mask = mask[:, 1:]
-        lengths = mask.sum(1, keepdim=True).clamp(min=1) if self.args.average_log_prob else 1
+        averaged = self.objective is not None and self.args.average_log_prob
+        lengths = mask.sum(1, keepdim=True).clamp(min=1) if averaged else None
         weights = _shared_weights(mask, self.ld_alpha)
         found: list[Tensor] = []
 
         def gather(module: Any, arguments: Any, output: Any) -> None:
             if getattr(output, "log_probs", None) is not None:
-                output.log_probs = output.log_probs / lengths
+                if lengths is not None:
+                    output.log_probs = output.log_probs / lengths
                 found.append((output.log_probs[:, -mask.shape[1] :] * weights).sum(1))
 
         models = [model for model in (self.model, self.ref_model) if model is not None]
@@ -126,7 +141,7 @@ class JoinedTextPairCollator(DataCollatorForPreference):
 
     def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows that TRL has tokenized."""
-        return {**super().torch_call(list(examples)), **batch_scores(examples, self.columns)}
+        return {**super().torch_call(list(examples)), **batch_scores(examples, self.columns), **batch_keys(examples)}
 
 
 @dataclass
@@ -152,7 +167,7 @@ class JoinedVisionPairCollator(DataCollatorForVisionPreference):
                 f"a prompt with its images has {self.max_length} tokens or more, and max_length is {self.max_length}: "
                 "raise it, set it to None, or make the images smaller"
             )
-        return {**batch, **batch_scores(examples, self.columns)}
+        return {**batch, **batch_scores(examples, self.columns), **batch_keys(examples)}
 
     def _row(self, example: Mapping[str, Any]) -> dict[str, Any]:
         row = {name: example[name] for name in ROW if example.get(name) is not None}
