@@ -19,6 +19,7 @@ from uni_dpo.ledger.verdicts import ENOUGH, FALL
 from uni_dpo.ledger.writing import PairLedger
 from uni_dpo.monitor.callbacks import LedgerCallback, RunPage, VerdictLines, write_run_card
 from uni_dpo.monitor.console import VERBOSE
+from uni_dpo.monitor.distributions import Distributions
 from uni_dpo.monitor.pace import Pace
 from uni_dpo.monitor.progress import PairAverages, ProgressLines
 
@@ -64,6 +65,8 @@ class WatchesPairs(Trainer):
         self._first_drift: float | None = None
         if ledger is None:
             return
+        self._distributions = Distributions(lambda: self.callback_handler.callbacks)
+        self.add_callback(self._distributions)
         self.add_callback(LedgerCallback(ledger))
         self.add_callback(RunPage(ledger, watch.logger))
         if (steps := watch.settings.uni_dpo_verdict_steps) > 0:
@@ -98,6 +101,8 @@ class WatchesPairs(Trainer):
             chosen, rejected = seen.get("tokens_chosen"), seen.get("tokens_rejected")
             if trains and chosen is not None and rejected is not None:
                 self._pace.add(len(keys), chosen + rejected)
+            if trains:
+                self._distributions.add(seen)
         if trains and self._stops_on_collapse:
             self._drift.add("train", {"drift": self._drift_per_token(seen)})
 

@@ -37,6 +37,7 @@ class NamedRows:
         keys = datasets.Dataset.from_dict({KEY: [row[KEY] for row in self.texts()]})
         return datasets.concatenate_datasets([self._rows, keys], axis=1)
 
+    @property
     def has_scores(self) -> bool:
         """Whether every row has both scores; False for a stream."""
         rows = self.texts()

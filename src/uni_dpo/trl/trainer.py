@@ -72,7 +72,7 @@ class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsBy
         rows: list[NamedRows] = []
         if isinstance(args, TRLUniDPOConfig) and args.uni_dpo_ledger and data_collator is None:
             rows = name_rows(kwargs, (args.score_chosen_column, args.score_rejected_column), about or {})
-            if rows and all(found.has_scores() for found in rows):  # the ledger has them for every loss
+            if rows and all(found.has_scores for found in rows):  # the ledger has them for every loss
                 self.columns = (args.score_chosen_column, args.score_rejected_column)
         super().__init__(model, ref_model, args, data_collator, **kwargs)
         if isinstance(args, TRLUniDPOConfig):
