@@ -65,7 +65,8 @@ def write_run(output: Path, count: int = 40, epochs: int = 3, *, seed: int = 0) 
             }  # fmt: skip
             ledger.add("train", step, epoch, keys[part], numbers)
     ledger.flush()
-    log = [{"step": at, "loss": 0.7 - 0.01 * at, "grad_norm": 1.0, "learning_rate": 1e-5, "rewards/accuracies": 0.9}
+    log = [{"step": at, "loss": 0.7 - 0.01 * at, "grad_norm": 1.0, "learning_rate": 1e-5, "rewards/accuracies": 0.9,
+            "pairs_per_second": 8.0 + at % 2, "tokens_per_second": 90.0, "memory_gib": 1.5}
            for at in range(1, step + 1)]  # fmt: skip
     (output / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": log}))
     record = {

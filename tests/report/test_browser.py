@@ -38,7 +38,8 @@ def test_a_page_draws_everything_without_an_error_or_a_request(browser: Any, run
     assert browser.complaints() == []
     assert browser.requests() == []
     assert browser.run("document.querySelectorAll('.verdicts li').length") >= 10
-    assert browser.run("document.querySelectorAll('#curves svg').length") >= 4
+    drawn = browser.run("[...document.querySelectorAll('#curves svg')].map((one) => one.getAttribute('aria-label'))")
+    assert {"loss", "gradient norm", "pairs per second", "answer tokens per second", "peak memory, GiB"} <= {*drawn}
     assert browser.run("document.querySelectorAll('canvas').length") == 1
     assert len(rows(browser)) > 5
     assert browser.run("document.querySelector('.row img').naturalWidth") > 0
@@ -152,3 +153,27 @@ def test_a_page_of_an_evaluation(browser: Any, tmp_path: Path) -> None:
     assert browser.run("document.querySelector('.row .second').textContent") == HOSTILE
     assert browser.run("document.querySelectorAll('.row .chosen').length") == 0
     assert browser.complaints() == []
+
+
+def test_a_page_of_answers_before_and_after(browser: Any, tmp_path: Path) -> None:
+    from uni_dpo.inference.compare import ORIGINAL, TRAINED
+    from uni_dpo.inference.compare import page as compared
+
+    answers = [("no", HOSTILE), ("same", "same"), ("a", "b")]
+    told = [{"id": at, "prompt": f"q{at}", ORIGINAL: one, TRAINED: two} for at, (one, two) in enumerate(answers, 1)]
+    (tmp_path / "comparison.html").write_text(compared(told, "before & after", ["epochs: 1"]))
+    browser.open(tmp_path / "comparison.html")
+    assert browser.run("document.getElementById('summary').textContent") == (
+        "Trained with epochs: 1. 2 of 3 answers differ."
+    )
+    assert rows(browser) == ["1", "2", "3"]
+    assert browser.run("document.querySelector('.row .second').textContent") == HOSTILE
+    choose(browser, "group", "0")
+    assert rows(browser) == ["1", "3"]
+    browser.run("document.getElementById('language').click()")
+    browser.settle()
+    assert browser.run("document.getElementById('summary').textContent").endswith("3 个回答中有 2 个不同。")
+    browser.run("document.querySelector('.row').click()")
+    assert browser.run("document.querySelector('dialog h2.second').textContent").startswith("训练后的模型")
+    assert browser.complaints() == []
+    assert browser.requests() == []

@@ -1,6 +1,5 @@
 """Both models' answers to the same prompts, by id, and the page and table that show them side by side."""
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,8 @@ from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
 from uni_dpo.models.checkpoint import adapter_base, is_adapter, read_json
-from uni_dpo.report.page import thumbnail
+from uni_dpo.report.page import Thumbnails
+from uni_dpo.report.page import page as report_page
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest, file_stamps
 from uni_dpo.storage.rowlog import RowLog
@@ -241,36 +241,25 @@ def table(rows: Sequence[Row]) -> "Table":
 
 def page(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> str:
     """Return the answers side by side, and how the model was trained, as one HTML page that needs nothing beside it."""
-    head = "".join(f"<th>{name}</th>" for name in HEADER)
-    body = "\n".join(map(_line, rows))
-    told = f"Trained with {html.escape(', '.join(facts))}. " if facts else ""
-    summary = f"{told}{changed(rows):,} of {len(rows):,} answers differ."
-    return _PAGE.format(title=html.escape(title), summary=summary, head=head, body=body)
-
-
-def _line(row: Row) -> str:
-    images = filter(None, (thumbnail(path, THUMBNAIL) for path in row.get("images", [])))
-    prompt = "".join(f'<img alt="" src="{image}"><br>' for image in images) + html.escape(row["prompt"])
-    cells = (html.escape(str(row["id"])), prompt, html.escape(row[ORIGINAL]), html.escape(row[TRAINED]))
-    kind = "" if row[ORIGINAL] != row[TRAINED] else ' class="same"'
-    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-_PAGE = """<!doctype html>
-<html><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }}
-table {{ border-collapse: collapse; table-layout: fixed; width: 100%; }}
-td, th {{ border-bottom: 1px solid #ccc; overflow-wrap: anywhere; padding: .4rem .75rem; text-align: left;
-  vertical-align: top; white-space: pre-wrap; }}
-th:first-child {{ width: 4rem; }}
-.same td {{ color: #888; }}
-</style>
-<body>
-<h1>{title}</h1>
-<p>{summary} Rows in grey are the same.</p>
-<table><tr>{head}</tr>
-{body}
-</table>
-</body></html>
-"""
+    thumbnails = Thumbnails(side=THUMBNAIL)
+    count, all_rows, known = f"{changed(rows):,}", f"{len(rows):,}", ", ".join(facts)
+    columns: dict[str, list[Any]] = {
+        "pair": [str(row["id"]) for row in rows],
+        "question": [row["prompt"] for row in rows],
+        "chosen": [row[ORIGINAL] for row in rows],
+        "rejected": [row[TRAINED] for row in rows],
+        "paths": [", ".join(row.get("images", [])) for row in rows],
+        "images": [[thumbnails.place(path) for path in row.get("images", [])] for row in rows],
+        "groups": [1 if row[ORIGINAL] != row[TRAINED] else 2 for row in rows],
+    }
+    data = {
+        "pairs": columns,
+        "images": thumbnails.images,
+        "groups": ["differs", "same"],
+        "answers": ["original model", "trained model"],
+        "summary": {
+            "en": (f"Trained with {known}. " if facts else "") + f"{count} of {all_rows} answers differ.",
+            "zh": (f"训练数据：{known}。" if facts else "") + f"{all_rows} 个回答中有 {count} 个不同。",
+        },
+    }
+    return report_page(title, data)

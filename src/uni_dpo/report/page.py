@@ -26,8 +26,8 @@ def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
     Args:
         file: the HTML file.
         title: its heading.
-        data: JSON-like; what sections of the page there are follows from its keys (`runs`, `pairs`, `evaluation`).
-            Texts in it are shown as text, whatever is in them.
+        data: JSON-like; its keys say what sections there are (`summary`, `runs`, `pairs`, `evaluation`). Texts
+            in it are shown as text, whatever is in them.
     """
     write_text(file, page(title, data))
     return Path(file)

@@ -51,6 +51,7 @@ function draw() {
         state.language === "en" ? "中文" : "English"),
       el("button", { id: "theme", onclick: () => { setTheme(state.theme === "dark" ? "light" : "dark"); draw(); } },
         say(state.theme === "dark" ? "light" : "dark"))),
+    DATA.summary ? el("p", { id: "summary" }, DATA.summary[state.language]) : "",
     ...sections.flatMap((part) => part()).filter(Boolean));
 }
 

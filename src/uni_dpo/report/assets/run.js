@@ -3,6 +3,7 @@ const COLOURS = ["var(--accent)", "#d1661a", "#1b9e77", "#a23cb3", "#777777", "#
 const CURVES = {
   "loss": null, "rewards/accuracies": [0.65, 1], "rewards/margins": [0, null], "logps/chosen": null, "logps/rejected": null,
   "uni_dpo/w_qual": [0.52, 0.98], "uni_dpo/w_perf": [0.02, 0.95], "uni_dpo/nll_active": null, "grad_norm": null, "learning_rate": null,
+  "pairs_per_second": null, "tokens_per_second": null, "memory_gib": null,
 };
 
 section(() => (DATA.runs || []).map((run) => el("section", { class: "verdicts-of-run" },
