@@ -1,11 +1,14 @@
 """Data that a training names and that are not there: said at once, and where the published ones lie."""
 
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from uni_dpo.data.dataset_info import check_named
 from uni_dpo.data.faults import PreferenceDataError, where_to_get
+from uni_dpo.errors import UniDPOError
 
 
 @pytest.fixture
@@ -53,3 +56,22 @@ def test_rows_that_were_tokenized_before_need_no_file(folder, tmp_path):
     check_named({**given, "tokenized_path": str(tmp_path / "tokens")})
     with pytest.raises(PreferenceDataError):
         check_named({**given, "tokenized_path": str(tmp_path / "to_be_written")})
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranking", "words"),
+    [
+        ("sft", True, "stage: sft learns from answers, and this dataset has pairs"),
+        ("kto", True, "stage: kto learns from answers"),
+        ("dpo", False, "stage: dpo learns from pairs, and this dataset has none"),
+        ("rm", False, "stage: rm learns from pairs"),
+        ("dpo", True, None),
+        ("sft", False, None),
+    ],
+)
+def test_a_dataset_of_another_stage_is_named(tmp_path: Path, stage: str, ranking: bool, words: str | None) -> None:
+    (tmp_path / "mine.json").write_text("[]")
+    entry = {"file_name": "mine.json", "ranking": ranking}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    with pytest.raises(UniDPOError, match=f"^dataset mine: {words}") if words else nullcontext():
+        check_named({"dataset_dir": str(tmp_path), "dataset": "mine", "stage": stage})

@@ -110,6 +110,10 @@ def test_what_is_read_is_never_written_over(table, tmp_path) -> None:
 def test_splits_that_cannot_be_are_refused(table, tmp_path) -> None:
     with pytest.raises(UniDPOError, match="two or more files"):
         split(table, {tmp_path / "a.jsonl": 1.0})
+    with pytest.raises(UniDPOError, match=r"split: 0\.2 \+ 0\.3 is 0\.5 and not 1; name a file for the rest"):
+        split(table, {tmp_path / "a.jsonl": 0.2, tmp_path / "b.jsonl": 0.3})
+    with pytest.raises(UniDPOError, match=r"split: 0\.7 \+ 0\.7 is 1\.4 and not 1"):
+        split(table, {tmp_path / "a.jsonl": 0.7, tmp_path / "b.jsonl": 0.7})
     with pytest.raises(UniDPOError, match="would get no row"):
         split(table, {tmp_path / "a.jsonl": 1.0, tmp_path / "b.jsonl": 1e-6})
     with pytest.raises(PreferenceDataError, match="column 'colour': not in a row"):
@@ -121,3 +125,14 @@ def test_splits_that_cannot_be_are_refused(table, tmp_path) -> None:
     assert parse_shares(["a=b.jsonl=0.5"]) == {"a=b.jsonl": 0.5}
     with pytest.raises(UniDPOError, match=r"a\.jsonl stands twice"):
         parse_shares(["a.jsonl=0.5", "a.jsonl=0.5"])
+
+
+def test_merge_writes_over_no_column(table, tmp_path) -> None:
+    with pytest.raises(UniDPOError, match="has a column 'id' already; name another --source-column"):
+        merge([table], tmp_path / "m.jsonl", source_column="id")
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+def test_what_is_not_there_is_not_of_an_unknown_type(tmp_path) -> None:
+    with pytest.raises(PreferenceDataError, match="nothere: no such file or folder"):
+        list(iter_rows(tmp_path / "nothere"))

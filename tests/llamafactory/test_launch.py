@@ -67,9 +67,12 @@ def test_settings_that_llamafactory_refuses_are_one_message(
     ("settings", "words"),
     [
         ({"model_name_or_path": "saves/nope"}, "^model_name_or_path: this is no folder with a checkpoint"),
+        ({"ref_model": "saves/nope"}, "^ref_model: this is no folder with a checkpoint"),
+        ({"adapter_name_or_path": "saves/nope", "finetuning_type": "lora"}, "^adapter_name_or_path: this is no folder"),
+        ({"lora_target": "nonsense", "finetuning_type": "lora"}, "target_modules"),
         ({"template": "qwen"}, "correct `template`"),
     ],
-    ids=["no checkpoint", "a template without images"],
+    ids=["no checkpoint", "no reference", "no adapter", "no such modules", "a template without images"],
 )
 def test_what_comes_to_light_later_is_one_message_too(
     config: Any, tmp_path: Path, settings: dict[str, Any], words: str

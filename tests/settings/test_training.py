@@ -121,6 +121,13 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             "eval_strategy is 'epoch' and save_strategy is 'steps'; set both to the same",
         ),
         (["--no_such_flag", "3"], "no_such_flag: unknown setting"),
+        ({"ref_model": "/nowhere"}, "ref_model: there is no folder /nowhere"),
+        ({"adapter_name_or_path": "saves/a/lora"}, "adapter_name_or_path: there is no folder saves/a/lora"),
+        ({"resume_from_checkpoint": "./nowhere"}, "resume_from_checkpoint: there is no folder ./nowhere"),
+        (
+            {"pref_loss": "uni_dpo", "metric_for_best_model": "eval_accuracy"},
+            "metric_for_best_model: 'eval_accuracy' is no metric of an evaluation; name eval_loss",
+        ),
     ],
 )
 def test_what_will_not_work_is_one_line(given: Any, message: str) -> None:
@@ -162,6 +169,22 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UniDPOError, match=r"output_dir: .* cannot be written"):
         check_early({"output_dir": str(tmp_path / "taken" / "below")})
     check_early({"output_dir": str(tmp_path / "new" / "deeper")})
+
+
+def test_a_folder_without_an_adapter_is_named(tmp_path: Path) -> None:
+    whole, adapter = tmp_path / "whole", tmp_path / "adapter"
+    for folder in (whole, adapter):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(UniDPOError, match=r"^adapter_name_or_path: there is no adapter_config.json in .*whole; name"):
+        check_early({"adapter_name_or_path": f"{adapter},{whole}"})
+    check_early({"adapter_name_or_path": str(adapter), "reward_model": "http://localhost:1/v1/score"})
+    check_early({"adapter_name_or_path": str(whole), "adapter_folder": "sub"})
+
+
+@pytest.mark.parametrize("metric", ["eval_loss", "loss", "eval_held_out_loss", "eval_rewards/accuracies"])
+def test_metrics_that_an_evaluation_gives_pass(metric: str) -> None:
+    check_early({"pref_loss": "uni_dpo", "metric_for_best_model": metric})
 
 
 @pytest.mark.parametrize(

@@ -168,11 +168,22 @@ def check_named(settings: Mapping[str, Any]) -> None:
             except PreferenceDataError as error:
                 faults.append(str(error))
                 continue
+            if (fault := _other_stage(entry, settings.get("stage"))) is not None:
+                faults.append(f"{key} {entry.name}: {fault}")
             if entry.path is not None and not entry.path.exists():
                 advice = where_to_get(entry.path) or f"correct file_name in {Path(folder) / FILE_NAME}"
                 faults.append(f"{key} {entry.name}: there is no file {entry.path}; {advice}")
     if faults:
         raise PreferenceDataError("\n".join(dict.fromkeys(faults)))
+
+
+def _other_stage(entry: DatasetEntry, stage: Any) -> str | None:
+    """Say where a dataset of pairs is to train a stage without them, or the other way round."""
+    if stage in ("dpo", "rm") and not (entry.ranking or entry.ranked):
+        return f"stage: {stage} learns from pairs, and this dataset has none; say `ranking: true` if it has"
+    if stage in ("pt", "sft", "ppo", "kto") and entry.ranking:
+        return f"stage: {stage} learns from answers, and this dataset has pairs (`ranking: true`); name another"
+    return None
 
 
 def tokenized(settings: Mapping[str, Any]) -> bool:

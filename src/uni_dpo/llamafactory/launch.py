@@ -106,13 +106,14 @@ def _run(arguments: list[str]) -> None:
     read = read_arguments(arguments)
     try:
         _show(read, run_exp)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError) as error:
         if _is_about_arguments(error):
-            raise UniDPOError(str(error)) from None
+            raise UniDPOError(str(error.args[0] if isinstance(error, KeyError) else error)) from None
         if _is_about_the_checkpoint(error):
+            found = str(error.__cause__ or error).splitlines()[0]
             raise UniDPOError(
-                "model_name_or_path: this is no folder with a checkpoint and its tokenizer, and no model of that name "
-                f"could be loaded: {str(error.__cause__ or error).splitlines()[0]}"
+                f"{_names_it(error)}: this is no folder with a checkpoint and its tokenizer, and no model of that "
+                f"name could be loaded: {found}"
             ) from None
         raise
 
@@ -137,13 +138,31 @@ def _is_about_arguments(error: Exception) -> bool:
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     if raised_in.parent.name == "hparams" or raised_in.name == "hf_argparser.py":
         return True
-    return isinstance(error, ValueError) and "correct `template`" in str(error)  # perhaps from a worker's process
+    said = (  # perhaps from a worker's process
+        "correct `template`",
+        "`metric_for_best_model` training argument",
+        "No `target_modules` passed",
+    )
+    if isinstance(error, ValueError) and "arget modules" in str(error) and "not found in the base model" in str(error):
+        return True
+    return any(words in str(error) for words in said)
 
 
 def _is_about_the_checkpoint(error: Exception) -> bool:
-    """Whether LlamaFactory found no tokenizer where the model should be."""
+    """Whether LlamaFactory found no tokenizer where the model should be, or PEFT no adapter."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, ValueError) and "'adapter_config.json'" in str(error):
+        return True
     return isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
+
+
+def _names_it(error: Exception) -> str:
+    """The setting whose checkpoint LlamaFactory was loading."""
+    if "'adapter_config.json'" in str(error):
+        return "adapter_name_or_path"
+    loaders = {"create_ref_model": "ref_model", "create_reward_model": "reward_model"}
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return next((loaders[name] for name in frames if name in loaders), "model_name_or_path")
 
 
 def _wants_torchrun() -> bool:

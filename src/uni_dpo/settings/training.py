@@ -31,6 +31,12 @@ LOGGERS = {
     "dvclive": ("dvclive",),
 }
 """`report_to` → the Python packages of which one must be there."""
+CHECKPOINTS = ("model_name_or_path", "ref_model", "reward_model")
+"""Settings that name a model."""
+ADAPTERS = ("adapter_name_or_path", "ref_model_adapters", "reward_model_adapters")
+"""Settings that name adapters, several with commas between them."""
+METRIC_GROUPS = ("rewards", "logps", "logits", "uni_dpo")
+"""What the names of an evaluation's metrics begin with, beside `loss`."""
 OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
 
@@ -211,8 +217,12 @@ def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "quantization_bit", "needs the package bitsandbytes, which is not installed: pip install bitsandbytes"
     if (fault := _template(settings)) is not None:
         yield "template", fault
-    if (fault := _no_folder(settings.get("model_name_or_path"))) is not None:
-        yield "model_name_or_path", fault
+    for name in (*CHECKPOINTS, *ADAPTERS, "resume_from_checkpoint"):
+        named = settings.get(name)
+        several = named.split(",") if isinstance(named, str) and name in ADAPTERS else [named]
+        for one in named if isinstance(named, list) else several:
+            if (fault := _no_folder(one) or _no_adapter(one, name, settings)) is not None:
+                yield name, fault
     if (fault := _deepspeed(settings.get("deepspeed"))) is not None:
         yield "deepspeed", fault
     reporters = settings.get("report_to")
@@ -223,6 +233,8 @@ def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "report_to", f"{reporter} needs the package {missing}, which is not installed: pip install {missing}"
     if (fault := _unwritable(settings.get("output_dir"))) is not None:
         yield "output_dir", fault
+    if (fault := _no_such_metric(settings)) is not None:
+        yield "metric_for_best_model", fault
     if (fault := _best_model(settings)) is not None:
         yield "load_best_model_at_end", fault
 
@@ -256,9 +268,31 @@ def _template(settings: Mapping[str, Any]) -> str | None:
 def _no_folder(model: Any) -> str | None:
     """Name a checkpoint that can only be a folder, and is none; a hub name has one slash at most."""
     path = Path(str(model)).expanduser()
-    if not isinstance(model, str) or not (path.is_absolute() or model[:1] == "." or model.count("/") > 1):
+    if not isinstance(model, str) or "://" in model:
+        return None
+    if not (path.is_absolute() or model[:1] == "." or model.count("/") > 1):
         return None
     return None if path.is_dir() else f"there is no folder {model}; name a checkpoint that is there, or its hub name"
+
+
+def _no_adapter(path: Any, name: str, settings: Mapping[str, Any]) -> str | None:
+    """Name a folder that should hold an adapter and holds none."""
+    if name not in ADAPTERS or not isinstance(path, str) or settings.get("adapter_folder"):
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or (folder / "adapter_config.json").is_file():
+        return None
+    return f"there is no adapter_config.json in {path}; name an adapter's folder (a whole model is model_name_or_path)"
+
+
+def _no_such_metric(settings: Mapping[str, Any]) -> str | None:
+    """Name a metric that no evaluation of preferences gives; those of several datasets have its name before theirs."""
+    metric = settings.get("metric_for_best_model")
+    if settings.get("pref_loss") != "uni_dpo" or not isinstance(metric, str):
+        return None
+    if metric.removeprefix("eval_").endswith("loss") or any(f"{group}/" in metric for group in METRIC_GROUPS):
+        return None
+    return f"{metric!r} is no metric of an evaluation; name eval_loss, eval_rewards/accuracies or eval_rewards/margins"
 
 
 def _deepspeed(value: Any) -> str | None:

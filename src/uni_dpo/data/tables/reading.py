@@ -141,6 +141,8 @@ def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None =
 
 
 def _check_type(path: Path) -> None:
+    if not path.suffix and not path.exists():
+        raise PreferenceDataError(f"{path}: no such file or folder; check the name")
     if path.suffix.lower() not in FILE_TYPES:
         raise PreferenceDataError(
             f"{path}: files of type {path.suffix or '(none)'!r} are not read; use one of {', '.join(FILE_TYPES)}"

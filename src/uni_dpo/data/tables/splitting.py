@@ -20,6 +20,9 @@ from uni_dpo.data.tables.reading import Row, iter_rows, one_split
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
 
+SLACK = 0.011
+"""How far shares may be from 1 together, so that three times 0.33 will do."""
+
 
 def group_keys(row: Row, by: str) -> list[Hashable]:
     """Return what a row shares with the rows that must stay with it.
@@ -82,7 +85,7 @@ def split(
 
     Args:
         source: a file or folder of rows.
-        shares: file → its share of the rows; they are scaled to sum to 1.
+        shares: file → its share of the rows. Shares below 1 sum to 1; others are scaled, as 9 and 1.
         by: what no two files may share: `image`, `prompt` or a column; None splits row by row.
         seed: fixes the draw.
 
@@ -91,6 +94,11 @@ def split(
     """
     if any(share <= 0 for share in shares.values()) or len(shares) < 2:
         raise UniDPOError("split: name two or more files, each with a share above 0")
+    if all(share < 1 for share in shares.values()) and abs(total := sum(shares.values()) - 1) > SLACK:
+        said = " + ".join(f"{share:g}" for share in shares.values())
+        raise UniDPOError(
+            f"split: {said} is {total + 1:g} and not 1; name a file for the rest, or weights such as 9 and 1"
+        )
     files = [Path(file) for file in shares]
     for file in files:
         keep_inputs(file, one_split(source))
@@ -171,6 +179,8 @@ def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: s
                 if first:
                     _same_layout(layout, row, source)
                     first = False
+                if source_column in row:
+                    raise UniDPOError(f"{source}: has a column {source_column!r} already; name another --source-column")
                 counts[str(source)] = counts.get(str(source), 0) + 1
                 writer.write(row | ({source_column: Path(source).name} if source_column else {}))
     return counts
