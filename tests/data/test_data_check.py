@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.checks.check import check_dataset
-from uni_dpo.data.checks.report import page, sections, tables
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.report.check import page, sections, tables
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from uni_dpo.data.questions import InputOptions
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.grpo import run, train_grpo
-from uni_dpo.grpo.run import reward_line
+from uni_dpo.grpo import train_grpo, trainer
+from uni_dpo.grpo.trainer import reward_line
 from uni_dpo.online.config import RewardOptions
 
 
@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(run, "make_reward", lambda *_, **__: run_length)
+    monkeypatch.setattr(trainer, "make_reward", lambda *_, **__: run_length)
     common = {"finetuning": finetuning, "questions": asked(12), "save_strategy": "steps", "save_steps": 2, "beta": 0.1}
     whole = train_grpo(settings(**common, max_steps=4, output_dir=str(tmp_path / "whole")))
     stopped = common | {"output_dir": str(tmp_path / "stopped")}
@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_trained_further(
 ) -> None:
     chosen = settings(questions=asked(4), save_strategy="steps", save_steps=1, max_steps=2, beta=0.1)
     log = train_grpo(chosen)
-    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(trainer, "load_model", lambda *_: pytest.fail("loaded"))
     assert numbers(train_grpo(chosen)) == numbers(log)
     assert "all 2 steps are done; nothing is trained" in capsys.readouterr().out
     assert not (tmp_path / "out" / "checkpoint-3").exists()
@@ -102,7 +102,7 @@ def test_faults_are_named_before_a_model_is_loaded(
     settings: Any, asked: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
     for name in ("load_model", "make_reward"):
-        monkeypatch.setattr(run, name, lambda *_, **__: pytest.fail("loaded"))
+        monkeypatch.setattr(trainer, name, lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UniDPOError, match=words):
         train_grpo(settings(**({"questions": asked(4)} | changes)))
 

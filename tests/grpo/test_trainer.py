@@ -8,7 +8,7 @@ import torch
 
 from uni_dpo.engine import Question
 from uni_dpo.grpo.config import trl_arguments
-from uni_dpo.grpo.run import make_trainer
+from uni_dpo.grpo.trainer import make_trainer
 
 Trainer = Callable[..., Any]
 
@@ -150,7 +150,6 @@ def test_a_family_that_counts_no_images_gets_one_each(
     trainer: Trainer, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from uni_dpo.errors import UniDPOError
-    from uni_dpo.grpo import run
 
     class Processor:
         model_input_names = ("input_ids", "pixel_values")
@@ -158,6 +157,6 @@ def test_a_family_that_counts_no_images_gets_one_each(
         def apply_chat_template(self, messages: Any, **_: Any) -> str:
             return str(messages)
 
-    monkeypatch.setattr(run, "load_model", lambda settings: (None, Processor()))
+    monkeypatch.setattr("uni_dpo.grpo.trainer.load_model", lambda settings: (None, Processor()))
     with pytest.raises(UniDPOError, match="one image at a time"):
         trainer([questions[0], Question("b", "Which digit?")], lambda those, answers: [])

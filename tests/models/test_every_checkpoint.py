@@ -119,7 +119,7 @@ def start_ppo(folder: Path, image: str, made: Path) -> None:
 
 def start_grpo(folder: Path, image: str, made: Path) -> None:
     from uni_dpo.grpo.config import GRPOSettings, trl_arguments
-    from uni_dpo.grpo.run import make_trainer
+    from uni_dpo.grpo.trainer import make_trainer
     from uni_dpo.online.config import RewardOptions
 
     settings = GRPOSettings(str(folder), str(made / "out"), RewardOptions(function="exact"))

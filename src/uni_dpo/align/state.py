@@ -9,10 +9,8 @@ from typing import Any
 from uni_dpo.align.stages import AlignStage
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import read_json
-from uni_dpo.storage.identity import digest
+from uni_dpo.storage.identity import difference, digest
 from uni_dpo.storage.writing import write_text
-
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -94,20 +92,9 @@ class Fingerprints:
         return self.known[stage.name]
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return the settings that differ, each with its old and its new value."""
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in changed)
-
-
 def stale_lines(stale: Iterable[tuple[str, str]]) -> str:
     """Return one line per stale stage."""
     return "\n".join(f"  {name}: {why}" for name, why in stale)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _json(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uni_dpo.cli.entry import print_tables
+
+if TYPE_CHECKING:
+    from uni_dpo.data.checks.check import CheckReport
 
 app = typer.Typer(help="Check, convert and reshape preference data.", no_args_is_help=True)
 
@@ -58,8 +61,8 @@ def check(
     """Find every fault of a dataset, and say what it is like. Exit status 1 where a row is at fault."""
     from uni_dpo.data.checks.check import check_dataset
     from uni_dpo.data.checks.lengths import LengthCounter
-    from uni_dpo.data.checks.report import page, tables
     from uni_dpo.data.ranking import PairChoice
+    from uni_dpo.report.check import page
     from uni_dpo.storage.writing import check_writable, write_text
 
     if html is not None:
@@ -83,10 +86,7 @@ def check(
     )
     if html is not None:
         write_text(html, page(report))
-    if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
-    else:
-        print_tables(tables(report))
+    _print_report(report, as_json)
     raise typer.Exit(0 if report.faultless else 1)
 
 
@@ -98,14 +98,10 @@ def stats(
 ) -> None:
     """Say what a dataset is like, without opening images or asking for scores."""
     from uni_dpo.data.checks.check import check_dataset
-    from uni_dpo.data.checks.report import tables
 
     known = dataset_dir if (dataset_dir / "dataset_info.json").is_file() else None
     report = check_dataset(dataset, dataset_dir=known, scores_required=False, check_images=False)
-    if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
-    else:
-        print_tables(tables(report))
+    _print_report(report, as_json)
 
 
 @app.command()
@@ -278,6 +274,15 @@ def merge(
 
     counts = merge(sources, output, source_column=source_column)
     _print_lines([f"{source}: {count:,} rows" for source, count in counts.items()])
+
+
+def _print_report(report: "CheckReport", as_json: bool) -> None:
+    from uni_dpo.report.check import tables
+
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
+    else:
+        print_tables(tables(report))
 
 
 def _print_lines(lines: list[str]) -> None:

@@ -13,7 +13,7 @@ def evaluate(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help='{"model": {…}, "data": {…}}, as VLMEvalKit reads it, or YAML.')
     ],
-    work_dir: Annotated[Path, typer.Option(help="Answers, scores and results; an unfinished run goes on here.")],
+    work_dir: Annotated[Path, typer.Option(help="Answers, scores and results; an unfinished run resumes here.")],
     more: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings instead of the file's, such as model.NAME.seed=1."),

@@ -23,9 +23,8 @@ def plan(
 ) -> None:
     """Estimate memory, time and disk of a training from its CONFIG.yaml, its data and the model's config.json."""
     from uni_dpo.llamafactory.launch import read_arguments
-    from uni_dpo.plan.estimate import estimate
+    from uni_dpo.plan.estimate import estimate, lines
     from uni_dpo.plan.gpus import gpu_named
-    from uni_dpo.plan.page import lines
 
     settings = read_arguments([str(config), *(overrides or ())])
     if not isinstance(settings, dict):
@@ -78,7 +77,7 @@ def grpo(config: ConfigFile, overrides: Overrides = None) -> None:
     from accelerate import PartialState
 
     from uni_dpo.grpo import train_grpo
-    from uni_dpo.grpo.run import reward_line
+    from uni_dpo.grpo.trainer import reward_line
 
     log = train_grpo(settings)
     say = PartialState().on_main_process(print)

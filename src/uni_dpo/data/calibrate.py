@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.pair import read_score
-from uni_dpo.data.tables.reading import Row, iter_rows, one_split
+from uni_dpo.data.tables.reading import one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
 
@@ -100,7 +99,7 @@ def calibrate(
     units: dict[Any, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     chosen, margins = array("d"), array("d")
     with row_writer(output) as writer:
-        for row in _rows(source, "Writing"):
+        for row in shown_rows(source, "Writing"):
             rater = str(row[by]) if by else "all"
             new = {column: mappings[rater](float(row[column])) for column in columns}
             if by and row.get(unit) is not None:
@@ -134,14 +133,10 @@ def suggest(chosen: np.ndarray, margins: np.ndarray) -> list[Suggestion]:
     return suggestions
 
 
-def _rows(source: str | Path, verb: str) -> Iterable[Row]:
-    return tqdm(iter_rows(source), desc=f"{verb} {Path(source).name}", unit=" rows", mininterval=1.0, delay=2.0)
-
-
 def _collect(source: str | Path, columns: tuple[str, str], by: str | None) -> dict[str, array]:
     scores: dict[str, array] = defaultdict(lambda: array("d"))
     faults: list[Fault] = []
-    for index, row in enumerate(_rows(source, "Reading")):
+    for index, row in enumerate(shown_rows(source, "Reading")):
         found: list[Fault] = []
         values = [read_score(row, column, found) for column in columns]
         if by and row.get(by) is None:

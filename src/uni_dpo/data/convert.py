@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, llamafactory
 from uni_dpo.data.formats.base import Format, Losses, Pairing
 from uni_dpo.data.image_sizes import BrokenImageError, image_size
@@ -31,8 +31,6 @@ from uni_dpo.data.tables.reading import (
 from uni_dpo.data.tables.writing import WRITTEN_TYPES, check_output, write_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.writing import check_writable
-
-_KEPT_FAULTS = 1_000
 
 
 @dataclass
@@ -275,7 +273,7 @@ def _changed_rows(
                 yield from change(row)
             except PreferenceDataError as error:
                 faults += len(error.faults)
-                room = max(0, _KEPT_FAULTS - len(result.skipped))
+                room = max(0, KEPT_FAULTS - len(result.skipped))
                 found = [replace(fault, row=index, file=file, line=line) for fault in error.faults[:room]]
                 result.skipped += found
     if absent := [column for column in result.mapped.values() if column not in result.columns]:

@@ -7,6 +7,8 @@ from pathlib import Path, PurePath
 from uni_dpo.errors import UniDPOError
 
 SHOWN_FAULTS = 20
+KEPT_FAULTS = 1_000
+"""Faults of one file that are remembered; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,15 @@ def shown(value: object, limit: int = 60) -> str:
         return f"{head!r} … {tail!r}"
     text = repr(value)
     return text if len(text) <= limit * 2 else f"{text[:limit]} … {text[-limit // 2 :]}"
+
+
+def encodable(text: str) -> bool:
+    """Tell whether UTF-8 has room for a text: not for surrogates that stand alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 HOME = "https://huggingface.co/datasets/psp-dada/Uni-DPO"

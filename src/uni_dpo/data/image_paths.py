@@ -3,15 +3,13 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.tables.reading import Row, is_file, iter_rows
+from uni_dpo.data.tables.reading import Row, is_file, shown_rows
 from uni_dpo.data.tables.writing import row_writer
 
 IMAGE_COLUMNS = ("images", "image")
@@ -67,7 +65,6 @@ def rebase_images(
     *,
     anchor: str = "MM-RLHF",
     output_file: str | Path | None = None,
-    columns: Sequence[str] = IMAGE_COLUMNS,
     check: bool = False,
 ) -> Rebased:
     """Give every image path the root that its file is under now.
@@ -80,7 +77,6 @@ def rebase_images(
         roots: folders that stand for the anchor from now on.
         anchor: the path component that the old and the new paths share.
         output_file: where to write; None overwrites the input if a path changes, and keeps a copy beside it.
-        columns: columns that hold a path, or a list of paths.
         check: only count.
 
     Raises:
@@ -95,22 +91,18 @@ def rebase_images(
     resolved = [Path(root).absolute() for root in roots]
     if check or output_file is None:
         counted = _Rebaser(resolved, anchor)
-        for row in _rows(source):
-            counted.rebase_row(row, columns)
+        for row in shown_rows(source, "Reading"):
+            counted.rebase_row(row)
         if check or not counted.result.changed:
             return counted.result
     rebaser = _Rebaser(resolved, anchor)
     with row_writer(target) as writer:
-        for row in _rows(source):
-            writer.write(rebaser.rebase_row(row, columns))
+        for row in shown_rows(source, "Reading"):
+            writer.write(rebaser.rebase_row(row))
         if target.exists():
             rebaser.result.backup = _keep_copy(target)
     rebaser.result.output = target
     return rebaser.result
-
-
-def _rows(source: Path) -> Iterable[Row]:
-    return tqdm(iter_rows(source), desc=f"Reading {source.name}", unit=" rows", mininterval=1.0, delay=2.0)
 
 
 class _Rebaser:
@@ -120,10 +112,10 @@ class _Rebaser:
         self._exists: dict[Path, bool] = {}
         self.result = Rebased()
 
-    def rebase_row(self, row: Row, columns: Sequence[str]) -> Row:
+    def rebase_row(self, row: Row) -> Row:
         """Return a copy of `row` with its paths moved."""
         self.result.rows += 1
-        return row | {name: self._rebase_value(row[name]) for name in columns if name in row}
+        return row | {name: self._rebase_value(row[name]) for name in IMAGE_COLUMNS if name in row}
 
     def _rebase_value(self, value: Any) -> Any:
         if isinstance(value, list):

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from uni_dpo.data.dataset_info import DatasetEntry
-from uni_dpo.data.faults import Fault, shown
+from uni_dpo.data.faults import Fault, encodable, shown
 
 MAX_SCORE = 3.4e38
 """Scores travel as float32, which has no larger numbers."""
@@ -290,12 +290,3 @@ def is_image(value: object) -> bool:
 
 def _names(row: dict[str, Any]) -> str:
     return ", ".join(map(str, row)) or "none"
-
-
-def encodable(text: str) -> bool:
-    """Tell whether a text can be written as UTF-8: bytes that were none are lone surrogates in it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.faults import Fault, PreferenceDataError, shown
+from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape, image_size
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source
 from uni_dpo.data.messages import Turn, placed_images, turns_of
-from uni_dpo.data.pair import Image, encodable, is_image
+from uni_dpo.data.pair import Image, is_image
 from uni_dpo.data.tables.reading import Unreadable, numbered_rows, one_split, unreadable_fault
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import Count

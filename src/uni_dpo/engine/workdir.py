@@ -10,7 +10,7 @@ from typing import Any
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
-from uni_dpo.storage.identity import digest
+from uni_dpo.storage.identity import difference, digest
 from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import holding, write_text
 
@@ -158,7 +158,7 @@ def _stale(planned: Stages, known: Mapping[str, Any], work: WorkDir) -> dict[int
     for number, stage in enumerate(STAGES):
         if work.stage_path(number, stage).is_file() and not _same(planned, known, stage):
             if stage in known:
-                changed = _difference(known[stage]["settings"], planned[stage]["settings"])
+                changed = difference(known[stage]["settings"], planned[stage]["settings"])
                 stale[number] = changed or "an earlier stage changed"
             else:
                 stale[number] = "no manifest says what made its rows"
@@ -167,14 +167,3 @@ def _stale(planned: Stages, known: Mapping[str, Any], work: WorkDir) -> dict[int
 
 def _same(planned: Stages, known: Mapping[str, Any], stage: str) -> bool:
     return bool(known.get(stage, {}).get("fingerprint") == planned[stage]["fingerprint"])
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The settings that differ, each with its old and its new value."""
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in changed)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

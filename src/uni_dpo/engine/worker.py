@@ -8,9 +8,6 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.data
-
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.engine.records import Answered, Row, Scored, wording
@@ -186,6 +183,9 @@ def stream(
     Every batch is one task: what a worker had in hand when it died is done again by its successor, and
     nothing else. The batches are those of a run in one process, so their rows are the same too.
     """
+    import ray
+    import ray.data
+
     options = config.settings.ray
     started = not ray.is_initialized()
     if started:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uni_dpo.grpo.config import GRPOSettings
-    from uni_dpo.grpo.run import train_grpo
+    from uni_dpo.grpo.trainer import train_grpo
 
 __all__ = ["GRPOSettings", "train_grpo"]
 
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
     """Import one of the public names on its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{'config' if name == 'GRPOSettings' else 'run'}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{'config' if name == 'GRPOSettings' else 'trainer'}"), name)

@@ -1,19 +1,44 @@
-"""TRL's GRPO trainer, where it meets vision-language models."""
+"""`uni-dpo grpo`: questions and reward in, TRL's trainer on them, a checkpoint out."""
 
-from collections.abc import Callable
+import uni_dpo.trl  # noqa: F401  # makes TRL importable
+
+# isort: split
+import json
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
+from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from uni_dpo.data.questions import Question, read_questions
+from uni_dpo.errors import UniDPOError
+from uni_dpo.grpo.config import GRPOSettings, trl_arguments
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
-from uni_dpo.online.policy import media_tokens, plain_sampling
+from uni_dpo.models.prompt import PromptStyle, detect_style
+from uni_dpo.online.policy import (
+    adapter,
+    base_dtype,
+    check_model,
+    freeze_vision_tower,
+    load_model,
+    media_tokens,
+    messages,
+    plain_sampling,
+    prompt_text,
+)
+from uni_dpo.online.rewards import Reward, check_reward, make_reward
 from uni_dpo.shared_prefix import SharedBatch, in_place_of_head, share_rows, shares_rows, unwrapped
-from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames
+from uni_dpo.storage.writing import write_text
+from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames, process_group
 from uni_dpo.trl.trainer import SeeingSampler
 
+RUN = "grpo_run.json"
+"""Names, in the output folder, the settings of the run that it holds."""
 MEDIA = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
 """What of the media inputs can be shared; others leave the pass to TRL."""
 COUNTS = ("num_images", "compute_aux_loss")
@@ -21,6 +46,149 @@ GIVES_AUX_LOSS = "compute_aux_loss" in signature(GRPOTrainer._get_per_token_logp
 """TRL 1.x gives a third thing, the loss of a router, which none of the models that share has."""
 TOKENS_AT_ONCE = 256
 """Positions whose logits are made at once for their entropies."""
+
+
+@process_group()
+def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
+    """Train the policy of `settings`; checkpoint and TRL's log stand in its output folder.
+
+    Returns:
+        TRL's log, one line of numbers per logged step.
+
+    Raises:
+        UniDPOError: a setting, question, model or reward that cannot be used, or an output folder of another run.
+    """
+    arguments = trl_arguments(settings)
+    output = Path(settings.output_dir)
+    questions = read_questions(settings.questions, output / "images")
+    _check_images(questions, processes=arguments.world_size)
+    check_reward(settings.reward, questions)
+    check_model(settings)
+    checkpoint = _checkpoint_of(settings, output)
+    say = PartialState().on_main_process(print)
+    if checkpoint and (finished := _finished(output, arguments.max_steps)) is not None:
+        say(f"{output}: all {arguments.max_steps:,} steps are done; nothing is trained")
+        return finished
+    if checkpoint:
+        say(f"resuming from {checkpoint}")
+    reward = make_reward(
+        settings.reward,
+        batch_size=arguments.per_device_train_batch_size,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    trainer = make_trainer(settings, arguments, questions, reward)
+    if trainer.is_world_process_zero():
+        write_text(output / RUN, json.dumps({"run": settings.digest()}) + "\n")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()  # last: it says that the run is whole
+    log: list[dict[str, Any]] = trainer.state.log_history
+    return log
+
+
+def reward_line(log: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a run's log says of the reward; the summary that TRL puts at its end is no step."""
+    rewards = [line["reward"] for line in log if "reward" in line and "train_runtime" not in line]
+    if not rewards:
+        return "reward: no step was logged (see logging_steps)"
+    return f"reward: {rewards[0]:.3f} in the first line of the log, {rewards[-1]:.3f} in the last"
+
+
+def make_trainer(
+    settings: GRPOSettings, arguments: Any, questions: Sequence[Question], reward: Reward
+) -> "VisionGRPOTrainer":
+    """Return TRL's trainer of the policy on the questions.
+
+    Args:
+        settings: the run.
+        arguments: TRL's, of `trl_arguments`.
+        questions: what is asked.
+        reward: rates the answers.
+
+    Raises:
+        UniDPOError: the model cannot be loaded, or cannot be asked these questions.
+    """
+    model, processor = load_model(settings)
+    if "image_grid_thw" not in processor.model_input_names and any(len(asked.images) != 1 for asked in questions):
+        raise UniDPOError("TRL's GRPO asks this family about one image at a time: give every question one image")
+    if detect_style(processor, settings.model) is PromptStyle.BASE:
+        raise UniDPOError(
+            f"{settings.model}: has the template of a base checkpoint, which TRL's GRPO cannot fill; take the instruct "
+            "checkpoint, or `uni-dpo ppo`"
+        )
+    for question in questions[:1]:
+        prompt_text(question, processor)
+    lora = settings.finetuning == "lora"
+    if not lora and settings.freeze_vision_tower:
+        freeze_vision_tower(model)
+    if not lora and arguments.beta:
+        arguments.model_init_kwargs = {"dtype": base_dtype(settings)}  # of the reference, which TRL loads by itself
+    return VisionGRPOTrainer(
+        model,
+        args=arguments,
+        reward_funcs=reward_function(reward, questions),
+        train_dataset=dataset(questions),
+        processing_class=processor,
+        peft_config=adapter(settings) if lora else None,
+    )
+
+
+def dataset(questions: Sequence[Question]) -> Any:
+    """Return the questions as TRL reads them; `question` is a question's place, for the reward.
+
+    Returns:
+        a `datasets.Dataset` of `prompt`, `images` (decoded when they are asked for) and `question`.
+    """
+    import datasets
+
+    rows = [
+        {"prompt": messages(asked), "images": list(asked.images), "question": place}
+        for place, asked in enumerate(questions)
+    ]
+    table = datasets.Dataset.from_list(rows)
+    if not any(asked.images for asked in questions):
+        return table.remove_columns("images")
+    return table.cast_column("images", datasets.Sequence(datasets.Image(mode="RGB")))
+
+
+def reward_function(reward: Reward, questions: Sequence[Question]) -> Callable[..., list[float]]:
+    """Return a reward as TRL calls one, with the columns of the dataset repeated for every completion."""
+
+    def rewarded(completions: Sequence[list[dict[str, str]]], question: Sequence[int], **_: Any) -> list[float]:
+        answers = [turns[-1]["content"].strip() for turns in completions]
+        return reward([questions[place] for place in question], answers)
+
+    return rewarded
+
+
+def _check_images(questions: Sequence[Question], *, processes: int) -> None:
+    """TRL gathers images from all processes where one has some; one without would make the others wait for ever."""
+    seeing = sum(bool(question.images) for question in questions)
+    if processes > 1 and 0 < seeing < len(questions):
+        raise UniDPOError(
+            f"{seeing:,} of {len(questions):,} questions have images: on several processes TRL's GRPO needs all or none"
+        )
+
+
+def _finished(output: Path, max_steps: int) -> list[dict[str, Any]] | None:
+    """The log of a run that has all its steps, which Trainer, resumed, would go beyond; None for any other."""
+    file = output / "trainer_state.json"
+    if max_steps <= 0 or not file.is_file():
+        return None
+    state = json.loads(file.read_text(encoding="utf-8"))
+    log: list[dict[str, Any]] = state["log_history"]
+    return log if state["global_step"] >= max_steps else None
+
+
+def _checkpoint_of(settings: GRPOSettings, output: Path) -> str | None:
+    """The checkpoint that a stopped run left in its output folder."""
+    found: str | None = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if found is None:
+        return None
+    run = output / RUN
+    if not run.is_file() or json.loads(run.read_text(encoding="utf-8"))["run"] != settings.digest():
+        raise UniDPOError(f"{output} holds a run of other settings: name another output_dir, or delete it")
+    return found
 
 
 class VisionGRPOTrainer(EndsTogether, LoadsByPublishedNames, SeeingSampler, GRPOTrainer):

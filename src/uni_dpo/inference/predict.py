@@ -194,13 +194,12 @@ def _row(question: Question, texts: Sequence[str], grades: Sequence[float]) -> R
 REPEATS = 2000
 
 
-def mean_interval(grades: Sequence[float], *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of the mean grade over questions (Efron and Tibshirani 1993, chapter 13).
+def mean_interval(grades: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean grade over questions (Efron and Tibshirani 1993, chapter 13).
 
     Args:
         grades: one per question, from 0 to 1: the mean over its samples.
         seed: of the redrawn questions.
-        level: share of the resampled means that lie inside.
 
     Raises:
         ValueError: there are no grades.
@@ -212,8 +211,7 @@ def mean_interval(grades: Sequence[float], *, seed: int = 0, level: float = 0.95
     values = np.asarray(grades, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = [generator.choice(values, len(values)).mean() for _ in range(REPEATS)]
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import check_file
 from uni_dpo.data.dataset_info import DatasetEntry
-from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import images_of, text_of, with_placeholders
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
@@ -33,8 +33,6 @@ from uni_dpo.models.rewards.options import (
 )
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.rowlog import RowLog
-
-_KEPT_FAULTS = 1_000
 
 
 @dataclass
@@ -229,7 +227,7 @@ def _usable_rows(
                 advice = "rate it with a reward model that LlamaFactory trained (stage: rm)"
                 row.faults.append(Fault("image_unseen", "images", "a classifier sees no images", advice, index, file))
             count += len(row.faults)
-            faults += row.faults[: _KEPT_FAULTS - len(faults)]
+            faults += row.faults[: KEPT_FAULTS - len(faults)]
             if not count:
                 yield row
     if count:

@@ -229,11 +229,11 @@ def find_dtype(name: Any, device: str) -> Any:
     return torch.bfloat16
 
 
-def check_dtype(name: str | None, where: str = "") -> None:
+def check_dtype(name: str | None) -> None:
     """Raise a UniDPOError where no weights can have this dtype."""
     if name is not None and name not in ("auto", *DTYPES):
         hint = did_you_mean(name, DTYPES)
-        raise UniDPOError(f"{where}dtype is {name!r}; it can be auto, float32, bfloat16 or float16{hint}")
+        raise UniDPOError(f"dtype is {name!r}; it can be auto, float32, bfloat16 or float16{hint}")
 
 
 def best_device() -> str:

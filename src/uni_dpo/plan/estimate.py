@@ -14,7 +14,8 @@ from uni_dpo.plan.workload import Workload, read_workload
 
 OPTIMIZER_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0.1, "sgd": 0}
 """Bytes of state per trained number; 8 (two float32 numbers) for all others."""
-CONTEXT = 0.9 * 2**30
+GIB = 2**30
+CONTEXT = 0.9 * GIB
 """What CUDA, its libraries and kernels hold."""
 WASTE = 0.06
 """The share of memory that an allocator cannot use."""
@@ -252,3 +253,43 @@ def _advice(run: PlannedRun, work: Workload, gpus: int, room: float) -> list[str
         )
         lines.append(f"all of these → {size / 2**30:.1f} GiB, {end}")
     return fits + [line for line in lines if line not in fits]
+
+
+def lines(found: Estimate, gpu: str, gpus: int) -> list[str]:
+    """Return what an estimate says, part by part."""
+    shown = _parts(found, gpu, gpus)
+    width = max(len(name) for _, rows in shown for name, _ in rows)
+    return [line for title, rows in shown for line in (title, *(f"  {name:{width}}  {value}" for name, value in rows))]
+
+
+def _parts(found: Estimate, gpu: str, gpus: int) -> list[tuple[str, list[tuple[str, str]]]]:
+    work = found.workload
+    data = [
+        ("questions, pairs", f"{work.questions:,}, {work.pairs:,}"),
+        ("prompt, of it image tokens", f"{work.prompt:,.0f}, {work.image:,.0f}"),
+        ("answers per question, tokens each", f"{work.answers:.1f}, {work.answer:,.0f}"),
+        (
+            "tokens counted by",
+            "the tokenizer" if work.counted else "characters ÷ 3.5, since there is no tokenizer.json",
+        ),
+    ]
+    memory = [(part, f"{size / GIB:.2f} GiB") for part, size in found.memory.items() if size]
+    memory += [
+        ("in all, with waste", f"{found.total / GIB:.1f} GiB"),
+        (f"on {gpu}", f"{found.room / GIB:.0f} GiB: {'fits' if found.fits else 'does not fit'}"),
+        ("largest batch per device", f"{found.largest_batch:,} pairs" if found.largest_batch else "none"),
+    ]
+    longest, likely, shortest = found.hours
+    work_rows = [
+        ("steps", f"{found.steps:,}"),
+        ("tokens", f"{found.tokens:.3g}"),
+        ("operations", f"{found.flops:.3g} FLOP"),
+        (f"hours on {gpus} × {gpu}", f"{likely:.3g} ({shortest:.3g} … {longest:.3g}, at 50 … 25 % of its products)"),
+    ]
+    disk = [(part, f"{size / GIB:.2f} GiB") for part, size in found.disk.items()]
+    shown = [("Data", data), ("Memory per device", memory), ("Work", work_rows), ("Disk", disk)]
+    if found.advice:
+        shown.append(
+            ("To make it fit", [(line.partition(" → ")[0], line.partition(" → ")[2]) for line in found.advice])
+        )
+    return shown

@@ -242,7 +242,7 @@ class PPOTrainer:
                 weight.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.log = state["log"]
-        self.accelerator.print(f"going on from {path}, after {len(self.log):,} steps")
+        self.accelerator.print(f"resuming from {path}, after {len(self.log):,} steps")
 
 
 @lru_cache(maxsize=2)

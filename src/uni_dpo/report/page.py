@@ -4,6 +4,7 @@ Images on it are small, in the page itself, each once.
 """
 
 import base64
+import html
 import io
 import json
 import math
@@ -45,14 +46,10 @@ def page(title: str, data: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         "script-src 'unsafe-inline'; img-src data:\">"
-        f'<link rel="icon" href="data:,"><title>{_text(title)}</title><style>{style}</style></head>'
+        f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{style}</style></head>'
         f'<body><main id="page"></main><script type="application/json" id="data">{_embedded(whole)}</script>'
         f"<script>{scripts}\nstart();</script></body></html>\n"
     )
-
-
-def _text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _embedded(value: Any) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 
@@ -71,7 +71,7 @@ def read_mapping(path: str | Path) -> Given:
     except UnicodeDecodeError as error:
         raise UniDPOError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     given = _read_json(text, path) if path.suffix == ".json" else _read_yaml(text, path)
-    if not _is_mapping(given):
+    if not isinstance(given, Given):
         raise UniDPOError(f"{path}: expected `key: value` lines; found {_shown(given)}")
     return given
 
@@ -274,10 +274,6 @@ def _refuse_repeated(path: Path, repeated: Sequence[tuple[int | None, str]]) -> 
 def _problem(error: Exception) -> str:
     said = getattr(error, "problem", None) or str(error) or type(error).__name__
     return str(said).splitlines()[0]
-
-
-def _is_mapping(value: Any) -> TypeGuard[Given]:
-    return isinstance(value, Given)
 
 
 def _shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from uni_dpo.settings import options
 from uni_dpo.settings.losses import UNI_DPO, LossWeights
 
 Places = tuple[tuple[str, tuple[str, ...]], ...]
@@ -35,14 +36,7 @@ _CONFIGS = ("TRLUniDPOConfig", "DPOConfig", "GRPOConfig", "ModelConfig", "Datase
 """Classes of settings whose names do not end in Arguments."""
 _PLAIN: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "None": type(None), "dict": dict}
 _BOUNDS = {bound.__name__: bound for bound in (Ge, Gt, Le, Lt)}
-_RANGES: dict[str, Any] = {
-    "Count": Annotated[int, Ge(1)],
-    "Finite": float,
-    "NotNegative": Annotated[float, Ge(0)],
-    "Positive": Annotated[float, Gt(0)],
-    "Share": Annotated[float, Ge(0), Le(1)],
-    "TopP": Annotated[float, Gt(0), Le(1)],
-}
+_RANGES = {name: getattr(options, name) for name in ("Count", "Finite", "NotNegative", "Positive", "Share", "TopP")}
 """The names that `settings.options` has for types with ranges."""
 
 
@@ -148,13 +142,13 @@ def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetti
     }
     settable = {group.name for group in classes if group.decorator_list and _is_settable(group.name)}
     for (group, name), item in fields.items():
-        options = {word.arg: word.value for word in item.value.keywords} if isinstance(item.value, ast.Call) else {}
-        init = options.get("init")
+        words = {word.arg: word.value for word in item.value.keywords} if isinstance(item.value, ast.Call) else {}
+        init = words.get("init")
         if group in settable and not (isinstance(init, ast.Constant) and init.value is False):
-            default = options.get("default", None if options else item.value)
+            default = words.get("default", None if words else item.value)
             text = "" if default is None else ast.unparse(default)
             kind = kind_of(item.annotation, choices)
-            yield KnownSetting(name, group, kind, constants.get(text, text), _help(options.get("metadata")))
+            yield KnownSetting(name, group, kind, constants.get(text, text), _help(words.get("metadata")))
 
 
 def _is_settable(name: str) -> bool:

@@ -1,6 +1,5 @@
 """VLMEvalKit itself: found, imported, kept from changing the process it is imported into, and from changing texts."""
 
-import hashlib
 import importlib
 import logging
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.identity import file_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,11 +118,11 @@ def texts_as_they_are() -> Iterator[None]:
             return
         with pd.ExcelWriter(path, engine="xlsxwriter", engine_kwargs=_TEXTS_ARE_TEXTS) as writer:
             write(_legible(frame), writer, index=False)
-        kept[_digest(path)] = _as_read(frame)
+        kept[file_digest(path)] = _as_read(frame)
 
     def read_excel(path: Any, *arguments: Any, **options: Any) -> Any:
         known = isinstance(path, str | Path) and not arguments and not options and Path(path).is_file()
-        frame = kept.get(_digest(path)) if known else None
+        frame = kept.get(file_digest(path)) if known else None
         return read(path, *arguments, **options) if frame is None else frame.copy(deep=True)
 
     pd.DataFrame.to_excel, pd.read_excel = to_excel, read_excel  # type: ignore[misc,method-assign,assignment]
@@ -130,10 +130,6 @@ def texts_as_they_are() -> Iterator[None]:
         yield
     finally:
         pd.DataFrame.to_excel, pd.read_excel = write, read  # type: ignore[misc,method-assign]
-
-
-def _digest(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _legible(frame: "pd.DataFrame") -> "pd.DataFrame":

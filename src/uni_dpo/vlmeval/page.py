@@ -100,9 +100,9 @@ def readable(reply: str, row: Mapping[str, Any], kind: str) -> bool:
     return kind != "Y/N" or len({word.lower() for word in _YES_NO.findall(reply)}) == 1
 
 
-def write_evaluation_page(results: Results, answered: Answered, folder: Path, *, images: int = 3_000) -> Path:
+def write_evaluation_page(results: Results, answered: Answered, folder: Path) -> Path:
     """Write `report.html` into an evaluation's folder."""
-    thumbnails = Thumbnails(images, side=240)
+    thumbnails = Thumbnails(side=240)
     first, *others = results.models
     data = {
         "evaluation": {

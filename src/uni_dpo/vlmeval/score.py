@@ -142,10 +142,8 @@ def _own_temporary_names() -> Iterator[None]:
         multiple_choice.timestr = upstream
 
 
-def difference_interval(
-    baseline: Outcomes, other: Outcomes, *, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the percentile interval of `other` minus `baseline`.
+def difference_interval(baseline: Outcomes, other: Outcomes, *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of `other` minus `baseline`.
 
     Both scores are computed on the same redrawn units, so that what is hard for both cancels
     (Efron and Tibshirani 1993, chapter 13).
@@ -154,7 +152,6 @@ def difference_interval(
         baseline: outcomes of one model.
         other: outcomes of the other on the same units.
         seed: of the draws; the same seed gives the same interval.
-        level: share of the resampled differences that lie inside.
 
     Raises:
         ValueError: the two were not asked the same.
@@ -171,8 +168,7 @@ def difference_interval(
         sums += _resampled_sums(both[strata == stratum], generator)
     width = baseline.parts.shape[1]
     differences = _combine(sums[:, width:], other.form) - _combine(sums[:, :width], baseline.form)
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(differences, [tail, 100 - tail])
+    low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -17,14 +17,12 @@ from uni_dpo.data.checks.fix import rejects_path, sorting
 from uni_dpo.data.checks.lengths import LengthCounter, Lengths
 from uni_dpo.data.checks.rows import CheckedRow, check_again, check_file
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
-from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import is_file, source_files
 from uni_dpo.data.tables.writing import keep_inputs
-
-_KEPT_FAULTS = 1_000
 
 
 @dataclass
@@ -80,19 +78,7 @@ class CheckReport:
             "usable": self.usable,
             "pairless": self.pairless,
             "fault_counts": dict(self.fault_counts),
-            "faults": [
-                {
-                    "kind": f.kind,
-                    "file": str(f.file),
-                    "row": f.row,
-                    "line": f.line,
-                    "id": f.id,
-                    "field": f.field,
-                    "found": f.found,
-                    "advice": f.advice,
-                }
-                for f in self.whole + self.faults
-            ],
+            "faults": [asdict(fault) | {"file": str(fault.file)} for fault in self.whole + self.faults],
             "warnings": self.warnings,
             "stopped": self.stopped,
             "audit": self.audit.as_dict() if self.audit else None,
@@ -257,7 +243,7 @@ def _note(report: CheckReport, row: CheckedRow) -> None:
     report.pairless += not row.faults and not row.pairs
     report.columns.update(row.row or ())
     report.fault_counts.update(fault.kind for fault in row.faults)
-    report.faults += row.faults[: max(0, _KEPT_FAULTS - len(report.faults))]
+    report.faults += row.faults[: max(0, KEPT_FAULTS - len(report.faults))]
 
 
 def _judge_whole(report: CheckReport, files: list[Path]) -> None:

@@ -44,7 +44,6 @@ def preflight(
     scores_required: bool = True,
     tau_good: float | None = None,
     max_samples: int | None = None,
-    check_images: bool = True,
     choice: PairChoice = ALL_PAIRS,
 ) -> Preflight:
     """Check every row of the datasets that a training run names, as LlamaFactory would read them.
@@ -57,7 +56,6 @@ def preflight(
         scores_required: whether the loss needs scores.
         tau_good: the score from which the NLL term is active; None where the loss has none.
         max_samples: LlamaFactory's own limit of rows per dataset.
-        check_images: whether to open the images.
         choice: which pairs of ranked answers count.
 
     Raises:
@@ -81,7 +79,6 @@ def preflight(
                 start=media_dir or dataset_dir,
                 root=root,
                 scores_required=scores_required,
-                check_images=check_images,
                 limit=max_samples,
                 choice=choice,
             )

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.faults import Fault, PreferenceDataError, shown, where_to_get
+from tqdm import tqdm
+
+from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
 
 Row = dict[str, Any]
@@ -107,7 +109,7 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, int | None, Row | Unr
     readers = {".parquet": _parquet_rows, ".arrow": _arrow_rows, ".csv": _csv_rows}
     try:
         for index, (line, value) in enumerate(readers.get(path.suffix.lower(), json_values)(path)):
-            if isinstance(value, dict) and (broken := [name for name in value if not _encodable(name)]):
+            if isinstance(value, dict) and (broken := [name for name in value if not encodable(str(name))]):
                 value = Unreadable(f"the column name {shown(broken[0])} is not UTF-8")
             elif not isinstance(value, dict | Unreadable):
                 value = Unreadable(f"is {shown(value)}, not an object with named fields")
@@ -122,17 +124,22 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row | Unreadable]]:
         yield index, row
 
 
-def iter_rows(path: str | Path, split: str | None = None) -> Iterator[Row]:
+def iter_rows(path: str | Path) -> Iterator[Row]:
     """Yield every row of a file or folder (see `source_files`), in order, in flat memory.
 
     Raises:
         PreferenceDataError: at the first row that cannot be read, naming it.
     """
-    for file in source_files(path, split):
+    for file in source_files(path):
         for index, line, row in numbered_rows(file):
             if isinstance(row, Unreadable):
                 raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
             yield row
+
+
+def shown_rows(path: str | Path, verb: str) -> Iterator[Row]:
+    """Yield the rows of `iter_rows` and show how far they are, as `verb` and the file's name."""
+    yield from tqdm(iter_rows(path), desc=f"{verb} {Path(path).name}", unit=" rows", mininterval=1.0, delay=2.0)
 
 
 def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None = None) -> Fault:
@@ -271,11 +278,3 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
 
 def _as_number(cell: str) -> int | float:
     return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
-
-
-def _encodable(name: object) -> bool:
-    try:
-        str(name).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

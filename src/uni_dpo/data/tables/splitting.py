@@ -5,18 +5,16 @@ import json
 import os
 import random
 from array import array
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.questions import IMAGE_COLUMNS, PROMPT_COLUMNS, first_filled
-from uni_dpo.data.tables.reading import Row, iter_rows, one_split
+from uni_dpo.data.tables.reading import Row, one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
 
@@ -102,10 +100,8 @@ def split(
     files = [Path(file) for file in shares]
     for file in files:
         keep_inputs(file, one_split(source))
-    groups = row_groups(_rows(source, "Reading"), by)
-    members: dict[int, int] = defaultdict(int)
-    for group in groups:
-        members[group] += 1
+    groups = row_groups(shown_rows(source, "Reading"), by)
+    members = Counter(groups)
     order = list(members)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda group: -members[group])  # stable: large groups first, random among equals
@@ -121,7 +117,7 @@ def split(
         )
     with ExitStack() as stack:
         writers = [stack.enter_context(row_writer(file)) for file in files]
-        for group, row in zip(groups, _rows(source, "Writing"), strict=True):
+        for group, row in zip(groups, shown_rows(source, "Writing"), strict=True):
             writers[place[group]].write(row)
     return dict(zip(files, filled, strict=True))
 
@@ -135,10 +131,8 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
     if count < 1:
         raise UniDPOError(f"sample: {count} rows; ask for one or more")
     keep_inputs(output, one_split(source))
-    groups = row_groups(_rows(source, "Reading"), by)
-    sizes: dict[int, int] = defaultdict(int)
-    for group in groups:
-        sizes[group] += 1
+    groups = row_groups(shown_rows(source, "Reading"), by)
+    sizes = Counter(groups)
     order = list(sizes)
     random.Random(seed).shuffle(order)
     taken: set[int] = set()
@@ -148,7 +142,7 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
             taken.add(group)
             room -= sizes[group]
     with row_writer(output) as writer:
-        for group, row in zip(groups, _rows(source, "Writing"), strict=True):
+        for group, row in zip(groups, shown_rows(source, "Writing"), strict=True):
             if group in taken:
                 writer.write(row)
     return count - room
@@ -175,7 +169,7 @@ def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: s
     with row_writer(output) as writer:
         for source in sources:
             first = True
-            for row in _rows(source, "Merging"):
+            for row in shown_rows(source, "Merging"):
                 if first:
                     _same_layout(layout, row, source)
                     first = False
@@ -195,11 +189,6 @@ def _same_layout(layout: set[str], row: Row, source: str | Path) -> None:
             f"{source}: holds {sorted(texts)} where the first file holds {sorted(layout)}; {advice}"
         )
     layout |= texts
-
-
-def _rows(source: str | Path, verb: str) -> Iterator[Row]:
-    rows = iter_rows(source)
-    yield from tqdm(rows, desc=f"{verb} {Path(source).name}", unit=" rows", mininterval=1.0, delay=2.0)
 
 
 def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:

@@ -219,9 +219,9 @@ def weights_of(options: Any) -> list[list[Any]]:
     return [stamp for folder in folders for stamp in file_stamps(folder, WEIGHTS)]
 
 
-def make_backend(raw: Mapping[str, Any], role: str = "model") -> Backend:
+def make_backend(raw: Mapping[str, Any]) -> Backend:
     """Load the model that one entry under `models:` describes."""
-    name, options = parse_model(raw, role)
+    name, options = parse_model(raw, "model")
     if hasattr(options, "check"):
         options.check(images=True)
     backend: Backend = find("backend", name)(options)

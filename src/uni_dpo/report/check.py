@@ -147,7 +147,7 @@ def tables(report: CheckReport) -> "Iterator[Table]":
 
 def page(report: CheckReport) -> str:
     """Return the report as one HTML page that needs nothing beside it."""
-    body = [f"<h1>{html.escape(report.dataset)}</h1>"]
+    body = []
     for title, header, rows in sections(report):
         cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
@@ -188,6 +188,7 @@ td, th {{ border-bottom: 1px solid #ccc; padding: .25rem .75rem; text-align: lef
 img {{ max-width: 100%; }}
 </style>
 <body>
+<h1>{title}</h1>
 {body}
 </body></html>
 """
