@@ -112,7 +112,6 @@ def test_a_few_inverted_scores_and_identical_answers_are_warnings(folder, good_r
         rows[index] |= {"score_chosen": 0.5}
     rows[4] |= {"rejected": rows[4]["chosen"]}
     seen = preflight([register("d", rows)], folder / "data", folder)
-    assert (seen.inverted, seen.identical) == (2, 1)
     assert seen.warnings == [
         "d: the chosen score is below the rejected one in 2 of 10 rows (rows 2, 7)",
         "d: the two answers are identical in 1 of 10 rows (row 4)",
@@ -127,15 +126,14 @@ def test_more_than_half_inverted_is_an_error(folder, good_row, register, inverte
         with pytest.raises(PreferenceDataError, match="below the rejected score in 6 of 10 rows"):
             preflight([name], folder / "data", folder)
     else:
-        assert preflight([name], folder / "data", folder).inverted == 5
+        (warning,) = preflight([name], folder / "data", folder).warnings
+        assert "below the rejected one in 5 of 10 rows" in warning
 
 
 @pytest.mark.parametrize(("tau_good", "warned"), [(4.5, False), (4.6, True), (None, False)])
 def test_tau_good_above_every_chosen_score_is_one_warning(folder, good_row, register, tau_good, warned) -> None:
     name = register("d", [good_row(0), good_row(1, score_chosen=3.0)])
     seen = preflight([name], folder / "data", folder, tau_good=tau_good)
-    assert seen.chosen_range == (3.0, 4.5)
-    assert seen.rejected_range == (1.0, 2.0)
     assert [line for line in seen.warnings if "NLL" in line] == (
         ["no chosen score reaches tau_good = 4.6 (they lie in 3 … 4.5): the NLL term can never be active"]
         if warned
@@ -154,8 +152,10 @@ def test_score_columns_are_mapped(folder, good_row, register) -> None:
     del row["score_chosen"], row["score_rejected"]
     columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     columns |= {"score_chosen": "chosen_rating", "score_rejected": "rejected_rating"}
-    seen = preflight([register("d", [row], columns=columns)], folder / "data", folder)
-    assert (seen.chosen_range, seen.rejected_range) == ((4.0, 4.0), (2.0, 2.0))
+    name = register("d", [row], columns=columns)
+    assert preflight([name], folder / "data", folder).scored == 1
+    (warning,) = preflight([name], folder / "data", folder, tau_good=5.0).warnings
+    assert "(they lie in 4 … 4)" in warning
 
 
 def test_max_samples_checks_what_will_be_trained_on(folder, good_row, register) -> None:
@@ -201,8 +201,9 @@ def test_a_wrong_entry_is_named(folder, good_row, register, entry, names, messag
 def test_what_is_not_on_this_machine_is_said_to_be_unchecked(folder, register) -> None:
     register("hub", None, file_name="unused.json", hf_hub_url="someone/pairs")
     seen = preflight(["hub"], folder / "data", folder)
-    assert (seen.unchecked, seen.warnings) == (["hub"], ["hub: is not a local file and was not checked"])
-    assert preflight(["a", "b"], "ONLINE").unchecked == ["a", "b"]
+    assert seen.warnings == ["hub: is not a local file and was not checked"]
+    online = preflight(["a", "b"], "ONLINE").warnings
+    assert online == [f"{name}: is not a local file and was not checked" for name in ("a", "b")]
 
 
 def sharegpt_row(**changes: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import random
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,6 +65,13 @@ def test_a_finished_run_asks_nothing_again(tmp_path, questions):
     for _ in range(2):
         run_engine(spec, tmp_path / "w", questions=questions)
     assert len(log.read_text().splitlines()) == 12
+
+
+def test_a_run_in_this_process_needs_no_ray(tmp_path, questions, monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run_engine(config(), tmp_path, questions=questions).pairs is not None
 
 
 def test_stages_one_at_a_time_make_the_same_file(tmp_path, questions):

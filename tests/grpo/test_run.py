@@ -55,7 +55,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     train_grpo(settings(**stopped, max_steps=2))
     assert "going on" not in capsys.readouterr().out
     resumed = train_grpo(settings(**stopped, max_steps=4))
-    assert f"going on from {tmp_path / 'stopped' / 'checkpoint-2'}\n" in capsys.readouterr().out
+    assert f"resuming from {tmp_path / 'stopped' / 'checkpoint-2'}\n" in capsys.readouterr().out
     assert len(numbers(resumed)) == 4
     for left, right in zip(numbers(resumed), numbers(whole), strict=True):
         assert left == pytest.approx(right, rel=1e-3, abs=1e-5)

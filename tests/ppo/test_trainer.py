@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(trainer, tmp_path: Path, caps
     trainer(steps=2, **stopped).train()
     capsys.readouterr()
     resumed = trainer(steps=3, **stopped).train()
-    assert f"going on from {tmp_path / 'stopped' / 'ppo_state.pt'}, after 2 steps\n" in capsys.readouterr().out
+    assert f"resuming from {tmp_path / 'stopped' / 'ppo_state.pt'}, after 2 steps\n" in capsys.readouterr().out
     assert [line["step"] for line in resumed] == [0, 1, 2]
     for left, right in zip(resumed, whole, strict=True):
         assert left == pytest.approx(right, rel=1e-4, abs=1e-6)

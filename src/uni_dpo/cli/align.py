@@ -22,7 +22,7 @@ def align(
         str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
     ] = None,
 ) -> None:
-    """Sample, score, pair, train, choose, evaluate: round by round. A stopped run goes on where it was."""
+    """Sample, score, pair, train, choose, evaluate: round by round. A stopped run resumes."""
     from rich.console import Console
 
     from uni_dpo.align.config import AlignConfig

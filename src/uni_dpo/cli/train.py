@@ -70,7 +70,7 @@ def ppo(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 def grpo(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train a vision-language model with TRL's GRPO. A run that was stopped goes on from its last checkpoint."""
+    """Train a vision-language model with TRL's GRPO. A stopped run resumes from its last checkpoint."""
     from uni_dpo.grpo.config import GRPOSettings
 
     settings = GRPOSettings.load(config, overrides or ())

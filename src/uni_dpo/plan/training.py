@@ -36,7 +36,6 @@ class PlannedRun:
     precomputed: bool
     images_kept: bool
     save_total_limit: int
-    saves: int
 
 
 def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
@@ -76,7 +75,6 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
         precomputed=_true(settings, "precompute_ref_log_probs"),
         images_kept=_true(settings, "keep_image_features"),
         save_total_limit=_number(settings, "save_total_limit", 0, int),
-        saves=_number(settings, "save_steps", 500, int) if settings.get("save_strategy", "steps") != "no" else 0,
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.check import CheckReport, check_entry
 from uni_dpo.data.dataset_info import read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError
@@ -18,22 +17,12 @@ class Preflight:
     Attributes:
         rows: how many rows were checked.
         scored: how many pairs of them have both scores.
-        chosen_range: lowest and highest score of a chosen answer; None where no row has scores.
-        rejected_range: likewise for the rejected answers.
-        inverted: rows whose chosen score is below the rejected one.
-        identical: rows whose two answers are the same.
         warnings: what the user should know, one line each.
-        unchecked: datasets that are not local files.
     """
 
     rows: int = 0
     scored: int = 0
-    chosen_range: tuple[float, float] | None = None
-    rejected_range: tuple[float, float] | None = None
-    inverted: int = 0
-    identical: int = 0
     warnings: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
 
 
 def preflight(
@@ -99,25 +88,11 @@ def _summary(reports: Sequence[CheckReport], unchecked: list[str], tau_good: flo
     scored = [audit for audit in audits if audit.margins.count]
     warnings = [f"{report.dataset}: {line}" for report in reports for line in report.warnings]
     warnings += [f"{name}: is not a local file and was not checked" for name in unchecked]
-    chosen = _range([audit.score_chosen for audit in scored])
-    if chosen is not None and tau_good is not None and chosen[1] < tau_good:
+    highest = max((audit.score_chosen.quantiles[-1] for audit in scored), default=None)
+    if highest is not None and tau_good is not None and highest < tau_good:
+        lowest = min(audit.score_chosen.quantiles[0] for audit in scored)
         warnings.append(
-            f"no chosen score reaches tau_good = {tau_good:g} (they lie in {chosen[0]:g} … {chosen[1]:g}): "
+            f"no chosen score reaches tau_good = {tau_good:g} (they lie in {lowest:g} … {highest:g}): "
             "the NLL term can never be active"
         )
-    return Preflight(
-        rows=sum(report.rows for report in reports),
-        scored=sum(audit.margins.count for audit in scored),
-        chosen_range=chosen,
-        rejected_range=_range([audit.score_rejected for audit in scored]),
-        inverted=sum(audit.inverted.count for audit in audits),
-        identical=sum(audit.identical.count for audit in audits),
-        warnings=warnings,
-        unchecked=unchecked,
-    )
-
-
-def _range(spreads: Sequence[Spread]) -> tuple[float, float] | None:
-    if not spreads:
-        return None
-    return min(spread.quantiles[0] for spread in spreads), max(spread.quantiles[-1] for spread in spreads)
+    return Preflight(sum(report.rows for report in reports), sum(audit.margins.count for audit in scored), warnings)

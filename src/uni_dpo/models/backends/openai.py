@@ -27,7 +27,6 @@ from uni_dpo.models.backends.replies import (
     read_prompt_logprobs,
     read_samples,
     read_usage,
-    sound,
     sum_choices,
 )
 from uni_dpo.models.backends.server import (
@@ -36,9 +35,9 @@ from uni_dpo.models.backends.server import (
     Loop,
     LostReplyError,
     Server,
-    data_url,
     final_fault,
     probe,
+    request_body,
     retry_after,
     why,
 )
@@ -227,7 +226,7 @@ class _Put:
         self, request: Request, settings: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]
     ) -> Any:
         """What `read` makes of the reply, or a `Failure`."""
-        body = await asyncio.to_thread(_body, self.options.model, request, dict(settings))
+        body = await asyncio.to_thread(request_body, self.options.model, request, dict(settings))
         seed = request.seed
         try:
             async for attempt in tenacity.AsyncRetrying(
@@ -315,36 +314,6 @@ def _prompt_tokens(completion: Mapping[str, Any]) -> int:
     if not count:
         raise UnusableReplyError("no count of the prompt's tokens")
     return count
-
-
-def _body(model: str, request: Request, settings: dict[str, Any]) -> dict[str, Any]:
-    content: Any = sound(request.prompt)
-    if request.content:
-        content = _resized(request.content)
-    elif request.images:
-        content = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in request.images]
-        content.append({"type": "text", "text": sound(request.prompt)})
-    messages = [{"role": "system", "content": sound(request.system)}] if request.system is not None else []
-    messages.append({"role": "user", "content": content})
-    if "answer" in settings:
-        messages.append({"role": "assistant", "content": sound(settings.pop("answer"))})
-    return {"model": model, "messages": messages, **settings}
-
-
-def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Items in the order of the asker, images within their own pixel limits."""
-    from uni_dpo.models.prompt import load_vision, png_url
-
-    images, videos, _ = load_vision(items)
-    if videos:
-        raise UniDPOError("backend openai sends images only; evaluate videos with backend transformers")
-    pictures = iter(images)
-    return [
-        {"type": "image_url", "image_url": {"url": png_url(next(pictures))}}
-        if item["type"] == "image"
-        else {"type": "text", "text": sound(item["text"])}
-        for item in items
-    ]
 
 
 BACKEND = OpenAIBackend

@@ -1,4 +1,4 @@
-"""The one place that sends bytes to a chat server: its address and key, time and size bounds, what its faults mean."""
+"""The one place that sends bytes to a chat server: address and key, requests, time and size bounds, faults."""
 
 import asyncio
 import base64
@@ -7,7 +7,7 @@ import mimetypes
 import os
 import ssl
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from uni_dpo.errors import UniDPOError, plain
+from uni_dpo.models.backends.base import Request
 from uni_dpo.models.backends.replies import (
     UnusableReplyError,
     read_error,
@@ -206,8 +207,44 @@ def why(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def request_body(model: str, request: Request, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a chat request sends.
+
+    Args:
+        model: its name on the server.
+        request: what is asked.
+        settings: further fields; `answer`, a text, is the beginning of the reply and no field.
+    """
+    content: Any = sound(request.prompt)
+    if request.content:
+        content = _resized(request.content)
+    elif request.images:
+        content = [{"type": "image_url", "image_url": {"url": _data_url(path)}} for path in request.images]
+        content.append({"type": "text", "text": sound(request.prompt)})
+    messages = [{"role": "system", "content": sound(request.system)}] if request.system is not None else []
+    messages.append({"role": "user", "content": content})
+    if "answer" in settings:
+        messages.append({"role": "assistant", "content": sound(settings.pop("answer"))})
+    return {"model": model, "messages": messages, **settings}
+
+
+def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Items in the order of the asker, images within their own pixel limits."""
+    from uni_dpo.models.prompt import load_vision, png_url
+
+    images, videos, _ = load_vision(items)
+    if videos:
+        raise UniDPOError("backend openai sends images only; evaluate videos with backend transformers")
+    pictures = iter(images)
+    return [
+        {"type": "image_url", "image_url": {"url": png_url(next(pictures))}}
+        if item["type"] == "image"
+        else {"type": "text", "text": sound(item["text"])}
+        for item in items
+    ]
+
+
 @lru_cache(maxsize=64)
-def data_url(path: str) -> str:
-    """Return an image file as a `data:` address."""
+def _data_url(path: str) -> str:
     kind = mimetypes.guess_type(path)[0] or "image/png"
     return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
