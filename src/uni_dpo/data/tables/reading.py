@@ -20,12 +20,11 @@ _ROWS_AT_ONCE = 32
 """Rows of a columnar file that are Python objects at the same time: rows may hold whole images."""
 
 
-def source_files(path: str | Path, split: str | None = None) -> list[Path]:
+def source_files(path: str | Path) -> list[Path]:
     """Return the files that hold a dataset's rows, in order.
 
     Args:
         path: a file, a folder of files of one type, or a folder that `datasets` wrote with `save_to_disk`.
-        split: which split of a saved `DatasetDict`; all of them when None.
 
     Raises:
         PreferenceDataError: nothing there, or nothing that can be read.
@@ -37,10 +36,7 @@ def source_files(path: str | Path, split: str | None = None) -> list[Path]:
     if not path.is_dir():
         raise PreferenceDataError(f"{path}: no such file or folder; {where_to_get(path) or 'check the name'}")
     if (path / "dataset_dict.json").is_file():
-        names = _listed(path / "dataset_dict.json", "splits")
-        if split is not None and split not in names:
-            raise PreferenceDataError(f"{path}: no split {split!r}; it has {', '.join(map(str, names))}")
-        return [f for name in names if split in (None, name) for f in source_files(_inside(path, str(name)))]
+        return [file for files in splits_of(path).values() for file in files]
     if (path / "state.json").is_file():
         return [_inside(path, str(f["filename"])) for f in _listed(path / "state.json", "_data_files")]
     files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix.lower() in FILE_TYPES)
