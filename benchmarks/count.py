@@ -3,11 +3,14 @@
     python benchmarks/count.py                                    Qwen2-VL-7B, 256 … 4,096 image tokens, 1 … 10 pairs
     python benchmarks/count.py --model qwen3-vl-8b-instruct       another of src/uni_dpo/plan/models.json
     python benchmarks/count.py --lora 8 --checkpointing           LoRA, gradient checkpointing
+    python benchmarks/count.py --gpus 8                           what each of them holds, with ZeRO-2 and ZeRO-3
     python benchmarks/count.py --check                            small shapes: counted against measured on this CPU
 
 A step is the sigmoid loss of all pairs of one question, policy and reference, with a frozen vision tower, in bfloat16:
 two sequences per pair in one batch (stock), the same with Liger's norms and gates, and one sequence (ours). GB is the
-peak above the weights, gradients included: what is alive at once, without what an allocator wastes.
+peak above the weights, gradients included: what is alive at once, without what an allocator wastes. With `--gpus` it is
+all that one GPU holds, a question to each: weights, reference, AdamW's moments and float32 copy too, and with ZeRO-3
+the largest layer, which is gathered whole. Communication buffers are not counted.
 """
 
 import argparse
@@ -16,11 +19,13 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from count_step import VARIANTS, Step, count
+from count_step import VARIANTS, Step, build, count
 
 MODELS = json.loads((Path(__file__).parents[1] / "src/uni_dpo/plan/models.json").read_text(encoding="utf-8"))
 CHECKED = (
@@ -46,6 +51,66 @@ def table(model: str, images: list[int], answers: list[int], words: int, answer:
                 print(
                     f"| {image:,} | {number} | {step.pairs} | {variant} | {ours / 1e12:,.1f} | ÷ {flops / ours:.1f} "
                     f"| {bytes_ / 1e9:,.1f} | ÷ {size / bytes_:.1f} |",
+                    flush=True,
+                )
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that are there between steps, on one GPU without ZeRO, and the `largest` part that is run at once."""
+
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    largest: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any], step: Step, dtype: torch.dtype = torch.bfloat16) -> "Held":
+        """Those of a step; LoRA's reference is the policy without its adapter."""
+        policy, reference = build(config, dtype, step.lora)
+        trained = [weight for weight in policy.parameters() if weight.requires_grad]
+        text = policy.model.language_model  # type: ignore[union-attr]
+        parts = [*text.layers, text.embed_tokens, policy.lm_head]  # type: ignore[misc, union-attr, list-item]
+        return cls(
+            weights=_bytes(policy.parameters()),
+            reference=0 if step.lora else _bytes(reference.parameters()),
+            gradients=_bytes(trained),
+            optimizer=12 * sum(weight.numel() for weight in trained),
+            largest=max(_bytes(part.parameters()) for part in parts),
+        )
+
+    def on_each(self, gpus: int, stage: int, peak: int) -> float:
+        """Bytes on each of `gpus` with a ZeRO stage, where a step takes `peak` bytes, its gradients included."""
+        models = self.weights + self.reference
+        models = models / gpus + self.largest if stage == 3 else models
+        gradients = self.gradients / (gpus if stage >= 2 else 1)
+        return models + gradients + self.optimizer / (gpus if stage else 1) + max(0, peak - self.gradients)
+
+
+def _bytes(weights: Iterable[torch.Tensor]) -> int:
+    return sum(weight.nbytes for weight in weights)
+
+
+def zero_table(
+    model: str, images: list[int], answers: list[int], words: int, answer: int, gpus: int, **more: Any
+) -> None:
+    """One line per size and variant: what each of `gpus` holds without ZeRO, with ZeRO-2 and with ZeRO-3."""
+    print(f"{model}, {words} words and {answer} tokens per answer, {more or 'fully tuned'}, {gpus} GPUs\n")
+    print("| image tokens | answers | pairs | step | GB, no ZeRO | ZeRO-2 | ZeRO-3 | |")
+    print("| ---: | ---: | ---: | --- | ---: | ---: | ---: | --- |")
+    held = Held.of(MODELS[model], Step(1, 2, 0, words, answer, **more))
+    for image in images:
+        for number in answers:
+            step = Step(1, number, image, words, answer, **more)
+            stock = 0.0
+            for variant in VARIANTS:
+                peak = count(MODELS[model], step, variant)[1]
+                none, two, three = (held.on_each(gpus, stage, peak) / 1e9 for stage in (0, 2, 3))
+                stock = stock or three
+                print(
+                    f"| {image:,} | {number} | {step.pairs} | {variant} | {none:,.1f} | {two:,.1f} | {three:,.1f} "
+                    f"| ÷ {stock / three:.1f} |",
                     flush=True,
                 )
 
@@ -95,6 +160,7 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=192)
     parser.add_argument("--lora", type=int, default=0, help="rank; 0: fully tuned")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--gpus", type=int, default=0, help="what each of so many holds, with ZeRO")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -102,10 +168,12 @@ def main() -> None:
     start = time.monotonic()
     if options.check:
         sys.exit(0 if check() else "counted and measured differ")
-    table(
-        options.model, options.image_tokens, options.answers, options.words, options.answer,
-        lora=options.lora, checkpointing=options.checkpointing,
-    )  # fmt: skip
+    sizes = (options.model, options.image_tokens, options.answers, options.words, options.answer)
+    more = {"lora": options.lora, "checkpointing": options.checkpointing}
+    if options.gpus:
+        zero_table(*sizes, options.gpus, **more)
+    else:
+        table(*sizes, **more)
     print(f"\ncounted in {time.monotonic() - start:.0f} s")
 
 

@@ -12,8 +12,8 @@ A step is the loss of `pref_loss: sigmoid` (policy and reference) and its gradie
 optimizer, which is the same for all, is left out. The variants take turns in one process, each twice, and the second
 time counts; the table holds the median. "Image features kept" is a step that finds them on disk, and reads them there.
 Peak memory is what a step needs above the weights and images that are there before it, gradients included, measured in
-a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU. With `--micro-batch`, what
-LlamaFactory takes for all pairs at once, as the others do, is counted as `count.py` does it.
+a process per variant on the CPU (resident set) and with PyTorch's counters on a GPU. With `--micro-batch` LlamaFactory
+warms with one part, and its memory, for all pairs at once as the others take them, is counted as by `count.py`.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
     return trainer
 
 
-def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> Callable[[], float]:
+def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> Callable[..., float]:
     """A function that collates a batch, LlamaFactory's in parts if so set, and makes its loss and gradients."""
     pairs = RandomPairs(policy, setting)
     configs = [model.config.get_text_config() for model in (policy, reference)]
@@ -101,12 +101,12 @@ def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> C
     attention = configs[0]._attn_implementation
     at_once = (setting.micro_batch if variant == "ordinary" else 0) or setting.pairs
 
-    def step(folder: tempfile.TemporaryDirectory[str] = folder) -> float:  # which lives as long as the step does
+    def step(*, warming: bool = False, folder: tempfile.TemporaryDirectory[str] = folder) -> float:  # kept as long
         for config in configs:  # the variants share the models, and each attends in its own way
             config._attn_implementation = attention
         policy.zero_grad(set_to_none=True)
         total = 0.0
-        for start in range(0, setting.pairs, at_once):
+        for start in range(0, at_once if warming else setting.pairs, at_once):
             features = pairs.features[start : start + at_once]
             inputs = trainer._prepare_inputs(trainer.data_collator(features))
             loss, _ = trainer.get_batch_loss_metrics(policy, inputs)
@@ -123,25 +123,25 @@ def compare(setting: Setting) -> dict[str, dict[str, float]]:
     policy, reference = build_models(setting)
     variants = [variant for variant in VARIANTS if setting.image_tokens or variant != "kept"]
     steps = {variant: build_step(variant, policy, reference, setting) for variant in variants}
-    results: dict[str, dict[str, float]] = {}
-    for variant, step in steps.items():
-        results[variant] = {"loss": step(), "norm": _gradient_norm(policy)}
+    results: dict[str, dict[str, float]] = {variant: {} for variant in variants}
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(setting.repeats):
         for variant, step in steps.items():
-            step()  # the first after another variant's finds memory and caches as that one left them
-            seconds[variant].append(_seconds(step, setting.device))
+            step(warming=True)  # the first after another variant's finds memory and caches as that one left them
+            took, loss = _timed(step, setting.device)
+            seconds[variant].append(took)
+            results[variant] |= {"loss": loss, "norm": _gradient_norm(policy)}
     del policy, reference, steps, step
     gc.collect()  # the trainers hold themselves, and the models
     for variant, result in results.items():
-        result |= {"seconds": statistics.median(seconds[variant]), **peak_memory(variant, setting)}
-    if setting.micro_batch:
-        results["ordinary"]["bytes at once"] = counted_bytes(setting)
+        counts = variant == "ordinary" and setting.micro_batch
+        memory = {"bytes": counted_bytes(setting)} if counts else peak_memory(variant, setting)
+        result |= {"seconds": statistics.median(seconds[variant]), **memory}
     return results
 
 
 def counted_bytes(setting: Setting) -> int:
-    """What LlamaFactory's step would take for all pairs at once."""
+    """Bytes that LlamaFactory's step would take for all pairs at once."""
     text, vision = SHAPES[setting.shape]
     config = {"model_type": "qwen2_vl", **text, "vocab_size": setting.vocabulary, "vision_config": vision}
     step = Step(
@@ -152,9 +152,9 @@ def counted_bytes(setting: Setting) -> int:
 
 
 def measure_memory(variant: str, setting: Setting, *, warm: bool = False) -> dict[str, int]:
-    """Bytes that a step takes beside the weights of both models, those of them that are the gradients, and FLOPs.
+    """Bytes that a step takes beside the weights of both models, and those of them that are the gradients.
 
-    The first step also loads libraries; a `warm` one comes after another.
+    The first step also loads libraries; a `warm` one comes after another, and its FLOPs are counted.
     """
     policy, reference = build_models(setting)
     step = build_step(variant, policy, reference, setting)
@@ -174,10 +174,13 @@ def measure_memory(variant: str, setting: Setting, *, warm: bool = False) -> dic
         torch.cuda.reset_peak_memory_stats()
         step()
         peak = torch.cuda.max_memory_allocated()
-    with flop_counter() as flops:
-        step()
     gradients = sum(p.grad.numel() * p.grad.itemsize for p in policy.parameters() if p.grad is not None)
-    return {"bytes": peak - before, "gradients": gradients, "flops": flops.get_total_flops()}
+    counted = {}
+    if warm:
+        with flop_counter() as flops:
+            step()
+        counted["flops"] = flops.get_total_flops()
+    return {"bytes": peak - before, "gradients": gradients, **counted}
 
 
 def peak_memory(variant: str, setting: Setting, *, warm: bool = False) -> dict[str, int]:
@@ -203,16 +206,17 @@ def _resident_peak() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def _seconds(step: Callable[[], float], device: str) -> float:
+def _timed(step: Callable[..., float], device: str) -> tuple[float, float]:
+    """Seconds of a step, and its loss."""
     if device == "cpu":
         start = time.process_time()
-        step()
-        return time.process_time() - start
+        loss = step()
+        return time.process_time() - start, loss
     torch.cuda.synchronize()
     start = time.perf_counter()
-    step()
+    loss = step()
     torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, loss
 
 
 def _gradient_norm(model: torch.nn.Module) -> float:
@@ -229,23 +233,21 @@ def print_table(rows: list[tuple[Setting, dict[str, dict[str, float]]]]) -> None
     print("| ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | ---: |")
     for setting, results in rows:
         base = results["ordinary"]
-        size = (
-            f"| {setting.answers} | {setting.pairs} | {setting.image_tokens} | {setting.answer} "
-            f"| {setting.vocabulary:,} |"
-        )
-        whole = base.get("bytes at once", base["bytes"])
-        if setting.micro_batch:
-            print(f"{size} {VARIANTS['ordinary']}, all pairs at once, counted | | | {whole / 1e6:,.0f} | ÷ 1.0 | | |")
         for variant, result in results.items():
             at_once = f", {setting.micro_batch} at once" if setting.micro_batch and variant == "ordinary" else ""
             print(
-                f"{size} {VARIANTS[variant]}{at_once} "
+                f"| {setting.answers} | {setting.pairs} | {setting.image_tokens} | {setting.answer} "
+                f"| {setting.vocabulary:,} | {VARIANTS[variant]}{at_once} "
                 f"| {result['seconds']:.2f} | ÷ {base['seconds'] / result['seconds']:.1f} "
-                f"| {result['bytes'] / 1e6:,.0f} | ÷ {whole / result['bytes']:.1f} "
+                f"| {result['bytes'] / 1e6:,.0f} | ÷ {base['bytes'] / result['bytes']:.1f} "
                 f"| {abs(result['loss'] / base['loss'] - 1):.0e} | {abs(result['norm'] / base['norm'] - 1):.0e} |",
                 flush=True,
             )
-    print(f"\nOf each MB figure, {rows[0][1]['ordinary']['gradients'] / 1e6:,.0f} MB are the gradients (first row).")
+    print(
+        f"\nOf each MB figure, {rows[0][1]['shared_prefix']['gradients'] / 1e6:,.0f} MB are the gradients (first row)."
+    )
+    if rows[0][0].micro_batch:
+        print("LlamaFactory's are counted for all pairs at once.")
 
 
 def draw(rows: list[tuple[Setting, dict[str, dict[str, float]]]], size: str, target: Path) -> None:

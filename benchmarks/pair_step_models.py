@@ -20,6 +20,17 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"depth": 6, "embed_dim": 192, "hidden_size": 256, "num_heads": 6, "mlp_ratio": 4},
     ),
+    "middle": (
+        {
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+        },
+        {"depth": 12, "embed_dim": 256, "hidden_size": 512, "num_heads": 8, "mlp_ratio": 4},
+    ),
     "qwen2-vl-2b": (
         {
             "hidden_size": 1536,
@@ -56,6 +67,7 @@ class Setting:
     liger: bool
     attention: str
     micro_batch: int = 0
+    seed: int = 0
 
     @property
     def pairs(self) -> int:
@@ -82,7 +94,7 @@ def build_models(setting: Setting) -> tuple[Any, Any]:
         from liger_kernel.transformers import apply_liger_kernel_to_qwen2_vl
 
         apply_liger_kernel_to_qwen2_vl(fused_linear_cross_entropy=False, cross_entropy=True)
-    torch.manual_seed(0)
+    torch.manual_seed(setting.seed)
     torch.set_default_dtype(getattr(torch, setting.dtype))
     with torch.device(setting.device):
         policy = Qwen2VLForConditionalGeneration(config)
@@ -108,7 +120,7 @@ class RandomPairs:
 
     def __init__(self, model: Any, setting: Setting) -> None:
         self._model = model
-        draw = torch.Generator().manual_seed(1)
+        draw = torch.Generator().manual_seed(1 + setting.seed)
         side = 2 * round(setting.image_tokens**0.5)
         height, width = (side, 4 * setting.image_tokens // side) if side else (0, 0)
         image = [VISION_START, *[IMAGE] * (height * width // 4), VISION_END] if side else []

@@ -202,9 +202,13 @@ def test_questions_of_like_length_follow_each_other_where_asked(train: Any, regi
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_does(config: Any, train: Any, register_ranked: Any, tmp_path: Path) -> None:
-    """A question's three pairs on each rank, against two questions on one; with accumulation too."""
-    settings = {"dataset": register_ranked(3, 8), "group_by_question": True, "learning_rate": 1e-4, "max_steps": 4}
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 4), (2, 2)])
+def test_two_ranks_train_as_one_does(
+    accumulation: int, steps: int, config: Any, train: Any, register_ranked: Any, tmp_path: Path
+) -> None:
+    """A question's three pairs on each rank, against two questions on one, eight in all."""
+    settings = {"dataset": register_ranked(3, 8), "group_by_question": True, "learning_rate": 1e-4, "max_steps": steps}
+    settings["gradient_accumulation_steps"] = accumulation
     one = trajectory(train(**settings, per_device_train_batch_size=6))
     ranks = tmp_path / "ranks"
     described = tmp_path / "ranks.json"
@@ -214,4 +218,5 @@ def test_two_ranks_train_as_one_does(config: Any, train: Any, register_ranked: A
     environment = os.environ | {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", launch], env=environment, check=True, capture_output=True)
     two = trajectory(json.loads((ranks / "trainer_state.json").read_text())["log_history"])
+    assert len(two) == steps
     torch.testing.assert_close(two[:, :2], one[:, :2], rtol=1e-4, atol=1e-5)

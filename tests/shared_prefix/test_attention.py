@@ -10,6 +10,7 @@ from uni_dpo.shared_prefix.attention import (
     mask_for,
     prefix_attention,
     use_attention,
+    visibility,
 )
 from uni_dpo.shared_prefix.families import text_config
 from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX
@@ -70,6 +71,35 @@ def test_the_mask_of_two_calls_lacks_the_rows_that_are_prompt_in_every_pair() ->
     whole = mask_for(model, SEGMENTS, SEGMENTS)
     use_attention(model, "sdpa")
     assert torch.equal(mask_for(model, SEGMENTS, SEGMENTS), whole[:, :, 2:])
+
+
+def a_question(lengths: list[int], padding: int) -> torch.Tensor:
+    """Segments of a prompt and its answers, (1, T)."""
+    owners = [PREFIX, *range(ANSWER, ANSWER + len(lengths) - 1), PADDING]
+    return torch.tensor(
+        [[owner for owner, length in zip(owners, [*lengths, padding], strict=True) for _ in range(length)]]
+    )
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("lengths", [[300, 40, 150], [130, 100, 5, 260, 128], [20, 90, 91, 92, 93, 94, 95]], ids=str)
+def test_the_blocks_of_flex_attention_are_those_of_the_mask(lengths: list[int], window: int | None) -> None:
+    """Kernels skip a block of 128 × 128 in which nothing is seen, and take one whole in which all is.
+
+    Two to six answers behind one prompt, against the mask that SDPA gets, block by block.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows = [a_question(lengths, -sum(lengths) % 128), a_question([sum(lengths)], -sum(lengths) % 128)]
+    segments = torch.cat(rows)
+    length = segments.shape[1]
+    found = create_block_mask(visibility(segments, window), 2, None, length, length, device="cpu")
+    blocks = attention_mask(segments, window=window).unflatten(2, (-1, 128)).unflatten(4, (-1, 128)).transpose(3, 4)
+    partly, wholly = blocks.any(-1).any(-1), blocks.all(-1).all(-1)
+    assert torch.equal(found.to_dense().bool(), partly)
+    assert found.full_kv_num_blocks is not None
+    assert torch.equal(found.full_kv_num_blocks, wholly.sum(-1).int())
+    assert float((~partly).float().mean()) > 0.3  # the answers skip one another
 
 
 def test_two_calls_are_one() -> None:
