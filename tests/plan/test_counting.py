@@ -114,6 +114,17 @@ def test_operations_and_peak_are_those_of_a_run_without_weights(
     assert step_bytes(model, shape, gradients).peak == pytest.approx(peak, rel=0.15)
 
 
+def test_what_each_gpu_holds_with_zero() -> None:
+    """Models of 80 and 40 bytes, gradients of 60, an optimizer of 360, a step of 40 beyond its gradients; four GPUs.
+
+    120 + 60 + 360 + 40; 120 + 15 + 90 + 40; and 30, a gathered layer of 10, 15 + 90 + 40.
+    """
+    from count import Held
+
+    held = Held(weights=80, reference=40, gradients=60, optimizer=360, largest=10)
+    assert [held.on_each(4, stage, 100) for stage in (0, 2, 3)] == [580, 265, 185]
+
+
 def test_hand_worked_numbers() -> None:
     """One text layer of width 4, two heads, and a vocabulary of 10: 3 prompt tokens, two answers of 2 tokens.
 
