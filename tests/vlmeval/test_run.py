@@ -350,3 +350,21 @@ def test_answers_are_scored_as_the_texts_they_are(
     table = tsv(tmp_path / "t.tsv", rows)
     results = evaluate_tables({"tiny": tiny_qwen2_vl}, {"t": {"path": str(table), "type": "VQA"}}, tmp_path / "w")
     assert results.value("tiny", "t") == pytest.approx(100 * sum(score for _, score in right.values()) / len(right))
+
+
+def test_what_stands_outside_of_the_reasoning_is_scored(
+    kit: str, scripted: Callable, tiny_qwen2_vl: Path, digits: dict[str, list[Digit]], tsv: Callable, tmp_path: Path
+) -> None:
+    """The first two conclude with B, the right one; the last was cut before it said anything."""
+    said = {"<think>A is it?</think>B": 1, "A, it seems</think>\n\nB.": 1, "B": 1, "<think>It is A": 0}
+    image = base64.b64encode(digits["held_out"][0].image.read_bytes()).decode()
+    rows = [
+        {"index": i, "question": f"Q{i}?", "A": "dog", "B": "cat", "answer": "A" if i == 3 else "B", "image": image}
+        for i in range(len(said))
+    ]
+    scripted(lambda request: next(text for i, text in enumerate(said) if f"Q{i}?" in str(request)))
+    table = tsv(tmp_path / "t.tsv", rows)
+    results = evaluate_tables({"tiny": tiny_qwen2_vl}, {"t": {"path": str(table), "type": "MCQ"}}, tmp_path / "w")
+    assert results.lines[0].reasoned == 3
+    assert "3 of 4 answers reason in <think>…</think>" in (tmp_path / "w" / "results.md").read_text()
+    assert results.value("tiny", "t") == pytest.approx(75)

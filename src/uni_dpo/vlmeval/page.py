@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.graders.grading import without_reasoning
 from uni_dpo.graders.multiple_choice import pick_option
 from uni_dpo.report.page import Thumbnails, write_page
 from uni_dpo.report.run import cut
@@ -84,7 +85,7 @@ def answered_rows(questions: Sequence[Any], frame: Any, replies: Mapping[str, st
                 reply,
                 tuple(item["value"] for item in asked.message if item["type"] == "image"),
                 str(row.get("category", "")) if row.get("category") is not None else "",
-                readable(reply, row, kind),
+                readable(without_reasoning(reply) or "", row, kind),
             )
         )
     return found

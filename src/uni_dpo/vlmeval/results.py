@@ -36,6 +36,8 @@ class Line:
     """Why there is no score."""
     cut: int = 0
     """Answers that the limit of tokens cut; they are scored as they are."""
+    reasoned: int = 0
+    """Answers with reasoning in `<think>…</think>`; what they say outside of it is scored."""
 
     def scored(self, score: Score) -> "Line":
         """This line with its score."""
@@ -148,6 +150,7 @@ def _record(results: Results, line: Line) -> dict[str, Any]:
         "rows": line.rows,
         "skipped": line.skipped,
         "cut": line.cut,
+        "reasoned": line.reasoned,
         "limit": line.limit,
         "data": line.data,
         "prompt_style": line.prompt_style,
@@ -186,13 +189,19 @@ def _rows(line: Line) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    """What the reader has to know beside the scores, a line each: what failed, and answers that were cut."""
+    """What the reader has to know beside the scores, a line each: what failed, and answers that were cut or reason."""
     cut = [
         f"{line.model} on {line.benchmark}: {line.cut:,} of {line.rows:,} answers were cut; raise max_new_tokens"
         for line in results.lines
         if line.cut
     ]
-    return [*(f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures), *cut]
+    reasoned = [
+        f"{line.model} on {line.benchmark}: {line.reasoned:,} of {line.rows:,} answers reason in <think>…</think>; "
+        "only what stands outside is scored"
+        for line in results.lines
+        if line.reasoned
+    ]
+    return [*(f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures), *cut, *reasoned]
 
 
 def as_markdown(results: Results) -> str:

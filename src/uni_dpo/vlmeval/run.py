@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import without_reasoning
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, find_checkpoint
 from uni_dpo.storage.writing import holding, replacing
 from uni_dpo.vlmeval.config import Benchmark, Config, ModelSettings, describe, parse_benchmark
@@ -248,7 +249,10 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
     ranks.wait()
     if not ranks.first:
         return line
-    line = replace(line, cut=len(job.journal.cut() & {question.index for question in job.questions}))
+    asked = {question.index for question in job.questions}
+    replies = job.journal.read()
+    reasoned = sum(without_reasoning(replies[index]) != replies[index] for index in asked)
+    line = replace(line, cut=len(job.journal.cut() & asked), reasoned=reasoned)
     try:
         with texts_as_they_are():
             return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
@@ -288,14 +292,14 @@ def _batches(
 
 
 def write_predictions(job: Job, model_name: str) -> Path:
-    """Write VLMEvalKit's own prediction file: the dataset's rows, their images left out, and `prediction`."""
+    """Write VLMEvalKit's own prediction file: rows without images, and `prediction` without reasoning."""
     from vlmeval.smp import dump, get_pred_file_format
 
     answers = job.journal.read()
     asked = {question.index for question in job.questions}
     frame = job.loaded.dataset.data
     frame = frame[[str(index) in asked for index in frame["index"]]].copy()
-    frame["prediction"] = [answers[str(index)] for index in frame["index"]]
+    frame["prediction"] = [without_reasoning(answers[str(index)]) or "" for index in frame["index"]]
     frame = frame.drop(columns="image", errors="ignore")
     path = job.journal.folder / f"{model_name}_{job.loaded.benchmark.name}.{get_pred_file_format()}"
     with replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
