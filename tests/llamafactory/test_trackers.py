@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from uni_dpo.ledger.reading import read_ledger
+from uni_dpo.monitor.distributions import NAMES
+
 OURS = {"uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin"}
 
 
@@ -27,6 +30,14 @@ def test_tensorboard_gets_every_metric_of_the_log_by_its_name(train: Any, tmp_pa
     for name in names:
         logged = [line[name.removeprefix("train/")] for line in log if "loss" in line]
         assert [event.value for event in events.Scalars(name)] == pytest.approx(logged, rel=1e-5)
+    rows = read_ledger(tmp_path / "out").to_pylist()
+    assert {*events.Tags()["histograms"]} == {f"train/uni_dpo/pairs/{name}" for name in NAMES}
+    for event in events.Histograms("train/uni_dpo/pairs/reward_margin"):
+        seen = [row["policy_margin"] - row["reference_margin"] for row in rows if row["step"] == event.step]
+        shown = event.histogram_value
+        assert (shown.num, shown.min, shown.max) == (
+            len(seen), pytest.approx(min(seen), abs=1e-5), pytest.approx(max(seen), abs=1e-5)
+        )  # fmt: skip
 
 
 def test_other_trackers_are_given_the_same_names() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.reading import read_ledger, read_texts
 from uni_dpo.trl.launch import parse, train
 
 Rows = list[dict[str, Any]]
@@ -64,6 +65,12 @@ def test_two_ranks_follow_one(tiny_text: Path, text_rows: Rows, tmp_path: Path) 
     names = ("loss", "grad_norm", "rewards/margins", "uni_dpo/w_perf", "uni_dpo/score_margin")
     for line, expected in zip(log(two)[:2], log(one)[:2], strict=True):
         assert [line[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-4, abs=1e-6)
+    kept = [sorted(read_ledger(out).to_pylist(), key=lambda row: (row["step"], row["pair"])) for out in (one, two)]
+    assert len(kept[0]) == len(kept[1]) == 8
+    for row, expected in zip(kept[1], kept[0], strict=True):
+        assert (row["step"], row["pair"]) == (expected["step"], expected["pair"])
+        for name in ("policy_chosen", "reference_rejected", "w_perf", "loss", "tokens_chosen"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
 
 
 def test_a_converted_folder_with_images_trains(
@@ -118,6 +125,15 @@ def test_the_pairs_of_vqa_rad_train_as_they_were_saved(
     assert ("uni_dpo/w_perf" in first) is scored
     # Δ = 0 at the first step: log 2 for DPO; w_qual · (1 − σ(β Δ_π − τ_ref))³ · log 2 is below it for Uni-DPO.
     assert first["loss"] < 0.69 if scored else first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    texts = read_texts(out).to_pylist()
+    assert [text["pair"] for text in texts] == [f"vqa_rad/train, row {at}" for at in range(8)]
+    for text in texts:
+        (image,) = text["images"]
+        assert Path(image).parent == out / "uni_dpo" / "images"
+        assert text["question"] == "<image>Which digit is it?"
+    shown = json.loads((out / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
+    assert all(image.startswith("data:image/jpeg") for image in shown["images"])
+    assert all(len(images) == 1 for images in shown["pairs"]["images"])
 
 
 def test_a_yaml_file_gives_defaults_and_flags_win(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The texts of the pairs beside the ledger, so that a page can show them without the files that they came from."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,16 @@ def pair_key(name: str, question: str, chosen: str, rejected: str) -> int:
     return derive_seed(name, *(digest(text) for text in (question, chosen, rejected)))
 
 
-def pair_texts(datasets: Iterable[Any]) -> pa.Table:
+Keep = Callable[[bytes], str | None]
+"""Keeps the content of an image somewhere, and tells the file; None where it does not."""
+
+
+def pair_texts(datasets: Iterable[Any], keep: Keep = lambda content: None) -> pa.Table:
     """Collect the texts of tokenized datasets that can be read more than once.
 
     Args:
         datasets: `datasets.Dataset` with `COLUMNS`, or anything whose `texts()` gives rows of them.
+        keep: takes images that are stored inside a dataset.
 
     Returns:
         Columns `TEXTS`, one row per key. Of pairs that are called the same, the second is called `NAME, pair 2`.
@@ -45,7 +50,7 @@ def pair_texts(datasets: Iterable[Any]) -> pa.Table:
         count = called[row[NAME]]
         name = row[NAME] if count == 1 else f"{row[NAME]}, pair {count}"
         texts = {column: row.get(column) for column in COLUMNS[2:]}
-        rows.append({**texts, "pair": name, "key": row[KEY], "images": _paths(row.get("images"))})
+        rows.append({**texts, "pair": name, "key": row[KEY], "images": image_files(row.get("images"), keep)})
     return pa.Table.from_pylist(rows, schema=TEXTS)
 
 
@@ -61,9 +66,16 @@ def _rows(datasets: Iterable[Any]) -> Iterator[dict[str, Any]]:
                 yield {name: values[at] for name, values in columns.items()}
 
 
-def _paths(images: Any) -> list[str]:
-    found = [image.get("path") if isinstance(image, dict) else image for image in images or ()]
-    return [path for path in found if isinstance(path, str)]
+def image_files(images: Iterable[Any] | None, keep: Keep) -> list[str]:
+    """Return the files of images, each a path, or path and content as `datasets` has them; without those of none."""
+    found = []
+    for image in images or ():
+        path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
+        if content and not (isinstance(path, str) and Path(path).is_file()):
+            path = keep(content)
+        if isinstance(path, str):
+            found.append(path)
+    return found
 
 
 def fingerprint(texts: pa.Table) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from uni_dpo.ledger.columns import ledger_folder, record_file, texts_file
 from uni_dpo.ledger.texts import fingerprint, names_of, pair_texts, write_texts
 from uni_dpo.ledger.writing import PairLedger
+from uni_dpo.monitor.images import KeptImages
 from uni_dpo.storage.writing import write_text
 
 
@@ -18,8 +19,10 @@ def open_ledger(training_args: Any, datasets: Iterable[Any], record: Mapping[str
         datasets: see `pair_texts`; the pairs of one that can only be read once are known by their keys.
         record: what was trained on what; see `llamafactory.record.run_record`.
     """
-    texts = pair_texts(dataset for dataset in datasets if hasattr(dataset, "texts") or hasattr(dataset, "__len__"))
     output = training_args.output_dir
+    kept = KeptImages(output, writes=training_args.process_index == 0)
+    readable = (dataset for dataset in datasets if hasattr(dataset, "texts") or hasattr(dataset, "__len__"))
+    texts = pair_texts(readable, kept.path)
     if training_args.process_index == 0:
         write_texts(texts, texts_file(output))
         whole = {**record, "pairs": len(texts), "fingerprint": fingerprint(texts)}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from uni_dpo.storage.writing import write_text
 
@@ -95,14 +95,25 @@ class Thumbnails:
 
 def thumbnail(path: str | Path, side: int = SIDE) -> str | None:
     """Return a small JPEG of an image as a data address, or None where there is no readable image."""
+    small = small_jpeg(path, side)
+    return None if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+
+
+def small_jpeg(source: str | Path | IO[bytes], side: int = SIDE) -> bytes | None:
+    """Return a small JPEG of an image, or None where there is no readable image.
+
+    Args:
+        source: its file, or one that is open.
+        side: longest side, in pixels.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             small = image.convert("RGB")
         small.thumbnail((side, side))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     encoded = io.BytesIO()
     small.save(encoded, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    return encoded.getvalue()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from trl.data_utils import maybe_extract_prompt
 
-from uni_dpo.ledger.texts import KEY, NAME, pair_key
+from uni_dpo.ledger.texts import KEY, NAME, image_files, pair_key
+from uni_dpo.monitor.images import KeptImages
 from uni_dpo.monitor.record import changed_settings, device_words, versions
 from uni_dpo.trl.data import SCORES, is_score
 
@@ -24,10 +25,11 @@ class NamedRows:
         rows: a `datasets.Dataset` or `IterableDataset` with `chosen`, `rejected` and, mostly, `prompt`.
         name: what the rows are called: `NAME, row 12`.
         scores: the columns with the scores of chosen and rejected.
+        kept: takes images that are stored inside the dataset.
     """
 
-    def __init__(self, rows: Any, name: str, scores: tuple[str, str]) -> None:
-        self._rows, self._name, self._scores = rows, name, scores
+    def __init__(self, rows: Any, name: str, scores: tuple[str, str], kept: KeptImages) -> None:
+        self._rows, self._name, self._scores, self._kept = rows, name, scores, kept
         self._texts: list[dict[str, Any]] | None = None
 
     def keyed(self) -> Any:
@@ -68,13 +70,14 @@ class NamedRows:
         question, chosen, rejected = (words(parts.get(name)) for name in ("prompt", "chosen", "rejected"))
         name = f"{self._name}, row {at}"
         scores = {side: _number(row.get(column)) for side, column in zip(SCORES, self._scores, strict=True)}
+        shown = [row["image"]] if row.get("image") is not None else row.get("images") or []
         return {
             KEY: pair_key(name, question, chosen, rejected),
             NAME: name,
             "question": question,
             "chosen": chosen,
             "rejected": rejected,
-            "images": [row["image"]] if row.get("image") is not None else row.get("images") or [],
+            "images": image_files(shown, self._kept.path),
             **scores,
         }
 
@@ -83,21 +86,23 @@ def _number(value: Any) -> float | None:
     return float(value) if is_score(value) else None
 
 
-def name_rows(given: dict[str, Any], scores: tuple[str, str], about: Mapping[str, Any]) -> list[NamedRows]:
+def name_rows(given: dict[str, Any], args: Any, about: Mapping[str, Any]) -> list[NamedRows]:
     """Put datasets whose rows have keys in the places of those that a trainer was given.
 
     Args:
         given: `train_dataset` and `eval_dataset`, which may be several by name; changed.
-        scores: the columns with the scores.
+        args: a `TRLUniDPOConfig`.
         about: `datasets`: `train` and `eval` → what their rows are called; by default the split's name.
 
     Returns:
         The datasets as they were.
     """
     found, names = [], about.get("datasets", {})
+    scores = (args.score_chosen_column, args.score_rejected_column)
+    kept = KeptImages(args.output_dir, writes=args.process_index == 0)
 
     def keyed(rows: Any, name: str) -> Any:
-        found.append(NamedRows(rows, name, scores))
+        found.append(NamedRows(rows, name, scores, kept))
         return found[-1].keyed()
 
     for split in ("train", "eval"):

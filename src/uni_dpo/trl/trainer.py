@@ -71,7 +71,7 @@ class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsBy
                 check_scores(dataset, self.columns, name)
         rows: list[NamedRows] = []
         if isinstance(args, TRLUniDPOConfig) and args.uni_dpo_ledger and data_collator is None:
-            rows = name_rows(kwargs, (args.score_chosen_column, args.score_rejected_column), about or {})
+            rows = name_rows(kwargs, args, about or {})
             if rows and all(found.has_scores for found in rows):  # the ledger has them for every loss
                 self.columns = (args.score_chosen_column, args.score_rejected_column)
         super().__init__(model, ref_model, args, data_collator, **kwargs)
