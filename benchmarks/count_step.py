@@ -12,16 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from count_towers import tower_features
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from uni_dpo.shared_prefix.attention import added_mask
+from uni_dpo.shared_prefix.families import GRID_FAMILIES, MASKS_BY_NAME, family_of, text_config, vision_parameters
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 COUNTED = "counted"
+TRAINED = {
+    "llava_onevision": ("",),
+    "glm4v": ("visual.embeddings", "visual.downsample", "visual.post_"),
+}
+"""What LlamaFactory trains of a family's vision although it freezes towers and projectors, by parts of names."""
+
 VARIANTS = ("stock", "stock + Liger", "ours")
 
 
@@ -103,19 +111,24 @@ def flop_counter() -> FlopCounterMode:
 
 def build(config: dict[str, Any], dtype: torch.dtype, lora: int = 0) -> tuple[nn.Module, nn.Module]:
     """A policy with a frozen vision tower, LlamaFactory's default, and its reference, on the meta device."""
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForImageTextToText
+    import transformers
+    from transformers import AttentionInterface, AutoConfig
 
     AttentionInterface.register(COUNTED, counted_attention)
-    AttentionMaskInterface.register(COUNTED, lambda *_, **__: None)
     described = AutoConfig.for_model(**copy.deepcopy(config))
+    vision = getattr(described, "vision_config", None)
+    kind = transformers.AutoModelForCausalLM if vision is None else transformers.AutoModelForImageTextToText
     with torch.device("meta"):
         torch.set_default_dtype(dtype)
-        policy = AutoModelForImageTextToText.from_config(described)
+        policy = kind.from_config(described)
         torch.set_default_dtype(torch.float32)
-    for part in (policy.config, policy.config.get_text_config(), policy.config.vision_config):
-        part._attn_implementation = COUNTED
+    for part in (policy.config, policy.config.get_text_config(), vision and policy.config.vision_config):
+        if part is not None:
+            part._attn_implementation = COUNTED
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
-    policy.model.visual.requires_grad_(False)
+    trained = TRAINED.get(config["model_type"], ())
+    for name, parameter in vision_parameters(policy).items():
+        parameter.requires_grad_(any(part in name for part in trained))
     if lora:
         from peft import LoraConfig, get_peft_model
 
@@ -151,6 +164,8 @@ def image_features(model: nn.Module, images: int, tokens: int) -> Tensor | None:
     """What the tower makes of images of equal size: (images · tokens, hidden size)."""
     if not tokens:
         return None
+    if family_of(model) not in GRID_FAMILIES:
+        return tower_features(model, images)
     vision = model.config.vision_config  # type: ignore[union-attr]
     tower = model.model.visual  # type: ignore[union-attr]
     side = 2 * round(tokens**0.5)
@@ -163,7 +178,10 @@ def image_features(model: nn.Module, images: int, tokens: int) -> Tensor | None:
 
 @contextmanager
 def _known_windows(tower: Any) -> Iterator[None]:
-    """Let Qwen2.5-VL's tower read its window sizes, which on the meta device it could not."""
+    """Let towers do without what on the meta device they could not read: Qwen2.5-VL's windows, GLM's positions."""
+    if hasattr(tower, "embeddings"):  # GLM's sample positions between those that it learnt: no products
+        positions = tower.embeddings.position_embedding.weight
+        tower.embeddings.forward = lambda patches, *_: patches + positions[:1]
     if not hasattr(tower, "get_window_index"):
         yield
         return
@@ -185,12 +203,17 @@ def _known_windows(tower: Any) -> Iterator[None]:
 
 def hidden_states(model: nn.Module, features: Tensor | None, rows: int, length: int, image: int, mask: Any) -> Tensor:
     """Run the language model over `rows` sequences of `length` tokens, `image` of which are an image's."""
-    text = model.model.language_model  # type: ignore[union-attr]
+    text = getattr(model.model, "language_model", model.model)
     embedded = text.embed_tokens(torch.empty(rows, length, device="meta", dtype=torch.long))
     if features is not None:
         place = torch.empty(rows, length, 1, device="meta", dtype=torch.bool).expand_as(embedded)
         embedded = embedded.masked_scatter(place, features.to(embedded.dtype))
-    positions = torch.empty(3, rows, length, device="meta", dtype=torch.long)
+    positions = torch.empty(rows, length, device="meta", dtype=torch.long)
+    if family_of(model) in GRID_FAMILIES:
+        positions = positions.expand(3, rows, length)
+    if mask is not None and text_config(model).model_type in MASKS_BY_NAME:
+        whole = torch.empty(rows, 1, length, length, device="meta", dtype=torch.bool)
+        mask = {"full_attention": whole if image else mask, "sliding_attention": whole}
     return text(inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
 
 
@@ -230,6 +253,8 @@ def run(policy: nn.Module, reference: nn.Module, step: Step, variant: str) -> No
         features = image_features(policy, step.questions, step.image)
         logps = our_logps(policy, step, features, mean_logits=True)
         with torch.no_grad():
+            if any(parameter.requires_grad for parameter in vision_parameters(policy).values()):
+                features = image_features(reference, step.questions, step.image)
             theirs = our_logps(reference, step, features, mean_logits=False) if step.reference else logps.detach()
         chosen, rejected, their_chosen, their_rejected = (part[place] for part in (logps, logps, theirs, theirs))
         logits = None

@@ -39,7 +39,7 @@ def documented() -> list[Family]:
     rows = [
         [cell.strip().strip("`").replace("¦", "|") for cell in line.split("|")[1:-1]] for line in lines if "|" in line
     ]
-    return [Family(row[1], row[2], row[3] if row[3] != "–" else None) for row in rows[2:] if len(row) == 6]
+    return [Family(row[1], row[2], row[3] if row[3] != "–" else None) for row in rows[2:] if len(row) == 7]
 
 
 FAMILIES = documented()

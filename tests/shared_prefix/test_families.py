@@ -1,6 +1,7 @@
 """Which models are let in, and what is said to the others."""
 
 import pytest
+import torch
 import transformers
 from families import FAMILIES, IMAGE, TEXT_FAMILIES, tiny_model
 from torch import nn
@@ -18,6 +19,21 @@ def test_every_proved_family_is_shared(family: str) -> None:
 def test_an_unproved_family_is_named() -> None:
     config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=10)
     assert why_not_shared(transformers.GPT2LMHeadModel(config)) == "gpt2 models are not among those proved equal"
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("qwen3_5", "it has linear_attention layers"),
+        ("gemma4", "gemma4 models are not among those proved equal"),
+    ],
+)
+def test_a_family_of_this_autumn_that_is_not_shared_is_named(family: str, reason: str) -> None:
+    if family not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
+    model = torch.nn.Module()
+    model.config = transformers.AutoConfig.for_model(family)
+    assert why_not_shared(model) == reason
 
 
 def test_attention_without_masks_is_named() -> None:

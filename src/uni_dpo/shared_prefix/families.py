@@ -39,6 +39,8 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
         model: a causal language model of transformers, wrapped or not.
         attention: what will take the place of the attention that the language model was loaded with, if anything.
     """
+    if others := attention_windows(model).keys() - {FULL, SLIDING}:
+        return f"it has {' and '.join(sorted(others))} layers"
     family = family_of(model)
     if family not in (*TEXT_FAMILIES, *GRID_FAMILIES, *TOWER_FAMILIES):
         return f"{family} models are not among those proved equal"
@@ -56,8 +58,6 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
     attention = attention or text._attn_implementation
     if attention not in MASKED_ATTENTION:
         return f"{attention} takes no custom mask (flash_attn: sdpa does)"
-    if others := attention_windows(model).keys() - {FULL, SLIDING}:
-        return f"it has {' and '.join(sorted(others))} layers"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "prompt tuning puts tokens of its own in front"
     return None
