@@ -93,7 +93,7 @@ def run_length(questions: list[Question], answers: list[str]) -> list[float]:
     [
         ({"questions": InputOptions("nowhere.jsonl")}, "nowhere.jsonl: no such file"),
         ({"reward": RewardOptions(model="nowhere")}, "nowhere: there is no such folder"),
-        ({"reward": RewardOptions(function="numeric")}, "holds no number"),
+        ({"reward": RewardOptions(function="multiple_choice")}, "is none of the options"),
         ({"reward": RewardOptions(function="nowhere:grade")}, "nowhere"),
         ({"model": "no/such-model"}, "model 'no/such-model' cannot be loaded"),
     ],

@@ -17,7 +17,7 @@ QUESTIONS = [Question("a", "Two and two?", ("1.png", "2.png"), "4"), Question("b
     ("options", "questions", "words"),
     [
         (RewardOptions(function="exact"), [*QUESTIONS, Question("c", "Four?")], "question c: grading needs"),
-        (RewardOptions(function="numeric"), [Question("a", "Two?", (), "two")], "holds no number"),
+        (RewardOptions(function="numeric"), [Question("a", "Many?", (), "some")], "holds no number"),
         (RewardOptions(function="no_such"), QUESTIONS, "no_such"),
         (RewardOptions(model="nowhere"), QUESTIONS, "nowhere: there is no such folder"),
     ],
