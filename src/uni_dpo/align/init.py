@@ -210,7 +210,7 @@ def _grader(rows: tuple[Question, ...]) -> str:
 
 def _written_images(file: Path) -> Iterator[Any]:
     """Image paths as the first rows have them."""
-    from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled
+    from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
 
     for row in islice(iter_rows(file), _LOOKED_AT):
         images = first_filled(row, IMAGE_COLUMNS)

@@ -11,13 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled, is_empty
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, llamafactory
 from uni_dpo.data.formats.base import Format, Losses, Pairing
 from uni_dpo.data.image_sizes import BrokenImageError, image_size
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source
 from uni_dpo.data.pair import Image
-from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled, is_empty
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import (
     Row,

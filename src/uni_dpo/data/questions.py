@@ -1,15 +1,26 @@
 """Reading questions from any table, and the names that their columns have wherever rows are read."""
 
 import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.columns import (
+    CONVERSATION_COLUMNS,
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    OPTION_COLUMNS,
+    PROMPT_COLUMNS,
+    REFERENCE_COLUMNS,
+    TEXT_COLUMNS,
+    first_filled,
+    is_empty,
+    items_of,
+    plain_text,
+)
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape, image_size
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source
@@ -22,16 +33,6 @@ from uni_dpo.storage.identity import digest
 
 Row = dict[str, Any]
 """One question as JSON values."""
-ID_COLUMNS = ("question_id", "id", "idx")
-TEXT_COLUMNS = ("question", "instruction", "prompt", "problem")
-CONVERSATION_COLUMNS = ("messages", "conversations")
-PROMPT_COLUMNS = (*TEXT_COLUMNS, *CONVERSATION_COLUMNS)
-REFERENCE_COLUMNS = ("answer", "reference", "label", "solution")
-OPTION_COLUMNS = ("options", "choices")
-IMAGE_COLUMNS = ("images", "image", "image_path", "img_path")
-ANSWER_COLUMNS = ("answers", "prediction", "response", "output", "answer")
-"""Columns of answers to rate, for files that hold no pairs."""
-_ANSWER_KEYS = ("answer", "text", "response", "content", "value", "raw_answer")
 _PEOPLE = 10
 """VQAv2 and TextVQA have the answers of ten people to every question."""
 
@@ -166,50 +167,6 @@ def sort_questions(questions: Iterable[Question], limit: int | None = None) -> l
     return ordered
 
 
-def first_filled(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
-    """Return what stands under the first of `columns` that holds something.
-
-    NaN, empty texts and empty lists are nothing.
-    """
-    return next((row[column] for column in columns if not is_empty(row.get(column))), None)
-
-
-def is_empty(value: object) -> bool:
-    """Tell whether a cell holds nothing.
-
-    Null, NaN (a gap of pandas), an empty text or list, or an image without either.
-    """
-    if isinstance(value, float):
-        return math.isnan(value)
-    if isinstance(value, str):
-        return not value.strip()
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return all(is_empty(part) for part in value.values())
-    return value is None or (isinstance(value, list | tuple | dict | bytes) and not value)
-
-
-def plain_text(value: object) -> str | None:
-    """Return a cell as text, None where it holds nothing or cannot be one.
-
-    3.0, which a gap makes of an integer, is `3`.
-    """
-    if isinstance(value, float | Decimal) and abs(float(value)) < 1e15 and value == int(value):
-        value = int(value)
-    if isinstance(value, Mapping):
-        value = first_filled(value, _ANSWER_KEYS)
-        return None if isinstance(value, Mapping) else plain_text(value)
-    if is_empty(value) or isinstance(value, list | tuple | bytes):
-        return None
-    text = str(value)
-    return None if text.strip().casefold() == "nan" else text
-
-
-def _as_list(value: object) -> list[Any]:
-    if is_empty(value):
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _fault(field: str, found: str, advice: str = "") -> PreferenceDataError:
     return PreferenceDataError.of([Fault("question", field, found, advice)])
 
@@ -281,7 +238,7 @@ class _QuestionReader:
 
 
 def _images(row: Row, column: str) -> list[Image]:
-    images = [image for image in _as_list(row.get(column)) if not is_empty(image)]
+    images = [image for image in items_of(row.get(column)) if not is_empty(image)]
     for image in images:
         if not is_image(image):
             raise _fault(column, shown(image), "a path, base64 text or {bytes, path} belongs there")
@@ -295,7 +252,7 @@ def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
         PreferenceDataError: an item that has no text.
     """
     column = next((name for name in columns if not is_empty(row.get(name))), None)
-    values = [] if column is None else [value for value in _as_list(row[column]) if not is_empty(value)]
+    values = [] if column is None else [value for value in items_of(row[column]) if not is_empty(value)]
     texts = [plain_text(value) for value in values]
     for value, text in zip(values, texts, strict=True):
         if text is None and not isinstance(value, str):
@@ -304,7 +261,7 @@ def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
 
 
 def _are_people_s(value: object, texts: Sequence[str]) -> bool:
-    if any(isinstance(answer, Mapping) and "answer_id" in answer for answer in _as_list(value)):
+    if any(isinstance(answer, Mapping) and "answer_id" in answer for answer in items_of(value)):
         return True
     return len(texts) == _PEOPLE and all(len(text) <= 80 and "\n" not in text for text in texts)
 

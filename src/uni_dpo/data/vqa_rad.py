@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from uni_dpo.data.questions import plain_text
+from uni_dpo.data.columns import plain_text
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.writing import check_writable, holding, replacing, write_text
 

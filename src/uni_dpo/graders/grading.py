@@ -8,7 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from uni_dpo.data.questions import REFERENCE_COLUMNS, Question
+from uni_dpo.data.columns import REFERENCE_COLUMNS
+from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.registry import find
 

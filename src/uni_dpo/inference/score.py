@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import check_file
+from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import images_of, text_of, with_placeholders
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
-from uni_dpo.data.questions import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, one_split, read_rows, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer

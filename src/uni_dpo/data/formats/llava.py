@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, TEXT_COLUMNS
 from uni_dpo.data.formats.base import (
     Format,
     Losses,
@@ -20,7 +21,7 @@ from uni_dpo.data.formats.base import (
     with_placeholders,
 )
 from uni_dpo.data.pair import Image, PreferencePair
-from uni_dpo.data.questions import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, TEXT_COLUMNS, texts_of
+from uni_dpo.data.questions import texts_of
 from uni_dpo.data.tables.reading import Row
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
 from uni_dpo.data.formats.base import (
     Format,
     Losses,
@@ -19,7 +20,6 @@ from uni_dpo.data.formats.base import (
 from uni_dpo.data.formats.llamafactory import OPENAI_TAGS, message_list
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import PreferencePair
-from uni_dpo.data.questions import IMAGE_COLUMNS, first_filled
 from uni_dpo.data.tables.reading import Row
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, first_filled
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.questions import IMAGE_COLUMNS, PROMPT_COLUMNS, first_filled
 from uni_dpo.data.tables.reading import Row, one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
