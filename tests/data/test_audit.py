@@ -65,6 +65,12 @@ def test_identical_answers_are_counted_and_contradict_nothing() -> None:
     assert (found.identical.count, found.duplicates.count, found.contradictions.count) == (2, 1, 0)
 
 
+def test_marks_of_chat_templates_are_counted_by_row() -> None:
+    texts = ["A cat.<|im_end|>", "<|im_start|>user", "a</s>", "<end_of_turn>", "a < b | c > d", "<s>", "im_end"]
+    found = audit([PreferencePair("q", text, "b") for text in texts])
+    assert (found.ended.count, found.ended.first) == (4, [0, 1, 2, 3])
+
+
 def test_nothing_at_all_is_no_error() -> None:
     empty = audit([])
     assert empty.pairs == 0

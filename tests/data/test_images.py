@@ -137,6 +137,17 @@ def test_what_becomes_rgb_without_loss_of_depth_is_taken(folder, mode, kind) -> 
     assert state(folder, "images/other.png") == ImageState(40, 30)
 
 
+@pytest.mark.parametrize(("drawn_in", "kind"), [((0, 0, 0), "image_transparency"), ((255, 0, 0), "")])
+def test_a_drawing_that_lies_in_the_transparency_alone_is_refused(folder, drawn_in, kind) -> None:
+    """Without its transparency a black drawing on a transparent black ground is a black rectangle."""
+    image = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    image.paste((*drawn_in, 255), (5, 5, 20, 20))
+    image.save(folder / "images" / "drawn.png")
+    assert state(folder, "images/drawn.png").kind == kind
+    with Image.open(folder / "images" / "drawn.png") as opened:
+        assert (len(opened.convert("RGB").getcolors()) == 1) == bool(kind)
+
+
 def test_only_a_side_that_vanishes_is_too_long(folder) -> None:
     """768² / (w · 1) < 1 leaves int(√…) = 0 pixels of height from w = 589,825 on."""
     for width, kind in ((589_824, ""), (589_825, "image_shape")):

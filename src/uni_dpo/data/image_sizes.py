@@ -87,6 +87,14 @@ def check_shape(width: int, height: int, name: str) -> None:
         raise BrokenImageError("shape", found, "crop it")
 
 
+def _is_transparency_alone(image: PILImage.Image) -> bool:
+    """Tell whether all pixels of a loaded image have one colour and only their transparency differs."""
+    if not image.has_transparency_data:
+        return False
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha.getcolors(1) is None and image.convert("RGB").getcolors(1) is not None
+
+
 def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int, int]:
     """Return width and height of an image that training can use.
 
@@ -109,6 +117,9 @@ def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int
         if decode:
             image.draft("RGB", (1, 1))  # lets the JPEG decoder skip most of its work, not its errors
             image.load()
+            if _is_transparency_alone(image):
+                found = f"{name} differs in its transparency alone, which training leaves out: it would see one colour"
+                raise BrokenImageError("transparency", found, "put it on a background")
         return width, height
     except BrokenImageError:
         raise

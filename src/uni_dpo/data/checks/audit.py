@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,10 @@ _EXAMPLES = 5
 JUDGE_COLUMNS = ("judge", "rater", "scorer", "annotator", "score_source", "source")
 """Columns that may say who gave a row's scores."""
 _JUDGES = 50
+_TURN_MARKS = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|end|user|assistant)\|>|</s>|<(?:start|end)_of_turn>"
+)
+"""What the templates of Qwen, Llama, Phi, Mistral and Gemma put around a turn."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -81,6 +86,7 @@ class Audit:
         duplicates: the same question, images and answers as an earlier row.
         contradictions: the same with the answers swapped.
         identical: pairs whose two answers are the same.
+        ended: pairs with a text that holds what templates end or begin a turn with.
         inverted: scored pairs whose chosen score is lower.
         chosen_characters: length of the chosen answer.
         rejected_characters: likewise.
@@ -108,6 +114,7 @@ class Audit:
     duplicates: Repeats
     contradictions: Repeats
     identical: RowList
+    ended: RowList
     inverted: RowList
     chosen_characters: Spread
     rejected_characters: Spread
@@ -147,7 +154,7 @@ class Auditor:
         self._scores = array("d"), array("d")
         self._duplicates = Repeats()
         self._contradictions = Repeats()
-        self._identical, self._inverted = RowList(), RowList()
+        self._identical, self._ended, self._inverted = RowList(), RowList(), RowList()
         self._judges: dict[str, tuple[float, float, int]] = {}
         self._judge_column = ""
 
@@ -169,6 +176,8 @@ class Auditor:
         self._seen.setdefault(key, position)
         if pair.chosen == pair.rejected:
             self._identical.add(position)
+        if any(_TURN_MARKS.search(text) for text in (pair.instruction, pair.chosen, pair.rejected)):
+            self._ended.add(position)
         self._images += len(pair.images)
         self._paths.update(hash(image) for image in pair.images if isinstance(image, str))
         self._lengths[0].append(len(pair.chosen))
@@ -204,6 +213,7 @@ class Auditor:
             duplicates=self._duplicates,
             contradictions=self._contradictions,
             identical=self._identical,
+            ended=self._ended,
             inverted=self._inverted,
             chosen_characters=Spread.of(self._lengths[0]),
             rejected_characters=Spread.of(self._lengths[1]),

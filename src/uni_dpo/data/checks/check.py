@@ -265,6 +265,7 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     for what, rows in (
         ("the chosen score is below the rejected one", audit.inverted),
         ("the two answers are identical", audit.identical),
+        ("a text holds a mark of a chat template, as <|im_end|>, which ends or begins a turn there", audit.ended),
     ):
         if rows.count:
             report.warnings.append(f"{what} in {rows.count:,} of {report.rows:,} rows ({rows})")
