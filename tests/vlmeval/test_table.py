@@ -100,6 +100,11 @@ def test_image_paths_start_at_the_file_and_stay_in_the_root(
     read = read_own_table(table({**row, "image_path": "0.png"}, {**row, "image_path": "../t.tsv"}), None, inside)
     assert list(read.frame["image_path"]) == [str((inside / "0.png").resolve())]
     assert "leads out of image_root" in read.faults["1"]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "pictures").symlink_to(inside)  # its owner's link may lead out of it, as everywhere else
+    read = read_own_table(table({**row, "image_path": "pictures/0.png"}), None, linked)
+    assert list(read.frame["image_path"]) == [str(linked / "pictures" / "0.png")]
     with pytest.raises(UniDPOError, match="no such image"):
         read_own_table(table({**row, "image_path": "pictures/1.png"}), None, None)
 

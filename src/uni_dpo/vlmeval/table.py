@@ -8,6 +8,7 @@ import ast
 import builtins
 import csv
 import io
+import os
 import re
 import string
 import sys
@@ -273,7 +274,7 @@ def _path_list_fault(row: Row) -> str | None:
 
 
 def _resolved(cell: str, root: Path) -> str:
-    paths = [str((root / path).resolve()) for path in _paths(cell.strip()) or []]
+    paths = [os.path.normpath((root / path).absolute()) for path in _paths(cell.strip()) or []]
     return repr(paths) if cell.strip().startswith("[") and paths else "".join(paths)
 
 
@@ -282,7 +283,7 @@ def _path_fault(row: Row, image_root: Path | None) -> str | None:
     if not paths:
         return "no image_path, or a list of them that is none"
     for path in map(Path, paths):
-        if image_root is not None and not path.is_relative_to(image_root.resolve()):
+        if image_root is not None and not path.is_relative_to(os.path.normpath(image_root.absolute())):
             return f"image_path leads out of image_root: {path}"
         if not path.is_file():
             return f"no such image: {path}"
