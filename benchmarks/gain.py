@@ -1,7 +1,7 @@
 """What Uni-DPO gains over other ways of learning from the same scored pairs, on the embedded task of digits.
 
     python benchmarks/gain.py run FOLDER [--seeds 0 1 2 3 4] [--minutes M]     run what FOLDER does not hold yet
-    python benchmarks/gain.py table FOLDER                                     print the tables of what has run
+    python benchmarks/gain.py table FOLDER|ROWS                                print the tables of what has run
 
 Started twice on one folder it shares the work. Each method has six settings, tried on a seed of its own with clean
 scores; the best on the validation images is taken. Then each method runs with these on every other seed and every kind
@@ -29,7 +29,7 @@ from uni_dpo.demo.digits import Digit, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.identity import digest
-from uni_dpo.storage.rowlog import Row, RowLog
+from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import holding
 
 SEARCH_SEED = 100
@@ -181,13 +181,14 @@ def searches() -> list[Job]:
 
 
 def runs(seeds: Sequence[int], rows: Iterable[Row]) -> list[Job]:
-    """Every seed, kind of scores and method, with the settings that the search chose; more than one round last."""
+    """Every seed, kind of scores and method, with the settings that the search chose: clean first, more rounds last."""
     chosen = best_settings(row for row in rows if row["seed"] == SEARCH_SEED)
     settings = {method: next(s for s in tried if words(s) == chosen[method][0]) for method, tried in METHODS.items()}
     jobs = []
-    for seed in seeds:
-        jobs.append(Job(seed, START, {}, "clean"))
-        jobs += [Job(seed, method, settings[method], condition) for condition in CONDITIONS for method in METHODS]
+    for conditions in (CONDITIONS[:1], CONDITIONS[1:]):
+        for seed in seeds:
+            jobs += [Job(seed, START, {}, "clean")] if "clean" in conditions else []
+            jobs += [Job(seed, method, settings[method], name) for name in conditions for method in METHODS]
     return jobs + [Job(seed, method, settings[UNI_DPO], "clean") for method in (TWICE, TWO_ROUNDS) for seed in seeds]
 
 
@@ -235,7 +236,7 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="for table also a file of rows, such as benchmarks/gain_rows.jsonl")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many minutes")
     options = parser.parse_args()
@@ -243,8 +244,13 @@ def main() -> None:
         torch.set_num_threads(1)
         bench = Bench(options.folder.resolve(), options.minutes)
         bench.do(searches())
-        bench.do(runs(options.seeds, bench.rows().values()))
-    print_tables(RowLog(options.folder / "rows.jsonl").rows.values(), Console(width=150))
+        rows = bench.rows()
+        if all(job.key in rows for job in searches()):  # or the minutes are over
+            bench.do(runs(options.seeds, rows.values()))
+    log = options.folder / "rows.jsonl" if options.folder.is_dir() else options.folder
+    if not log.is_file():
+        raise SystemExit(f"{log}: nothing has run here yet")
+    print_tables([row for row, _ in log_lines(log) if row is not None], Console(width=150))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ def _points(found: tuple[float, float, float]) -> str:
 def print_tables(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Print what the search chose, and one table for each kind of scores."""
     rows = list(rows)
-    table = Table("method", "tried", "right", "settings", title="chosen on the validation images, two seeds")
+    table = Table(
+        "method", "tried", "right", "settings", title="the search: validation images answered right, in per cent"
+    )
     for method, (settings, share, count) in best_settings(rows).items():
         table.add_row(method, str(count), f"{share:.1f}", settings)
     console.print(table)

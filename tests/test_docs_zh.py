@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("overlay", "prepare", "evaluate", "align", "engine", "train", "speed", "report")
+PAGES = ("overlay", "prepare", "evaluate", "align", "engine", "train", "speed", "report", "gain")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 

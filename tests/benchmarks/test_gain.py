@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -121,3 +122,49 @@ def test_clean_pairs_stay_as_they_are(gain: ModuleType) -> None:
 def test_every_method_has_the_same_budget_of_search(gain: ModuleType) -> None:
     assert {len(tried) for tried in gain.METHODS.values()} == {6}
     assert all(len({gain.words(s) for s in tried}) == 6 for tried in gain.METHODS.values())
+
+
+def test_each_job_is_done_once_by_however_many_processes(
+    gain: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+
+    class World:
+        def __init__(self, folder: Path, digits: object, seed: int) -> None:
+            self.seed = seed
+
+        def row(self, job: Any) -> dict[str, Any]:
+            done.append(job.key)
+            return {"id": job.key, "seed": job.seed, "method": job.method, "settings": "", "validation": 0.5}
+
+    monkeypatch.setattr(gain, "World", World)
+    monkeypatch.setattr(gain, "write_digits", lambda *_, **__: {})
+    jobs = gain.searches()
+    gain.Bench(tmp_path, 0.0).do(jobs)
+    assert done == []  # its minutes are over
+    gain.Bench(tmp_path, 60.0).do(jobs[:2])
+    gain.Bench(tmp_path, 60.0).do(jobs[:3])
+    assert done == [job.key for job in jobs[:3]]
+    assert list(gain.Bench(tmp_path, 60.0).rows()) == done
+
+
+def test_every_run_has_the_settings_that_the_search_chose(gain: ModuleType) -> None:
+    """Of each seed: the start, 3 × 8 runs, and two with more pairs or rounds."""
+    searched_rows = [
+        {"seed": job.seed, "method": job.method, "settings": gain.words(job.settings), "validation": at % 6 == 4}
+        for at, job in enumerate(gain.searches())
+    ]
+    jobs = gain.runs([0, 1], [*searched_rows, ran("DPO", 0, "11")])
+    assert len({job.key for job in jobs}) == len(jobs) == 2 * (1 + 3 * 8 + 2)
+    for job in jobs:
+        expected = gain.METHODS.get(job.method, gain.METHODS[gain.UNI_DPO])[4]
+        assert job.settings == ({} if job.method == gain.START else expected)
+
+
+@pytest.mark.parametrize("page", ["docs/gain.md", "docs/zh/gain.md"])
+def test_the_pages_show_what_the_rows_say(table: ModuleType, page: str) -> None:
+    rows = [json.loads(line) for line in (FOLDER / "gain_rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    printed = io.StringIO()
+    table.print_tables(rows, Console(file=printed, width=150))
+    shown = "\n".join(line.rstrip() for line in printed.getvalue().splitlines())
+    assert shown in (FOLDER.parent / page).read_text(encoding="utf-8")

@@ -76,6 +76,9 @@ PAGES = {
         after=sound_pairs,
     ),
     "docs/evaluate.md": Expected(refused=NO_CONFIG),
+    "docs/gain.md": Expected(
+        first=0, more=("python benchmarks/gain.py run outputs/gain --minutes 1",), after=has("outputs/gain/rows.jsonl")
+    ),
     "docs/math_and_text.md": Expected(
         after=has("outputs/text_reward_model_tiny/dataset/pairs.json", "outputs/math_tiny/dataset/pairs.json")
     ),
