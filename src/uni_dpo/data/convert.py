@@ -234,7 +234,8 @@ def _row_changer(
         for name in row.keys() - watched.seen:
             losses[f"column {name}"] += not is_empty(row[name])
         for pair in pairs:
-            yield write(replace(pair, images=images(pair.images)), losses)
+            moved, rejected = images(pair.images), images(pair.rejected_images)
+            yield write(replace(pair, images=moved, rejected_images=rejected), losses)
 
     return change
 

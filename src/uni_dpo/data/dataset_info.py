@@ -26,6 +26,7 @@ class Columns:
     """Which column holds what; None where a dataset has no such column. Alpaca's defaults.
 
     `answers` is a list of rated answers in place of `chosen` and `rejected`, and `scores` that of their scores.
+    `rejected_images` are those that the rejected answer sees in place of `images`.
     """
 
     prompt: str | None = "instruction"
@@ -45,6 +46,7 @@ class Columns:
     score_rejected: str = "score_rejected"
     answers: str | None = None
     scores: str = "scores"
+    rejected_images: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Tags:
 
 PAIR_COLUMNS = Columns(
     query=None, response=None, messages=None, system="system", history="history", images="images",
-    chosen="chosen", rejected="rejected",
+    chosen="chosen", rejected="rejected", rejected_images="rejected_images",
 )  # fmt: skip
 """The columns of the pair record itself."""
 RANKED_COLUMNS = Columns(
@@ -207,13 +209,17 @@ def parse_entry(name: str, attributes: Any, folder: str | Path) -> DatasetEntry:
     formatting = attributes.get("formatting", "alpaca")
     if formatting not in FORMATS:
         raise PreferenceDataError(f"{place}, formatting: {formatting!r}; use {', '.join(FORMATS)}")
+    columns = Columns(**_names(Columns, attributes.get("columns"), f"{place}, columns"))
+    if columns.rejected_images and (columns.answers or not columns.images):
+        other = "`answers`, which all see the same images" if columns.answers else "no `images`"
+        raise PreferenceDataError(f"{place}, columns: `rejected_images` beside {other}; name `images` and two answers")
     return DatasetEntry(
         name=name,
         path=None if elsewhere is not None else Path(folder) / attributes["file_name"],
         elsewhere=elsewhere,
         formatting=formatting,
         ranking=bool(attributes.get("ranking", False)),
-        columns=Columns(**_names(Columns, attributes.get("columns"), f"{place}, columns")),
+        columns=columns,
         tags=Tags(**_names(Tags, attributes.get("tags"), f"{place}, tags")),
         num_samples=attributes.get("num_samples"),
     )

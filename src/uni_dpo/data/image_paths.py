@@ -12,7 +12,7 @@ from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, is_file, shown_rows
 from uni_dpo.data.tables.writing import row_writer
 
-IMAGE_COLUMNS = ("images", "image")
+IMAGE_COLUMNS = ("images", "image", "rejected_images")
 
 
 @dataclass

@@ -29,6 +29,7 @@ class PreferencePair:
         id: what the file calls this pair.
         system: the system prompt.
         history: earlier turns as (question, answer).
+        rejected_images: what the worse answer sees in place of `images`; none where both see the same.
     """
 
     instruction: str
@@ -40,6 +41,7 @@ class PreferencePair:
     id: str | int | None = None
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
+    rejected_images: tuple[Image, ...] = ()
 
 
 def read_pair(
@@ -54,7 +56,11 @@ def read_pair(
     turns = reader.turns()
     chosen, rejected = reader.answer(entry.columns.chosen), reader.answer(entry.columns.rejected)
     system = (turns.system if turns else "") or reader.optional_text(entry.columns.system)
-    images = reader.images()
+    images, rejected_images = reader.images(entry.columns.images), reader.images(entry.columns.rejected_images)
+    if rejected_images and len(rejected_images) != len(images):
+        found = f"{len(rejected_images)} images for the rejected answer, {len(images)} for the chosen one"
+        advice = "give as many as in `images`, in the same order, or none"
+        faults.append(Fault("image_count", str(entry.columns.rejected_images), found, advice))
     score_chosen = read_score(row, entry.columns.score_chosen, faults, required=scores_required)
     score_rejected = read_score(row, entry.columns.score_rejected, faults, required=scores_required)
     if turns is None or chosen is None or rejected is None:
@@ -69,6 +75,7 @@ def read_pair(
         row.get("id") if isinstance(row.get("id"), str | int) else None,
         system,
         turns.history,
+        rejected_images,
     )
 
 
@@ -253,13 +260,13 @@ class RowReader:
             self._fault("answer_empty", field, "an empty answer", "write the answer, or remove the row")
         return text
 
-    def images(self) -> tuple[Image, ...]:
-        """Return the row's images, as they stand there."""
-        items = listed_images(self._row, self._columns.images)
+    def images(self, column: str | None) -> tuple[Image, ...]:
+        """Return the row's images under a column, as they stand there."""
+        items = listed_images(self._row, column)
         for index, item in enumerate(items):
             if not is_image(item):
                 found = "null" if item is None else f"{shown(item)} ({type(item).__name__})"
-                self._fault("image_type", f"{self._columns.images}[{index}]", found, "write the path of an image file")
+                self._fault("image_type", f"{column}[{index}]", found, "write the path of an image file")
         return tuple(filter(is_image, items))
 
 

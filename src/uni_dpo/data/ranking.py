@@ -113,7 +113,7 @@ def read_ranked(
     turns = reader.turns()
     answers = _answers(row, entry.columns, reader, faults, scores_required)
     system = (turns.system if turns else "") or reader.optional_text(entry.columns.system)
-    images = reader.images()
+    images = reader.images(entry.columns.images)
     if turns is None or answers is None:
         return None
     identity = row.get("id") if isinstance(row.get("id"), str | int) else None

@@ -52,6 +52,7 @@ _CANDIDATES = {
     "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating", "chosen_reward"),
     "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating", "rejected_reward"),
     "images": ("images", "image", "image_path"),
+    "rejected_images": ("rejected_images",),
     "system": ("system",),
     "history": ("history",),
     "answers": ("answers", "responses"),
@@ -93,7 +94,7 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
                 f"{path}: `chosen` holds messages, but no column of its ({have}) holds the prompt's"
             )
         openai = keys >= {"role", "content"}
-        roles = ("chosen", "rejected", "score_chosen", "score_rejected", "images", "system")
+        roles = ("chosen", "rejected", "score_chosen", "score_rejected", "images", "rejected_images", "system")
         columns = {"messages": messages} | {role: found[role] for role in roles if found[role]}
         shape = {"formatting": "openai", "tags": dict(_OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
     elif kinds["chosen"] is list:

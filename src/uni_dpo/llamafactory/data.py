@@ -23,7 +23,7 @@ from uni_dpo.data.images import image_paths
 from uni_dpo.data.ranking import PairChoice, answer_scores, answer_text
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.texts import KEY
-from uni_dpo.llamafactory.question_pairs import MEDIA, QUESTION_COLUMNS, QuestionPairs
+from uni_dpo.llamafactory.question_pairs import MEDIA, QUESTION_COLUMNS, REJECTED_IMAGES, QuestionPairs
 from uni_dpo.llamafactory.run_context import current_run
 
 SCORES = ("score_chosen", "score_rejected")
@@ -45,6 +45,7 @@ class ScoredDatasetAttr(DatasetAttr):
     score_rejected: str = "score_rejected"
     answers: str | None = None
     scores: str = "scores"
+    rejected_images: str | None = None
     source: str = ""
     """What the dataset is called where `dataset_name` is the table that stands for it."""
 
@@ -57,7 +58,7 @@ class ScoredDatasetAttr(DatasetAttr):
         columns = attr.get("columns", {})
         for role in SCORE_ROLES:
             setattr(self, role, columns.get(role, role))
-        self.answers = columns.get("answers")
+        self.answers, self.rejected_images = columns.get("answers"), columns.get(REJECTED_IMAGES)
 
 
 @dataclass
@@ -86,8 +87,8 @@ class ScoredConverter:
             "_ranked": attr.answers is not None,
             "_source": source,
         }
-        typed = {name: None for name in MEDIA if f"_{name}" in example}
-        return {**converted, **known, **typed}
+        typed = {name: None for name in (*MEDIA, REJECTED_IMAGES) if f"_{name}" in example}
+        return {**converted, **known, **typed, f"_{REJECTED_IMAGES}": rejected_images(self.converter, example)}
 
     def _ranked(self, example: dict[str, Any], attr: Any) -> dict[str, Any]:
         """What the converter makes of the first answer, and the others beside it."""
@@ -122,7 +123,24 @@ class NamedConverter:
         """Convert one example; NaN stands for a score that is missing or no number."""
         attr = self.converter.dataset_attr
         scores = {f"_{score}": _number(example.get(getattr(attr, score, score))) for score in SCORES}
-        return {**self.converter(example), **scores, "_source": f"{attr}, row {example['_row']}"}
+        named = {
+            "_source": f"{attr}, row {example['_row']}",
+            f"_{REJECTED_IMAGES}": rejected_images(self.converter, example),
+        }
+        return {**self.converter(example), **scores, **named}
+
+
+def rejected_images(converter: DatasetConverter, example: dict[str, Any]) -> list[Any] | None:
+    """Return what the rejected answer of an example sees in place of its images; None where it sees the same."""
+    column = getattr(converter.dataset_attr, REJECTED_IMAGES, None)
+    found: list[Any] | None = converter._find_medias(example.get(column) or None) if column else None
+    return found
+
+
+def _names_rows(attr: DatasetAttr) -> bool:
+    """Whether the run wants of a dataset more than LlamaFactory's converters give."""
+    run = current_run()
+    return run.needs_scores or run.keeps_ledger or getattr(attr, REJECTED_IMAGES, None) is not None
 
 
 def _number(value: Any) -> float:
@@ -134,7 +152,7 @@ def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) 
     run = current_run()
     if not run.needs_scores:
         found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
-        return NamedConverter(found) if run.keeps_ledger else found
+        return NamedConverter(found) if _names_rows(dataset_attr) else found
     if getattr(dataset_attr, "answers", None) is not None:
         dataset_attr = replace(dataset_attr, chosen=ANSWERS[0], rejected=ANSWERS[1])
     return ScoredConverter(_upstream_get_dataset_converter(name, dataset_attr, data_args))
@@ -150,6 +168,11 @@ def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: A
         raise UniDPOError(
             f"dataset {dataset_attr}: ranked answers train with pref_loss: uni_dpo only; for another loss make pairs "
             "of them: uni-dpo data convert --format llamafactory-ranked ANSWERS.jsonl PAIRS.jsonl"
+        )
+    if getattr(dataset_attr, REJECTED_IMAGES, None) is not None and current_run().unit == "samples":
+        raise UniDPOError(
+            f"dataset {dataset_attr}: rejected_images train with stage: dpo only; for another stage leave them out of "
+            "its columns in dataset_info.json"
         )
     pairs = current_run().needs_scores and dataset_attr.load_from == "file" and dataset_attr.ranking
     if pairs and not dataset_attr.videos and not dataset_attr.audios:
@@ -183,8 +206,9 @@ def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, train
 
     Where rows have to be named, in faults or in the ledger, they are numbered first.
     """
-    if current_run().needs_scores or current_run().keeps_ledger:
-        names = [name for medium in MEDIA for name in (medium, f"_{medium}") if name not in dataset.column_names]
+    if _names_rows(dataset_attr):
+        media = (*MEDIA, REJECTED_IMAGES)
+        names = [name for medium in media for name in (medium, f"_{medium}") if name not in dataset.column_names]
         features = None
         if getattr(dataset_attr, "source", ""):
             # A map guesses types from its first thousand rows, of which none may have an image.
@@ -212,7 +236,10 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
             UniDPOError: a streamed row lost image tokens to `cutoff_len`.
         """
         carried = self.carried(features)
-        return {**super().__call__(features), **carried}
+        if not sees_apart(features):
+            return {**super().__call__(features), **carried}
+        rows = [_row(feature, side) for side in ("chosen", "rejected") for feature in features]
+        return {**self.rows(rows), **carried}
 
     def rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows of `input_ids`, `attention_mask`, `labels`, `images`, `videos` and `audios`, one row each."""
@@ -227,6 +254,18 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
         keys = [feature[KEY] for feature in features if KEY in feature]
         named = {KEYS: torch.tensor([*keys, *keys])} if keys else {}
         return {"scores": torch.tensor(scores, dtype=torch.float32).view(torch.int32), **named} if scores else named
+
+
+def sees_apart(features: list[dict[str, Any]]) -> bool:
+    """Tell whether the rejected answer of any pair sees other images than the chosen one."""
+    return any(feature.get(REJECTED_IMAGES) for feature in features)
+
+
+def _row(feature: dict[str, Any], side: str) -> dict[str, Any]:
+    """One side of a pair, with the images that it sees."""
+    row = {name: feature[f"{side}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
+    row |= {name: feature.get(name) for name in MEDIA}
+    return row | ({"images": feature[REJECTED_IMAGES]} if side == "rejected" and feature[REJECTED_IMAGES] else {})
 
 
 def take_scores(batch: Any) -> tuple[Tensor, Tensor] | None:

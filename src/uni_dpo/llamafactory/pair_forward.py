@@ -8,7 +8,7 @@ from llamafactory.extras import logging
 from torch import Tensor, nn
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.data import CARRIED, ScoredPairCollator
+from uni_dpo.llamafactory.data import CARRIED, ScoredPairCollator, sees_apart
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.shared_prefix import (
     ImageFeatures,
@@ -53,9 +53,7 @@ class SharedPrefixCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate a batch; what is carried comes first, since Trainer counts by the first tensor."""
         carried = self.collator.carried(features)
-        shared = share_questions(
-            features, self.collator.rows, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token
-        )
+        shared = self._shared(features)
         if isinstance(shared, str):
             if shared:
                 say_once(f"Some batches are trained as two sequences per pair: {shared}.")
@@ -68,6 +66,14 @@ class SharedPrefixCollator:
             inputs[KEYS] = image_keys(inputs)
         fields = {name: value for name, value in vars(tokens).items() if value is not None}
         return {**carried, TOKENS: dict(sorted(fields.items(), key=lambda item: item[0] != "rows")), **inputs}
+
+    def _shared(self, features: list[dict[str, Any]]) -> tuple[dict[str, Any], ResponseTokens] | str:
+        """See `share_questions`; answers that see different images have no prompt in common."""
+        if sees_apart(features):
+            return "the two answers of a pair see different images (rejected_images)"
+        return share_questions(
+            features, self.collator.rows, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token
+        )
 
 
 class PairForward:

@@ -13,6 +13,7 @@ from uni_dpo.ledger.texts import KEY, NAME, pair_key
 from uni_dpo.llamafactory.question_pairs import (
     MEDIA,
     QUESTION_COLUMNS,
+    REJECTED_IMAGES,
     Question,
     cut_media,
     drawn_pairs,
@@ -61,9 +62,11 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         """Pairs as LlamaFactory tokenizes them for another loss, with what the ledger knows them by."""
         inputs: dict[str, list[Any]] = defaultdict(list)
         for at in range(len(examples["_prompt"])):
-            encoded = super().preprocess_dataset({name: [column[at]] for name, column in examples.items()})
+            example = {name: column[at] for name, column in examples.items()}
+            encoded = self._encoded(example)
             if not encoded:
                 continue
+            inputs[REJECTED_IMAGES].append(example.get(f"_{REJECTED_IMAGES}"))
             question, name = question_text(examples["_prompt"][at]), examples["_source"][at]
             chosen, rejected = (answer["content"] for answer in examples["_response"][at][:2])
             texts = {"question": question, "chosen": chosen, "rejected": rejected}
@@ -82,38 +85,53 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         same_as = [contents.index(content) for content in contents]
         if len(answers) < 2 or (example["_ranked"] and not ALL_PAIRS.pairs(example["_scores"], same_as)):
             return None
-        prompt: list[int] = []
+        prompts: list[list[int]] = []
         tokens: list[list[int]] = []
+        other = example.get(f"_{REJECTED_IMAGES}")
         for at in range(0, len(answers), 2):
             two = [answers[at], answers[min(at + 1, len(answers) - 1)]]
-            encoded = super().preprocess_dataset(
-                {name: [value] for name, value in {**example, "_response": two}.items()}
-            )
+            encoded = self._encoded({**example, "_response": two})
             if not encoded:
                 return None
-            (labels,) = encoded["chosen_labels"]
-            prompt = encoded["chosen_input_ids"][0][: labels.count(IGNORE_INDEX)]
-            tokens += [encoded[f"{side}_input_ids"][0][len(prompt) :] for side in ("chosen", "rejected")]
+            prompts = [_prompt(encoded, side) for side in ("chosen", "rejected")[: 2 if other else 1]]
+            for side, prompt in zip(("chosen", "rejected"), (prompts[0], prompts[-1]), strict=True):
+                tokens.append(encoded[f"{side}_input_ids"][0][len(prompt) :])
         answer_ids = tokens[: len(answers)]
         known = {
-            "prompt_ids": prompt,
+            "prompts": prompts,
             "answer_ids": answer_ids,
             "same_as": same_as,
             "scores": example["_scores"],
             "ranked": example["_ranked"],
-            "length": len(prompt) + max(map(len, answer_ids)),
+            "length": max(map(len, prompts)) + max(map(len, answer_ids)),
             "source": example["_source"],
             "question": question_text(example["_prompt"]),
             "answers": contents,
         }
-        return known | {name: example[f"_{name}"] for name in MEDIA}
+        return known | {name: example[f"_{name}"] for name in MEDIA} | {REJECTED_IMAGES: other}
+
+    def _encoded(self, example: dict[str, Any]) -> dict[str, list[Any]]:
+        """One example as LlamaFactory tokenizes a pair, each side with the images that it sees."""
+        encoded = super().preprocess_dataset({name: [value] for name, value in example.items()})
+        if encoded and (other := example.get(f"_{REJECTED_IMAGES}")):
+            rejected = super().preprocess_dataset(
+                {name: [value] for name, value in {**example, "_images": other}.items()}
+            )
+            encoded |= {name: value for name, value in rejected.items() if name.startswith("rejected")}
+        return encoded
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         """Print a pair, the first two answers of a question."""
-        super().print_data_example(pair_feature(example, 0, 1, 2**30) if "prompt_ids" in example else example)
+        super().print_data_example(pair_feature(example, 0, 1, 2**30) if "prompts" in example else example)
 
     def _media_ids(self) -> set[int]:
         return media_token_ids(self.template, self.tokenizer, self.processor)
+
+
+def _prompt(encoded: dict[str, list[Any]], side: str) -> list[int]:
+    """The tokens of one side before its answer."""
+    prompt: list[int] = encoded[f"{side}_input_ids"][0][: encoded[f"{side}_labels"][0].count(IGNORE_INDEX)]
+    return prompt
 
 
 def question_text(turns: list[dict[str, str]]) -> str:

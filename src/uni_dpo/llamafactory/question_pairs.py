@@ -17,13 +17,17 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.texts import KEY, NAME, pair_key
 
 MEDIA = ("images", "videos", "audios")
+REJECTED_IMAGES = "rejected_images"
+"""What the rejected answer of a pair sees in place of `images`; None where both see the same."""
 TEXT_COLUMNS = ("question", "answers")
 QUESTION_COLUMNS = (
-    *("prompt_ids", "answer_ids", "same_as", "scores", "ranked", "length", "source"),
+    *("prompts", "answer_ids", "same_as", "scores", "ranked", "length", "source"),
     *TEXT_COLUMNS,
     *MEDIA,
+    REJECTED_IMAGES,
 )
-"""Of a tokenized question: the tokens of its prompt and of each answer; for each answer the first that is equal, and
+"""Of a tokenized question: the tokens of its prompt, or of two where the rejected answer sees other images; those of
+each answer; for each answer the first that is equal, and
 its score; whether its answers are ranked, or a pair as it stands; tokens with the longest answer; its file and row;
 its text and those of its answers; its media."""
 
@@ -37,18 +41,20 @@ def drawn_pairs(question: Question, choice: PairChoice) -> list[tuple[int, int]]
 
 def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -> dict[str, Any]:
     """Give a pair as LlamaFactory's pairwise tokenization gives it, cut to `cutoff_len` as it cuts, with its scores."""
-    prompt, answers = question["prompt_ids"], question["answer_ids"]
+    prompts, answers = question["prompts"], question["answer_ids"]
     sides = {"chosen": better, "rejected": worse}
     longest = max(len(answers[place]) for place in sides.values())
-    kept_prompt, kept_answer = infer_seqlen(len(prompt), longest, cutoff_len)
+    kept_prompt, kept_answer = infer_seqlen(max(map(len, prompts)), longest, cutoff_len)
     feature: dict[str, Any] = {}
-    for side, place in sides.items():
+    for (side, place), prompt in zip(sides.items(), (prompts[0], prompts[-1]), strict=True):
         answer = answers[place][:kept_answer]
         ids = prompt[:kept_prompt] + answer
         feature[f"{side}_input_ids"] = ids
         feature[f"{side}_attention_mask"] = [1] * len(ids)
         feature[f"{side}_labels"] = [IGNORE_INDEX] * (len(ids) - len(answer)) + answer
-    feature |= {name: question[name] for name in MEDIA} | {KEY: pair_texts_of(question, better, worse)[KEY]}
+    feature |= {name: question[name] for name in (*MEDIA, REJECTED_IMAGES)} | {
+        KEY: pair_texts_of(question, better, worse)[KEY]
+    }
     return feature | {f"score_{side}": question["scores"][place] for side, place in sides.items()}
 
 
@@ -74,16 +80,15 @@ def cut_media(question: Question, pair: dict[str, Any], cutoff_len: int, media_i
     """Return what `cutoff_len` cuts from the images of a pair; empty where it cuts nothing."""
     if question["length"] <= cutoff_len:
         return ""
-    prompt = pair["chosen_labels"].count(IGNORE_INDEX)
-    kept, needed = (
-        sum(token in media_ids for token in ids) for ids in (pair["chosen_input_ids"][:prompt], question["prompt_ids"])
-    )
-    if kept == needed:
-        return ""
-    return (
-        f"{question['source']}: cutoff_len {cutoff_len} keeps {kept} of {needed} image tokens; "
-        f"the pair is {question['length']} tokens long"
-    )
+    for side, prompt in zip(("chosen", "rejected"), (question["prompts"][0], question["prompts"][-1]), strict=True):
+        there = pair[f"{side}_input_ids"][: pair[f"{side}_labels"].count(IGNORE_INDEX)]
+        kept, needed = (sum(token in media_ids for token in ids) for ids in (there, prompt))
+        if kept != needed:
+            return (
+                f"{question['source']}: cutoff_len {cutoff_len} keeps {kept} of {needed} image tokens; "
+                f"the pair is {question['length']} tokens long"
+            )
+    return ""
 
 
 class QuestionPairs(Dataset[dict[str, Any]]):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.llamafactory.question_pairs import MEDIA, REJECTED_IMAGES
 from uni_dpo.llamafactory.reference_records import appending, read_records
 from uni_dpo.storage.identity import folder_of
 
@@ -34,7 +35,6 @@ LOGPS = "reference_logps"
 """The batch's key: bits of float32 numbers as int32, (2n,), since Trainer rounds floats under DeepSpeed."""
 
 TOKEN_COLUMNS = {side: (f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")}
-MEDIA_COLUMNS = ("images", "videos", "audios")
 
 
 class ReferenceCache:
@@ -230,13 +230,20 @@ def answer_digests(row: dict[str, Any]) -> tuple[bytes, bytes]:
 
     A file is identified by path, size and time of change; anything else by its content.
     """
+    media = media_of_rejected = _media_digest(row)
+    if row.get(REJECTED_IMAGES):
+        media_of_rejected = _media_digest({**row, "images": row[REJECTED_IMAGES]})
+    return _answer_digest(row, "chosen", media), _answer_digest(row, "rejected", media_of_rejected)
+
+
+def _media_digest(row: dict[str, Any]) -> bytes:
     media = hashlib.sha256()
-    for column in MEDIA_COLUMNS:
+    for column in MEDIA:
         items = row.get(column) or []
         media.update(len(items).to_bytes(8, "little"))
         for item in items:
             media.update(hashlib.sha256(_media_identity(item)).digest())
-    return _answer_digest(row, "chosen", media.digest()), _answer_digest(row, "rejected", media.digest())
+    return media.digest()
 
 
 def _answer_digest(row: dict[str, Any], side: str, media: bytes) -> bytes:

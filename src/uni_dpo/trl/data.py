@@ -63,6 +63,11 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
         UniDPOError: names the first row at fault, and how many there are.
     """
     present = dataset.column_names
+    if "rejected_images" in (present or ()):
+        raise UniDPOError(
+            f"the {name} dataset has a column 'rejected_images': TRL shows both answers the same images. Train with "
+            "`uni-dpo train`, or remove the column"
+        )
     missing = [column for column in columns if present is not None and column not in present]
     if missing:
         raise UniDPOError(

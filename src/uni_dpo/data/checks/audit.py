@@ -174,12 +174,13 @@ class Auditor:
         elif swapped in self._seen and swapped != key:
             self._contradictions.add(self._seen[swapped], position)
         self._seen.setdefault(key, position)
-        if pair.chosen == pair.rejected:
+        images = pair.images + pair.rejected_images
+        if pair.chosen == pair.rejected and pair.rejected_images in ((), pair.images):
             self._identical.add(position)
         if any(_TURN_MARKS.search(text) for text in (pair.instruction, pair.chosen, pair.rejected)):
             self._ended.add(position)
-        self._images += len(pair.images)
-        self._paths.update(hash(image) for image in pair.images if isinstance(image, str))
+        self._images += len(images)
+        self._paths.update(hash(image) for image in images if isinstance(image, str))
         self._lengths[0].append(len(pair.chosen))
         self._lengths[1].append(len(pair.rejected))
         if pair.score_chosen is not None and pair.score_rejected is not None:
@@ -268,12 +269,14 @@ def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> tuple[float, float]
 
 def _keys(pair: PreferencePair) -> tuple[int, int]:
     """A number for the pair, and the number of the pair with its answers swapped."""
-    question = "\0".join((pair.system, repr(pair.history), pair.instruction, repr(pair.images)))
+    question = "\0".join((pair.system, repr(pair.history), pair.instruction))
     start = hashlib.blake2b(question.encode(errors="surrogatepass"), digest_size=8)
+    chosen = (repr(pair.images), pair.chosen)
+    rejected = (repr(pair.rejected_images or pair.images), pair.rejected)
     numbers = []
-    for answers in ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen)):
+    for sides in ((*chosen, *rejected), (*rejected, *chosen)):
         digest = start.copy()
-        digest.update("\0".join(("", *answers)).encode(errors="surrogatepass"))
+        digest.update("\0".join(("", *sides)).encode(errors="surrogatepass"))
         numbers.append(int.from_bytes(digest.digest()))
     return numbers[0], numbers[1]
 

@@ -10,7 +10,10 @@ from uni_dpo.data.faults import Fault, shown
 
 
 def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
-    """Return columns that the entry maps and no row has: LlamaFactory stops on them. Needs at least one row."""
+    """Return columns that the entry maps and no row has, on which LlamaFactory stops, and `rejected_images` unmapped.
+
+    Needs at least one row.
+    """
     if not seen:
         return []
     names = ["images", "videos", "audios"]
@@ -18,7 +21,12 @@ def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
     names += ["query", "history"] if entry.formatting == "alpaca" else []
     wanted = {name: getattr(entry.columns, name) for name in names}
     have = ", ".join(sorted(map(str, seen)))
-    return [
+    unnamed = "rejected_images" in seen and entry.columns.rejected_images is None and not entry.ranked
+    advice = 'add "rejected_images": "rejected_images" to the columns in dataset_info.json, or rename the column'
+    ours = Fault(
+        "column_unmapped", "columns.rejected_images", "rows have it, the entry does not", advice, file=entry.path
+    )
+    return [ours] * unnamed + [
         Fault("column_unseen", f"columns.{name}", f"no row has {column!r} (they have {have})",
               "correct the entry's columns in dataset_info.json", file=entry.path)
         for name, column in wanted.items()

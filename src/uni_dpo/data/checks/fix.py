@@ -68,14 +68,16 @@ class RowSorter:
                 number = float(value)
                 repaired[column] = int(number) if number.is_integer() and abs(number) < 2**53 else number
                 done.append(f"{column}: text to number")
-        images = row.get(columns.images) if columns.images else None
-        if images is not None:
+        for name in filter(None, (columns.images, columns.rejected_images)):
+            images = row.get(name)
+            if images is None:
+                continue
             items = images if isinstance(images, list) else [images]
             renamed = [self._found(item) if isinstance(item, str) else item for item in items]
-            done += [f"{columns.images}: {what}" for what, changed in (
+            done += [f"{name}: {what}" for what, changed in (
                 ("text to list", not isinstance(images, list)), ("suffix of the file", renamed != items)
             ) if changed]  # fmt: skip
-            repaired[str(columns.images)] = renamed
+            repaired[name] = renamed
         return repaired, done
 
     def _found(self, path: str) -> str:

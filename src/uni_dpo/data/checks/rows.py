@@ -84,8 +84,8 @@ def check_file(
         for index, line, row in islice(numbered_rows(file), limit)
     )
     for batch in _batches(checked, _ROWS_AT_ONCE):
-        if images is not None and entry.columns.images is not None:
-            _check_images(batch, images, entry.columns.images)
+        if images is not None:
+            _check_images(batch, images, entry)
         yield from batch
 
 
@@ -99,8 +99,8 @@ def check_again(
 ) -> CheckedRow:
     """Judge a changed `row` that stands where `checked` stood."""
     again = _check_row(checked.file, checked.index, checked.line, row, entry, scores_required, choice)
-    if images is not None and entry.columns.images is not None:
-        _check_images([again], images, entry.columns.images)
+    if images is not None:
+        _check_images([again], images, entry)
     return again
 
 
@@ -170,14 +170,20 @@ def _marker_faults(question: PreferencePair, answers: list[tuple[str, str]], ent
                 break
 
 
-def _check_images(batch: list[CheckedRow], images: ImageChecker, column: str) -> None:
+def _check_images(batch: list[CheckedRow], images: ImageChecker, entry: DatasetEntry) -> None:
     """Look at the images of all rows, also of those that make no pair."""
+    for column in filter(None, (entry.columns.images, entry.columns.rejected_images)):
+        _check_column(batch, images, column, keep=column == entry.columns.images)
+
+
+def _check_column(batch: list[CheckedRow], images: ImageChecker, column: str, *, keep: bool) -> None:
     named = [[(i, v) for i, v in enumerate(listed_images(row.row or {}, column)) if is_image(v)] for row in batch]
     states = iter(images.states([image for row in named for _, image in row]))
     for row, items in zip(batch, named, strict=True):
         for place, _ in items:
             state = next(states)
-            row.image_states.append(state)
+            if keep:
+                row.image_states.append(state)
             if state.kind:
                 where = f"{column}[{place}]"
                 row.faults.append(row.placed(Fault(state.kind, where, state.found, state.advice)))

@@ -79,10 +79,8 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
     else:
         found |= {names.chosen: answer, names.rejected: answer}
         found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
-    found[names.images] = (
-        pa.list_(pa.string()),
-        lambda value: [_as_file(item, folder, paths) for item in _as_list(value)],
-    )
+    files = (pa.list_(pa.string()), lambda value: [_as_file(item, folder, paths) for item in _as_list(value)])
+    found |= {names.images: files, names.rejected_images: files}
     return {name: column for name, column in found.items() if name is not None}
 
 

@@ -114,7 +114,8 @@ def text_only(pair: PreferencePair) -> PreferencePair:
     if not pair.images:
         return pair
     history = tuple((question.replace(IMAGE_TOKEN, ""), answer) for question, answer in pair.history)
-    return replace(pair, instruction=pair.instruction.replace(IMAGE_TOKEN, ""), images=(), history=history)
+    instruction = pair.instruction.replace(IMAGE_TOKEN, "")
+    return replace(pair, instruction=instruction, images=(), rejected_images=(), history=history)
 
 
 def ranked_pairs(
@@ -144,6 +145,7 @@ def count_losses(pair: PreferencePair, losses: Losses, *kept: str) -> None:
         "system": bool(pair.system),
         "history": bool(pair.history),
         "images": bool(pair.images),
+        "rejected_images": bool(pair.rejected_images),
         "id": pair.id is not None,
     }
     for name, there in parts.items():

@@ -12,9 +12,7 @@ from uni_dpo.data.ranking import PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row
 
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
-_MESSAGES = Columns(
-    prompt=None, query=None, response=None, images="images", system="system", chosen="chosen", rejected="rejected"
-)
+_MESSAGES = replace(PAIR_COLUMNS, prompt=None, messages="conversations", history=None)
 _QUERY = "input"
 """What LlamaFactory puts below the instruction."""
 ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=replace(PAIR_COLUMNS, query=_QUERY))
@@ -56,13 +54,17 @@ def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
     """Return the pair record; columns that the pair does not need are left out."""
     row: Row = {"instruction": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
     row |= optional(pair)
-    if pair.images:
-        row["images"] = list(pair.images)
+    row |= _images(pair)
     if pair.system:
         row["system"] = pair.system
     if pair.history:
         row["history"] = [list(turn) for turn in pair.history]
     return row
+
+
+def _images(pair: PreferencePair) -> Row:
+    both = {"images": pair.images, "rejected_images": pair.rejected_images}
+    return {name: list(images) for name, images in both.items() if images}
 
 
 def message_list(pair: PreferencePair, tags: Tags) -> list[dict[str, str]]:
@@ -82,7 +84,7 @@ def _writer(entry: DatasetEntry) -> Callable[[PreferencePair, Losses], Row]:
             return {str(tags.role_tag): str(tags.assistant_tag), str(tags.content_tag): text}
 
         row: Row = {column: message_list(pair, tags), "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
-        return row | optional(pair) | ({"images": list(pair.images)} if pair.images else {})
+        return row | optional(pair) | _images(pair)
 
     return write
 
@@ -90,7 +92,8 @@ def _writer(entry: DatasetEntry) -> Callable[[PreferencePair, Losses], Row]:
 FORMATS = (
     Format(
         "llamafactory",
-        "`instruction, chosen, rejected, score_chosen, score_rejected, images, system, history` (alpaca)",
+        "`instruction, chosen, rejected, score_chosen, score_rejected, images, rejected_images, system, history` "
+        "(alpaca)",
         reader(ALPACA),
         write_alpaca,
     ),

@@ -73,6 +73,7 @@ def _check_turns(turns: list[Turn], system: list[Turn], better: Turn, worse: Tur
 
 def write(pair: PreferencePair, losses: Losses) -> Row:
     """Return messages whose contents are lists of parts, as TRL's vision models want them, also without an image."""
+    count_losses(pair, losses, "scores", "system", "history", "images", "id")
     images = {"images": list(pair.images)} if pair.images else {}
     return _as_messages(pair, _parts) | images | optional(pair)
 
