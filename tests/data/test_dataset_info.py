@@ -54,7 +54,7 @@ def test_the_same_defaults_as_the_installed_llamafactory(tmp_path) -> None:
             theirs.formatting, theirs.ranking, theirs.num_samples,
         )  # fmt: skip
         for name, value in (asdict(ours.columns) | asdict(ours.tags)).items():
-            assert name in (*SCORE_ROLES, "answers") or getattr(theirs, name) == value, name
+            assert name in (*SCORE_ROLES, "answers", "rejected_images") or getattr(theirs, name) == value, name
 
 
 @pytest.mark.parametrize(

@@ -102,5 +102,5 @@ def test_another_stage_refuses_them(train: Any, contrast: None) -> None:
 
 
 def test_a_cut_of_the_rejected_side_is_named(train: Any, contrast: None) -> None:
-    with pytest.raises(UniDPOError, match=r"contrast, row 0: cutoff_len 30 keeps"):
+    with pytest.raises(UniDPOError, match=r"row 1: cutoff_len 30 keeps"):
         train(**EACH, dataset="contrast", cutoff_len=30)

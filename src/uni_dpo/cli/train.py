@@ -1,4 +1,4 @@
-"""`uni-dpo plan`, `train`, `trl-dpo`, `ppo`, `grpo`, `report`: before, in and after a training."""
+"""`uni-dpo plan`, `train`, `webui`, `trl-dpo`, `ppo`, `grpo`, `report`: before, in and after a training."""
 
 import json
 from dataclasses import asdict
@@ -42,6 +42,13 @@ def train(context: typer.Context) -> None:
     from uni_dpo.llamafactory.launch import train as launch
 
     launch(context.args)
+
+
+def webui() -> None:
+    """Serve LlamaBoard, LlamaFactory's page, which knows pref_loss: uni_dpo here and trains by this program."""
+    from uni_dpo.llamafactory.launch import web_ui
+
+    web_ui()
 
 
 def trl_dpo(context: typer.Context) -> None:

@@ -5,13 +5,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.dataset_info import check_named
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import register
-from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo
+from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo, register_web_ui
 from uni_dpo.monitor.console import VERBOSE, readable
 from uni_dpo.settings.reading import FaultCollector, is_config, located, override, read_mapping
 from uni_dpo.settings.training import check_early, flags, help_lines
@@ -53,6 +54,21 @@ def train(arguments: list[str]) -> None:
         _torchrun(arguments)
     else:
         _run(arguments)
+
+
+def web_ui() -> None:
+    """Serve LlamaBoard with `uni_dpo` in it; its trainings are those of `uni-dpo train`.
+
+    Raises:
+        UniDPOError: gradio is not installed.
+    """
+    if find_spec("gradio") is None:
+        raise UniDPOError('LlamaBoard needs the package gradio: pip install "gradio>=4.38.0,<=5.50.0"')
+    _register()
+    register_web_ui()
+    from uni_dpo.llamafactory.webui import run_web_ui
+
+    run_web_ui()
 
 
 def read_arguments(arguments: list[str]) -> dict[str, Any] | list[str]:

@@ -55,6 +55,16 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
 )
 """(upstream module, name in it, what stands there once registered)."""
 
+WEB_SEAMS: tuple[tuple[str, str, str], ...] = (
+    (
+        "llamafactory.webui.components.train",
+        "create_train_tab",
+        "uni_dpo.llamafactory.webui:create_train_tab",
+    ),
+    ("llamafactory.webui.runner", "Runner", "uni_dpo.llamafactory.webui:LlamaBoardRunner"),
+)
+"""The same of LlamaBoard, which is imported only where it is served."""
+
 ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS")
 """Lists in `llamafactory.hparams.parser` that hold `FinetuningArguments`."""
 
@@ -105,9 +115,26 @@ def register() -> None:
         classes[:] = [UniDPOFinetuningArguments if cls.__name__ == "FinetuningArguments" else cls for cls in classes]
     for module, name, ours in SEAMS:
         setattr(importlib.import_module(module), name, _resolve(ours))
+    if "llamafactory.webui" in sys.modules:
+        register_web_ui()
     tuner = sys.modules.get("llamafactory.train.tuner")
     if hasattr(tuner, "run_dpo"):
         tuner.run_dpo = _resolve("uni_dpo.llamafactory.workflow:run_dpo")  # type: ignore[union-attr]
+
+
+def register_web_ui() -> None:
+    """Put Uni-DPO into LlamaBoard, in every module of it that holds what is replaced. A second call does nothing.
+
+    A LlamaBoard that lacks a seam stays as it is.
+    """
+    if not all(_has(module, name) for module, name, _ in WEB_SEAMS):
+        print("This LlamaFactory's page has another inside: it does not show uni_dpo.", file=sys.stderr)
+        return
+    for module, name, ours in WEB_SEAMS:
+        stock, replacement = getattr(importlib.import_module(module), name), _resolve(ours)
+        for page in [found for key, found in sys.modules.items() if key.startswith("llamafactory.webui")]:
+            if getattr(page, name, None) is stock:
+                setattr(page, name, replacement)
 
 
 def refuse_uni_dpo(given: dict[str, Any] | list[str]) -> None:
