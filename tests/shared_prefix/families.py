@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-VOCABULARY, IMAGE, VISION_START, VISION_END = 199, 3, 4, 5
+VOCABULARY, IMAGE, VISION_START, VISION_END, VIDEO = 199, 3, 4, 5, 6
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -24,7 +24,7 @@ TEXT = {
 }
 QWEN_TOKENS = {
     "image_token_id": IMAGE,
-    "video_token_id": 6,
+    "video_token_id": VIDEO,
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
 }

@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, MIXED, TEXT_ONLY, VISION_FAMILIES, Pair, pair_batch, tiny_model
+from families import FAMILIES, IMAGE, MIXED, TEXT_ONLY, VIDEO, VISION_FAMILIES, Pair, pair_batch, tiny_model
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens
@@ -116,6 +117,41 @@ def test_images_of_gemma_are_seen_both_ways() -> None:
     with torch.no_grad():
         causal = ordinary(model, {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
         assert not torch.allclose(ordinary(model, batch), causal, rtol=1e-3)
+
+
+def as_videos(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with every image as a video of one step in time."""
+    ids = torch.where(batch["input_ids"] == IMAGE, VIDEO, batch["input_ids"])
+    video = {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": batch["labels"]}
+    video |= {"pixel_values_videos": batch["pixel_values"], "video_grid_thw": batch["image_grid_thw"]}
+    index = model.model.get_rope_index
+    asked = (
+        {"mm_token_type_ids": (ids == VIDEO).int() * 2} if "mm_token_type_ids" in signature(index).parameters else {}
+    )
+    positions, _ = index(ids, video_grid_thw=video["video_grid_thw"], attention_mask=video["attention_mask"], **asked)
+    return {**video, "position_ids": torch.cat([positions[:1], positions])}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_videos(family: str, side: str) -> None:
+    """Two videos in a prompt, one, and none."""
+    model = tiny_model(family)
+    batch = as_videos(model, pair_batch(model, MIXED, side=side))
+    inputs, _ = share_prefix(batch, image_token_id(model))
+    assert len(inputs["input_ids"]) == 3
+    assert 2 * len(inputs["pixel_values_videos"]) == len(batch["pixel_values_videos"])
+    assert_equal_steps(model, batch)
+    use_attention(model, "sdpa")
+    assert_equal_steps(model, batch)
+
+
+def test_a_video_in_an_answer_is_not_shared() -> None:
+    model = tiny_model("qwen2_vl")
+    batch = as_videos(model, pair_batch(model, [Pair(4, 5, 7, [(4, 6)])]))
+    batch["labels"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
+    batch["labels"][:, :2] = -100
+    assert share_prefix(batch, image_token_id(model)) == "an answer holds a video"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

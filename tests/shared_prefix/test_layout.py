@@ -94,7 +94,7 @@ def test_an_image_behind_the_padding_stays_there() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"pixel_values_videos": torch.ones(2, 2)}, "the batch holds pixel_values_videos"),
+        ({"pixel_values_videos": torch.ones(2, 2)}, "the batch holds pixel_values_videos without their grid"),
         ({"pixel_values": torch.arange(4.0)}, "the chosen and rejected sequences differ in pixel_values"),
         ({"image_grid_thw": torch.ones(4, 3)}, "the batch has no position_ids, which images set"),
     ],

@@ -21,12 +21,13 @@ logger = logging.getLogger(__name__)
 PADDING, PREFIX, ANSWER = range(3)
 """What a position of a shared sequence belongs to: `ANSWER` + i is the answer that is sequence i of the batch."""
 
-IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
-"""Model inputs whose first dimension runs over images (or their patches), in the order of the rows."""
+VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw")
+IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", *VIDEO_KEYS)
+"""Model inputs whose first dimension runs over images or videos (or their patches), in the order of the rows."""
 
 RECOMPUTED_KEYS = (
     *("input_ids", "attention_mask", "labels", "position_ids", "rope_deltas"),
-    *("mm_token_type_ids", "token_type_ids"),
+    *("mm_token_type_ids", "token_type_ids", "second_per_grid_ts"),
 )
 """Model inputs per row or token that the shared layout replaces or makes superfluous."""
 
@@ -124,6 +125,8 @@ def lay_out(
     """
     if image_token_id is not None and any(row.has_token_in_answers(image_token_id) for row in sequences):
         return "an answer holds an image"
+    if any(key in batch for key in VIDEO_KEYS) and any(row.has_pictures_in_answers() for row in sequences):
+        return "an answer holds a video"
     _append_unattended_images(batch, image_token_id, sequences)
     longest = max(len(row.ids) for row in sequences)
     length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
@@ -202,6 +205,11 @@ class SharedRow:
     def has_token_in_answers(self, token: int) -> bool:
         return bool((self.ids[self.prefix :] == token).any())
 
+    def has_pictures_in_answers(self) -> bool:
+        """Tell whether an answer has positions in space, as no text has."""
+        answers = self.positions[..., self.prefix :]
+        return answers.ndim > 1 and bool((answers != answers[..., :1, :]).any())
+
     def places(self) -> Iterator[tuple[int, Tensor]]:
         """Of each answer: its number, and where this sequence holds the tokens of its row, its prompt's included."""
         start, prompt = self.prefix, torch.arange(self.prefix, device=self.ids.device)
@@ -234,16 +242,25 @@ def _common_prefix(first: AnswerRow, other: AnswerRow) -> int:
     return int(same.int().cumprod(0).sum())
 
 
+def why_not_placed(media: dict[str, Tensor], batch: dict[str, Any]) -> str | None:
+    """Say why images and videos can't be put where `batch` has them; None where they can."""
+    if "pixel_values_videos" in media and "video_grid_thw" not in media:
+        return "the batch holds pixel_values_videos without their grid"
+    if media.keys() & {"image_grid_thw", "video_grid_thw"} and batch.get("position_ids") is None:
+        return "the batch has no position_ids, which images set"
+    return None
+
+
 def _images_once(batch: dict[str, Any], image_token_id: int | None) -> dict[str, Tensor] | str:
     """The image inputs of the chosen half, or why the halves can't stand for each other."""
     images = {key: batch[key] for key in IMAGE_KEYS if batch.get(key) is not None}
     attended = (batch["input_ids"] == image_token_id) & batch["attention_mask"].bool()
-    if image_token_id is None or not attended.any():
+    if image_token_id is None or not (attended.any() or images.keys() & {*VIDEO_KEYS}):
         return images
     if ((batch["input_ids"] == image_token_id) & ~batch["attention_mask"].bool()).any():
         return "there are images behind the padding and before it"
-    if "image_grid_thw" in images and batch.get("position_ids") is None:
-        return "the batch has no position_ids, which images set"
+    if reason := why_not_placed(images, batch):
+        return reason
     for key, values in images.items():
         first, second = values[: len(values) // 2], values[len(values) // 2 :]
         if not torch.equal(first, second):

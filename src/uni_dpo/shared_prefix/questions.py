@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
-from uni_dpo.shared_prefix.layout import IMAGE_KEYS, RECOMPUTED_KEYS, AnswerRow, SharedRow, lay_out
+from uni_dpo.shared_prefix.layout import IMAGE_KEYS, RECOMPUTED_KEYS, AnswerRow, SharedRow, lay_out, why_not_placed
 
 MEDIA_COLUMNS = ("images", "videos", "audios")
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -120,8 +120,8 @@ def share_questions(
     if unknown := [key for key, value in batch.items() if key not in known and value is not None]:
         return f"the batch holds {', '.join(unknown)}"
     media = {key: batch[key] for key in IMAGE_KEYS if batch.get(key) is not None}
-    if "image_grid_thw" in media and batch.get("position_ids") is None:
-        return "the batch has no position_ids, which images set"
+    if reason := why_not_placed(media, batch):
+        return reason
     sequences = []
     for place, question in enumerate(questions):
         lead = AnswerRow.of(batch, place)
