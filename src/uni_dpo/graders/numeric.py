@@ -47,7 +47,10 @@ _SAID = re.compile(
 _END = re.compile(r"[.!?](?=\s|$)|[。;\n]|</answer>")
 _COMMA_DECIMAL = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,]*\d)")
 """1.234,50 as much of Europe writes it: a comma after groups of three can only be the decimal one."""
+_SHORT_COMMA = re.compile(r"(?<![\d.,(\[])\d+,\d{1,2}(?![\d.,]*\d)(?!\s*[)\]])")
+"""1,5 and 3,14: groups of thousands have three digits, and lists have a space, so the comma is the decimal one."""
 _NO_NUMBER = re.compile(
+    r"[(\[](?!\d{1,3}(?:,\d{3})+[)\]])\s*-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?)+\s*[)\]]|"  # points: (3, 5)
     r"(?<![\d.])\d+(?::\d+)+(?!\d)"  # 12:30, 3:1
     r"|\b0x[\da-fA-F]+\b"
     r"|(?<!\d)\d{4}([-/])\d{1,2}\1\d{1,2}(?!\d)|(?<!\d)\d{1,2}([-/])\d{1,2}\2\d{4}(?!\d)"  # dates
@@ -97,8 +100,8 @@ def stated(text: str) -> Stated | None:
     """Return the number behind the last `answer is` or in the last box, else the last number; None where there is none.
 
     1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read, and words (`three dogs`, `十二个`)
-    where there are no digits. Digits of units (m²) and names (CO2), of times, ratios, dates and roots, the numbers of
-    list entries, steps and figures, and those that are denied (`not 6`) do not count.
+    where there are no digits. Digits of units (m²) and names (CO2), of times, ratios, dates, points and roots,
+    the numbers of list entries, steps and figures, and those that are denied (`not 6`) do not count.
     """
     text = _normal(text)
     if not re.search(r"\d", text):
@@ -123,6 +126,7 @@ def _normal(text: str) -> str:
     text = re.sub("[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
     text = unicodedata.normalize("NFKC", text).translate(_DASHES)
     text = _COMMA_DECIMAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    text = _SHORT_COMMA.sub(lambda m: m[0].replace(",", "."), text)
     text = re.sub(r"(?<=\d)['_](?=\d{3}(?!\d))", "", _DOTTED.sub(lambda m: m[0].replace(".", ""), text))
     text = _NO_NUMBER.sub(" ", text)
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ").replace("**", "")
