@@ -48,8 +48,8 @@ EVAL = {
     "model": {"m": {"class": "Qwen2VLChat", "model_path": "gone", "min_pixels": 3136, "dtype": "float32"}},
     "data": {"d": {"path": "d.tsv", "type": "VQA", "prompt": "plain"}},
 }
-ALONE = ("demo", "align", "train", "trl-dpo", "ppo", "grpo", "eval", "engine")
-"""Commands that are not run with odd options: they have files, or train what they find."""
+ALONE = ("demo", "align", "train", "trl-dpo", "ppo", "grpo", "eval", "engine", "webui")
+"""Commands that are not run with odd options: they have files, train what they find, or serve until stopped."""
 parsers = True
 """Whether LlamaFactory and TRL are imported to read what the checks before them let pass."""
 
