@@ -220,7 +220,7 @@ def test_llamafactory_accepts_every_recipe(python, tmp_path):
         asked.append([word for name, value in passed.items() for word in (f"--{name}", value)])
     for recipe in sorted(RECIPES.glob("Qwen2_VL_*.yaml")):
         asked.append([str(recipe), *(f"{name}={value}" for name, value in on_cpu.items())])
-    assert len(asked) == 7
+    assert len(asked) == 8
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(
         [python, "-c", PARSE],
@@ -236,6 +236,7 @@ def test_llamafactory_accepts_every_recipe(python, tmp_path):
         ["uni_dpo", "6e-06", "0", dataset],
         ["sigmoid", "5e-07", "0", dataset],
         ["simpo", "5e-07", "0", dataset],
+        [*["sigmoid:", "0.8,", "bco_pair:", "0.2,", "sft:", "1"], "6e-05", "0", dataset],
         ["uni_dpo", "6e-06", "0", dataset],
         *[["uni_dpo", "6e-05", "0", dataset]] * 3,
     ]
