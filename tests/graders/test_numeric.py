@@ -78,6 +78,8 @@ from uni_dpo.graders.numeric import last_number, numeric
         ("There are three dogs.", 3.0),
         ("Two.", 2.0),
         ("twenty-one", 21.0),
+        ("two hundred and five dogs", 205.0),
+        ("five six", None),
         ("two hundred and five birds", 205.0),
         ("one thousand two hundred thirty-four", 1234.0),
         ("There is one dog.", 1.0),

@@ -27,23 +27,30 @@ _CHINESE = re.compile(rf"(?<![第{_SIGNS}])([{_SIGNS}]+)(?=\s*(?:[{_COUNTED}]|[�
 
 
 def with_digits(text: str) -> str:
-    """Return a text with `twenty-one`, `two hundred and five`, `十二个` as digits; `one` as a pronoun stays."""
+    """Return a text with `twenty-one`, `two hundred and five`, `十二个` as digits.
+
+    `one` as a pronoun stays, and so do words that are no single number together (`five six`).
+    """
 
     def english(match: re.Match[str]) -> str:
         words = re.split(r"[\s-]+", match[0].lower())
         before, behind = text[: match.start()], text[match.end() :]
         if words == ["one"] and (_PRONOUN.match(behind) or _POINTED_AT.search(before)):
             return match[0]
-        return str(_english_value(words))
+        value = _english_value(words)
+        return match[0] if value is None else str(value)
 
     text = _ENGLISH.sub(english, text)
     return _CHINESE.sub(lambda match: str(_chinese_value(match[1])), text)
 
 
-def _english_value(words: list[str]) -> int:
+def _english_value(words: list[str]) -> int | None:
     total = part = 0
-    for word in words:
+    for at, word in enumerate(words):
         if word in _WORDS:
+            tens = part % 100
+            if (tens or (at and words[at - 1] in _WORDS)) and not (tens >= 20 and tens % 10 == 0 and _WORDS[word] < 10):
+                return None
             part += _WORDS[word]
         elif word == "hundred":
             part *= 100
