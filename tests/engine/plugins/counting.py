@@ -13,13 +13,16 @@ from uni_dpo.settings.options import runtime
 
 @dataclass(frozen=True)
 class CountingOptions:
-    """`log` gets a line per request; `fail` names the question of whose requests none succeeds; see `die_once`."""
+    """`log` gets a line per request; `fail` names the question of whose requests none succeeds; see `die_once`;
+    a `deadly` one ends its process at every request.
+    """
 
     model: str = ""
     vocabulary: int = 5
     log: str = runtime("")
     fail: str = runtime("")
     die_once: str = runtime("")
+    deadly: bool = runtime(False)
 
 
 @register("backend", "counting")
@@ -38,8 +41,8 @@ class Counting:
         if self.options.log:
             with Path(self.options.log).open("a") as file:
                 file.write(f"{request.images[0] if request.images else request.prompt}\n")
-        if self.options.die_once:
-            self._die_once()
+        if self.options.deadly or (self.options.die_once and self._is_first()):
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.options.fail and self.options.fail in "".join(request.images):
             return Failure("server on fire")
         return [
@@ -47,13 +50,13 @@ class Counting:
             for i in range(n)
         ]
 
-    def _die_once(self):
-        """End this process the hard way, if none has done so yet."""
+    def _is_first(self):
+        """Whether no process has been ended yet; from now on one has."""
         try:
             Path(self.options.die_once).touch(exist_ok=False)
         except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+            return False
+        return True
 
 
 @register("grader", "size")

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -90,16 +92,15 @@ def test_the_batch_size_changes_nothing(models, tmp_path, pipeline):
 
 
 def test_rows_over_ray_equal_those_of_one_process(models, tmp_path):
-    """The grader's process and the process reward model both live in the worker."""
-    import ray
-
+    """The grader's process and the process reward model both live in the worker; Ray lives in a process of its own."""
     spec = config("process_reward", models / "process_reward", batch_size=2)
     run_engine(spec, tmp_path / "local", questions=QUESTIONS)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        run_engine({**spec, "engine": "ray", "ray": {"workers": 1}}, tmp_path / "ray", questions=QUESTIONS)
-    finally:
-        ray.shutdown()
+    rows = [{"question_id": q.id, "question": q.text, "answer": q.reference, "answers": q.answers} for q in QUESTIONS]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    spec |= {"engine": "ray", "ray": {"workers": 1}, "input": {"path": str(tmp_path / "questions.json")}}
+    (tmp_path / "ray.yaml").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "uni_dpo.cli", "engine", "run", tmp_path / "ray.yaml"]
+    subprocess.run([*command, "--work-dir", tmp_path / "ray"], check=True, timeout=300)
     assert scores(tmp_path / "ray") == scores(tmp_path / "local")
 
 
