@@ -92,7 +92,8 @@ test-vllm: vllm
 	$(VLLM)/bin/python -m pytest tests/vlmeval/test_vllm.py tests/models/backends/test_vllm.py
 
 test-trl: trl
-	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -n 2 --dist loadfile tests/trl tests/grpo
+	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -n 2 --dist loadfile tests/trl tests/grpo \
+	tests/shared_prefix/test_linear_attention.py
 
 # With UNI_DPO_LLAMAFACTORY=CHECKOUT also that checkout, with the overlay in it; with UNI_DPO_VLMEVALKIT=CHECKOUT that one.
 test-head: head

@@ -8,7 +8,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uni_dpo.shared_prefix.attention import added_mask
 from uni_dpo.shared_prefix.families import GRID_FAMILIES, MASKS_BY_NAME, family_of, text_config, vision_parameters
+from uni_dpo.shared_prefix.layout import ANSWER, PREFIX
+from uni_dpo.shared_prefix.linear_attention import Regrouping, regroup
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -201,7 +203,15 @@ def _known_windows(tower: Any) -> Iterator[None]:
         del tower.get_window_index
 
 
-def hidden_states(model: nn.Module, features: Tensor | None, rows: int, length: int, image: int, mask: Any) -> Tensor:
+def hidden_states(
+    model: nn.Module,
+    features: Tensor | None,
+    rows: int,
+    length: int,
+    image: int,
+    mask: Any,
+    regrouping: dict[str, Regrouping] | None = None,
+) -> Tensor:
     """Run the language model over `rows` sequences of `length` tokens, `image` of which are an image's."""
     text = getattr(model.model, "language_model", model.model)
     embedded = text.embed_tokens(torch.empty(rows, length, device="meta", dtype=torch.long))
@@ -214,7 +224,23 @@ def hidden_states(model: nn.Module, features: Tensor | None, rows: int, length: 
     if mask is not None and text_config(model).model_type in MASKS_BY_NAME:
         whole = torch.empty(rows, 1, length, length, device="meta", dtype=torch.bool)
         mask = {"full_attention": whole if image else mask, "sliding_attention": whole}
-    return text(inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+    if regrouping:  # linear layers take no mask, and on the meta device none could be looked at for padding
+        text._update_linear_attn_mask = lambda *_: None
+    inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": mask, **(regrouping or {})}
+    return text(**inputs, use_cache=False).last_hidden_state
+
+
+def regrouping_of(model: nn.Module, step: Step, length: int) -> dict[str, Regrouping]:
+    """What linear layers, where the model has any, are told of questions whose answers share their prompt."""
+    segments = torch.zeros(step.questions, length, dtype=torch.int16)
+    segments[:, : step.prompt] = PREFIX
+    numbers = torch.arange(step.questions * step.answers).view(step.questions, -1).repeat_interleave(step.answer, 1)
+    segments[:, step.prompt : step.prompt + numbers.shape[1]] = ANSWER + numbers
+    found = {}
+    for name, known in regroup(model, segments).items():
+        fields = {key: value.to("meta") for key, value in vars(known).items() if isinstance(value, Tensor)}
+        found[name] = replace(known, **fields)
+    return found
 
 
 def stock_logps(model: nn.Module, step: Step) -> tuple[Tensor, Tensor]:
@@ -235,7 +261,7 @@ def our_logps(model: nn.Module, step: Step, features: Tensor | None, mean_logits
 
     rows, length = step.questions, -(-(step.prompt + step.answers * step.answer) // 8) * 8
     mask = torch.empty(rows, 1, length - step.prompt, length, device="meta", dtype=torch.bool)
-    hidden = hidden_states(model, features, rows, length, step.image, mask)
+    hidden = hidden_states(model, features, rows, length, step.image, mask, regrouping_of(model, step, length))
     head, sequences = model.lm_head, rows * step.answers
     if mean_logits:
         with torch.no_grad():

@@ -97,7 +97,7 @@ def processor(architecture: str, tokenizer: Any) -> Any:
         images = t.Glm4vImageProcessor(patch_size=PATCH, size=limits)
         return t.Glm4vProcessor(images, tokenizer, t.Glm4vVideoProcessor(patch_size=PATCH))
     images = t.Qwen2VLImageProcessor(patch_size=PATCH, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
-    if architecture == "qwen3_vl":
+    if architecture in ("qwen3_vl", "qwen3_5"):
         return t.Qwen3VLProcessor(images, tokenizer, t.Qwen3VLVideoProcessor(patch_size=PATCH))
     kind = {"qwen2_vl": t.Qwen2VLProcessor, "qwen2_5_vl": t.Qwen2_5_VLProcessor}[architecture]
     return kind(images, tokenizer, t.Qwen2VLVideoProcessor(patch_size=PATCH))

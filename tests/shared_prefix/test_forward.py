@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, MIXED, TEXT_ONLY, VIDEO, VISION_FAMILIES, Pair, pair_batch, tiny_model
+from families import (
+    FAMILIES,
+    HYBRID_FAMILIES,
+    IMAGE,
+    MIXED,
+    TEXT_ONLY,
+    VIDEO,
+    VISION_FAMILIES,
+    Pair,
+    pair_batch,
+    tiny_model,
+)
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens
@@ -133,7 +144,7 @@ def as_videos(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_videos(family: str, side: str) -> None:
     """Two videos in a prompt, one, and none."""
     model = tiny_model(family)
@@ -177,7 +188,7 @@ def test_pairs_without_images(family: str, fake_image: bool) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["v_proj", "lm_head", "qkv", "fc1"]])
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj", "in_proj_qkv"], ["v_proj", "lm_head", "qkv", "fc1"]])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora(family: str, targets: list[str], checkpointing: bool) -> None:
     """On the language model, and on the head and the tower too."""
@@ -197,7 +208,7 @@ def adapted(model: nn.Module, targets: list[str]) -> Any:
         return get_peft_model(model, LoraConfig(target_modules=targets, r=4, init_lora_weights=False))
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen3_5", "llava"])
 def test_eager_attention(family: str) -> None:
     model = tiny_model(family, attention="eager")
     assert_equal_steps(model, pair_batch(model, MIXED))
@@ -233,7 +244,7 @@ def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in HYBRID_FAMILIES])
 def test_flex_attention(family: str, flex_on_cpu: list[type]) -> None:
     """The masks that are given to the kernels are right; the kernels themselves need a GPU."""
     from torch.nn.attention.flex_attention import BlockMask

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("settings", [["qwen2_vl"], ["qwen3_vl", "checkpointing"], ["qwen3_vl", "kept"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "settings",
+    [["qwen2_vl"], ["qwen3_vl", "checkpointing"], ["qwen3_5", "checkpointing"], ["qwen3_vl", "kept"]],
+    ids=" ".join,
+)
 def test_two_ranks_with_a_part_of_the_model_each_have_the_gradients_of_the_whole(
     settings: list[str], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from uni_dpo.shared_prefix.families import (
     unwrapped,
 )
 from uni_dpo.shared_prefix.layout import PADDING, PREFIX
+from uni_dpo.shared_prefix.linear_attention import regroup
 
 
 def shared_attention(model: nn.Module, wanted: str) -> str:
@@ -102,6 +103,11 @@ def attention_mask(segments: Tensor, start: int = 0, window: int | None = None, 
     row = torch.arange(rows, device=segments.device)[:, None, None, None]
     position = torch.arange(length, device=segments.device)
     return visibility(segments, window, images)(row, torch.zeros_like(row), position[start:, None], position)
+
+
+def seen_by(model: nn.Module, segments: Tensor, ids: Tensor) -> dict[str, Any]:
+    """Return the inputs that tell a model who sees whom; see `mask_for`."""
+    return {"attention_mask": mask_for(model, segments, ids), **regroup(model, segments)}
 
 
 def mask_for(model: nn.Module, segments: Tensor, ids: Tensor) -> Any:

@@ -1,11 +1,14 @@
 """Which models share a prefix, and where each family of transformers keeps what that takes."""
 
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "gemma3_text")
+GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v")
 """Families whose images are patches in a grid, which sets the positions of their tokens; each has a text model of its
 own."""
 
@@ -25,6 +28,12 @@ PREFIX_ATTENTION = "uni_dpo_prefix"
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What transformers calls the kinds of layers that take a mask."""
 
+LINEAR = "linear_attention"
+"""Layers that take none: the prompt's state is carried into each answer (`linear_attention.py`)."""
+
+CARRYING_FAMILIES = ("qwen3_5", "qwen3_5_text")
+"""Families whose linear attention is proved so."""
+
 MASKED_ATTENTION = ("sdpa", "eager", FLEX_ATTENTION, PREFIX_ATTENTION)
 """Attention implementations that take any mask."""
 
@@ -39,9 +48,10 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
         model: a causal language model of transformers, wrapped or not.
         attention: what will take the place of the attention that the language model was loaded with, if anything.
     """
-    if others := attention_windows(model).keys() - {FULL, SLIDING}:
-        return f"it has {' and '.join(sorted(others))} layers"
     family = family_of(model)
+    carried = {LINEAR} if family in CARRYING_FAMILIES else {*()}
+    if others := layer_kinds(model) - {FULL, SLIDING} - carried:
+        return f"it has {' and '.join(sorted(others))} layers"
     if family not in (*TEXT_FAMILIES, *GRID_FAMILIES, *TOWER_FAMILIES):
         return f"{family} models are not among those proved equal"
     if not type(unwrapped(model)).forward.__module__.startswith("transformers."):
@@ -56,6 +66,11 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
     if getattr(text, "use_bidirectional_attention", None):
         return "its text sees what follows it"
     attention = attention or text._attn_implementation
+    if LINEAR in layer_kinds(model):
+        if attention == FLEX_ATTENTION:
+            return "its linear attention is proved beside sdpa and eager code only"
+        if None in map(linear_kernels, linear_attentions(model)):
+            return "this transformers keeps the kernels of its linear attention elsewhere"
     if attention not in MASKED_ATTENTION:
         return f"{attention} takes no custom mask (flash_attn: sdpa does)"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -94,8 +109,39 @@ def attention_windows(model: nn.Module) -> dict[str, int | None]:
     window = getattr(text, "sliding_window", None)
     if text.model_type == "mistral":  # one mask for all layers
         return {FULL if window is None else SLIDING: window}
-    kinds = set(getattr(text, "layer_types", None) or (FULL,))
-    return {kind: window if kind == SLIDING else None for kind in sorted(kinds)}
+    return {kind: window if kind == SLIDING else None for kind in sorted(layer_kinds(model) - {LINEAR})}
+
+
+def layer_kinds(model: nn.Module) -> set[str]:
+    """Return what the language model's layers are, in the words of transformers."""
+    return set(getattr(text_config(model), "layer_types", None) or (FULL,))
+
+
+def decoder_layers(model: nn.Module) -> Iterable[nn.Module]:
+    """Return the layers of the language model."""
+    inner = unwrapped(model).model
+    layers: Iterable[nn.Module] = getattr(inner, "language_model", inner).layers
+    return layers
+
+
+def linear_attentions(model: nn.Module) -> list[Any]:
+    """Return what attends in those of them that attend linearly."""
+    return [layer.linear_attn for layer in decoder_layers(model) if hasattr(layer, "linear_attn")]
+
+
+def linear_kernels(attention: nn.Module) -> tuple[tuple[Any, str], tuple[Any, str]] | None:
+    """Tell whose attributes are the causal convolution and the chunked delta rule of a linear attention.
+
+    They are the layer's, or since transformers 5.2x functions of its module. None where they are neither.
+    """
+    module = sys.modules[type(attention).__module__]
+    if hasattr(attention, "chunk_gated_delta_rule"):
+        fused = getattr(attention, "causal_conv1d_fn", None) is not None
+        convolution = (attention, "causal_conv1d_fn") if fused else (attention.conv1d, "forward")
+        return convolution, (attention, "chunk_gated_delta_rule")
+    if hasattr(module, "causal_conv1d_fn") and hasattr(module, "torch_chunk_gated_delta_rule"):
+        return (module, "causal_conv1d_fn"), (module, "torch_chunk_gated_delta_rule")
+    return None
 
 
 def family_of(model: nn.Module) -> str:
@@ -132,11 +178,28 @@ def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def keys_worth_a_token(model: nn.Module) -> float:
     """Tell how many attended keys cost as much as the rest of a token's way through the language model.
 
-    The ratio of the multiplications of a layer's linear maps to those of attention to one key.
+    The ratio of the multiplications of all layers' linear maps to those of attention to one key, for which layers of
+    linear attention count as if their maps were those of the others.
     """
     text = text_config(model)
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     width = heads * head_size
     projections = text.hidden_size * (2 * width + 2 * text.num_key_value_heads * head_size)
-    return (projections + 3 * text.hidden_size * text.intermediate_size) / (2 * width)
+    maps = projections + 3 * text.hidden_size * text.intermediate_size
+    layers = getattr(text, "layer_types", None) or [FULL]
+    return maps * len(layers) / (2 * width * max(1, len(layers) - layers.count(LINEAR)))
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an instance's attribute be another for the length of a block."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens, response_logps
-from uni_dpo.shared_prefix.attention import mask_for
-from uni_dpo.shared_prefix.families import output_head, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.attention import seen_by
+from uni_dpo.shared_prefix.families import output_head, replaced, unwrapped, vision_parameters
 from uni_dpo.shared_prefix.layout import sequence_means
 
 
@@ -54,7 +54,7 @@ def pair_scores(
     inputs = dict(inputs)
     segments = inputs.pop("segments", None)
     if segments is not None:
-        inputs["attention_mask"] = mask_for(model, segments, inputs["input_ids"])
+        inputs |= seen_by(model, segments, inputs["input_ids"])
     head = output_head(model)
     plain = type(head) is nn.Linear and "forward" not in vars(head)
     means: list[Tensor] = []
@@ -122,17 +122,3 @@ def _equal(first: nn.Parameter, second: nn.Parameter) -> bool:
     """Compare whole parameters, or this rank's shards under ZeRO-3."""
     first, second = (getattr(parameter, "ds_tensor", parameter) for parameter in (first, second))
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let an instance's attribute be another for the length of a block."""
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)

@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix.families import STACKED_FAMILIES, family_of, is_sharded, unwrapped
-from uni_dpo.shared_prefix.forward import replaced
+from uni_dpo.shared_prefix.families import STACKED_FAMILIES, family_of, is_sharded, replaced, unwrapped
 from uni_dpo.storage.identity import folder_of
 from uni_dpo.storage.writing import replacing
 

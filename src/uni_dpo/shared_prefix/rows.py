@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uni_dpo.logprobs import IGNORE_INDEX
-from uni_dpo.shared_prefix.attention import mask_for, shared_attention, use_attention
+from uni_dpo.shared_prefix.attention import seen_by, shared_attention, use_attention
 from uni_dpo.shared_prefix.families import (
     PREFIX_ATTENTION,
     image_token_id,
@@ -78,7 +78,7 @@ def share_rows(model: nn.Module, inputs: dict[str, Any], answers: Tensor) -> Sha
         first = [images[group[0]][place] for group in groups]
         if shown := [part for part in first if part is not None]:
             shared[name] = torch.cat(shown)
-    shared["attention_mask"] = mask_for(model, shared.pop("segments"), shared["input_ids"])
+    shared |= seen_by(model, shared.pop("segments"), shared["input_ids"])
     return SharedBatch(shared, _places(sequences, shared["input_ids"].shape[1], inputs["attention_mask"]))
 
 
