@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 import threading
@@ -53,6 +54,73 @@ def base_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from uni_dpo.demo.tiny_model import BASE_TEMPLATE, write_tiny_qwen2_vl
 
     return write_tiny_qwen2_vl(tmp_path_factory.mktemp("models") / "base", template=BASE_TEMPLATE)
+
+
+FAMILIES = {
+    "llava": ("llama", "llava"),
+    "llava_next": ("llama", "llava_next"),
+    "llava_onevision": ("llava_onevision", "llava_next_qwen"),
+    "internvl": ("internvl", "intern_vl"),
+    "gemma3": ("gemma3", "gemma3"),
+    "glm4v": ("glm4v", "glm4v"),
+    "qwen2_5_vl": ("qwen", "qwen2_vl"),
+    "qwen3_vl": ("qwen", "qwen3_vl_nothink"),
+}
+"""`model_type` → the special tokens of its tiny checkpoint, and LlamaFactory's template."""
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of each family of vision-language models, named after its `model_type`."""
+    import transformers
+
+    if request.param not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {request.param}")
+    place = Path(__file__).parent / "llamafactory" / "checkpoints.py"
+    spec = importlib.util.spec_from_file_location("family_checkpoints", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("families") / request.param
+    checkpoint: Path = module.write_checkpoint(request.param, FAMILIES[request.param][0], folder)
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def family_template(family_checkpoint: Path) -> str:
+    """LlamaFactory's template of `family_checkpoint`."""
+    return FAMILIES[family_checkpoint.name][1]
+
+
+@pytest.fixture(scope="session")
+def unlike_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two images of unlike sizes, of which a tiling model makes unlike many tiles."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("unlike")
+    for name, size in (("red", (64, 40)), ("blue", (30, 60))):
+        Image.new("RGB", size, name).save(folder / f"{name}.png")
+    return str(folder / "red.png"), str(folder / "blue.png")
+
+
+@pytest.fixture
+def sequences_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
+    """`sequences_run(model)` is a list to which every run of its language model adds how many sequences it has."""
+
+    def watch(model: Any) -> list[int]:
+        counts: list[int] = []
+        layer = model.model.language_model.layers[0]
+        forward = layer.forward
+
+        def counted(*given: Any, **named: Any) -> Any:
+            counts.append(len(given[0] if given else named["hidden_states"]))
+            return forward(*given, **named)
+
+        monkeypatch.setattr(layer, "forward", counted)
+        return counts
+
+    return watch
 
 
 Brain = Callable[[dict[str, Any]], dict[str, Any]]

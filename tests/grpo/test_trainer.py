@@ -125,6 +125,39 @@ def test_completions_of_one_prompt_run_it_once_and_score_as_they_do_alone(
     assert grids == [2, 8]
 
 
+def test_completions_of_every_family_score_as_they_do_alone(
+    trainer: Trainer, questions: list[Question], family_checkpoint: Any, unlike_images: Any, sequences_run: Any
+) -> None:
+    """Log-probabilities and entropies against the full logits of one completion at a time."""
+    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.ppo.config import PPOConfig
+    from uni_dpo.ppo.policy import collate, encode, load_policy
+
+    run = trainer(questions[:2], lambda those, answers: [0.0] * len(answers), temperature=0.7)
+    config = PPOConfig(str(family_checkpoint), "", RewardOptions(function="exact"), finetuning="full")
+    policy, _, processor = load_policy(config)
+    prompts = [encode(Question("a", "Which digit?", (unlike_images[i],)), processor) for i in (0, 0, 1, 0, 1)]
+    answers = [[30, 31], [40], [50, 51, 52], [30, 31], [60]]
+    counts = sequences_run(policy.model)
+
+    inputs, labels = collate(prompts, answers, 0)
+    kept = labels.shape[1] - 1
+    media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    media.pop("batch_num_images", None)  # TRL hands it on to no model
+    with torch.no_grad():
+        logps, entropies, *_ = run._get_per_token_logps_and_entropies(
+            policy.model, inputs["input_ids"], inputs["attention_mask"], kept, compute_entropy=True, **media
+        )
+        assert counts == [2]
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            alone, _ = collate([prompt], [answer], 0)
+            table = (policy.model(**alone).logits[0, -len(answer) - 1 : -1] / run.temperature).log_softmax(-1)
+            expected = table.gather(-1, torch.tensor(answer)[:, None]).squeeze(-1)
+            torch.testing.assert_close(logps[row, : len(answer)], expected, atol=1e-5, rtol=1e-5)
+            expected = -(table.exp() * table).sum(-1)
+            torch.testing.assert_close(entropies[row, : len(answer)], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_what_stands_for_an_image_is_never_sampled_and_a_checkpoints_habits_are_set_aside(
     trainer: Trainer, questions: list[Question]
 ) -> None:

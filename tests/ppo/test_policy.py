@@ -73,6 +73,24 @@ def test_answers_to_one_prompt_run_it_once(config, digits: dict[str, list[Digit]
             assert logps[row, len(answer) :].eq(0).all()
 
 
+def test_every_family_runs_a_prompt_once(family_checkpoint, unlike_images, sequences_run, config) -> None:
+    """Three answers to one image, of which two are the same, and two to one of another size: as each alone."""
+    policy, _, processor = load_policy(config(model=str(family_checkpoint)))
+    torch.nn.init.normal_(policy.value_head.weight)
+    asked = [
+        encode(Question(str(place), "Which digit?", (unlike_images[place],)), processor) for place in (0, 0, 1, 0, 1)
+    ]
+    answers, pad = [[30, 31], [40], [50, 51, 52], [30, 31], [60]], processor.tokenizer.pad_token_id
+    counts = sequences_run(policy.model)
+    with torch.no_grad():
+        logps, values = policy(*collate(asked, answers, pad))
+        assert counts == [2]
+        for row, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+            alone = policy(*collate([prompt], [answer], pad))
+            torch.testing.assert_close(logps[row, : len(answer)], alone[0][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(values[row, : len(answer)], alone[1][0], atol=1e-4, rtol=1e-4)
+
+
 def test_an_adapter_trains_the_language_model_only_and_switches_off_for_the_reference(config) -> None:
     policy, reference, _ = load_policy(config(finetuning="lora", freeze_vision_tower=True, lora_rank=4))
     trained = [name for name, weight in policy.named_parameters() if weight.requires_grad]

@@ -39,7 +39,7 @@ from uni_dpo.trl.trainer import SeeingSampler
 
 RUN = "grpo_run.json"
 """Names, in the output folder, the settings of the run that it holds."""
-MEDIA = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
+MEDIA = ("pixel_values", "image_grid_thw", "image_sizes", "mm_token_type_ids", "token_type_ids")
 """What of the media inputs can be shared; others leave the pass to TRL."""
 COUNTS = ("num_images", "compute_aux_loss")
 GIVES_AUX_LOSS = "compute_aux_loss" in signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters

@@ -135,7 +135,7 @@ def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
     """Tell why `prompt` is not a faithful rendering of `content`; `None` when it is."""
     for kind in ("image", "video"):
         given = sum(item["type"] == kind for item in content)
-        token = getattr(processor, f"{kind}_token", None)
+        token = placeholder(processor, kind)
         if token is None and given:
             return f"the model takes no {kind}s"
         found = prompt.count(token) if token is not None else 0
@@ -145,6 +145,27 @@ def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
         if item["type"] == "text" and item["text"].strip() not in prompt:
             return "the question is not in the prompt"
     return None
+
+
+def placeholder(processor: Any, kind: str) -> str | None:
+    """Return what stands for an image or video in a prompt; None where the model takes none.
+
+    Args:
+        processor: of a vision-language model.
+        kind: `image` or `video`.
+    """
+    begin = kind == "image" and _writes_around_images(processor)
+    return getattr(processor, "boi_token" if begin else f"{kind}_token", None)
+
+
+def by_request(processor: Any, images: Sequence[list[Any]]) -> list[Any]:
+    """Return the images of several requests as a processor takes them: Gemma 3's asks whose each is."""
+    return list(images) if _writes_around_images(processor) else [image for shown in images for image in shown]
+
+
+def _writes_around_images(processor: Any) -> bool:
+    """Whether it puts the tokens of an image, and a frame for them, in place of the token that begins it (Gemma 3)."""
+    return hasattr(processor, "full_image_sequence")
 
 
 def _tokenizer(processor: Any) -> Any:
@@ -158,7 +179,7 @@ def _template(processor: Any) -> str | None:
 def _spelt(processor: Any, item: Mapping[str, Any]) -> str:
     if item["type"] == "text":
         return str(item["text"])
-    token = processor.image_token if item["type"] == "image" else processor.video_token
+    token = placeholder(processor, item["type"])
     return f"<|vision_start|>{token}<|vision_end|>"
 
 

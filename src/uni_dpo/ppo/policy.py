@@ -144,7 +144,7 @@ def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: in
         having = [prompt for prompt in prompts if name in prompt]  # a question without images has no pixels
         example = having[0][name]
         if example.shape != having[0]["input_ids"].shape:
-            inputs[name] = torch.cat([prompt[name] for prompt in having])
+            inputs[name] = _end_to_end([prompt[name] for prompt in having])
             continue
         table = example.new_full((len(prompts), before + after), pad if name == "input_ids" else 0)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -158,6 +158,14 @@ def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: in
     for row, answer in enumerate(answers):
         labels[row, 1 : 1 + len(answer)] = torch.tensor(answer)
     return inputs, labels
+
+
+def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """Pixels of several prompts, those of fewer tiles (LLaVA-NeXT, LLaVA-OneVision) filled with zeros to the most."""
+    if parts[0].ndim == 5:
+        most = max(part.shape[1] for part in parts)
+        parts = [torch.nn.functional.pad(part, (*[0] * 7, most - part.shape[1])) for part in parts]
+    return torch.cat(list(parts))
 
 
 @dataclass(frozen=True)

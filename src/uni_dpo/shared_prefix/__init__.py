@@ -10,12 +10,13 @@ from uni_dpo.shared_prefix.families import (
 )
 from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, in_place_of_head, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
-from uni_dpo.shared_prefix.layout import lay_out_pairs, say_once, share_prefix
+from uni_dpo.shared_prefix.layout import IMAGE_KEYS, lay_out_pairs, say_once, share_prefix
 from uni_dpo.shared_prefix.questions import question_key, share_questions
 from uni_dpo.shared_prefix.rows import SharedBatch, share_rows, shares_rows, sharing_rows
 
 __all__ = [
     "FLEX_ATTENTION",
+    "IMAGE_KEYS",
     "ImageFeatures",
     "ImageStore",
     "PairScores",

@@ -157,6 +157,13 @@ def image_token_id(model: nn.Module) -> int | None:
     return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
 
+def video_token_id(model: nn.Module) -> int | None:
+    """Return the id that stands for video features alone; None where there is none, as for GLM."""
+    if family_of(model) not in GRID_FAMILIES or family_of(model) == "glm4v":
+        return None
+    return getattr(unwrapped(model).config, "video_token_id", None)
+
+
 def looks_both_ways(model: nn.Module) -> bool:
     """Tell whether the tokens of an image see all of that image, and not only what is before them."""
     return family_of(model) == "gemma3"

@@ -20,11 +20,16 @@ from uni_dpo.shared_prefix.families import (
     image_token_id,
     text_config,
     unwrapped,
+    video_token_id,
     why_not_shared,
 )
-from uni_dpo.shared_prefix.layout import AnswerRow, SharedRow, lay_out
+from uni_dpo.shared_prefix.layout import IMAGE_KEYS, AnswerRow, SharedRow, lay_out
+from uni_dpo.shared_prefix.media import Media, media_of_rows, same_media
 
-KNOWN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+KNOWN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts", *IMAGE_KEYS)
+
+POSITIONED_BY = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+"""What sets the positions of tokens beside these themselves."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ def share_rows(model: nn.Module, inputs: dict[str, Any], answers: Tensor) -> Sha
         return None
     if any(name not in KNOWN_KEYS and value is not None for name, value in inputs.items()):
         return None
-    images = _images_of_rows(model, inputs)
-    if images is None:
+    media = media_of_rows(model, inputs)
+    if media is None:
         return None
     batch = {**inputs, "position_ids": _positions(model, inputs)}
     batch["labels"] = torch.where(answers, inputs["input_ids"], IGNORE_INDEX)
     rows = [AnswerRow.of(batch, row) for row in range(len(answers))]
-    groups = _groups(rows, images)
+    groups = _groups(rows, media)
     if len(groups) == len(rows):
         return None
     sequences = [SharedRow([(row, rows[row]) for row in group]) for group in groups]
@@ -74,10 +79,9 @@ def share_rows(model: nn.Module, inputs: dict[str, Any], answers: Tensor) -> Sha
     if isinstance(laid, str):
         return None
     shared, _ = laid
-    for place, name in enumerate(("pixel_values", "image_grid_thw")):
-        first = [images[group[0]][place] for group in groups]
-        if shown := [part for part in first if part is not None]:
-            shared[name] = torch.cat(shown)
+    for name in IMAGE_KEYS:
+        if parts := [media[group[0]][name] for group in groups if name in media[group[0]]]:
+            shared[name] = torch.cat(parts)
     shared |= seen_by(model, shared.pop("segments"), shared["input_ids"])
     return SharedBatch(shared, _places(sequences, shared["input_ids"].shape[1], inputs["attention_mask"]))
 
@@ -91,48 +95,19 @@ def _places(sequences: list[SharedRow], length: int, mask: Tensor) -> Tensor:
     return table
 
 
-def _groups(rows: list[AnswerRow], images: list[tuple[Tensor | None, Tensor | None]]) -> list[list[int]]:
-    """The rows of each question: those with the same prompt and the same images."""
+def _groups(rows: list[AnswerRow], media: list[Media]) -> list[list[int]]:
+    """The rows of each question: those with the same prompt, images and videos."""
     groups: dict[bytes, list[list[int]]] = {}
     for number, row in enumerate(rows):
         scored = row.labels != IGNORE_INDEX
         prompt = row.ids[: int(scored.int().argmax())] if scored.any() else row.ids
         same = groups.setdefault(prompt.cpu().numpy().tobytes(), [])
-        group = next((group for group in same if _equal(images[group[0]], images[number])), None)
+        group = next((group for group in same if same_media(media[group[0]], media[number])), None)
         if group is None:
             same.append([number])
         else:
             group.append(number)
     return sorted(group for same in groups.values() for group in same)
-
-
-def _equal(first: tuple[Tensor | None, Tensor | None], second: tuple[Tensor | None, Tensor | None]) -> bool:
-    return all(
-        (ours is None) == (theirs is None) and (ours is None or theirs is None or torch.equal(ours, theirs))
-        for ours, theirs in zip(reversed(first), reversed(second), strict=True)
-    )
-
-
-def _images_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[tuple[Tensor | None, Tensor | None]] | None:
-    """Pixels and grids of each row, (None, None) where it has no image; None where they can't be told apart."""
-    grids, pixels, ids = inputs.get("image_grid_thw"), inputs.get("pixel_values"), inputs["input_ids"]
-    if pixels is None:
-        return [(None, None)] * len(ids)
-    if grids is None:
-        return None
-    merged = unwrapped(model).config.vision_config.spatial_merge_size ** 2
-    patches = grids.prod(-1)
-    found: list[tuple[Tensor | None, Tensor | None]] = []
-    image = patch = 0
-    for tokens in (ids == image_token_id(model)).sum(1).tolist():
-        first, start = image, patch
-        while (patch - start) // merged < tokens and image < len(grids):
-            patch += int(patches[image])
-            image += 1
-        if (patch - start) // merged != tokens:
-            return None
-        found.append((pixels[start:patch], grids[first:image]) if tokens else (None, None))
-    return found if image == len(grids) else None
 
 
 def _positions(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
@@ -143,9 +118,10 @@ def _positions(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     takes = inspect.signature(index).parameters
     types = inputs.get("mm_token_type_ids")
     if types is None:
-        types = (inputs["input_ids"] == image_token_id(model)).int()
-    asked = {"mm_token_type_ids": types} if "mm_token_type_ids" in takes else {}
-    asked |= {name: inputs.get(name) for name in ("image_grid_thw", "attention_mask")}
+        ids = inputs["input_ids"]
+        types = ids.eq(image_token_id(model) or -1).int() + 2 * ids.eq(video_token_id(model) or -1).int()
+    given = {**inputs, "mm_token_type_ids": types}
+    asked = {name: given.get(name) for name in POSITIONED_BY if name in takes}
     positions: Tensor = index(inputs["input_ids"], **asked)[0]
     return positions
 

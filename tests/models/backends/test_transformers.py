@@ -152,6 +152,37 @@ def test_answers_to_one_request_run_it_once_and_score_as_they_do_alone(backend, 
     assert backend.model.config.get_text_config()._attn_implementation == "sdpa"
 
 
+def test_every_family_runs_a_request_once(family_checkpoint, unlike_images, sequences_run):
+    """Two images of unlike sizes and words alone; one answer is empty, two are the same."""
+    backend = make_backend({"model": str(family_checkpoint), "batch_size": 8})
+    red, blue = (Request("Which digit?", (image,)) for image in unlike_images)
+    asked = [red, red, blue, red, Request("Hello"), blue, red, Request("Hello")]
+    answers = ["two", "x", "", "zero one", "one", "two", "x", "no"]
+    counts = sequences_run(backend.model)
+    together = backend.answer_logprobs(asked, answers)
+    assert counts == [3]
+    for request, answer, reply in zip(asked, answers, together, strict=True):
+        (alone,) = backend.answer_logprobs([request], [answer])
+        assert reply.tokens == alone.tokens
+        assert reply.total == pytest.approx(alone.total, abs=1e-5)
+
+
+def test_answers_to_a_video_run_it_once(backend, digits, sequences_run, monkeypatch):
+    monkeypatch.setattr(backend, "options", replace(backend.options, batch_size=5))
+    videos = [[str(d.image) for d in digits["train"][start : start + 4]] for start in (0, 4)]
+    asked = [
+        Request(content=({"type": "video", "video": video, "fps": 1.0}, {"type": "text", "text": "Which digits?"}))
+        for video in (videos[0], videos[0], videos[1], videos[0], videos[1])
+    ]
+    answers = ["one", "two", "", "zero one", "x"]
+    counts = sequences_run(backend.model)
+    together = backend.answer_logprobs(asked, answers)
+    assert counts == [2]
+    for request, answer, reply in zip(asked, answers, together, strict=True):
+        (alone,) = backend.answer_logprobs([request], [answer])
+        assert reply.total == pytest.approx(alone.total, abs=1e-5)
+
+
 def test_usage_is_counted(tiny_qwen2_vl, requests):
     backend = make_backend({"model": str(tiny_qwen2_vl)})
     replies = backend.generate(requests, Sampling(n=2, max_tokens=3))

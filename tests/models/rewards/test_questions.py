@@ -1,12 +1,15 @@
 """Answers to one question rated in one run of it, against each rated alone."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from uni_dpo.demo.digits import QUESTION, Digit
 from uni_dpo.models.rewards import (
@@ -56,6 +59,26 @@ def test_a_value_head_rates_as_it_does_one_by_one(value_head: Path, digits: dict
         assert model.rate(conversations) == pytest.approx(expected, abs=1e-5)
     assert counts == [4]
     assert max(expected) - min(expected) > 1e-3
+
+
+def test_a_value_head_of_every_family_rates_as_it_does_one_by_one(
+    family_checkpoint: Path, family_template: str, unlike_images: tuple[str, str], tmp_path: Path
+) -> None:
+    """Images of unlike sizes and words alone; then words alone, where LlamaFactory adds an image that nobody sees."""
+    folder = shutil.copytree(family_checkpoint, tmp_path / "value_head")
+    head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.zeros(1)}
+    save_file(head, folder / "value_head.safetensors")
+    asked = [(f"<image>{QUESTION}", (image,)) for image in unlike_images]
+    asked += [*asked, asked[0], (LONG, ()), (LONG, ())]
+    conversations = [
+        Conversation(ask, answer, images) for (ask, images), answer in zip(asked, (*ANSWERS, *ANSWERS[:2]), strict=True)
+    ]
+    model = load_reward_model(RewardModelOptions(folder, template=family_template))
+    for rated, sequences in ((conversations, 3), (conversations[-2:], 1)):
+        expected = alone(model.rate, rated)
+        with rows_run(model.model.pretrained_model.model) as counts:
+            assert model.rate(rated) == pytest.approx(expected, abs=1e-5)
+        assert counts == [sequences]
 
 
 def test_a_value_head_shares_questions_without_images(value_head: Path) -> None:

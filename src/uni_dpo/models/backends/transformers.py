@@ -18,7 +18,7 @@ from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Reques
 from uni_dpo.models.backends.settings import TransformersOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
-from uni_dpo.models.prompt import detect_style, load_pixels, parse_style, patch_of, prompt_of, sees_images
+from uni_dpo.models.prompt import by_request, detect_style, load_pixels, parse_style, patch_of, prompt_of, sees_images
 from uni_dpo.shared_prefix import share_rows, sharing_rows, unwrapped
 
 
@@ -186,18 +186,19 @@ class TransformersBackend(Backend):
 
     def _encode(self, requests: Sequence[Request]) -> dict[str, Any]:
         patch = patch_of(self.processor)
-        images: list[Any] = []
+        images: list[list[Any]] = []
         videos: list[Any] = []
         told: dict[str, Any] = {}
         for request in requests:
             more_images, more_videos, more_told = load_pixels(request, patch)
-            images += more_images
+            images.append(more_images)
             videos += more_videos
             for key, value in more_told.items():
                 told[key] = told.get(key, []) + value if isinstance(value, list) else value
-        if images and not self.sees_images:
+        if any(images) and not self.sees_images:
             raise UniDPOError(f"{self.options.model} cannot see images, but its requests carry some")
-        shown = {name: pixels for name, pixels in (("images", images), ("videos", videos)) if pixels}
+        shown = {"images": by_request(self.processor, images)} if any(images) else {}
+        shown |= {"videos": videos} if videos else {}
         texts = [prompt_of(self.processor, request.items(), self.style, request.system) for request in requests]
         inputs = self.processor(text=texts, padding=True, return_tensors="pt", **shown, **told)
         return dict(inputs.to(self.device))

@@ -1,0 +1,104 @@
+"""Which images and videos of a batch are whose: what the model is given of all rows, taken apart by row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uni_dpo.shared_prefix.families import TOWER_FAMILIES, family_of, image_token_id, unwrapped, video_token_id
+
+Media = dict[str, Tensor]
+"""Inputs of a model whose first dimension runs over the images or videos of one row, or over their patches."""
+
+
+def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | None:
+    """Return the images and videos of each row; None where they can't be told apart.
+
+    Args:
+        model: a causal language model of transformers, wrapped or not.
+        inputs: its inputs.
+    """
+    ids, attended = inputs["input_ids"], inputs["attention_mask"].bool()
+    rows: list[Media] = [{} for _ in ids]
+    for pixels, grid, token in (
+        ("pixel_values", "image_grid_thw", image_token_id(model)),
+        ("pixel_values_videos", "video_grid_thw", video_token_id(model)),
+    ):
+        if inputs.get(pixels) is None:
+            continue
+        places = ids.eq(token or -1)
+        if token is None or (places & ~attended).any():
+            return None
+        if inputs.get(grid) is not None:
+            found = _of_grids(model, places, {name: inputs[name] for name in (pixels, grid)})
+        elif family_of(model) in TOWER_FAMILIES and pixels == "pixel_values":
+            found = _of_towers(places, inputs)
+        else:
+            return None
+        if found is None:
+            return None
+        rows = [row | more for row, more in zip(rows, found, strict=True)]
+    return rows
+
+
+def same_media(first: Media, second: Media) -> bool:
+    """Tell whether two rows see the same; the sizes are compared before the pixels."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in reversed(first))
+
+
+def _of_grids(model: nn.Module, places: Tensor, media: Media) -> list[Media] | None:
+    """Qwen and GLM: the grid of an image says how many patches it has, of which some make a token."""
+    (pixels, grid), values = media, list(media.values())
+    merged = unwrapped(model).config.vision_config.spatial_merge_size ** 2
+    patches = values[1].prod(-1).tolist()
+    counts = _counts(places.sum(1).tolist(), [count // merged for count in patches])
+    if counts is None:
+        return None
+    grids = values[1].split(counts)
+    parts = values[0].split([int(part.prod(-1).sum()) for part in grids])
+    return _rows({pixels: parts, grid: grids}, counts)
+
+
+def _of_towers(places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
+    """Find whose the images are where each is one run of tokens (LLaVA), or all have as many (InternVL, Gemma 3)."""
+    pixels, sizes, joined = (inputs.get(name) for name in ("pixel_values", "image_sizes", "batch_num_images"))
+    if not isinstance(pixels, Tensor):
+        return None
+    tokens = places.sum(1).tolist()
+    if sizes is None:
+        each, rest = divmod(sum(tokens), len(pixels))
+        counts = None if rest else _counts(tokens, [each] * len(pixels))
+    else:
+        begins = places & ~nn.functional.pad(places[:, :-1], (1, 0))
+        counts = begins.sum(1).tolist()
+    if counts is None or sum(counts) != len(pixels):  # images that touch are one run
+        return None
+    parts = {"pixel_values": pixels.split(counts)}
+    if sizes is not None:
+        parts["image_sizes"] = sizes.split(counts)
+    if joined is not None:
+        together = _counts(counts, joined.tolist())
+        if together is None:
+            return None
+        parts["batch_num_images"] = joined.split(together)
+    return _rows(parts, counts)
+
+
+def _counts(wanted: Sequence[int], items: Sequence[int]) -> list[int] | None:
+    """How many of the items, in order, make up what each row wants; None where that does not come out even."""
+    counts = []
+    place = 0
+    for rest in wanted:
+        start = place
+        while rest > 0 and place < len(items):
+            rest -= items[place]
+            place += 1
+        if rest:
+            return None
+        counts.append(place - start)
+    return counts if place == len(items) else None
+
+
+def _rows(parts: dict[str, Sequence[Tensor]], counts: Sequence[int]) -> list[Media]:
+    return [{name: values[row] for name, values in parts.items()} if count else {} for row, count in enumerate(counts)]
