@@ -134,7 +134,7 @@ class ChatServer(LocalServer):
     `empty`, `refusal`, `no_choices`, `html`.
     """
 
-    def __init__(self, brain: Brain, fault: Callable[[dict[str, Any], int], str | int | None]) -> None:
+    def __init__(self, brain: Brain, fault: Callable[[dict[str, Any], int], str | int | None], port: int = 0) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -187,7 +187,7 @@ class ChatServer(LocalServer):
                 except OSError:
                     pass  # the client was killed or did not wait
 
-        super().__init__(Handler)
+        super().__init__(Handler, port)
 
 
 def prompt_of(body: dict[str, Any]) -> str:

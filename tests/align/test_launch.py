@@ -1,14 +1,18 @@
 """How commands are started, logged, and ended."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+import yaml
 
-from uni_dpo.align.launch import MARK, end_left_over, last_lines, launched, run_command
+from uni_dpo.align.launch import MARK, PATIENCE, end_left_over, last_lines, launched, run_command
+from uni_dpo.cli.entry import STOPPED
 from uni_dpo.errors import UniDPOError
 
 ITSELF = ["{command}"]
@@ -64,3 +68,40 @@ def test_only_what_this_work_dir_left_behind_is_ended(tmp_path):
         for process in (ours, theirs):
             process.kill()
             process.wait()
+
+
+AT_WORK = """
+import signal, subprocess, sys, time
+def end(number, frame):
+    print("ended in order", flush=True)
+    sys.exit()
+signal.signal(signal.SIGINT, end if sys.argv[1] == "hears" else signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print("at work:", child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("stage", "number"), [("hears", signal.SIGTERM), ("deaf", signal.SIGINT)])
+def test_a_stopped_run_ends_its_stage_and_all_that_it_started(settings, tmp_path, stage, number):
+    assert PATIENCE < 2
+    (tmp_path / "stage.py").write_text(AT_WORK)
+    launcher = f"{shlex.join([sys.executable, str(tmp_path / 'stage.py'), stage])} {{command}}"
+    file = tmp_path / "align.yaml"
+    file.write_text(yaml.safe_dump(settings(launcher=launcher)))
+    words = [sys.executable, "-m", "uni_dpo.cli", "align", str(file)]
+    run = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "work" / "logs" / "validate.log"
+    while not log.is_file() or "at work: " not in log.read_text():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(number)
+    time.sleep(0.1)
+    run.send_signal(number)  # as the impatient do: it changes nothing
+    _, said = run.communicate(timeout=50)  # the stage would take a minute
+    assert run.returncode == STOPPED
+    assert said.strip().startswith("stopped; what was saved stays. To run again: ")
+    assert said.strip().endswith(f"align {file}")
+    child = int(log.read_text().split("at work: ")[1].split()[0])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert ("ended in order" in log.read_text()) is (stage == "hears")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from uni_dpo.align.choice import Choice, write_choice
@@ -126,6 +127,19 @@ def test_training_goes_on_from_the_last_whole_checkpoint_only(tmp_path):
             (folder / "preprocessor_config.json").write_text("{}")
     assert _last_whole(tmp_path) == tmp_path / "checkpoint-2"
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(("epoch", "kept"), [(0.4, ["checkpoint-2"]), (1.0, ["checkpoint-2", "checkpoint-4"])])
+def test_a_training_killed_after_its_last_step_takes_no_step_more(tmp_path, epoch, kept):
+    """Within an epoch transformers would take one: it looks whether all steps are done after a step only."""
+    for step, reached in ((2, 0.2), (4, epoch)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        state = {"global_step": step, "max_steps": 4, "epoch": reached}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        (folder / "preprocessor_config.json").write_text("{}")
+    assert _last_whole(tmp_path) == tmp_path / kept[-1]
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == kept
 
 
 def test_a_stopped_training_of_another_loss_begins_again(settings, tmp_path):

@@ -4,9 +4,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,12 @@ import yaml
 pytestmark = pytest.mark.slow
 PATIENCE = 900.0
 """Seconds that a test waits for something that has to happen, on a machine with much else to do."""
+OF_THE_MOMENT = {
+    "made", "memory_gib", "pairs_per_second", "tokens_per_second", "resume_from_checkpoint",
+    "total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second",
+}  # fmt: skip
+"""What a page says of times; the last five count from where a training was taken up again."""
+KILLS = int(os.environ.get("UNI_DPO_KILLS", "8"))
 
 
 @pytest.fixture
@@ -28,7 +37,7 @@ def raw(tmp_path: Path, tiny_qwen2_vl: Path, digits: dict, chat_server: Any) -> 
         ("test", "held_out", 6),
     ):
         rows = [
-            {"id": digit.image.stem, "question": "Which digit?", "images": [str(digit.image)]}
+            {"id": digit.image.stem, "question": "Which digit?", "images": [str(digit.image)], "answer": digit.answer}
             for digit in digits[split][:count]
         ]
         path = tmp_path / f"{name}.jsonl"
@@ -73,7 +82,9 @@ def write(raw: dict[str, Any], folder: Path, name: str) -> Path:
 def start(*words: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "uni_dpo.cli", "align", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
 
 
 def run(*words: str | Path) -> str:
@@ -88,30 +99,52 @@ def stages(work: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())["stages"]) if file.is_file() else {}
 
 
-def wait_for(work: Path, stage: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_for(work: Path, stage: str, process: subprocess.Popen[str], patience: float = PATIENCE) -> None:
+    """Wait until a stage has begun, or the process has ended, or for so many seconds."""
+    deadline = time.monotonic() + patience
     while stage not in stages(work) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def left(work: Path) -> dict[str, Any]:
-    """What a run is judged by: the weights, the pairs and the summary, without the name of the work dir."""
-    files = [*work.glob("round-*/model/**/model.safetensors"), *work.glob("round-*/engine/dataset/calibrated.json")]
+    """What a run is judged by: weights, pairs, summary and page, without the name of the work dir and times."""
+    files = [*work.glob("round-*/model/**/model.safetensors"), *work.glob("round-*/engine/dataset/*.json")]
     found: dict[str, Any] = {str(path.relative_to(work)): path.read_bytes() for path in sorted(files)}
-    return found | {"summary": (work / "summary.json").read_text().replace(str(work), "WORK")}
+    for name in ("summary.json", "summary.md"):
+        found[name] = (work / name).read_text().replace(str(work), "WORK")
+    return found | {"report.html": page((work / "report.html").read_text().replace(str(work), "WORK"))}
+
+
+def page(html: str) -> tuple[str, Any]:
+    """A page without what its data say of times and of the machine, and of where a training was taken up again."""
+    before, mark, rest = html.partition('<script type="application/json" id="data">')
+    text, _, after = rest.partition("</script>")
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(item) for key, item in value.items() if key not in OF_THE_MOMENT}
+        return [timeless(item) for item in value] if isinstance(value, list) else value
+
+    return before + mark + after, timeless(json.loads(text))
 
 
 def test_killed_at_random_it_ends_with_the_same_models_and_results(raw: dict[str, Any], tmp_path: Path) -> None:
+    """As often as `UNI_DPO_KILLS` says; every other time the stage at work and what it started are killed too."""
     calm, killed = write(raw, tmp_path, "calm"), write(raw, tmp_path, "killed")
     printed = run(calm)
     assert "| round 2 |" in printed
-    moments = random.Random(0)
-    stops = ["test", "1/sample", "1/score", "1/train", "1/train", "1/validate", "2/score", "2/train"]
-    for stage in stops:
+    took = {name: entry["seconds"] for name, entry in stages(tmp_path / "calm").items()}
+    draw = random.Random(0)
+    ends = list(zip(took, accumulate(took.values()), strict=True))
+    moments = sorted(draw.uniform(0.0, sum(took.values())) for _ in range(KILLS))
+    stops = [next((name for name, end in ends if moment <= end), "report") for moment in moments]
+    for place, stage in enumerate(stops):
         process = start(killed)
         wait_for(tmp_path / "killed", stage, process)
-        time.sleep(moments.uniform(0.0, 12.0))
-        process.send_signal(signal.SIGKILL)
+        after = next((other for other in stops[place:] if other != stage), "summary")
+        wait_for(tmp_path / "killed", after, process, draw.uniform(0.0, took[stage]))
+        assert process.poll() is None, f"it ended before it was killed in {stage}"
+        (os.killpg if draw.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
         process.communicate()
     run(killed)
     assert left(tmp_path / "killed") == left(tmp_path / "calm")
@@ -142,6 +175,85 @@ def test_a_judge_that_goes_away_is_waited_for(raw: dict[str, Any], tmp_path: Pat
     printed = run(write(flaky, tmp_path, "flaky"), "--until", "1/pair")
     assert "trying again in 1 s" in printed
     pairs = [(tmp_path / name / "round-1/engine/dataset/pairs.json").read_text() for name in ("calm", "flaky")]
+    assert pairs[0] == pairs[1]
+
+
+MORTAL = """
+import os, sys, threading
+from collections import Counter
+sys.path[:0] = sys.argv[3:]
+from conftest import ChatServer, scripted
+asked = Counter()
+def fault(body, attempt):
+    asked["requests"] += 1
+    if asked["requests"] == int(sys.argv[2]):
+        os._exit(1)
+ChatServer(scripted, fault, port=int(sys.argv[1]))
+print("up", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def mortal_judge() -> Iterator[Callable[[int, int], subprocess.Popen[str]]]:
+    """Start a judge in a process of its own, which dies at the request of that number."""
+    judges = []
+
+    def live(port: int, dies_at: int) -> subprocess.Popen[str]:
+        tests = Path(__file__).parents[1]
+        words = [sys.executable, "-c", MORTAL, str(port), str(dies_at), str(tests), str(tests / "servers")]
+        judges.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        assert judges[-1].stdout.readline() == "up\n"
+        return judges[-1]
+
+    yield live
+    for judge in judges:
+        judge.kill()
+        judge.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.parametrize("attempts", [1, 100])
+def test_a_judge_that_dies_and_comes_back(
+    raw: dict[str, Any], tmp_path: Path, mortal_judge: Callable[[int, int], subprocess.Popen[str]], attempts: int
+) -> None:
+    """Its process dies while answers are scored: the run waits for it, or ends and the same command goes on."""
+    until = ("--until", "1/pair")
+    run(write(raw, tmp_path, "calm"), *until)
+    port = free_port()
+    judge = raw["engine"]["models"]["judge"] | {"base_url": f"http://127.0.0.1:{port}/v1"}
+    engine = raw["engine"] | {"models": {"judge": judge}}
+    evaluate = {"by": "answers", "grader": "exact"}  # so that the scoring alone asks the judge
+    file = write(raw | {"engine": engine, "evaluate": evaluate, "attempts": attempts, "pause": 1.0}, tmp_path, "mortal")
+    first = mortal_judge(port, 12)
+    process = start(file, *until)
+    while first.poll() is None and process.poll() is None:
+        time.sleep(0.05)
+    assert first.returncode == 1, process.communicate()
+    if attempts == 1:
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+        assert "Traceback" not in said
+        assert "error: 1/score ended with status 1" in said
+        assert "no connection" in said
+        assert "run the same command again when the cause is removed" in said
+        process = start(file, *until)
+    else:
+        assert process.stdout is not None
+        while "trying again in 1 s" not in (line := process.stdout.readline()):
+            assert line
+    kept = (tmp_path / "mortal/round-1/engine/1-reward.jsonl").read_text()
+    mortal_judge(port, 0)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert (tmp_path / "mortal/round-1/engine/1-reward.jsonl").read_text().startswith(kept)
+    assert '"score"' in kept
+    pairs = [(tmp_path / name / "round-1/engine/dataset/pairs.json").read_text() for name in ("calm", "mortal")]
     assert pairs[0] == pairs[1]
 
 

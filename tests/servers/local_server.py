@@ -18,9 +18,9 @@ class LocalServer:
         url: its address, up to `/v1`.
     """
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
         quiet = type(handler.__name__, (handler,), {"log_message": lambda *_: None})  # no line for each request
-        self._http = _Server(("127.0.0.1", 0), quiet)
+        self._http = _Server(("127.0.0.1", port), quiet)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 

@@ -184,16 +184,25 @@ def _train(folder: Path, options: Mapping[str, Any]) -> Command:
 
 
 def _last_whole(model: Path) -> Path | None:
-    """The last checkpoint that was written to its end; what a kill cut off after it is removed."""
+    """The last checkpoint that a training can go on from; what a kill cut off after it is removed.
+
+    So is the checkpoint of a last step within an epoch: transformers would take a step more from it.
+    """
     for folder in sorted(checkpoints(model), key=lambda found: -int(found.name.partition("-")[2])):
         try:
-            whole = bool(read_json(folder / "trainer_state.json")) and any(folder.glob("*processor_config.json"))
+            state = read_json(folder / "trainer_state.json")
+            whole = bool(state) and any(folder.glob("*processor_config.json")) and not _ended_within_epoch(state)
         except ValueError:
             whole = False
         if whole:
             return folder
         shutil.rmtree(folder)
     return None
+
+
+def _ended_within_epoch(state: Mapping[str, Any]) -> bool:
+    """Whether a training has taken its last step before the end of an epoch."""
+    return 0 < state.get("max_steps", 0) <= state.get("global_step", 0) and state.get("epoch", 0) % 1 != 0
 
 
 def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -71,11 +72,23 @@ def run_command(
                     show(shown[-1].decode(errors="replace").strip())
             return process.wait()
         except BaseException:
-            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.wait(PATIENCE)  # Ctrl-C reached it too
-            process.kill()
-            end_left_over(work)
+            file.write(_end(process, work))
             raise
+
+
+def _end(process: "subprocess.Popen[bytes]", work: Path) -> bytes:
+    """Let a command end as after Ctrl-C and return its last words; after `PATIENCE`, end it and whatever it started.
+
+    From a terminal the signal has reached it already. Elsewhere it has not, and `srun` ends its job at the second only.
+    """
+    process.send_signal(signal.SIGINT)
+    try:
+        said: bytes | None = process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout
+    process.kill()
+    end_left_over(work)
+    return said or b""
 
 
 def last_lines(log: Path) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from uni_dpo.align.commands import Command
 from uni_dpo.align.config import AlignConfig
@@ -63,15 +63,28 @@ def run_align(
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Within the block, the signal by which schedulers end a job ends the stage at work too, as Ctrl-C does."""
+    """Within the block, Ctrl-C and the signal by which schedulers end a job end the stage at work, once.
+
+    A second one would break into the ending of the stage and leave parts of it running.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: object) -> NoReturn:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # of a job in the background of a shell, which Ctrl-C is not for
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def standings(config: AlignConfig) -> list[tuple[AlignStage, Standing, float]]:
