@@ -29,6 +29,7 @@ SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 2
 CONFIGS = {
     **{shape["model_type"]: shape for shape in MODELS.values()},
     "gemma3": {"vision_config": {**SIGLIP, "image_size": 896, "patch_size": 14}},
+    "gemma4": {"vision_config": {}},
     "glm4v": {
         "text_config": {
             "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "partial_rotary_factor": 0.5}

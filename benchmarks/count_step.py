@@ -19,7 +19,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from uni_dpo.shared_prefix.attention import added_mask
-from uni_dpo.shared_prefix.families import GRID_FAMILIES, MASKS_BY_NAME, family_of, text_config, vision_parameters
+from uni_dpo.shared_prefix.families import (
+    FULL,
+    GRID_FAMILIES,
+    MASKS_BY_NAME,
+    family_of,
+    looks_both_ways,
+    text_config,
+    vision_parameters,
+)
 from uni_dpo.shared_prefix.layout import ANSWER, PREFIX
 from uni_dpo.shared_prefix.linear_attention import Regrouping, regroup
 
@@ -214,7 +222,8 @@ def hidden_states(
 ) -> Tensor:
     """Run the language model over `rows` sequences of `length` tokens, `image` of which are an image's."""
     text = getattr(model.model, "language_model", model.model)
-    embedded = text.embed_tokens(torch.empty(rows, length, device="meta", dtype=torch.long))
+    words = torch.empty(rows, length, device="meta", dtype=torch.long)
+    embedded = text.embed_tokens(words)
     if features is not None:
         place = torch.empty(rows, length, 1, device="meta", dtype=torch.bool).expand_as(embedded)
         embedded = embedded.masked_scatter(place, features.to(embedded.dtype))
@@ -223,10 +232,13 @@ def hidden_states(
         positions = positions.expand(3, rows, length)
     if mask is not None and text_config(model).model_type in MASKS_BY_NAME:
         whole = torch.empty(rows, 1, length, length, device="meta", dtype=torch.bool)
-        mask = {"full_attention": whole if image else mask, "sliding_attention": whole}
+        both_ways = looks_both_ways(model) if image else ()
+        mask = {"full_attention": whole if FULL in both_ways else mask, "sliding_attention": whole}
     if regrouping:  # linear layers take no mask, and on the meta device none could be looked at for padding
         text._update_linear_attn_mask = lambda *_: None
     inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": mask, **(regrouping or {})}
+    if getattr(text, "hidden_size_per_layer_input", 0):
+        inputs["per_layer_inputs"] = text.get_per_layer_inputs(words, None)
     return text(**inputs, use_cache=False).last_hidden_state
 
 

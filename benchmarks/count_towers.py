@@ -12,7 +12,10 @@ TILED = {"llava_next": 672, "llava_onevision": 768}
 def tower_features(model: nn.Module, images: int) -> Tensor:
     """Return the features of square images, (images · tokens, hidden size)."""
     config: Any = model.config
-    side, family = config.vision_config.image_size, config.model_type
+    family = config.model_type
+    if family == "gemma4":
+        return gemma4_features(model, images)
+    side = config.vision_config.image_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
     shape, more = (images, 3, height, width), {}
     if family in TILED:
@@ -21,6 +24,20 @@ def tower_features(model: nn.Module, images: int) -> Tensor:
     pixels = torch.empty(shape, device="meta", dtype=model.dtype)  # type: ignore[arg-type]
     made: Any = model.model.get_image_features(pixels, **more).pooler_output  # type: ignore[operator, union-attr]
     return made.flatten(0, 1) if isinstance(made, Tensor) else torch.cat(list(made))
+
+
+def gemma4_features(model: Any, images: int, tokens: int = 280) -> Tensor:
+    """Return the features of images with as many tokens as its processor allows, where no patch is padding."""
+    tower, config = model.model.vision_tower, model.config.vision_config
+    patches = tokens * config.pooling_kernel_size**2
+    places = torch.empty(images, patches, 2, device="meta", dtype=torch.long)
+    padding = torch.empty(images, patches, device="meta", dtype=torch.bool)
+    pixels = torch.empty(images, patches, 3 * config.patch_size**2, device="meta", dtype=model.dtype)
+    embedded = tower.patch_embedder(pixels, places, padding)
+    seen = tower.encoder(inputs_embeds=embedded, attention_mask=None, pixel_position_ids=places).last_hidden_state
+    pooled, _ = tower.pooler(seen, places, padding, output_length=tokens)
+    found: Tensor = model.model.embed_vision(inputs_embeds=pooled).flatten(0, 1)
+    return found
 
 
 def tokens_per_image(model: nn.Module) -> int:

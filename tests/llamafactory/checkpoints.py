@@ -13,6 +13,8 @@ SPECIAL_TOKENS = {
     "gemma": ("<pad>", "<bos>", "<end_of_turn>", "<image>", "<start_of_turn>", "<eos>"),
     "gemma3": ("<pad>", "<bos>", "<end_of_turn>", "<image_soft_token>", "<start_of_image>", "<end_of_image>",
                "<start_of_turn>", "<eos>"),
+    "gemma4": ("<pad>", "<bos>", "<turn|>", "<|image|>", "<|image>", "<image|>", "<|video|>", "<|audio|>", "<|turn>",
+               "<eos>"),
     "glm4v": ("<|endoftext|>", "[gMASK]", "<|user|>", "<|image|>", "<|begin_of_image|>", "<|end_of_image|>",
               "<|video|>", "<sop>", "<|assistant|>", "<|begin_of_video|>", "<|end_of_video|>"),
     "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
@@ -23,6 +25,7 @@ SPECIAL_TOKENS = {
 
 NAMED_TOKENS = {
     "gemma3": {"image_token": 3, "boi_token": 4, "eoi_token": 5},
+    "gemma4": {"image_token": 3, "boi_token": 4, "eoi_token": 5, "audio_token": 7},
     "internvl": {"context_image_token": 3, "start_image_token": 4, "end_image_token": 5, "video_token": 6},
 }
 """What a family's processor asks its tokenizer for, by id."""
@@ -80,6 +83,10 @@ def processor(architecture: str, tokenizer: Any) -> Any:
     square = {"height": 16, "width": 16}
     if architecture == "gemma3":
         return t.Gemma3Processor(t.Gemma3ImageProcessor(size=square), tokenizer, image_seq_length=4)
+    if architecture == "gemma4":
+        cut = {"patch_size": PATCH, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+        parts = t.Gemma4AudioFeatureExtractor(), t.Gemma4ImageProcessor(**cut), tokenizer, t.Gemma4VideoProcessor(**cut)
+        return t.Gemma4Processor(*parts)
     if architecture == "internvl":
         images = t.GotOcr2ImageProcessorFast(size=square, crop_to_patches=False)
         return t.InternVLProcessor(images, tokenizer, t.InternVLVideoProcessor(size=square), image_seq_length=4)

@@ -26,7 +26,7 @@ class Family:
     @property
     def special_tokens(self) -> str:
         """Which ones the family's tokenizer has."""
-        if self.architecture in ("gemma3", "internvl", "glm4v", "llava_onevision"):
+        if self.architecture in ("gemma3", "gemma4", "internvl", "glm4v", "llava_onevision"):
             return self.architecture
         if self.template in ("llama3", "gemma"):
             return self.template
@@ -52,7 +52,7 @@ TRAINED = {
 
 def test_the_table_names_every_family_that_is_promised() -> None:
     promised = {"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2", "llama", "mistral"}
-    promised |= {"gemma3", "internvl", "llava_onevision", "glm4v", "qwen3_5"}
+    promised |= {"gemma3", "internvl", "llava_onevision", "glm4v", "qwen3_5", "gemma4"}
     assert {family.architecture for family in FAMILIES} >= promised
 
 
@@ -85,6 +85,11 @@ def test_uni_dpo_trains_resumes_and_evaluates(
     from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq
     from safetensors.torch import load_file
 
+    from uni_dpo.llamafactory.pair_forward import PairForward
+
+    passes: list[Any] = []
+    fast = PairForward.__call__
+    monkeypatch.setattr(PairForward, "__call__", lambda self, *a, **k: passes.append(self) or fast(self, *a, **k))
     image_tokens = pixels = 0
     collate = MultiModalDataCollatorForSeq2Seq.__call__
 
@@ -136,7 +141,10 @@ def test_uni_dpo_trains_resumes_and_evaluates(
     assert_same(resumed, log)
     again = load_file(next(out.glob("*.safetensors")))
     assert all(torch.allclose(again[name], after[name], atol=1e-5) for name in after)
+    assert passes, "it ran two sequences per pair"
+    passes.clear()
     ordinary = train(**settings, output_dir=str(tmp_path / "ordinary"), pair_forward="ordinary")
+    assert not passes
     assert_same(ordinary, log)
 
 

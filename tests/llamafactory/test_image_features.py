@@ -1,5 +1,6 @@
 """Whole runs of LlamaFactory whose image features are kept on disk."""
 
+import importlib.util
 import logging
 import re
 from collections.abc import Callable
@@ -113,3 +114,16 @@ def test_the_log_says_what_is_there(kept: Any, caplog: pytest.LogCaptureFixture)
 def test_what_cannot_keep_features_is_refused(kept: Any, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(UniDPOError, match=named):
         kept(max_steps=1, **settings)
+
+
+def test_features_that_come_as_one_are_not_kept(tmp_path: Path) -> None:
+    """Gemma 4 gives those of all images of a batch in one tensor."""
+    from uni_dpo.llamafactory.pair_forward import PairForward
+    from uni_dpo.shared_prefix import ImageStore
+
+    spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("checkpoints.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.tiny_models().tiny_model("gemma4").requires_grad_(False)
+    with pytest.raises(UniDPOError, match="gives the features of all images of a batch as one: leave it out"):
+        PairForward.choose(model, None, store=ImageStore(tmp_path, {}))

@@ -37,7 +37,7 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "sliding_window": 6,
 }
-# A larger eps: a gate norms what its state gives out, and of almost nothing it would magnify the rounding.
+# A larger eps here and for Gemma 4: parts are normed by themselves, and of almost nothing that magnifies the rounding.
 HYBRID = {
     "head_dim": 8,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -54,9 +54,20 @@ HYBRID = {
         "partial_rotary_factor": 1.0,
     },
 }
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "gemma3_text")
+GEMMA4 = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 1,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 6,
+    "hidden_size_per_layer_input": 4,
+    "final_logit_softcapping": 5.0,
+    "rms_norm_eps": 5e-2,
+}
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "gemma3_text", "gemma4_text")
 GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v")
-TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3")
+TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma4")
 TILED_FAMILIES = ("llava_next", "llava_onevision")
 VISION_FAMILIES = (*GRID_FAMILIES, *TOWER_FAMILIES)
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
@@ -88,6 +99,8 @@ def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: A
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
+        "gemma4": "Gemma4ForConditionalGeneration",
+        "gemma4_text": "Gemma4ForCausalLM",
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,6 +122,8 @@ def _config(family: str, text: dict[str, Any]) -> Any:
         return transformers.MistralConfig(**{"sliding_window": None, **text})
     if family == "gemma3_text":
         return transformers.Gemma3TextConfig(**{**GEMMA, **text})
+    if family == "gemma4_text":
+        return transformers.Gemma4TextConfig(**{**text, **GEMMA4, "vocab_size_per_layer_input": text["vocab_size"]})
     if family == "qwen2":
         return transformers.Qwen2Config(**text)
     if family == "qwen3":
@@ -166,6 +181,19 @@ def _config(family: str, text: dict[str, Any]) -> Any:
             image_token_index=IMAGE,
             boi_token_index=VISION_START,
             eoi_token_index=VISION_END,
+            tie_word_embeddings=tied,
+        )
+    if family == "gemma4":
+        vision = tower | {"num_key_value_heads": 2, "head_dim": 8, "pooling_kernel_size": 2}
+        whole = {**text, **GEMMA4, "vocab_size_per_layer_input": text["vocab_size"]}
+        return transformers.Gemma4Config(
+            vision_config=transformers.Gemma4VisionConfig(position_embedding_size=64, **vision),
+            text_config=transformers.Gemma4TextConfig(use_bidirectional_attention="vision", **whole),
+            image_token_id=IMAGE,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+            video_token_id=VIDEO,
+            audio_token_id=7,
             tie_word_embeddings=tied,
         )
     if family == "llava_onevision":
@@ -239,8 +267,8 @@ def pair_batch(
     ]
     batch = dict(zip(("input_ids", "attention_mask", "labels"), columns, strict=True))
     batch |= _image_inputs(model, images if fake_image else images * 2, draw, halves=1 if fake_image else 2)
-    if family == "gemma3":
-        batch["token_type_ids"] = (batch["input_ids"] == IMAGE).long()
+    if family in ("gemma3", "gemma4"):
+        batch[f"{'mm_' * (family == 'gemma4')}token_type_ids"] = (batch["input_ids"] == IMAGE).long()
     if family in GRID_FAMILIES:
         batch |= _positions(model, batch)
     return batch
@@ -252,7 +280,7 @@ def _padded(row: list[int], length: int, pad: int, side: str) -> list[int]:
 
 
 def _image_tokens(model: nn.Module, size: tuple[int, int]) -> int:
-    if model.config.model_type in GRID_FAMILIES:
+    if model.config.model_type in (*GRID_FAMILIES, "gemma4"):
         return size[0] * size[1] // 4
     if model.config.model_type not in TILED_FAMILIES:
         return 4
@@ -278,6 +306,12 @@ def _image_inputs(
         pixels = torch.randn(sum(height * width for height, width in unique), features, generator=draw)
         grid = torch.tensor([[1, height, width] for height, width in sizes])
         return {"pixel_values": pixels.repeat(halves, 1), "image_grid_thw": grid}
+    if family == "gemma4":
+        pixels = torch.rand(len(unique), 40, 3 * 4**2, generator=draw)
+        places = torch.full((len(unique), 40, 2), -1)
+        for image, (height, width) in enumerate(unique):
+            places[image, : height * width] = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(1)
+        return {"pixel_values": pixels.repeat(halves, 1, 1), "image_position_ids": places.repeat(halves, 1, 1)}
     if family not in TILED_FAMILIES:
         side = 8 if family == "llava" else 16
         return {"pixel_values": torch.randn(len(unique), 3, side, side, generator=draw).repeat(halves, 1, 1, 1)}

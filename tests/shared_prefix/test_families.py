@@ -25,7 +25,7 @@ def test_an_unproved_family_is_named() -> None:
     ("family", "reason"),
     [
         ("qwen3_next", "it has linear_attention layers"),
-        ("gemma4", "gemma4 models are not among those proved equal"),
+        ("gemma3n", "gemma3n models are not among those proved equal"),
     ],
 )
 def test_a_family_of_this_autumn_that_is_not_shared_is_named(family: str, reason: str) -> None:
@@ -60,6 +60,12 @@ def test_what_gemma_may_have_and_no_shared_sequence_has_is_named(setting: str, v
     model = tiny_model("gemma3")
     setattr(model.config.text_config, setting, value)
     assert why_not_shared(model) == reason
+
+
+def test_gemma_4_as_an_encoder_is_named() -> None:
+    model = tiny_model("gemma4")
+    model.config.text_config.use_bidirectional_attention = "all"
+    assert why_not_shared(model) == "its text sees what follows it"
 
 
 def test_a_language_model_that_is_not_proved_behind_a_tower_is_named() -> None:

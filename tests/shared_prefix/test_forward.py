@@ -121,13 +121,30 @@ def test_sliding_windows_see_as_far_as_in_sequences_of_their_own(family: str, at
     assert_equal_steps(model, pair_batch(model, MIXED, side="left"))
 
 
-def test_images_of_gemma_are_seen_both_ways() -> None:
+@pytest.mark.parametrize(("family", "types"), [("gemma3", "token_type_ids"), ("gemma4", "mm_token_type_ids")])
+def test_images_of_gemma_are_seen_both_ways(family: str, types: str) -> None:
     """What is compared with the shared sequence is no causal run."""
-    model = tiny_model("gemma3")
+    model = tiny_model(family)
     batch = pair_batch(model, MIXED)
     with torch.no_grad():
-        causal = ordinary(model, {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
+        causal = ordinary(model, {**batch, types: torch.zeros_like(batch["input_ids"])})
         assert not torch.allclose(ordinary(model, batch), causal, rtol=1e-3)
+
+
+def test_small_models_of_gemma_4_see_images_as_text() -> None:
+    model = tiny_model("gemma4")
+    model.config.text_config.use_bidirectional_attention = None
+    assert_equal_steps(model, pair_batch(model, MIXED))
+
+
+def test_a_cap_of_the_logits_is_in_what_is_scored() -> None:
+    model = tiny_model("gemma4")
+    batch = pair_batch(model, MIXED)
+    with torch.no_grad():
+        capped = shared(model, batch)
+        assert model.config.text_config.final_logit_softcapping == 5
+        model.config.text_config.final_logit_softcapping = None
+        assert not torch.allclose(ordinary(model, batch), capped, rtol=1e-3)
 
 
 def as_videos(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -203,9 +220,13 @@ def test_lora(family: str, targets: list[str], checkpointing: bool) -> None:
 def adapted(model: nn.Module, targets: list[str]) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    # PEFT takes none of the clipped layers of Gemma 4's tower.
+    clipped = r".*vision_tower.*" if model.config.model_type == "gemma4" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return get_peft_model(model, LoraConfig(target_modules=targets, r=4, init_lora_weights=False))
+        return get_peft_model(
+            model, LoraConfig(target_modules=targets, exclude_modules=clipped, r=4, init_lora_weights=False)
+        )
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen3_5", "llava"])

@@ -33,7 +33,7 @@ def a_batch(model: Any, prompts: list[tuple[list[int], int]], answers: list[list
         inputs[name] = torch.cat([image[name] for image in shown])
     if model.config.model_type == "gemma3":
         inputs["token_type_ids"] = (inputs["input_ids"] == IMAGE).long()
-    if model.config.model_type in GRID_FAMILIES and shown:
+    if model.config.model_type in (*GRID_FAMILIES, "gemma4") and shown:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
     return inputs, scored
 
@@ -152,8 +152,8 @@ def test_two_images_of_a_prompt_are_told_from_those_of_its_neighbours(family: st
     inputs |= {name: torch.cat([image[name] for image in shown]) for name in shown[0]}
     if family == "llava_onevision":
         inputs["batch_num_images"] = torch.tensor([1] * 8)
-    if family == "gemma3":
-        inputs["token_type_ids"] = (inputs["input_ids"] == IMAGE).long()
+    if family in ("gemma3", "gemma4"):
+        inputs[f"{'mm_' * (family == 'gemma4')}token_type_ids"] = (inputs["input_ids"] == IMAGE).long()
     are_equal(model, *states(model, inputs, scored))
 
 

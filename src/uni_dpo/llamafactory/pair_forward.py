@@ -21,6 +21,7 @@ from uni_dpo.shared_prefix import (
     say_once,
     share_questions,
     shared_attention,
+    tells_images_apart,
     use_attention,
     why_not_shared,
 )
@@ -113,6 +114,10 @@ class PairForward:
         for model in models:
             use_attention(model, attention)
         logger.info_rank0("pair_forward: one sequence per question, its prompt, images and each answer only once.")
+        if store is not None and not tells_images_apart(policy):
+            raise UniDPOError(
+                "keep_image_features: this model gives the features of all images of a batch as one: leave it out"
+            )
         if store is not None and not same_frozen_vision(policy, reference or policy):
             raise UniDPOError(
                 "keep_image_features: this model has no vision tower and projector that are frozen and the same in its "

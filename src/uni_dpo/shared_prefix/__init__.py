@@ -5,6 +5,7 @@ from uni_dpo.shared_prefix.families import (
     FLEX_ATTENTION,
     image_token_id,
     keys_worth_a_token,
+    tells_images_apart,
     unwrapped,
     why_not_shared,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "shared_attention",
     "shares_rows",
     "sharing_rows",
+    "tells_images_apart",
     "unwrapped",
     "use_attention",
     "why_not_shared",

@@ -118,8 +118,12 @@ def mask_for(model: nn.Module, segments: Tensor, ids: Tensor) -> Any:
         segments: (n, T), see `visibility`.
         ids: (n, T) the tokens.
     """
-    images = _images(ids.eq(image_token_id(model) or -1), segments) if looks_both_ways(model) else None
-    masks = {kind: _mask(model, segments, window, images) for kind, window in attention_windows(model).items()}
+    whole = looks_both_ways(model)
+    images = _images(ids.eq(image_token_id(model) or -1), segments) if whole else None
+    masks = {
+        kind: _mask(model, segments, window, images if kind in whole else None)
+        for kind, window in attention_windows(model).items()
+    }
     return masks if len(masks) > 1 or text_config(model).model_type in MASKS_BY_NAME else next(iter(masks.values()))
 
 

@@ -7,18 +7,24 @@ from typing import Any
 
 from torch import nn
 
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "gemma3_text")
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "gemma3_text", "gemma4_text")
 GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v")
 """Families whose images are patches in a grid, which sets the positions of their tokens; each has a text model of its
 own."""
 
-TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3")
+TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma4")
 """Families that put a tower and a projector before one of `TEXT_FAMILIES`."""
 
 STACKED_FAMILIES = ("internvl", "gemma3")
 """Families whose image features are one tensor, (images or tiles, tokens, D), rather than one of each image."""
 
-MASKS_BY_NAME = ("gemma3_text",)
+FLAT_FAMILIES = ("gemma4",)
+"""Families whose image features are one tensor, (all tokens, D), in which no image's end is marked."""
+
+CAPPED_FAMILIES = ("gemma4", "gemma4_text")
+"""Families that read the cap of their logits from their configuration at every pass."""
+
+MASKS_BY_NAME = ("gemma3_text", "gemma4_text")
 """Language models that take a mask for every kind of layer by its name, also where all layers are of one kind."""
 
 FLEX_ATTENTION = "flex_attention"
@@ -61,9 +67,9 @@ def why_not_shared(model: nn.Module, attention: str | None = None) -> str | None
         return "shift_attn attends in groups"
     if family in TOWER_FAMILIES and text.model_type not in TEXT_FAMILIES:
         return f"{text.model_type} language models are not among those proved equal"
-    if getattr(text, "final_logit_softcapping", None):
+    if logit_cap(model) is not None and family not in CAPPED_FAMILIES:
         return "it caps its logits behind the projection onto the vocabulary"
-    if getattr(text, "use_bidirectional_attention", None):
+    if getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision"):
         return "its text sees what follows it"
     attention = attention or text._attn_implementation
     if LINEAR in layer_kinds(model):
@@ -164,9 +170,23 @@ def video_token_id(model: nn.Module) -> int | None:
     return getattr(unwrapped(model).config, "video_token_id", None)
 
 
-def looks_both_ways(model: nn.Module) -> bool:
-    """Tell whether the tokens of an image see all of that image, and not only what is before them."""
-    return family_of(model) == "gemma3"
+def looks_both_ways(model: nn.Module) -> tuple[str, ...]:
+    """Return in which kinds of layers the tokens of an image see all of that image, not only what is before them."""
+    if family_of(model) == "gemma3":
+        return FULL, SLIDING
+    sees = family_of(model) == "gemma4" and text_config(model).use_bidirectional_attention == "vision"
+    return (SLIDING,) if sees else ()
+
+
+def logit_cap(model: nn.Module) -> float | None:
+    """Return c where logits are c · tanh(logits / c) behind the projection onto the vocabulary."""
+    cap: float | None = getattr(text_config(model), "final_logit_softcapping", None)
+    return cap
+
+
+def tells_images_apart(model: nn.Module) -> bool:
+    """Tell whether the features of each image can be taken out of those of a batch."""
+    return family_of(model) not in FLAT_FAMILIES
 
 
 def output_head(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ that it is handed the hidden states and gives back the log-probabilities of the 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from uni_dpo.logprobs import ResponseTokens, response_logps
 from uni_dpo.shared_prefix.attention import seen_by
-from uni_dpo.shared_prefix.families import output_head, replaced, unwrapped, vision_parameters
+from uni_dpo.shared_prefix.families import (
+    logit_cap,
+    output_head,
+    replaced,
+    text_config,
+    unwrapped,
+    vision_parameters,
+)
 from uni_dpo.shared_prefix.layout import sequence_means
 
 
@@ -56,7 +63,7 @@ def pair_scores(
     if segments is not None:
         inputs |= seen_by(model, segments, inputs["input_ids"])
     head = output_head(model)
-    plain = type(head) is nn.Linear and "forward" not in vars(head)
+    plain = type(head) is nn.Linear and "forward" not in vars(head) and logit_cap(model) is None
     means: list[Tensor] = []
 
     def score(hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
@@ -70,11 +77,22 @@ def pair_scores(
 
 
 def in_place_of_head(model: nn.Module, inputs: dict[str, Any], score: Callable[..., Tensor]) -> Tensor:
-    """Run `model`, wrapped or not, with `score(hidden, project)` in place of its projection onto the vocabulary."""
-    head = output_head(model)
-    with replaced(head, "forward", partial(score, project=head.forward)):
+    """Run `model`, wrapped or not, with `score(hidden, project)` in place of its projection onto the vocabulary.
+
+    A cap of the logits is part of the projection, since the model would put it on what `score` gives.
+    """
+    head, cap = output_head(model), logit_cap(model)
+    project = head.forward if cap is None else partial(_capped, head.forward, cap)
+    with ExitStack() as changed:
+        changed.enter_context(replaced(head, "forward", partial(score, project=project)))
+        if cap is not None:
+            changed.enter_context(replaced(text_config(model), "final_logit_softcapping", None))
         found: Tensor = model(**inputs, use_cache=False, return_dict=True).logits
     return found
+
+
+def _capped(project: Callable[[Tensor], Tensor], cap: float, hidden: Tensor) -> Tensor:
+    return cap * torch.tanh(project(hidden) / cap)
 
 
 class ImageFeatures:

@@ -22,7 +22,10 @@ PADDING, PREFIX, ANSWER = range(3)
 """What a position of a shared sequence belongs to: `ANSWER` + i is the answer that is sequence i of the batch."""
 
 VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw")
-IMAGE_KEYS = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", *VIDEO_KEYS)
+IMAGE_KEYS = (
+    *("pixel_values", "image_grid_thw", "image_sizes", "image_position_ids", "batch_num_images"),
+    *VIDEO_KEYS,
+)
 """Model inputs whose first dimension runs over images or videos (or their patches), in the order of the rows."""
 
 RECOMPUTED_KEYS = (

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix.families import TOWER_FAMILIES, family_of, image_token_id, unwrapped, video_token_id
+from uni_dpo.shared_prefix.families import (
+    FLAT_FAMILIES,
+    TOWER_FAMILIES,
+    family_of,
+    image_token_id,
+    unwrapped,
+    video_token_id,
+)
 
 Media = dict[str, Tensor]
 """Inputs of a model whose first dimension runs over the images or videos of one row, or over their patches."""
@@ -32,6 +39,8 @@ def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | Non
             return None
         if inputs.get(grid) is not None:
             found = _of_grids(model, places, {name: inputs[name] for name in (pixels, grid)})
+        elif family_of(model) in FLAT_FAMILIES:
+            found = _of_patches(model, places, inputs)
         elif family_of(model) in TOWER_FAMILIES and pixels == "pixel_values":
             found = _of_towers(places, inputs)
         else:
@@ -58,6 +67,17 @@ def _of_grids(model: nn.Module, places: Tensor, media: Media) -> list[Media] | N
     grids = values[1].split(counts)
     parts = values[0].split([int(part.prod(-1).sum()) for part in grids])
     return _rows({pixels: parts, grid: grids}, counts)
+
+
+def _of_patches(model: nn.Module, places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
+    """Gemma 4: a square of patches that are no padding makes a token."""
+    media = {name: inputs.get(name) for name in ("pixel_values", "image_position_ids")}
+    if not all(isinstance(values, Tensor) for values in media.values()):
+        return None
+    square = unwrapped(model).config.vision_config.pooling_kernel_size ** 2
+    patches = (inputs["image_position_ids"] >= 0).all(-1).sum(1).tolist()
+    counts = _counts(places.sum(1).tolist(), [count // square for count in patches])
+    return None if counts is None else _rows({name: inputs[name].split(counts) for name in media}, counts)
 
 
 def _of_towers(places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
