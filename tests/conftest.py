@@ -65,6 +65,7 @@ FAMILIES = {
     "glm4v": ("glm4v", "glm4v"),
     "qwen2_5_vl": ("qwen", "qwen2_vl"),
     "qwen3_vl": ("qwen", "qwen3_vl_nothink"),
+    "gemma4": ("gemma4", "gemma4"),
 }
 """`model_type` → the special tokens of its tiny checkpoint, and LlamaFactory's template."""
 

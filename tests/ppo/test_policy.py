@@ -113,3 +113,25 @@ def test_a_base_checkpoint_is_asked_in_its_own_template(base_checkpoint: Path, d
     text = processor.tokenizer.decode(inputs["input_ids"][0])
     assert text.endswith("<|vision_end|>Which digit?")
     assert "<|im_start|>" not in text
+
+
+def test_a_cap_of_the_logits_comes_before_the_temperature(config) -> None:
+    """Gemma 2's: log-probabilities are those of the model's own capped logits."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from uni_dpo.ppo.policy import answer_logps
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Gemma2ForCausalLM(
+        Gemma2Config(vocab_size=40, head_dim=8, num_key_value_heads=1, final_logit_softcapping=0.5, **sizes)
+    ).eval()
+    torch.nn.init.normal_(model.lm_head.weight)
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+    labels = torch.tensor([[-100, 5, 6, 7]])
+    with torch.no_grad():
+        logps, _ = answer_logps(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, 0.7)
+        logits = model(ids).logits
+        assert logits.abs().max() <= 0.5
+        expected = (logits[:, 1:-1].double() / 0.7).log_softmax(-1).gather(-1, ids[:, 2:, None])[..., 0]
+    torch.testing.assert_close(logps.double(), expected, atol=1e-5, rtol=1e-5)

@@ -159,8 +159,8 @@ def placeholder(processor: Any, kind: str) -> str | None:
 
 
 def by_request(processor: Any, images: Sequence[list[Any]]) -> list[Any]:
-    """Return the images of several requests as a processor takes them: Gemma 3's asks whose each is."""
-    return list(images) if _writes_around_images(processor) else [image for shown in images for image in shown]
+    """Return the images of several requests as a processor takes them: those of Gemma 3 and 4 ask whose each is."""
+    return list(images) if hasattr(processor, "boi_token") else [image for shown in images for image in shown]
 
 
 def _writes_around_images(processor: Any) -> bool:

@@ -14,7 +14,7 @@ from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, media_tokens, prompt_text
 from uni_dpo.ppo.config import PPOConfig
-from uni_dpo.shared_prefix import share_rows, shares_rows
+from uni_dpo.shared_prefix import logit_cap, projection, share_rows, shares_rows
 
 Inputs = dict[str, Tensor]
 
@@ -64,7 +64,12 @@ def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float)
         states = shared.rows(language.base_model(**shared.inputs, use_cache=False).last_hidden_state)
     hidden = states[:, -labels.shape[1] :]
     tokens = ResponseTokens.from_labels(labels)
-    scored = response_logps(hidden / temperature, language.get_output_embeddings(), tokens)
+    head = language.get_output_embeddings()
+    if logit_cap(language) is None:
+        scored = response_logps(hidden / temperature, head, tokens)
+    else:  # the cap comes before the temperature
+        project = projection(language)
+        scored = response_logps(hidden, head, tokens, project=lambda states: project(states) / temperature)
     table = scored.new_zeros(labels.shape[0], labels.shape[1] - 1)
     return table.index_put((tokens.sequence, tokens.offset), scored), hidden[:, :-1]
 

@@ -5,11 +5,19 @@ from uni_dpo.shared_prefix.families import (
     FLEX_ATTENTION,
     image_token_id,
     keys_worth_a_token,
+    logit_cap,
     tells_images_apart,
     unwrapped,
     why_not_shared,
 )
-from uni_dpo.shared_prefix.forward import ImageFeatures, PairScores, in_place_of_head, pair_scores, same_frozen_vision
+from uni_dpo.shared_prefix.forward import (
+    ImageFeatures,
+    PairScores,
+    in_place_of_head,
+    pair_scores,
+    projection,
+    same_frozen_vision,
+)
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
 from uni_dpo.shared_prefix.layout import IMAGE_KEYS, lay_out_pairs, say_once, share_prefix
 from uni_dpo.shared_prefix.questions import question_key, share_questions
@@ -27,7 +35,9 @@ __all__ = [
     "in_place_of_head",
     "keys_worth_a_token",
     "lay_out_pairs",
+    "logit_cap",
     "pair_scores",
+    "projection",
     "question_key",
     "same_frozen_vision",
     "say_once",

@@ -81,14 +81,19 @@ def in_place_of_head(model: nn.Module, inputs: dict[str, Any], score: Callable[.
 
     A cap of the logits is part of the projection, since the model would put it on what `score` gives.
     """
-    head, cap = output_head(model), logit_cap(model)
-    project = head.forward if cap is None else partial(_capped, head.forward, cap)
     with ExitStack() as changed:
-        changed.enter_context(replaced(head, "forward", partial(score, project=project)))
-        if cap is not None:
+        changed.enter_context(replaced(output_head(model), "forward", partial(score, project=projection(model))))
+        if logit_cap(model) is not None:
             changed.enter_context(replaced(text_config(model), "final_logit_softcapping", None))
         found: Tensor = model(**inputs, use_cache=False, return_dict=True).logits
     return found
+
+
+def projection(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what makes logits of hidden states: the projection onto the vocabulary, and the cap where there is one."""
+    project: Callable[[Tensor], Tensor] = output_head(model).forward
+    cap = logit_cap(model)
+    return project if cap is None else partial(_capped, project, cap)
 
 
 def _capped(project: Callable[[Tensor], Tensor], cap: float, hidden: Tensor) -> Tensor:

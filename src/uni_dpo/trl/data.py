@@ -82,7 +82,7 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
             row, value = faults[0]
             raise UniDPOError(
                 f"the {name} dataset, row {row}, {column}: {value!r} is no finite number; {len(faults):,} of "
-                f"{dataset.num_rows:,} rows are at fault. Mend or remove them"
+                f"{dataset.num_rows:,} rows are at fault. Correct or remove them"
             )
 
 

@@ -19,7 +19,7 @@ from uni_dpo.models.backends.settings import TransformersOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
 from uni_dpo.models.prompt import by_request, detect_style, load_pixels, parse_style, patch_of, prompt_of, sees_images
-from uni_dpo.shared_prefix import share_rows, sharing_rows, unwrapped
+from uni_dpo.shared_prefix import projection, share_rows, sharing_rows, unwrapped
 
 
 class TransformersBackend(Backend):
@@ -178,9 +178,9 @@ class TransformersBackend(Backend):
             return None
         language = unwrapped(self.model)
         hidden = shared.rows(language.base_model(**shared.inputs, use_cache=False).last_hidden_state)
-        head = language.get_output_embeddings()
+        project = projection(language)
         return [
-            head(row[start - 1 : start - 1 + len(answer)])
+            project(row[start - 1 : start - 1 + len(answer)])
             for row, start, answer in zip(hidden, starts, ids, strict=True)
         ]
 
