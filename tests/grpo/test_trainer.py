@@ -129,6 +129,8 @@ def test_completions_of_every_family_score_as_they_do_alone(
     trainer: Trainer, questions: list[Question], family_checkpoint: Any, unlike_images: Any, sequences_run: Any
 ) -> None:
     """Log-probabilities and entropies against the full logits of one completion at a time."""
+    if family_checkpoint.name == "gemma4":
+        pytest.skip("TRL 0.24 hands no mm_token_type_ids on, and Gemma 4 does not train without")
     from uni_dpo.online.config import RewardOptions
     from uni_dpo.ppo.config import PPOConfig
     from uni_dpo.ppo.policy import collate, encode, load_policy
@@ -144,8 +146,6 @@ def test_completions_of_every_family_score_as_they_do_alone(
     kept = labels.shape[1] - 1
     media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     media.pop("batch_num_images", None)  # TRL hands it on to no model
-    if family_checkpoint.name == "gemma4":
-        pytest.skip("TRL 0.24 hands no mm_token_type_ids on, and Gemma 4 does not train without")
     with torch.no_grad():
         logps, entropies, *_ = run._get_per_token_logps_and_entropies(
             policy.model, inputs["input_ids"], inputs["attention_mask"], kept, compute_entropy=True, **media
