@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,15 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class BestWorstOptions(PairOptions):
+    """`PairOptions` for ratings of any scale: one pair per question, of the best answer and the worst."""
+
+    min_gap: NotNegative = 0.0
+    max_pairs_per_question: Count = 1
+    choose: Choose = "best_worst"
 
 
 def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
@@ -90,12 +100,7 @@ def gap_pairs(
         choosable: whether an answer may be the better one of a pair.
     """
     kept = distinct(answers)
-    pairs = [
-        make_pair(question_id, better, worse)
-        for better in filter(choosable, kept)
-        for worse in kept
-        if better.score > worse.score and better.score - worse.score >= min_gap and comparable(better, worse)
-    ]
+    pairs = _apart(question_id, product(filter(choosable, kept), kept), min_gap, comparable)
     if len(pairs) > cap:
         pairs = random.Random(seed).sample(pairs, cap)
     return sorted(pairs, key=_by_content)
@@ -121,13 +126,19 @@ def best_worst_pairs(
     ordered = sorted(distinct(answers), key=lambda answer: (-answer.score, answer.text))
     places = [place for place, answer in enumerate(ordered) if choosable(answer)]
     couples = zip(places, range(len(ordered) - 1, -1, -1), strict=False)
-    halves = [(ordered[better], ordered[worse]) for better, worse in couples if better < worse]
-    pairs = [
+    halves = ((ordered[better], ordered[worse]) for better, worse in couples if better < worse)
+    return _apart(question_id, halves, min_gap, comparable)[:cap]
+
+
+def _apart(
+    question_id: str, couples: Iterable[tuple[ScoredAnswer, ScoredAnswer]], min_gap: float, comparable: Comparable
+) -> list[Pair]:
+    """The pairs of those couples whose first answer is better by `min_gap` at least, and comparable."""
+    return [
         make_pair(question_id, better, worse)
-        for better, worse in halves
+        for better, worse in couples
         if better.score > worse.score and better.score - worse.score >= min_gap and comparable(better, worse)
     ]
-    return pairs[:cap]
 
 
 def choose_pairs(

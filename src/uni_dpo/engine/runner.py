@@ -1,10 +1,8 @@
 """Running a config: sample → reward → pair, resumed where it stopped."""
 
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,13 @@ from uni_dpo.engine.samplers import CUT
 from uni_dpo.engine.workdir import StageLog, WorkDir, plan_stages, settle_stages
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
-from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.storage.identity import derive_seed, digest, versions_of
 from uni_dpo.storage.writing import write_text
 
 UNTRAINABLE = (*MEDIA_TOKENS.values(), *MODEL_MARKERS)
 """Texts that make an answer one that no training can read: it would look for an image there."""
+PACKAGES = ("uni-dpo", "torch", "transformers", "vllm", "openai", "ray")
+"""Packages whose versions the manifest holds."""
 ENOUGH_TO_JUDGE = 20
 """Questions that have to be tried before a high share of failures ends a stage early."""
 
@@ -98,7 +98,7 @@ class _Run:
         source = digest([question.to_row() for question in self.questions.values()])
         known = self.manifest.get("stages", {})
         self.manifest = {
-            "versions": _versions(),
+            "versions": versions_of(PACKAGES),
             "seed": self.config.settings.seed,
             "questions": len(self.questions),
             "config": self.config.raw,
@@ -305,13 +305,3 @@ def _why_none(rated: Sequence[ScoredAnswer], choosable: Choosable, cause: str | 
         "the scores of their answers differ too little; look at 1-reward.jsonl, then lower pairs.min_gap or raise "
         f"sample.n or sample.temperature{also if barred else ''}"
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("uni-dpo", "torch", "transformers", "vllm", "openai", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

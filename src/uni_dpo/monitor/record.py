@@ -2,10 +2,11 @@
 
 import dataclasses
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+from uni_dpo.storage.identity import versions_of
 
 PACKAGES = ("uni-dpo", "llamafactory", "transformers", "torch", "trl", "peft", "accelerate", "deepspeed", "datasets")
 SECRET = ("_token", "api_key", "secret", "password", "webhook_url")
@@ -38,13 +39,7 @@ def changed_settings(*groups: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a training rests on, those that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return versions_of(PACKAGES)
 
 
 def device_words(training_args: Any) -> str:

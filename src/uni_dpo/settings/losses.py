@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from uni_dpo.errors import did_you_mean
-from uni_dpo.settings.options import NotNegative, parts_of, range_fault
+from uni_dpo.settings.options import NotNegative, as_number, parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError
 
 UNI_DPO = "uni_dpo"
@@ -79,7 +79,7 @@ def read_losses(value: Any, stock: Collection[str] = STOCK) -> dict[str, float]:
         elif name in weights:
             faults.append((where, "this loss stands twice"))
         else:
-            number = _number(weight)
+            number = as_number(weight)
             fault = range_fault(number, parts_of(NotNegative)[1]) if number is not None else None
             if number is None or fault:
                 faults.append((where, fault or f"the loss's weight is a number, not {weight!r}"))
@@ -135,12 +135,3 @@ def _entries(value: Any) -> list[tuple[str, Any]]:
     if not pairs or any(len(pair) < 2 for pair in pairs):
         raise SettingsError([("pref_loss", f"give every loss a weight, as {{uni_dpo: 1, sft: 0.1}}; not {value!r}")])
     return [(name.strip().strip("\"'"), weight.strip()) for name, weight in pairs]
-
-
-def _number(weight: Any) -> float | None:
-    if isinstance(weight, bool) or not isinstance(weight, str | int | float):
-        return None
-    try:
-        return float(weight)
-    except ValueError:
-        return None

@@ -113,6 +113,16 @@ def fingerprinted(options: Any) -> dict[str, Any]:
     }
 
 
+def as_number(value: Any) -> float | None:
+    """Return a number, or the number that a text stands for, as LlamaFactory reads both; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
 def range_fault(value: float, bounds: Sequence[object]) -> str | None:
     """Say what is wrong with a number by the range of its type, or nothing.
 
@@ -228,7 +238,7 @@ def _convert_scalar(
     number = isinstance(value, int | float) and not isinstance(value, bool)
     shown: Any = value
     if kind is float and isinstance(value, str):  # a flag's text
-        converted = shown = _as_number(value)
+        converted = shown = as_number(value)
     elif kind is float and number:
         converted = float(value)  # type: ignore[arg-type]
     elif kind is Path and isinstance(value, str | Path) and str(value):
@@ -243,10 +253,3 @@ def _convert_scalar(
     elif isinstance(converted, int | float) and (fault := range_fault(shown, bounds)):
         faults.append((where, fault))
     return converted
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

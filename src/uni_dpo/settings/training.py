@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from uni_dpo.errors import did_you_mean
 from uni_dpo.settings.losses import STOCK, LossWeights, read_losses
-from uni_dpo.settings.options import parts_of, range_fault
+from uni_dpo.settings.options import as_number, parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of_known
 from uni_dpo.settings.sources import RANGES, TRAIN, TRL_DPO, KnownSetting, Places, known_settings, known_templates
@@ -153,22 +153,12 @@ def _value_fault(setting: KnownSetting, value: Any, ranges: Sequence[object], as
         return f"true or false is expected, not {value!r}"
     if not plain or not plain <= {int, float} or (value is None and type(None) in parts):
         return None
-    number = _as_number(value)
-    if number is None:
+    number = as_number(value)
+    if number is None or not math.isfinite(number):
         return f"{value!r} is not a finite number"
     if plain == {int} and number != int(number):
         return f"a whole number is expected, not {value!r}"
     return range_fault(number if isinstance(value, str) else value, bounds or ranges)
-
-
-def _as_number(value: Any) -> float | None:
-    """A number, or the number that a text stands for, as LlamaFactory reads both; None for all else."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    try:
-        return number if math.isfinite(number := float(value)) else None
-    except (ValueError, OverflowError):
-        return None
 
 
 def flags(given: Sequence[str], places: Places = TRAIN) -> dict[str, Any]:

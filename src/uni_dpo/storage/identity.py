@@ -1,8 +1,11 @@
-"""What a file or a setting is known by: digests, seeds, folders named after them."""
+"""What a file or a setting is known by: digests, seeds, versions, folders named after them."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,15 @@ def digest(value: object) -> str:
     """Return SHA-256 of a JSON value, whatever the order of its keys; 16 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

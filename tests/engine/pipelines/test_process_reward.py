@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uni_dpo.engine import Question, register
+from uni_dpo.engine.pairing import BestWorstOptions
 from uni_dpo.engine.pipelines.process_reward import (
     PIPELINE,
     ProcessRewardOptions,
-    ProcessRewardPairs,
     aggregate,
     split_steps,
 )
@@ -100,9 +100,9 @@ def test_questions_of_which_no_pair_can_come_are_not_rated(answers):
 )
 def test_pairs(outcome, expected):
     scored, _ = run(RIGHT, SHAKY, WRONG, UNGRADED, outcome=outcome)
-    pairs = PIPELINE.pair("q", scored.answers, ProcessRewardPairs(max_pairs_per_question=2), seed=0)
+    pairs = PIPELINE.pair("q", scored.answers, BestWorstOptions(max_pairs_per_question=2), seed=0)
     assert [(pair.chosen, pair.rejected) for pair in pairs] == expected
-    (best,) = PIPELINE.pair("q", scored.answers, ProcessRewardPairs(), seed=0)
+    (best,) = PIPELINE.pair("q", scored.answers, BestWorstOptions(), seed=0)
     assert (best.chosen, best.rejected) == expected[0]
 
 
@@ -116,7 +116,7 @@ def test_a_required_outcome_never_pairs_two_right_or_two_wrong_answers(rated, ch
         for n, (grade, process) in enumerate(rated)
     ]
     by_text = {answer.text: answer.detail["outcome"] or 0.0 for answer in answers}
-    options = ProcessRewardPairs(max_pairs_per_question=9, choose=choose)
+    options = BestWorstOptions(max_pairs_per_question=9, choose=choose)
     pairs = PIPELINE.pair("q", answers, options, seed=0)
     assert all(by_text[pair.chosen] == 1.0 and by_text[pair.rejected] == 0.0 for pair in pairs)
     right = sum(by_text.values())

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.pairing import best_worst_pairs, choose_pairs
-from uni_dpo.engine.pipelines.reward_model import PIPELINE, RatingOptions, RewardModelPairs
+from uni_dpo.engine.pairing import BestWorstOptions, best_worst_pairs, choose_pairs
+from uni_dpo.engine.pipelines.reward_model import PIPELINE, RatingOptions
 from uni_dpo.engine.records import Answered, Aside, ScoredAnswer
 
 
@@ -59,9 +59,9 @@ def answers(**scores):
     ],
 )
 def test_best_against_worst(scores, expected):
-    pairs = PIPELINE.pair("q", answers(**scores), RewardModelPairs(), seed=0)
+    pairs = PIPELINE.pair("q", answers(**scores), BestWorstOptions(), seed=0)
     assert [(p.chosen, p.rejected, p.score_chosen, p.score_rejected) for p in pairs] == expected
-    assert PIPELINE.pair("q", answers(**dict(reversed(scores.items()))), RewardModelPairs(), seed=1) == pairs
+    assert PIPELINE.pair("q", answers(**dict(reversed(scores.items()))), BestWorstOptions(), seed=1) == pairs
 
 
 def test_more_pairs_go_from_the_outside_in_and_keep_the_gap():
@@ -69,5 +69,5 @@ def test_more_pairs_go_from_the_outside_in_and_keep_the_gap():
     both = best_worst_pairs("q", five, min_gap=0.0, cap=9)
     assert [(p.chosen, p.rejected) for p in both] == [("a", "e"), ("b", "d")]
     assert [(p.chosen, p.rejected) for p in best_worst_pairs("q", five, min_gap=1.6, cap=9)] == [("a", "e")]
-    drawn = {tuple(choose_pairs("q", five, RewardModelPairs(choose="any"), seed)) for seed in range(20)}
+    drawn = {tuple(choose_pairs("q", five, BestWorstOptions(choose="any"), seed)) for seed in range(20)}
     assert len(drawn) > 5

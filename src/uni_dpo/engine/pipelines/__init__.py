@@ -1,10 +1,11 @@
 """Ways to score answers and to pair them, one file each, and what every one of them is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from uni_dpo.data.questions import Question
+from uni_dpo.engine.asking import ask
 from uni_dpo.engine.pairing import PairOptions, balance_lengths, choose_pairs
 from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Failure, Request
@@ -45,6 +46,17 @@ class Pipeline(ABC):
     def request(self, prompt: str, images: tuple[str, ...] = ()) -> Request:
         """Return a request whose seed depends on what is asked: the same question twice is the same request."""
         return Request(prompt, images, derive_seed(self.seed, prompt))
+
+    def put(self, role: str, requests: Sequence[Request], parse: Callable[[str], Any], what: str) -> list[Any]:
+        """Return `asking.ask` of the model in `role`, under the options `max_tokens` and `attempts`."""
+        options = self.options
+        return ask(
+            self.models[role], requests, parse, what=what, max_tokens=options.max_tokens, attempts=options.attempts
+        )
+
+    def on_scale(self, share: float) -> float:
+        """Return the score of a grade in [0, 1], from the option `low` to the option `high`."""
+        return float(self.options.low + (self.options.high - self.options.low) * share)
 
     def check(self, questions: Sequence[Question]) -> None:  # noqa: B027  # most pipelines take any question
         """Raise a UniDPOError where answers to these questions can't be scored, before any is asked."""

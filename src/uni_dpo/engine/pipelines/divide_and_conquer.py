@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from uni_dpo.engine.asking import Check, ask, listed_lines, load_template
+from uni_dpo.engine.asking import Check, listed_lines, load_template
 from uni_dpo.engine.pairing import LengthBalance, PairOptions
 from uni_dpo.engine.pipelines import ENOUGH_TO_COMPARE, Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
-from uni_dpo.models.backends.base import Backend, Failure, Request
+from uni_dpo.models.backends.base import Backend, Failure
 from uni_dpo.settings.options import Count, Positive
 from uni_dpo.settings.registry import find
 
@@ -115,7 +115,7 @@ class DivideAndConquer(Pipeline):
             self.request(self.split_template.render(question=answer.item.question.text, answer=answer.text))
             for answer in answers
         ]
-        for answer, claims in zip(answers, self._put("splitter", requests, parse_claims, "claims"), strict=True):
+        for answer, claims in zip(answers, self.put("splitter", requests, parse_claims, "claims"), strict=True):
             if isinstance(claims, Failure):
                 answer.failure = claims
             elif isinstance(claims, Aside):
@@ -126,7 +126,7 @@ class DivideAndConquer(Pipeline):
     def _ask(self, answers: Sequence[_Progress]) -> None:
         slots = [(answer, claim) for answer in answers for claim in answer.claims]
         requests = [self.request(self.ask_template.render(claim=claim.text)) for _, claim in slots]
-        replies = self._put("asker", requests, parse_question, "question")
+        replies = self.put("asker", requests, parse_question, "question")
         for (answer, claim), reply in zip(slots, replies, strict=True):
             if isinstance(reply, str):
                 claim.question = reply
@@ -141,16 +141,6 @@ class DivideAndConquer(Pipeline):
                 _drop(answer, claim, reply)
             else:
                 claim.p_yes = reply
-
-    def _put(self, role: str, requests: Sequence[Request], parse: Any, what: str) -> list[Any]:
-        return ask(
-            self.models[role],
-            requests,
-            parse,
-            what=what,
-            max_tokens=self.options.max_tokens,
-            attempts=self.options.attempts,
-        )
 
     def _collect(self, answers: Sequence[_Progress]) -> Scored | Failure:
         failures = [answer.failure for answer in answers if answer.failure]

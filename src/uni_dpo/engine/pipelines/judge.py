@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from uni_dpo.engine.asking import ask, load_template
+from uni_dpo.engine.asking import load_template
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
-from uni_dpo.models.backends.base import Backend, Failure, Request
+from uni_dpo.models.backends.base import Backend, Failure
 from uni_dpo.settings.options import Count
 
 Verdict = Literal["first", "second", "tie"]
@@ -65,7 +65,7 @@ class Judge(Pipeline):
             self.request(self.grade_template.render(question=item.question.text, answer=text), item.question.images)
             for item, text in slots
         ]
-        replies = iter(self._put(requests, parse_grade, "score"))
+        replies = iter(self.put("judge", requests, parse_grade, "score"))
         return [self._collect_grades(item, [next(replies) for _ in item.distinct]) for item in items]
 
     def _collect_grades(self, item: Answered, replies: Sequence[Any]) -> Scored | Failure:
@@ -77,7 +77,7 @@ class Judge(Pipeline):
                 aside.append(reply)
                 continue
             grade, reasons = reply
-            answers.append(ScoredAnswer(text, self._scale(grade / 10), {"grade": grade, "reasons": reasons}))
+            answers.append(ScoredAnswer(text, self.on_scale(grade / 10), {"grade": grade, "reasons": reasons}))
         return Scored(tuple(answers), tuple(aside))
 
     def _compare(self, items: Sequence[Answered]) -> list[Scored | Failure]:
@@ -96,7 +96,7 @@ class Judge(Pipeline):
             )
             for item, (first, second) in slots
         ]
-        replies = iter(self._put(requests, parse_verdict, "verdict"))
+        replies = iter(self.put("judge", requests, parse_verdict, "verdict"))
         results: list[Scored | Failure] = []
         for item in items:
             count = len(item.distinct) * (len(item.distinct) - 1)
@@ -117,25 +117,11 @@ class Judge(Pipeline):
                 verdicts[pair] = (one, other)
         shares = win_shares(len(item.distinct), verdicts)
         answers = [
-            ScoredAnswer(text, self._scale(share), {"win_share": share})
+            ScoredAnswer(text, self.on_scale(share), {"win_share": share})
             for text, share in zip(item.distinct, shares, strict=True)
             if share is not None
         ]
         return Scored(tuple(answers), tuple(aside), position_counts(verdicts.values()))
-
-    def _put(self, requests: Sequence[Request], parse: Any, what: str) -> list[Any]:
-        return ask(
-            self.models["judge"],
-            requests,
-            parse,
-            what=what,
-            max_tokens=self.options.max_tokens,
-            attempts=self.options.attempts,
-        )
-
-    def _scale(self, share: float) -> float:
-        low, high = self.options.low, self.options.high
-        return float(low + (high - low) * share)
 
     @classmethod
     def summarize(cls, details: Sequence[Row]) -> Row:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from uni_dpo.data.questions import Question
-from uni_dpo.engine.pairing import Choose, PairOptions, choose_pairs
+from uni_dpo.engine.pairing import BestWorstOptions, choose_pairs
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAnswer
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references, load_grader
 from uni_dpo.models.backends.base import Failure, Request
-from uni_dpo.settings.options import Count, NotNegative
 
 Aggregate = Literal["min", "product", "mean", "last"]
 
@@ -43,20 +42,11 @@ class ProcessRewardOptions:
     high: float = 10.0
 
 
-@dataclass(frozen=True)
-class ProcessRewardPairs(PairOptions):
-    """`PairOptions`, the best answer with the worst."""
-
-    min_gap: NotNegative = 0.0
-    max_pairs_per_question: Count = 1
-    choose: Choose = "best_worst"
-
-
 class ProcessReward(Pipeline):
     """Grade the final answers, rate the steps; questions of which no pair can come are not rated."""
 
     RewardOptions = ProcessRewardOptions
-    PairOptions = ProcessRewardPairs
+    PairOptions = BestWorstOptions
     roles = ("process",)
     raters: ClassVar[Mapping[str, str]] = {"process": "process_reward"}
 
@@ -110,8 +100,7 @@ class ProcessReward(Pipeline):
         return Scored(tuple(answers), tuple(aside), counts)
 
     def _score(self, grade: float | None, process: float) -> float:
-        share = process if self.grade is None else ((grade or 0.0) + process) / 2
-        return self.options.low + (self.options.high - self.options.low) * share
+        return self.on_scale(process if self.grade is None else ((grade or 0.0) + process) / 2)
 
     def _rule(self) -> Row:
         return {"required": True} if self.options.outcome == "require" else {}

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from uni_dpo.engine.pairing import Choose, PairOptions
+from uni_dpo.engine.pairing import BestWorstOptions
 from uni_dpo.engine.pipelines import Pipeline
 from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Failure, Request
-from uni_dpo.settings.options import Count, NotNegative
 
 
 @dataclass(frozen=True)
@@ -17,20 +16,11 @@ class RatingOptions:
     """Nothing to set: an answer's score is what the model says."""
 
 
-@dataclass(frozen=True)
-class RewardModelPairs(PairOptions):
-    """`PairOptions` as published: one pair per question, of the best answer and the worst."""
-
-    min_gap: NotNegative = 0.0
-    max_pairs_per_question: Count = 1
-    choose: Choose = "best_worst"
-
-
 class RewardModelPipeline(Pipeline):
     """Score = the reward model's rating. A question whose answers are all alike is not rated: it makes no pair."""
 
     RewardOptions = RatingOptions
-    PairOptions = RewardModelPairs
+    PairOptions = BestWorstOptions
     roles = ("reward",)
     raters: ClassVar[Mapping[str, str]] = {"reward": "reward_model"}
 

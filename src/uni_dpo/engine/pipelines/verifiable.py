@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.pipelines import Pipeline
@@ -53,9 +52,7 @@ class Verifiable(Pipeline):
                 aside.append(Aside("nothing to grade", text))
                 if not self.options.keep_ungradable:
                     continue
-            score = self.options.low + (self.options.high - self.options.low) * (grade or 0.0)
-            detail: dict[str, Any] = {"grade": grade}
-            answers.append(ScoredAnswer(text, score, detail))
+            answers.append(ScoredAnswer(text, self.on_scale(grade or 0.0), {"grade": grade}))
         return Scored(tuple(answers), tuple(aside))
 
 
