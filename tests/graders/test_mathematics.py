@@ -58,6 +58,20 @@ def test_the_final_result_is_found(text: str, found: str | None) -> None:
         ("They have 3 + 4 = 7 apples.\n#### 7", "In total that makes 7 apples."),
         (r"Thus \boxed{\frac{3}{4}}.", r"So the answer is $\frac{3}{4}$."),
         ("1250", "That makes $1,250."),
+        ("1/2", r"\boxed{½}"),
+        ("2.5", "The result is 2½."),
+        (r"\sqrt{2}", r"\boxed{√2}"),
+        (r"2\sqrt{3}", "So it is 2√3."),
+        ("100", "It is 10²"),
+        ("x²", r"\boxed{x^{2}}"),
+        ("300000000", "The speed is 3 × 10⁸ m/s"),
+        ("90", r"\boxed{90°}"),
+        ("90", r"\boxed{90\degree}"),
+        ("5", r"\boxed{5 cm^2}"),
+        ("5 km/h", r"\boxed{5}"),
+        ("12", r"\boxed{12 个}"),
+        ("50000", r"\boxed{5万}"),
+        ("12", "3 × 4 = 12 m²"),
     ],
 )
 def test_equal_results(reference: str, answer: str) -> None:
@@ -76,6 +90,12 @@ def test_equal_results(reference: str, answer: str) -> None:
         ("(x+1)^2", r"\boxed{x^2+1}"),
         ("A", r"\boxed{B}"),
         ("3", "First 3, then 4."),
+        ("2", "The result is 2½."),
+        ("10", "It is 10²"),
+        ("3", "So 3×10⁸ m/s"),
+        ("2", r"\boxed{√2}"),
+        ("5", r"\boxed{5x}"),
+        ("5", r"\boxed{5万}"),
     ],
 )
 def test_unequal_results(reference: str, answer: str) -> None:

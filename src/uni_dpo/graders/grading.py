@@ -16,8 +16,21 @@ from uni_dpo.settings.registry import find
 Grader = Callable[[str, Question], float | None]
 
 SHOWN_FAULTS = 5
-_THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.IGNORECASE | re.DOTALL)
-_OPENED, _CLOSED = (re.compile(rf"<{slash}think(?:ing)?>", re.IGNORECASE) for slash in ("", "/"))
+_TAGS = r"(?:think|thinking|thought|thoughts|reason|reasoning|seed:think)"
+_OPENING = re.compile(
+    rf"<{_TAGS}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel>thought"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)<\|message\|>",
+    re.IGNORECASE,
+)
+"""How models begin their reasoning: R1 and its like, Magistral, Kimi, OpenThinker, Command A, Gemma 4, gpt-oss."""
+_CLOSING = re.compile(
+    rf"</{_TAGS}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>|<channel\|>"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>|assistantfinal",
+    re.IGNORECASE,
+)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_ENDS = re.compile(r"\A\s*<\|[A-Za-z_]+\|>|<\|[A-Za-z_]+\|>\s*\Z")
+"""Marks around what is said, as `<|begin_of_solution|>` and `<|return|>`."""
 
 
 def load_grader(name: str) -> Grader:
@@ -44,13 +57,16 @@ def _is_built_in(grader: Grader) -> bool:
 
 
 def without_reasoning(answer: str) -> str | None:
-    """Return what an answer says outside of `<think>…</think>`; None where the reasoning was cut and nothing was said.
+    """Return what an answer says outside of its reasoning; None where the reasoning was cut and nothing was said.
 
+    Reasoning stands in `<think>…</think>` or in the marks that other families have for it.
     Templates that open the reasoning in the prompt leave its end alone in the answer.
     """
-    rest = _CLOSED.split(_THOUGHT.sub(" ", answer))[-1]
-    said = _OPENED.split(rest)[0]
-    return said if said.strip() or said == answer else None
+    marked = _OPENING.sub("<think>", _CLOSING.sub("</think>", answer))
+    said = _THOUGHT.sub(" ", marked).split("</think>")[-1].split("<think>")[0]
+    if said == answer:
+        return answer
+    return said if (said := _ENDS.sub("", said)).strip() else None
 
 
 def over_references(grader: Grader) -> Grader:

@@ -26,6 +26,7 @@ from typing import Any
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
+from uni_dpo.graders.typesetting import latex, typeset, without_unit
 
 SECONDS = 10
 """For one comparison; an expression that takes longer counts as not to be graded."""
@@ -54,7 +55,7 @@ def grade(answer: str, question: Question) -> float | None:
     """
     reference = reference_of(question)
     wanted, given = final_result(reference) or reference.strip(), final_result(answer)
-    equal = _compare(wanted, answer[-READ_FROM_END:], True) if given is None else _equal(wanted, given)
+    equal = _compare(latex(wanted), typeset(answer[-READ_FROM_END:]), True) if given is None else _equal(wanted, given)
     return None if equal is None else float(equal)
 
 
@@ -94,6 +95,7 @@ def _hundredth(number: str) -> str:
 def _equal_values(wanted: str, given: str) -> bool | None:
     if " ".join(wanted.split()) == " ".join(given.split()):
         return True
+    wanted, given = without_unit(latex(wanted)), without_unit(latex(given))
     numbers = _plain_number(wanted), _plain_number(given)
     return _compare(wanted, given, False) if None in numbers else numbers[0] == numbers[1]
 

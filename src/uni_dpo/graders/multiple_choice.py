@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import plain, reference_of, without_reasoning
+from uni_dpo.graders.numeric import DASHES, equal, stated
 
 NEAR = 300
 """Characters before and behind a mention that are read for what is said of it."""
@@ -53,7 +54,7 @@ _STATED = _before(
 _REJECTED = _before(
     r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)(?: (?:be|it|have))?",
     r"\b(?:rul\w+ out|exclud\w+|eliminat\w+|reject\w*|discard\w*)",
-    r"不是|不选择|不选|不应该选|不应选|不能选|不该选|并非|并不是|排除了?|而非|而不是|不可能是|不会是|除了",
+    r"不|没有?|未|非|不是|不选择|不选|不应该选|不应选|不能选|不该选|并非|并不是|排除了?|而非|而不是|不可能是|不会是|除了",
 )
 _DISCUSSED = _before(
     r"\b(?:whether|if|consider\w*|look(?:ing)? at|examin\w+|check\w*)(?: (?:it|this|that))?(?: is| be)?",
@@ -128,8 +129,33 @@ def pick_option(text: str, options: Mapping[str, str]) -> str | None:
             cat.`, `不是A而是C`, or a discussion that ends in a conclusion.
         options: letter → text; without options every letter of the alphabet is one.
     """
-    options = dict(options) or _ALPHABET
-    text = unicodedata.normalize("NFKC", without_reasoning(text) or "")
+    options = {letter: _one_notation(option) for letter, option in options.items()} or _ALPHABET
+    said = without_reasoning(text) or ""
+    text = _one_notation(unicodedata.normalize("NFKC", said))
+    picked = _picked(text, options)
+    if picked is None and not any(_mentions(_without_markup(text), options)):
+        return _by_number(said, options)
+    return picked
+
+
+def _by_number(text: str, options: Mapping[str, str]) -> str | None:
+    """The one option whose number a text states in another notation: `three` for 3, `1/2` for a LaTeX fraction."""
+    numbers = {letter: stated(option) for letter, option in options.items() if option}
+    given = stated(text)
+    if given is None or None in numbers.values():
+        return None
+    return _only({letter for letter, number in numbers.items() if number and equal(given, number)})
+
+
+def _one_notation(text: str) -> str:
+    """A text with one minus sign, one LaTeX fraction, and neither space nor LaTeX's spaces around signs and units."""
+    text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;:]", "", text.translate(DASHES))
+    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r" *([=<>]) *(?=[-\d])", r"\1", text)
+    return re.sub(r"(?<=\d)[ \u00a0](?=(?:[kcmµμn]?[mgsLlWVAJN]|km|kg|Hz|min|hr?|Pa|°|%)(?![A-Za-z]))", "", text)
+
+
+def _picked(text: str, options: Mapping[str, str]) -> str | None:
     for inner in (*reversed(_marked(text)), text):
         whole = _whole(_without_markup(inner), options)
         if whole is not None:
@@ -258,7 +284,7 @@ def _mentions(text: str, options: Mapping[str, str]) -> Iterator[_Mention]:
         words = re.escape(_bare(option)).replace(r"\ ", r"\s+")
         if len(_bare(option)) < 2 and not (_bare(option).isdigit() or ord((_bare(option) or "a")[0]) > 0x2E7F):
             continue
-        edge = r"[A-Za-z0-9]"
+        edge = r"[A-Za-z0-9{}^_]" if _bare(option).isdigit() else r"[A-Za-z0-9]"
         for match in re.finditer(
             rf"(?<!{edge})(?<!\d\.)(?<!-)(?:an? |the )?{words}(?!{edge}|[.,]\d)", text, re.IGNORECASE
         ):

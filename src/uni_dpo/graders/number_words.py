@@ -11,6 +11,7 @@ _WORDS = {
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _WORD = "|".join((*_WORDS, *_SCALES))
 _ENGLISH = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b(?:(?:[\s-]+|\s+and\s+)(?:{_WORD})\b)*", re.IGNORECASE)
+_DOZEN = re.compile(r"\b(half a|an?|one|two|three|four|five|six) dozen\b", re.IGNORECASE)
 _PRONOUN = re.compile(
     r"\s+(?:of|is|can|could|should|would|will|that|which|who|in|on|at|to|with|from|has|was|may|might|must|does|by|side)\b",
     re.IGNORECASE,
@@ -40,8 +41,12 @@ def with_digits(text: str) -> str:
         value = _english_value(words)
         return match[0] if value is None else str(value)
 
-    text = _ENGLISH.sub(english, text)
+    text = _ENGLISH.sub(english, _DOZEN.sub(lambda match: _dozens(match[1]), text))
     return _CHINESE.sub(lambda match: str(_chinese_value(match[1])), text)
+
+
+def _dozens(count: str) -> str:
+    return "6" if count.lower() == "half a" else str(12 * _WORDS.get(count.lower(), 1))
 
 
 def _english_value(words: list[str]) -> int | None:

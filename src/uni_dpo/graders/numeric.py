@@ -23,15 +23,20 @@ _SCALES = {
     "%": 0.01, "percent": 0.01, "per cent": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12,
     "千": 1e3, "万": 1e4, "亿": 1e8,
 }  # fmt: skip
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u202f]\d{3})+(?![\d.]*\d)|\d+)(?:\.\d+)?|\.\d+"
+_LETTERS = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9}
+"""Scales close behind a number, as charts write them: 1.5k, 2M. Small m and b are units."""
+_PLAIN = (
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|"  # 1,234,567 and, as in India, 12,34,567
+    r"\d{1,3}(?:[ \u202f]\d{3})+(?![\d.]*\d)|\d+)(?:\.\d+)?|\.\d+"
+)
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]%])[-+](?=[.\d$€£¥\\])|\b(?:minus|negative)\s+|负\s*)?[$€£¥]?\s?(?:"
     rf"\\[dt]?frac\s*\{{(?P<top>-?(?:{_PLAIN}))\}}\s*\{{(?P<bottom>{_PLAIN})\}}"
     r"|(?<![\w.])(?:(?P<whole>\d{1,3})[ -])?(?P<part>\d[\d,]*(?:\.\d+)?)\s?/\s?(?P<of>\d+(?:\.\d+)?)"
-    r"|(?<![\w.])(?P<base>\d+(?:\.\d+)?)\s*\^\s*\{?(?P<exponent>[-+]?\d+)\}?"
+    r"|(?<![\w.])(?P<base>\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\{?(?P<exponent>[-+]?\d+)\}?"
     rf"|(?<![A-Za-z_.\d])(?<![A-Za-z]-)(?P<number>{_PLAIN})(?!D\b)"
     r"(?:[eE](?P<e>[-+]?\d+)|\s*(?:[x×*·]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?(?P<power>[-+]?\d+)\}?)?"
-    rf")(?!\d)(?:\s?\\?(?P<scale>{'|'.join(_SCALES)}))?",
+    rf")(?!\d)(?:\s?\\?(?P<scale>{'|'.join(_SCALES)})|(?P<letters>(?-i:{'|'.join(_LETTERS)}))(?![A-Za-z]))?",
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:-|~|\bto\b|至|到|\band\b)\s*$")
@@ -63,7 +68,7 @@ _DOTTED = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)")
 _DENIED = re.compile(r"(?:\bnot|n't|\brather than|\binstead of|不是|而非)\s*(?:an?\s|about\s)?$", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:\bor\b|或者?|还是)\s*$")
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True))
-_DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
+DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
 
 
 def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute: float = 1e-9) -> float | None:
@@ -79,12 +84,18 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
     if given is None or (given.low == given.high) != (wanted.low == wanted.high):
         return None
 
+    return float(equal(given, wanted, relative, absolute))
+
+
+def equal(given: Stated, wanted: Stated, relative: float = 1e-3, absolute: float = 1e-9) -> bool:
+    """Say whether two stated numbers are equal within tolerance; the scale of one alone may count or not."""
+
     def close(scale: float, other: float) -> bool:
         pairs = ((given.low * scale, wanted.low * other), (given.high * scale, wanted.high * other))
-        return all(math.isclose(one, two, rel_tol=relative, abs_tol=absolute) for one, two in pairs)
+        return all(math.isclose(one, two, rel_tol=relative * (1 + 1e-9), abs_tol=absolute) for one, two in pairs)
 
     one_has_a_scale = (given.scale == 1) != (wanted.scale == 1)
-    return float(close(given.scale, wanted.scale) or (one_has_a_scale and close(1, 1)))
+    return close(given.scale, wanted.scale) or (one_has_a_scale and close(1, 1))
 
 
 def last_number(text: str) -> float | None:
@@ -124,12 +135,13 @@ def _normal(text: str) -> str:
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉⁻⁺]+", " ", text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
-    text = unicodedata.normalize("NFKC", text).translate(_DASHES)
+    text = unicodedata.normalize("NFKC", text).translate(DASHES)
     text = _COMMA_DECIMAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
     text = _SHORT_COMMA.sub(lambda m: m[0].replace(",", "."), text)
     text = re.sub(r"(?<=\d)['_](?=\d{3}(?!\d))", "", _DOTTED.sub(lambda m: m[0].replace(".", ""), text))
     text = _NO_NUMBER.sub(" ", text)
-    text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ").replace("**", "")
+    text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ")
+    text = re.sub(r"(?<!\d)\*\*|\*\*(?!\d)", "", text)
     return _BULLET.sub(" ", _UNIT_DIGIT.sub(" ", text))
 
 
@@ -178,4 +190,5 @@ def _value(match: "re.Match[str]") -> Stated | None:
     if not math.isfinite(value):
         return None
     sign = -1.0 if (match["sign"] or "").strip().casefold() in ("-", "minus", "negative", "负") else 1.0
-    return Stated(sign * value, sign * value, _SCALES[(match["scale"] or "").casefold()] if match["scale"] else 1.0)
+    scale = _LETTERS.get(match["letters"] or "") or _SCALES.get((match["scale"] or "").casefold(), 1.0)
+    return Stated(sign * value, sign * value, scale)
