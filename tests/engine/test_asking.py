@@ -41,3 +41,9 @@ def test_equal_requests_are_put_once():
 
 def test_no_requests_no_replies():
     assert ask(Model(), [], number, what="number", max_tokens=4) == []
+
+
+def test_reasoning_is_left_out_before_a_reply_is_read():
+    model = Model(a=["<think>7?</think>8"], b=["<think>7", "◁think▷7◁/think▷9"])
+    results = ask(model, [Request("a"), Request("b")], number, what="number", max_tokens=4)
+    assert results == [8, 9]

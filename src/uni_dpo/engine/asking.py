@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 
 from uni_dpo.engine.records import Aside
 from uni_dpo.errors import UniDPOError
+from uni_dpo.graders.grading import without_reasoning
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling
 from uni_dpo.storage.identity import derive_seed
 
@@ -35,8 +36,8 @@ def ask(
     """Return one parsed reply per request; equal requests are put once and share it.
 
     Args:
-        parse: reply → value, or None where the reply has not the form that was asked for. A reply that the limit of
-            tokens cut has it not: its last claim or grade may be half of one.
+        parse: what a reply says outside of its reasoning → value, or None where that has not the form that was asked
+            for. A reply that the limit of tokens cut has it not: its last claim or grade may be half of one.
         what: names the expected thing in the reason of an `Aside`.
         attempts: how often each request is put, at most.
 
@@ -54,7 +55,8 @@ def ask(
                 results[request] = reply
                 continue
             said = reply[0]
-            value = parse(said.text) if said.finished else None
+            text = without_reasoning(said.text) if said.finished else None
+            value = None if text is None else parse(text.strip())
             if value is None:
                 reason = f"no {what}" if said.finished else f"{what} cut at max_tokens"
                 results[request] = Aside(reason, said.text)

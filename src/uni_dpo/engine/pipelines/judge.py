@@ -14,7 +14,7 @@ from uni_dpo.models.backends.base import Backend, Failure
 from uni_dpo.settings.options import Count
 
 Verdict = Literal["first", "second", "tie"]
-_VERDICTS: Mapping[str, Verdict] = {"A": "first", "B": "second", "TIE": "tie"}
+_VERDICTS: Mapping[str, Verdict] = {"A": "first", "B": "second", "TIE": "tie", "DRAW": "tie"}
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,12 @@ class Judge(Pipeline):
 
 def parse_grade(reply: str) -> tuple[float, str] | None:
     """Grade (0 … 10) and reasons of a reply whose last line is `Score: n`."""
-    *reasons, last = reply.strip().splitlines() or [""]
+    reasons, last = _last_line(reply)
     match = re.fullmatch(
-        r"score\s*[:=]?\s*(\d+(?:\.\d+)?)\s*(?:/\s*10|out of 10|points?|分)?\s*\.?", _without_marks(last), re.IGNORECASE
+        r"(?:(?:final|overall|total)\s+)?(?:score|rating|评分|得分|分数|打分)\s*[:=]?\s*"
+        r"(\d+(?:\.\d+)?)\s*(?:/\s*10|out of 10|points?|分)?\s*[.。]?",
+        last,
+        re.IGNORECASE,
     )
     if match is None or float(match.group(1)) > 10:
         return None
@@ -146,14 +149,20 @@ def parse_grade(reply: str) -> tuple[float, str] | None:
 
 def parse_verdict(reply: str) -> Verdict | None:
     """Return what the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
-    last = (reply.strip().splitlines() or [""])[-1]
-    match = re.fullmatch(r"verdict\s*[:=]?\s*(?:answer\s+)?(A|B|tie)\s*\.?", _without_marks(last), re.IGNORECASE)
+    match = re.fullmatch(
+        r"(?:(?:final|overall)\s+)?(?:verdict|结论)\s*[:=]?\s*(?:answer\s+)?(A|B|tie|draw)\s*[.。]?",
+        _last_line(reply)[1],
+        re.IGNORECASE,
+    )
     return _VERDICTS[match.group(1).upper()] if match else None
 
 
-def _without_marks(line: str) -> str:
-    """A line without Markdown, brackets, boxes and full-width forms."""
-    return re.sub(r"\\boxed|[*_`#\[\]<>(){}$]", "", unicodedata.normalize("NFKC", line)).strip()
+def _last_line(reply: str) -> tuple[list[str], str]:
+    """The lines of a reply, and the last that says something, without Markdown, quotes and brackets."""
+    lines = [line.strip() for line in reply.splitlines()]
+    bare = [re.sub(r"\\boxed|[*_`#\[\]<>(){}$\"]", "", unicodedata.normalize("NFKC", line)).strip() for line in lines]
+    filled = [place for place, line in enumerate(bare) if line]
+    return (lines[: filled[-1]], bare[filled[-1]]) if filled else ([], "")
 
 
 def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Verdict, Verdict]]) -> list[float | None]:
