@@ -1,8 +1,12 @@
-"""Every row of the documented table of models trains, resumes and evaluates on a tiny random checkpoint."""
+"""Every row of the documented table of models trains, resumes and evaluates on a tiny random checkpoint.
+
+Its recipe trains too, and fits what the row says.
+"""
 
 import importlib.util
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +16,33 @@ from typing import Any
 import pytest
 import torch
 
+from uni_dpo.settings.reading import read_mapping
+
 ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "examples" / "uni_dpo" / "families"
+IMAGE_SIDE = 768
+"""Of a square with as many pixels as LlamaFactory leaves an image."""
 
 
 @dataclass(frozen=True)
 class Family:
     """One row of the table."""
 
+    recipe: Path
     architecture: str
     template: str
     image_token: str | None
+    tokens: str
+    model: str
+
+    @property
+    def most_tokens(self) -> int:
+        """Of an image."""
+        sides = re.match(r"height/(\d+) × width/(\d+)", self.tokens)
+        if sides:
+            return IMAGE_SIDE // int(sides[1]) * (IMAGE_SIDE // int(sides[2]))
+        first = re.search(r"[\d,]+", self.tokens)
+        return int(first[0].replace(",", "")) if first else 0
 
     @property
     def special_tokens(self) -> str:
@@ -39,7 +60,18 @@ def documented() -> list[Family]:
     rows = [
         [cell.strip().strip("`").replace("¦", "|") for cell in line.split("|")[1:-1]] for line in lines if "|" in line
     ]
-    return [Family(row[1], row[2], row[3] if row[3] != "–" else None) for row in rows[2:] if len(row) == 7]
+    return [
+        Family(
+            recipe=ROOT / "docs" / row[0].partition("](")[2].rstrip(")"),
+            architecture=row[1],
+            template=row[2],
+            image_token=row[3] if row[3] != "–" else None,
+            tokens=row[4],
+            model=row[5],
+        )
+        for row in rows[2:]
+        if len(row) == 7
+    ]
 
 
 FAMILIES = documented()
@@ -54,6 +86,46 @@ def test_the_table_names_every_family_that_is_promised() -> None:
     promised = {"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2", "llama", "mistral"}
     promised |= {"gemma3", "internvl", "llava_onevision", "glm4v", "qwen3_5", "gemma4"}
     assert {family.architecture for family in FAMILIES} >= promised
+
+
+def test_every_row_has_a_recipe_of_its_own() -> None:
+    """They differ in what the row says, and those for text in the values published for text."""
+    of_row = ("model_name_or_path", "template", "cutoff_len", "output_dir")
+    of_text = ("dataset_dir", "dataset", "learning_rate", "uni_dpo_tau_ref", "uni_dpo_tau_good")
+    recipes = [family.recipe.resolve() for family in FAMILIES]
+    assert sorted(recipes) == sorted(RECIPES.glob("*.yaml"))
+    alike: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for family in FAMILIES:
+        recipe = dict(read_mapping(family.recipe))
+        assert (recipe["model_name_or_path"], recipe["template"]) == (family.model, family.template)
+        assert recipe["output_dir"] == f"saves/{family.recipe.stem}/uni_dpo_lora"
+        assert f"uni-dpo train examples/uni_dpo/families/{family.recipe.name} " in family.recipe.read_text()
+        assert recipe["cutoff_len"] >= family.most_tokens + 1024
+        alike[family.image_token is None].append({name: recipe[name] for name in recipe if name not in of_row})
+    for recipes_alike in alike.values():
+        assert all(recipe == recipes_alike[0] for recipe in recipes_alike)
+    text, images = alike[True][0], alike[False][0]
+    assert text.keys() == images.keys()
+    assert {name for name in text if text[name] != images[name]} == {*of_text}
+
+
+@pytest.mark.parametrize("architecture", ["llava_next", "llava_onevision"])
+def test_tiles_make_at_most_as_many_tokens_as_the_row_says(architecture: str) -> None:
+    """Of all images that LlamaFactory leaves as large as they are, by the processor of transformers."""
+    import transformers
+
+    name, side, pins = {
+        "llava_next": ("LlavaNextProcessor", 336, [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]),
+        "llava_onevision": ("LlavaOnevisionProcessor", 384, [(a, b) for a in range(1, 7) for b in range(1, 7)]),
+    }[architecture]
+    kind = getattr(transformers, name)
+    processor = kind.__new__(kind)
+    processor.vision_aspect_ratio, processor.num_additional_image_tokens = "anyres_max_9", 0
+    processor.patch_size, processor.num_image_tokens = 14, (side // 14) ** 2
+    processor.image_processor = type("Pins", (), {"image_grid_pinpoints": [[a * side, b * side] for a, b in pins]})
+    heights = (*range(112, 3000, 3), 1163)
+    most = max(processor._get_number_of_features(high, IMAGE_SIDE**2 // high, side, side) for high in heights)
+    assert most == next(family.most_tokens for family in FAMILIES if family.architecture == architecture)
 
 
 def checkpoints() -> Any:
@@ -146,6 +218,16 @@ def test_uni_dpo_trains_resumes_and_evaluates(
     ordinary = train(**settings, output_dir=str(tmp_path / "ordinary"), pair_forward="ordinary")
     assert not passes
     assert_same(ordinary, log)
+
+    recipe = dict(read_mapping(family.recipe))
+    here = {"gradient_accumulation_steps": 2, "max_steps": 1, "bf16": False, "plot_loss": False, "cutoff_len": 1024}
+    here |= {name: settings[name] for name in ("model_name_or_path", "dataset")}
+    here |= {"dataset_dir": str(text_data.folder), "output_dir": str(tmp_path / "recipe")}
+    step, _ = train(**recipe | here | {"preprocessing_num_workers": 1})
+    assert 0 < step["grad_norm"] < math.inf
+    assert passes, "its recipe ran two sequences per pair"
+    adapters = load_file(tmp_path / "recipe" / "adapter_model.safetensors")
+    assert any(weight.any() for name, weight in adapters.items() if "lora_B" in name)
 
 
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:

@@ -16,7 +16,9 @@ from uni_dpo.plan.estimate import Estimate, estimate, memory_of, total_of
 from uni_dpo.plan.gpus import GPUS, gpu_named
 from uni_dpo.plan.training import read_run
 from uni_dpo.plan.workload import read_workload
+from uni_dpo.settings.reading import read_mapping
 
+ROOT = Path(__file__).parents[2]
 GIB = 2**30
 
 
@@ -106,6 +108,22 @@ def test_what_does_not_fit_says_what_to_change(settings: dict[str, Any]) -> None
     assert found.advice[0].endswith("which fits")
     assert "all of these" in of(settings, "t4").advice[-1]
     assert not of(settings, finetuning_type="lora").advice
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct"),
+        ("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("qwen3_vl", "x/Qwen3-VL-8B-Instruct"),
+    ],
+)
+def test_the_recipe_of_a_family_is_planned(settings: dict[str, Any], recipe: str, model: str) -> None:
+    """On one GPU, and it fits."""
+    described = dict(read_mapping(ROOT / "examples" / "uni_dpo" / "families" / f"{recipe}.yaml"))
+    data = {name: settings[name] for name in ("dataset", "dataset_dir")}
+    found = of(described | data, model_name_or_path=model)
+    assert (found.fits, found.steps) == (True, 2)
 
 
 def test_a_tokenizer_counts_where_there_is_one(settings: dict[str, Any], tiny_qwen2_vl: Path) -> None:

@@ -31,7 +31,7 @@ def command_of(path: Path) -> str:
 
 CONFIGS = sorted(
     path
-    for pattern in ("examples/*/*.yaml", "examples/*/*.json", "VLMEvalKit/*.json")
+    for pattern in ("examples/**/*.yaml", "examples/*/*.json", "VLMEvalKit/*.json")
     for path in ROOT.glob(pattern)
     if path.name not in NO_CONFIG
 )

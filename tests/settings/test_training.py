@@ -243,7 +243,7 @@ def test_a_flag_of_the_published_launch_line_needs_no_value() -> None:
 def test_every_recipe_has_values_that_its_settings_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "has_accelerator", lambda: True)
     monkeypatch.setattr(training, "find_spec", lambda name: True)
-    paths = Path(__file__).parents[2].glob("examples/*/*.yaml")
+    paths = Path(__file__).parents[2].glob("examples/**/*.yaml")
     recipes = [path for path in paths if path.read_text().startswith("stage:") or "\nstage:" in path.read_text()]
     assert len(recipes) > 8
     for recipe in recipes:
