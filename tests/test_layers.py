@@ -19,7 +19,7 @@ LAYERS = (
     {"data"},
     {"report"},
     {"models", "preferences"},
-    {"graders", "trainer_mixins", "monitor"},
+    {"graders", "trainer_mixins", "weighted_losses", "monitor"},
     {"engine", "llamafactory", "trl", "vlmeval"},
     {"inference", "plan"},
     {"online"},

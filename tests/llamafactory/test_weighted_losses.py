@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from uni_dpo.llamafactory.weighted_losses import SHIFT
+from uni_dpo.weighted_losses import SHIFT
 
 # One plain step, so that a weight's change is its gradient.
 STEP = {"optim": "sgd", "learning_rate": 0.01, "max_steps": 1, "max_grad_norm": 0.0}

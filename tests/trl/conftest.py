@@ -59,6 +59,49 @@ def step() -> Callable[..., tuple[Any, dict[str, float]]]:
 
 
 @pytest.fixture(scope="session")
+def processor(tiny_qwen2_vl: Path) -> Any:
+    """The tiny Qwen2-VL's; an image of the digits is 4 tokens."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(tiny_qwen2_vl)
+
+
+@pytest.fixture
+def row(digits: dict[str, list[Any]]) -> Callable[[int], dict[str, Any]]:
+    """`row(images)` is a row with so many images, as either TRL hands it to its collator."""
+
+    def made(images: int) -> dict[str, Any]:
+        return {
+            "prompt": "<|vision_start|><|image_pad|><|vision_end|>" * images + "Which?",
+            "images": [str(digit.image) for digit in digits["preference"][:images]],
+            "chosen": "yes",
+            "rejected": "no no",
+            "chosen_input_ids": [7],
+            "rejected_input_ids": [8, 9],
+        }
+
+    return made
+
+
+@pytest.fixture
+def collator(processor: Any) -> Callable[..., Any]:
+    """`collator(max_length)` is the installed TRL's for rows with images."""
+
+    def made(max_length: int | None = None) -> Any:
+        from uni_dpo.trl import UniDPOTrainer
+
+        if hasattr(UniDPOTrainer, "concatenated_forward"):
+            from uni_dpo.trl.version_0_24 import PromptImagesCollator
+
+            return PromptImagesCollator(processor, 0, max_length)
+        from uni_dpo.trl.version_1 import WholeImagesCollator
+
+        return WholeImagesCollator(processor=processor, max_length=max_length)
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Qwen2 of the text recipe."""
     from uni_dpo.demo.tiny_model import write_tiny_text_model

@@ -1,5 +1,6 @@
 """Scores and images: what is at fault is named, what is good reaches the batch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.trl.data import check_scores
+from uni_dpo.trl.data import ScoredPairs, check_scores
 
 COLUMNS = ("score_chosen", "score_rejected")
 
@@ -43,3 +44,29 @@ def test_an_image_that_no_processor_takes_is_named_before_training(tmp_path: Pat
             check_images(dataset)
     with pytest.raises(UniDPOError, match="the eval dataset, row 0, image 1 cannot be read"):
         check_images(datasets.Dataset.from_list([{"images": [str(tmp_path / "none.png")]}]), "eval")
+
+
+def test_scores_come_from_their_columns_into_the_batch() -> None:
+    rows = [{"good": 4, "bad": 1.5}, {"good": 3.0, "bad": 1.5}]
+    batch = ScoredPairs(lambda examples: {"rows": len(examples)}, ("good", "bad"))(rows)
+    assert batch["rows"] == 2
+    assert batch["score_chosen"].tolist() == [4.0, 3.0]
+    assert batch["score_rejected"].tolist() == [1.5, 1.5]
+    assert ScoredPairs(lambda examples: {})(rows) == {}
+    with pytest.raises(UniDPOError, match=r"bad: .* not all finite"):
+        ScoredPairs(lambda examples: {}, ("good", "bad"))([*rows, {"good": 1.0, "bad": None}])
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_its_images_are_cut(
+    collator: Callable[..., Any], row: Callable[[int], dict[str, Any]]
+) -> None:
+    with pytest.raises(UniDPOError, match="max_length is 9"):
+        collator(9)([row(2)])
+
+
+def test_an_image_that_is_no_image_is_named(
+    collator: Callable[..., Any], row: Callable[[int], dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UniDPOError, match=r"text\.png cannot be read"):
+        collator()([row(1) | {"images": [str(tmp_path / "text.png")]}])

@@ -48,6 +48,28 @@ def test_a_file_of_texts_trains_with_an_adapter(tiny_text: Path, text_rows: Rows
     assert (out / "adapter_model.safetensors").is_file()
 
 
+def test_losses_with_weights_train_from_a_file_and_what_bco_remembers_is_resumed(
+    tiny_text: Path, text_rows: Rows, tmp_path: Path
+) -> None:
+    """The ledger has the weighted loss of each pair, and Uni-DPO's weights."""
+    (tmp_path / "pairs.json").write_text(json.dumps(text_rows))
+    given = dict(zip(*[iter(flags(tiny_text, tmp_path / "pairs.json", tmp_path / "out"))] * 2, strict=True))
+    lines = [f"{name.removeprefix('--')}: {value}" for name, value in given.items() if name != "--save_strategy"]
+    (tmp_path / "run.yaml").write_text("\n".join([*lines, "loss_type: {uni_dpo: 1, bco: 0.5}", "save_steps: 1"]))
+    train([str(tmp_path / "run.yaml")])
+    first, second = (line for line in log(tmp_path / "out") if "loss" in line)
+    for line in (first, second):
+        assert line["loss"] == pytest.approx(line["loss/uni_dpo"] + 0.5 * line["loss/bco_pair"], rel=1e-4)
+    assert first["loss/bco_pair"] == pytest.approx(1.3862944, rel=1e-4)  # all ratios are 0: 2 log 2
+    rows = read_ledger(tmp_path / "out").to_pylist()
+    assert sum(row["loss"] for row in rows[:4]) / 4 == pytest.approx(first["loss"], rel=1e-4)
+    assert all(0.5 < row["w_qual"] < 1 for row in rows)
+    assert json.loads((tmp_path / "out/checkpoint-2/bco_shift.json").read_text())["batches"] == 2
+    train([str(tmp_path / "run.yaml"), f"resume_from_checkpoint={tmp_path / 'out/checkpoint-1'}"])
+    again = [line for line in log(tmp_path / "out") if "loss" in line][-1]
+    assert again["loss/bco_pair"] == pytest.approx(second["loss/bco_pair"], rel=1e-5)
+
+
 def test_two_ranks_follow_one(tiny_text: Path, text_rows: Rows, tmp_path: Path) -> None:
     """Two pairs on each of two ranks are the four pairs of one."""
     (tmp_path / "pairs.json").write_text(json.dumps(text_rows))

@@ -2,6 +2,7 @@
 
 No environment holds both LlamaFactory and TRL 1.x. So what LlamaFactory logs for a batch is kept beside this file,
 checked where LlamaFactory is installed, and compared with wherever any TRL is. `UNI_DPO_RECORD=1` writes it anew.
+So it is with weighted losses, whose gradients are kept by their norms and by their projections on one direction.
 """
 
 import json
@@ -20,7 +21,27 @@ IGNORE = -100
 PAIRS = 4
 FOLDER = Path(__file__).parent
 TERMS = ("w_qual", "w_perf", "nll_active", "score_margin")
-LOGGED = ("loss", "rewards/chosen", "rewards/rejected", *(f"uni_dpo/{name}" for name in TERMS))
+WEIGHTS = {"uni_dpo": 1, "sigmoid": 0.5, "hinge": 0.3, "ipo": 0.01, "kto_pair": 0.2, "bco_pair": 0.25}
+WEIGHTS |= {"orpo": 0.1, "simpo": 0.4, "sft": 0.6}
+LOSSES: dict[str, Any] = {"": "uni_dpo", "_weighted": WEIGHTS}
+
+
+def logged_names(losses: str) -> list[str]:
+    """What both libraries log of a batch under the same names."""
+    parts = [f"loss/{name}" for name in WEIGHTS] if losses else []
+    return ["loss", "rewards/chosen", "rewards/rejected", *(f"uni_dpo/{name}" for name in TERMS), *parts]
+
+
+def directions(model: Any) -> dict[str, Any]:
+    """Each parameter's gradient as two numbers: its norm, and what it is along a fixed direction."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            along = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            gradient = parameter.grad.double()
+            found[f"gradient {name}"] = np.array([gradient.norm(), (gradient * along).sum()])
+    return found
 
 
 def llamafactory_pairs(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -50,17 +71,26 @@ def llamafactory_pairs(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def llamafactory_step(
-    policy: Path, reference: Path, template: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """The first batch of a LlamaFactory run as it was collated, and what the run logged for it."""
+    policy: Path, reference: Path, template: str, losses: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
+    """The first batch of a LlamaFactory run as it was collated, what the run logged for it, and its gradients."""
     from uni_dpo.llamafactory import register
 
     register()
     from llamafactory.train.tuner import run_exp
 
     from uni_dpo.llamafactory.data import ScoredPairCollator
+    from uni_dpo.llamafactory.trainer import LlamaFactoryUniDPOTrainer
 
-    batches = []
+    batches, gradients = [], {}
+    train = LlamaFactoryUniDPOTrainer.training_step
+
+    def stepped(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = train(self, model, *args, **kwargs)
+        gradients.update(directions(model))
+        return loss
+
+    monkeypatch.setattr(LlamaFactoryUniDPOTrainer, "training_step", stepped)
     collate = ScoredPairCollator.__call__
 
     def recorded(self: Any, features: Any) -> Any:
@@ -76,7 +106,7 @@ def llamafactory_step(
             "stage": "dpo",
             "do_train": True,
             "finetuning_type": "full",
-            "pref_loss": "uni_dpo",
+            "pref_loss": losses,
             "uni_dpo_nll_lambda": 0.2,
             "dataset_dir": str(folder),
             "dataset": "pairs",
@@ -93,7 +123,7 @@ def llamafactory_step(
         }
     )
     log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
-    return batches[0], log[0]
+    return batches[0], log[0], gradients
 
 
 def in_trls_layout(batch: dict[str, Any], trainer: Any) -> dict[str, Any]:
@@ -142,6 +172,12 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=LOSSES, ids=["uni_dpo", "weighted"])
+def losses(request: pytest.FixtureRequest) -> str:
+    """Which of `LOSSES`."""
+    return request.param
+
+
 @pytest.fixture
 def models(kind: str, tiny_text: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> dict[str, Path]:
     """Policy and reference, which differ, so that every term of the objective counts; the same in every world."""
@@ -167,6 +203,7 @@ def models(kind: str, tiny_text: Path, tiny_qwen2_vl: Path, tmp_path: Path) -> d
 
 def test_what_llamafactory_logs_is_what_was_recorded(
     kind: str,
+    losses: str,
     models: dict[str, Path],
     text_rows: list[dict[str, Any]],
     image_rows: list[dict[str, Any]],
@@ -178,19 +215,22 @@ def test_what_llamafactory_logs_is_what_was_recorded(
 
     rows, template = (text_rows, "qwen") if kind == "text" else (image_rows, "qwen2_vl")
     llamafactory_pairs(rows, tmp_path)
-    batch, logged = llamafactory_step(models["policy"], models["reference"], template, tmp_path, monkeypatch)
+    batch, logged, gradients = llamafactory_step(
+        models["policy"], models["reference"], template, LOSSES[losses], tmp_path, monkeypatch
+    )
     batch["score_chosen"], batch["score_rejected"] = take_scores(batch)
     kept = {name: value.numpy() for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
-    found = kept | {name: np.float64(logged[name]) for name in LOGGED}
+    found = kept | {name: np.float64(logged[name]) for name in logged_names(losses)} | (gradients if losses else {})
     if os.environ.get("UNI_DPO_RECORD"):
-        np.savez_compressed(FOLDER / f"parity_{kind}.npz", **found)
-    recorded = np.load(FOLDER / f"parity_{kind}.npz")
-    for name in ("input_ids", "labels", *LOGGED):
+        np.savez_compressed(FOLDER / f"parity_{kind}{losses}.npz", **found)
+    recorded = np.load(FOLDER / f"parity_{kind}{losses}.npz")
+    for name in ("input_ids", "labels", *logged_names(losses)):
         np.testing.assert_allclose(found[name], recorded[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_one_batch_one_loss(
     kind: str,
+    losses: str,
     models: dict[str, Path],
     text_rows: list[dict[str, Any]],
     image_rows: list[dict[str, Any]],
@@ -202,16 +242,22 @@ def test_one_batch_one_loss(
 
     from uni_dpo.trl import UniDPOTrainer
 
-    recorded = np.load(FOLDER / f"parity_{kind}.npz")
+    recorded = np.load(FOLDER / f"parity_{kind}{losses}.npz")
     loader = AutoModelForCausalLM if kind == "text" else AutoModelForImageTextToText
     policy, reference = (loader.from_pretrained(models[name], dtype=torch.float32) for name in ("policy", "reference"))
     rows = text_rows if kind == "text" else image_rows
-    trainer = UniDPOTrainer(policy, reference, settings(uni_dpo_nll_lambda=0.2), train_dataset=Dataset.from_list(rows))
+    config = settings(uni_dpo_nll_lambda=0.2, loss_type=LOSSES[losses])
+    trainer = UniDPOTrainer(policy, reference, config, train_dataset=Dataset.from_list(rows))
     trainer.model.eval()
-    batch = {name: torch.from_numpy(recorded[name]) for name in recorded.files if recorded[name].ndim}
-    with torch.no_grad():
-        loss, metrics = step(trainer, trainer.model, in_trls_layout(batch, trainer))
-    assert loss.item() == pytest.approx(recorded["loss"], abs=1e-5)
+    gradients = [name for name in recorded.files if name.startswith("gradient ")]
+    batch = {n: torch.from_numpy(recorded[n]) for n in recorded.files if recorded[n].ndim and n not in gradients}
+    loss, metrics = step(trainer, trainer.model, in_trls_layout(batch, trainer))
+    assert loss.item() == pytest.approx(recorded["loss"], rel=1e-5, abs=1e-5)
     assert abs(metrics["rewards/margins"]) > 1e-3, "policy and reference are the same: the test shows nothing"
-    for name in LOGGED[1:]:
-        assert metrics[name] == pytest.approx(recorded[name], abs=1e-5), name
+    for name in logged_names(losses)[1:]:
+        assert metrics[name] == pytest.approx(recorded[name], rel=1e-5, abs=1e-5), name
+    loss.backward()
+    found = directions(trainer.model)
+    assert bool(gradients) == bool(losses)
+    for name in gradients:
+        np.testing.assert_allclose(found[name], recorded[name], rtol=1e-5, atol=1e-5, err_msg=name)

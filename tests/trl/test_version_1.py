@@ -8,47 +8,23 @@ import pytest
 import torch
 from datasets import Dataset
 
-from uni_dpo.errors import UniDPOError
 from uni_dpo.trl import UniDPOTrainer
 
 if hasattr(UniDPOTrainer, "concatenated_forward"):
     pytest.skip("another TRL is installed", allow_module_level=True)
 
-from uni_dpo.trl.version_1 import JoinedTextPairCollator, JoinedVisionPairCollator
-
 Settings = Callable[..., Any]
 Rows = list[dict[str, Any]]
 
 
-def test_scores_come_from_their_columns_into_the_batch() -> None:
-    row = {"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9], "good": 4, "bad": 1.5}
-    batch = JoinedTextPairCollator(pad_token_id=0, columns=("good", "bad"))([row, row | {"good": 3.0}])
-    assert batch["score_chosen"].tolist() == [4.0, 3.0]
-    assert batch["score_rejected"].tolist() == [1.5, 1.5]
-    assert "score_chosen" not in JoinedTextPairCollator(pad_token_id=0)([row])
-    with pytest.raises(UniDPOError, match=r"bad: .* not all finite"):
-        JoinedTextPairCollator(pad_token_id=0, columns=("good", "bad"))([row, row | {"bad": None}])
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_qwen2_vl: Path) -> Any:
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(tiny_qwen2_vl)
-
-
-def row(digits: dict[str, list[Any]], images: int) -> dict[str, Any]:
-    """A row of texts, of which each image is 4 tokens."""
-    prompt = "<|vision_start|><|image_pad|><|vision_end|>" * images + "Which?"
-    paths = [str(digit.image) for digit in digits["preference"][:images]]
-    return {"prompt": prompt, "images": paths, "chosen": "yes", "rejected": "no no"}
-
-
 def test_prompts_with_any_number_of_images_share_a_batch(
-    processor: Any, digits: dict[str, list[Any]], pairs_in: Callable[..., Any]
+    collator: Callable[..., Any],
+    processor: Any,
+    row: Callable[[int], dict[str, Any]],
+    pairs_in: Callable[..., Any],
 ) -> None:
-    collate = JoinedVisionPairCollator(processor=processor)
-    batch = collate([row(digits, 2), row(digits, 0), row(digits, 1)])
+    collate = collator()
+    batch = collate([row(2), row(0), row(1)])
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     pairs = pairs_in(batch)
     assert [int((pair.prompt == image).sum()) for pair in pairs] == [8, 0, 4]
@@ -56,20 +32,7 @@ def test_prompts_with_any_number_of_images_share_a_batch(
     assert (batch["mm_token_type_ids"] == (batch["input_ids"] == image)).all()
     end = processor.tokenizer.eos_token_id
     assert {int(answer[-1]) for pair in pairs for answer in (pair.chosen, pair.rejected)} == {end}
-    assert "pixel_values" not in collate([row(digits, 0)])
-
-
-def test_a_prompt_that_does_not_fit_is_refused_before_its_images_are_cut(
-    processor: Any, digits: dict[str, list[Any]]
-) -> None:
-    with pytest.raises(UniDPOError, match="max_length is 9"):
-        JoinedVisionPairCollator(processor=processor, max_length=9)([row(digits, 2)])
-
-
-def test_an_image_that_is_no_image_is_named(processor: Any, digits: dict[str, list[Any]], tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UniDPOError, match=r"text\.png cannot be read"):
-        JoinedVisionPairCollator(processor=processor)([row(digits, 1) | {"images": [str(tmp_path / "text.png")]}])
+    assert "pixel_values" not in collate([row(0)])
 
 
 @pytest.mark.parametrize("left", [3, 9])
@@ -79,7 +42,7 @@ def test_averages_count_the_tokens_that_a_cut_leaves(
     """An indifferent model gives every token log(1/vocabulary): so does the average over any number of tokens."""
     trainer = UniDPOTrainer(str(tiny_text), args=settings(), train_dataset=Dataset.from_list(text_rows))
     longest = max(len(ids) for ids in trainer.train_dataset["prompt_ids"])
-    trainer.data_collator.max_length = longest + left
+    trainer.data_collator.collate.max_length = longest + left
     for parameter in trainer.model.parameters():
         parameter.data.zero_()
     _, logged = step(trainer, trainer.model, next(iter(trainer.get_train_dataloader())))

@@ -10,8 +10,9 @@ from uni_dpo.data.ranking import PairChoice, Pairing
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.arguments import LedgerArguments
 from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
-from uni_dpo.settings.losses import LOSSES, UNI_DPO, LossFacts, read_losses, written
+from uni_dpo.settings.losses import LOSSES, UNI_DPO, LossFacts, averages_of, betas_of, read_losses, written
 from uni_dpo.settings.options import NotNegative, check_ranges
+from uni_dpo.weighted_losses import LossPlan
 
 AVERAGED_UPSTREAM = ("ipo", "orpo", "simpo")
 STOCK_LOSSES = get_args(FinetuningArguments.__dataclass_fields__["pref_loss"].type)
@@ -115,7 +116,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, LedgerArguments, FinetuningA
         self.loss_weights = read_losses(self.pref_loss, STOCK_LOSSES)
         self.pref_loss = written(self.pref_loss, STOCK_LOSSES)
         known = {name: LOSSES.get(name, LossFacts()) for name in self.loss_weights}
-        self.betas = {name: facts.beta if self.pref_beta is None else self.pref_beta for name, facts in known.items()}
+        self.betas = betas_of(self.loss_weights, self.pref_beta)
         self.pref_beta = next(iter(self.betas.values()))
         if self.is_ours:
             self._refuse_what_is_not_in_the_objective()
@@ -147,12 +148,7 @@ class UniDPOFinetuningArguments(ObjectiveArguments, LedgerArguments, FinetuningA
     @property
     def averages_logps(self) -> bool:
         """Whether log-probabilities are averaged over an answer's tokens, rather than summed; the first loss's are."""
-        return self.averages_for(next(iter(self.loss_weights)))
-
-    def averages_for(self, loss: str) -> bool:
-        """Tell whether one of the losses takes averaged log-probabilities."""
-        own = LOSSES.get(loss, LossFacts()).averages
-        return own if self.dpo_average_log_prob is None or loss == "sft" else self.dpo_average_log_prob
+        return averages_of(self.loss_weights, self.dpo_average_log_prob)[next(iter(self.loss_weights))]
 
     @property
     def pair_choice(self) -> PairChoice:
@@ -162,6 +158,12 @@ class UniDPOFinetuningArguments(ObjectiveArguments, LedgerArguments, FinetuningA
     def uni_dpo_config(self) -> UniDPOConfig:
         """Return the objective's hyperparameters as they were set."""
         return self.objective_config(self.betas[UNI_DPO])
+
+    def loss_plan(self) -> LossPlan:
+        """Return the losses as they were set; for a run whose loss `is_ours`."""
+        averages = averages_of(self.loss_weights, self.dpo_average_log_prob)
+        objective = self.uni_dpo_config() if self.uses_uni_dpo else None
+        return LossPlan(self.loss_weights, self.betas, averages, objective, self.simpo_gamma)
 
     def _refuse_what_changes_image_features(self) -> None:
         if not self.shares_prefix:

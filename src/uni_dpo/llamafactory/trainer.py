@@ -1,6 +1,5 @@
 """LlamaFactory's DPO trainer with the Uni-DPO objective in the one place where losses are made."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.question_sampler import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.llamafactory.run_context import current_run, progress_lines
-from uni_dpo.llamafactory.weighted_losses import METRICS, WeightedLosses
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
 from uni_dpo.monitor.progress import PairAverages
 from uni_dpo.objective import PairLogps
@@ -31,12 +29,13 @@ from uni_dpo.trainer_mixins import (
     reference_adapter,
     refuse_not_a_number,
 )
+from uni_dpo.weighted_losses import METRICS, RemembersLosses, WeightedLosses
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 
 class LlamaFactoryUniDPOTrainer(
-    WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, CustomDPOTrainer
+    WatchesPairs, EndsTogether, KeepsAdapterAsReference, RemembersLosses, LoadsByPublishedNames, CustomDPOTrainer
 ):
     """Trains with `pref_loss: uni_dpo` or weighted losses; with any other loss it is LlamaFactory's trainer.
 
@@ -53,7 +52,8 @@ class LlamaFactoryUniDPOTrainer(
             add_reference_adapter(model)
         super().__init__(model=model, ref_model=ref_model, **kwargs)
         arguments = self.finetuning_args
-        self.objective = WeightedLosses(arguments, self.accelerator) if arguments.is_ours else None
+        if arguments.is_ours:
+            self.objective = WeightedLosses(arguments.loss_plan(), lambda value: self.accelerator.reduce(value, "mean"))
         self.averages = PairAverages(self.objective.metrics if self.objective else ())
         self._phase = "train"
         self._scores: tuple[Tensor, Tensor] | None = None
@@ -185,18 +185,6 @@ class LlamaFactoryUniDPOTrainer(
             self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
             self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
         )
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save, with what a loss remembers."""
-        super()._save_checkpoint(*args, **kwargs)
-        if self.objective is not None and self.args.should_save:
-            self.objective.save(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Go on with what a loss remembers, as with the optimizer."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.objective is not None and checkpoint:
-            self.objective.load(Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Other losses resume as they do in LlamaFactory."""

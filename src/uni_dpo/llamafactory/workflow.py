@@ -22,10 +22,10 @@ from uni_dpo.llamafactory.record import run_record
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, running
-from uni_dpo.llamafactory.weighted_losses import METRICS
 from uni_dpo.monitor.callbacks import write_run_card
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
+from uni_dpo.weighted_losses import METRICS
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 

@@ -4,6 +4,7 @@ Known are names, types, ranges, defaults and help. What only the imported classe
 """
 
 import ast
+import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -100,6 +101,8 @@ def known_settings(places: Places = TRAIN) -> tuple[KnownSetting, ...]:
             if setting.name == "pref_loss" and get_origin(setting.kind) is Literal:
                 names: Any = Literal[(*get_args(setting.kind), UNI_DPO)]
                 found[setting.name] = replace(first, kind=names | LossWeights)
+            elif setting.name == "loss_type" and setting.group == "TRLUniDPOConfig":
+                found[setting.name] = replace(first, kind=str | first.kind | LossWeights)
     return tuple(found.values())
 
 
@@ -227,3 +230,10 @@ def known_templates() -> dict[str, bool]:
                     parts = plugin.keywords if isinstance(plugin, ast.Call) else []
                     found[str(name.value)] = any(part.arg == "image_token" for part in parts)
     return found
+
+
+@lru_cache
+def known_trl_losses() -> tuple[str, ...]:
+    """Read the losses of TRL's DPO trainer from its source, in the order that they stand there."""
+    (file,) = _files((("trl", ("trainer/dpo_trainer.py",)),))
+    return tuple(dict.fromkeys(re.findall(r'loss_type == "(\w+)"', file.read_text(encoding="utf-8"))))

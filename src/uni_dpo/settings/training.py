@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from uni_dpo.errors import did_you_mean
-from uni_dpo.settings.losses import STOCK, LossWeights, read_losses
+from uni_dpo.settings.losses import STOCK, LossWeights, read_losses, read_trl_losses
 from uni_dpo.settings.options import as_number, parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of_known
@@ -126,8 +126,10 @@ def setting_faults(
         as_text: whether values are the texts of `--key value` flags.
     """
     for name, value in settings.items():
-        if name in known and LossWeights in parts_of(known[name].kind)[0]:
+        if name == "pref_loss" and name in known and LossWeights in parts_of(known[name].kind)[0]:
             yield from _loss_faults(known[name], value)
+        elif name == "loss_type" and name in known and known[name].group == "TRLUniDPOConfig" and not as_text:
+            yield from _trl_loss_faults(value, settings.get("loss_weights"))
         elif name in known and (fault := _value_fault(known[name], value, ranges.get(name, ()), as_text)):
             yield name, fault
 
@@ -136,6 +138,14 @@ def _loss_faults(setting: KnownSetting, value: Any) -> Sequence[tuple[str, str]]
     literal = next(part for part in parts_of(setting.kind)[0] if get_origin(part) is Literal)
     try:
         read_losses(value, get_args(literal))
+    except SettingsError as error:
+        return error.faults
+    return ()
+
+
+def _trl_loss_faults(loss_type: Any, weights: Any) -> Sequence[tuple[str, str]]:
+    try:
+        read_trl_losses(loss_type, weights)
     except SettingsError as error:
         return error.faults
     return ()

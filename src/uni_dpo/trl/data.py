@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape
 from uni_dpo.errors import UniDPOError
+from uni_dpo.ledger.texts import KEY
 
 SCORES = ("score_chosen", "score_rejected")
 """The scores' names in a batch, whatever their columns are called."""
@@ -137,6 +139,29 @@ def batch_scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str]
             raise UniDPOError(f"{column}: {values} are not all finite numbers; fix or remove these rows")
         scores[name] = torch.tensor(values, dtype=torch.float32)
     return scores
+
+
+@dataclass
+class ScoredPairs:
+    """A collator of pairs, and the scores and keys of the rows beside its batch.
+
+    Args:
+        collate: makes the batch of rows.
+        columns: the dataset's columns with the scores; None for a loss without scores.
+    """
+
+    collate: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]]
+    columns: tuple[str, str] | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows, in the form that `collate` takes them."""
+        batch = self.collate(list(examples))
+        return {**batch, **batch_scores(examples, self.columns), **batch_keys(examples)}
+
+
+def batch_keys(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Collate what the ledger knows rows by, int64 (pairs,); nothing where the rows have no keys."""
+    return {KEY: torch.tensor([example[KEY] for example in examples])} if examples and KEY in examples[0] else {}
 
 
 def is_score(value: object) -> bool:

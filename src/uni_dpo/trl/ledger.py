@@ -1,12 +1,10 @@
 """The ledger of a TRL run: rows of its datasets get keys and names before TRL tokenizes them."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import datasets
-import torch
-from torch import Tensor
 from trl.data_utils import maybe_extract_prompt
 
 from uni_dpo.ledger.texts import KEY, NAME, image_files, pair_key
@@ -128,11 +126,6 @@ def _content(content: Any) -> str:
     return "".join("<image>" if part.get("type") == "image" else str(part.get("text") or "") for part in content)
 
 
-def batch_keys(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Collate what the ledger knows rows by, int64 (pairs,); nothing where the rows have no keys."""
-    return {KEY: torch.tensor([example[KEY] for example in examples])} if examples and KEY in examples[0] else {}
-
-
 def run_record(
     args: Any, model: Any, about: Mapping[str, Any], averaged_losses: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -158,11 +151,12 @@ def run_record(
 
 def _evidence(args: Any, averaged_losses: Collection[str]) -> dict[str, Any]:
     losses = [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type
+    averaged = args.averages_logps if args.losses else not {*losses}.isdisjoint(averaged_losses)
     found = {
         "pref_loss": " + ".join(losses),
         "beta": args.beta,
         "learning_rate": args.learning_rate,
-        "averaged": args.averages_logps or not {*losses}.isdisjoint(averaged_losses),
+        "averaged": averaged,
         "has_reference": not getattr(args, "reference_free", False),
     }
     if args.uses_uni_dpo:

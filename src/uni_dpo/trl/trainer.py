@@ -15,11 +15,12 @@ from uni_dpo.ledger.texts import KEY
 from uni_dpo.monitor.opening import open_ledger
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
 from uni_dpo.monitor.progress import ProgressLines
-from uni_dpo.objective import PairLogps, UniDPOLoss, uni_dpo_loss
+from uni_dpo.objective import PairLogps
 from uni_dpo.trainer_mixins import EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, refuse_not_a_number
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import SCORES, check_scores
 from uni_dpo.trl.ledger import NamedRows, logger, name_rows, run_record
+from uni_dpo.weighted_losses import METRICS, RemembersLosses, WeightedLosses
 
 if hasattr(dpo_trainer, "add_fused_lm_head"):
     from uni_dpo.trl.version_1 import FusedPairTrainer as PairTrainer
@@ -33,8 +34,10 @@ else:
 __all__ = ["SeeingSampler", "UniDPOTrainer"]
 
 
-class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, PairTrainer):
-    """Trains with the loss `uni_dpo`; with any other loss it is TRL's trainer.
+class UniDPOTrainer(
+    WatchesPairs, EndsTogether, KeepsAdapterAsReference, RemembersLosses, LoadsByPublishedNames, PairTrainer
+):
+    """Trains with the loss `uni_dpo` or weighted losses; with any loss of TRL's it is TRL's trainer.
 
     Vision data go through the model's own processor when a batch is made, so that every family whose processor
     takes texts and images together trains, also those whose images have no fixed size (Qwen-VL), with any number
@@ -47,7 +50,7 @@ class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsBy
             ledger calls their rows too) and `changed` (further settings and their values).
 
     Raises:
-        UniDPOError: the loss is `uni_dpo`, and a dataset has no scores or some that are no numbers.
+        UniDPOError: `uni_dpo` is among the losses, and a dataset has no scores or some that are no numbers.
     """
 
     def __init__(
@@ -62,8 +65,11 @@ class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsBy
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = TRLUniDPOConfig(f"{name.split('/')[-1]}-Uni-DPO")
-        self.objective = args.objective() if isinstance(args, TRLUniDPOConfig) and args.uses_uni_dpo else None
-        self.columns = (args.score_chosen_column, args.score_rejected_column) if self.objective else None
+        self.columns: tuple[str, str] | None = None
+        if isinstance(args, TRLUniDPOConfig) and args.losses:
+            self.objective = WeightedLosses(args.loss_plan(), lambda value: self.accelerator.reduce(value, "mean"))
+            if args.uses_uni_dpo:
+                self.columns = (args.score_chosen_column, args.score_rejected_column)
         self._terms: dict[str, Tensor] = {}
         self._seen: Seen = {}
         if self.columns is not None:
@@ -99,39 +105,41 @@ class UniDPOTrainer(WatchesPairs, EndsTogether, KeepsAdapterAsReference, LoadsBy
         """Put what was seen of a batch into the ledger; see `note_pairs`."""
         self.note_pairs(phase, keys, self._seen)
 
-    def scores_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the scores of a batch, (pairs,) each.
+    def scores_in(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Return the scores of a batch, (pairs,) each; None where no loss needs them.
 
         Raises:
-            UniDPOError: it has none.
+            UniDPOError: it has none, and `uni_dpo` is among the losses.
         """
+        if self.objective is None or self.objective.plan.objective is None:
+            return None
         if any(name not in batch for name in SCORES):
             raise UniDPOError(f"the data collator has to put {' and '.join(SCORES)} into the batch")
         return batch[SCORES[0]], batch[SCORES[1]]
 
-    def pair_losses(self, logps: PairLogps, score_chosen: Tensor, score_rejected: Tensor) -> Tensor:
-        """Return the objective's loss of each pair, (pairs,); its terms are kept for `logged_terms`.
+    def pair_losses(
+        self, logps: PairLogps, lengths: tuple[Tensor, Tensor], scores: tuple[Tensor, Tensor] | None, phase: str
+    ) -> Tensor:
+        """Return the weighted losses of each pair, (pairs,); what they are made of is kept for `logged_terms`.
+
+        Args:
+            logps: averaged or summed as the first loss takes them.
+            lengths: scored tokens of the chosen and of the rejected answers, (pairs,) each.
+            scores: as of `scores_in`.
+            phase: `train` or `eval`.
 
         Raises:
             UniDPOError: the loss is no finite number.
         """
         assert self.objective is not None
         device = logps.policy_chosen.device
-        score_chosen, score_rejected = score_chosen.to(device), score_rejected.to(device)
-        found: UniDPOLoss = uni_dpo_loss(logps, score_chosen, score_rejected, self.objective)
+        if scores is not None:
+            scores = scores[0].to(device), scores[1].to(device)
+        found = self.objective(logps, lengths, scores, trains=phase == "train")
         refuse_not_a_number(found.losses.detach().mean(), self.state.global_step)
-        self.see(
-            loss=found.losses.detach(),
-            w_qual=found.quality_weight,
-            w_perf=found.performance_weight,
-            nll_active=found.nll_active,
-        )
-        self._terms = {
-            "uni_dpo/w_qual": found.quality_weight,
-            "uni_dpo/w_perf": found.performance_weight,
-            "uni_dpo/nll_active": found.nll_active,
-            "uni_dpo/score_margin": score_chosen - score_rejected,
-        }
+        self._terms = found.terms
+        weights = {name.removeprefix("uni_dpo/"): found.terms[name] for name in METRICS[:3] if name in found.terms}
+        self.see(loss=found.losses.detach(), **weights)
         return found.losses
 
     def logged_terms(self) -> dict[str, float]:

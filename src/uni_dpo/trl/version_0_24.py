@@ -19,8 +19,7 @@ from uni_dpo.ledger.texts import KEY
 from uni_dpo.objective import PairLogps
 from uni_dpo.shared_prefix import image_token_id, unwrapped
 from uni_dpo.trainer_mixins import REFERENCE_ADAPTER, add_reference_adapter
-from uni_dpo.trl.data import SCORES, batch_scores, opened
-from uni_dpo.trl.ledger import batch_keys
+from uni_dpo.trl.data import SCORES, ScoredPairs, opened
 
 GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL 0.24 does not know of."""
@@ -40,7 +39,8 @@ class ConcatenatedPairTrainer(DPOTrainer):
     """TRL's losses that take log-probabilities averaged over an answer's tokens."""
 
     def __init__(self, model: Any, ref_model: Any, args: Any, data_collator: Any, **kwargs: Any) -> None:
-        self._scores: tuple[Tensor, Tensor] | None = None
+        self._batch: dict[str, Any] = {}
+        self._phase = "train"
         adapted = _is_adapted(model) and ref_model is None and not kwargs.get("peft_config")
         keeps_adapter = self.objective is not None and adapted and args.ref_adapter_name is None
         if keeps_adapter:
@@ -49,14 +49,14 @@ class ConcatenatedPairTrainer(DPOTrainer):
         if keeps_adapter:
             self.model_adapter_name, self.ref_adapter_name = model.active_adapter, REFERENCE_ADAPTER
         if data_collator is None:
-            self.data_collator = self._collator()
+            self.data_collator = ScoredPairs(self._collator(), self.columns)
 
-    def _collator(self) -> "ScoredTextPairCollator | ScoredVisionPairCollator":
+    def _collator(self) -> Any:
         if not self.is_vision_model:
-            return ScoredTextPairCollator(self.pad_token_id, self.columns)
+            return DataCollatorForPreference(pad_token_id=self.pad_token_id)
         # Cutting at the end is what keeps the images whole.
         self.truncation_mode = "keep_start"
-        return ScoredVisionPairCollator(self.processing_class, self.pad_token_id, self.columns, self.max_length)
+        return PromptImagesCollator(self.processing_class, self.pad_token_id, self.max_length)
 
     @staticmethod
     def process_row(
@@ -101,7 +101,7 @@ class ConcatenatedPairTrainer(DPOTrainer):
         Averaged over their tokens where the settings say so.
         """
         output = super().concatenated_forward(_with_grids(model, batch.get(GRID)), batch, is_ref_model)
-        if self.objective is not None and self.args.average_log_prob:
+        if self.objective is not None and self.objective.plan.averages_logps:
             for side in ("chosen", "rejected"):
                 output[f"{side}_logps"] = output[f"{side}_logps"] / self._answer_lengths(batch, side)
         return output
@@ -112,8 +112,7 @@ class ConcatenatedPairTrainer(DPOTrainer):
         """Return loss and metrics of one batch, with the objective's terms among them."""
         batch = dict(batch)
         keys = self.take_keys(batch)
-        if self.objective is not None:
-            self._scores = self.scores_in(batch)
+        self._batch, self._phase = batch, train_eval
         self.see(**{name: batch[name] for name in SCORES if name in batch})
         loss, metrics = super().get_batch_loss_metrics(model, batch, train_eval)
         self.see(**{f"tokens_{side}": self._answer_lengths(batch, side) for side in ("chosen", "rejected")})
@@ -132,18 +131,19 @@ class ConcatenatedPairTrainer(DPOTrainer):
         loss_type: str = "sigmoid",
         model_output: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses and rewards of shape (pairs,) for the scores set aside by `get_batch_loss_metrics`."""
+        """Return losses and rewards of shape (pairs,) for the batch set aside by `get_batch_loss_metrics`."""
         device = chosen_logps.device
         logps = PairLogps(chosen_logps, rejected_logps, ref_chosen_logps.to(device), ref_rejected_logps.to(device))
         self.see(**vars(logps))
-        if self.objective is None or self._scores is None:
+        if self.objective is None:
             found = super().dpo_loss(
                 chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, loss_type, model_output
             )
             self.see(loss=found[0] if self._is_the_loss_of_pairs(found[0], chosen_logps) else None)
             return found
+        lengths = self._answer_lengths(self._batch, "chosen"), self._answer_lengths(self._batch, "rejected")
         return (
-            self.pair_losses(logps, *self._scores),
+            self.pair_losses(logps, lengths, self.scores_in(self._batch), self._phase),
             self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
             self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
         )
@@ -163,37 +163,17 @@ class ConcatenatedPairTrainer(DPOTrainer):
 
 
 @dataclass
-class ScoredTextPairCollator:
-    """TRL's collator for texts, and the scores beside its batch.
-
-    Args:
-        pad_token_id: fills up token ids.
-        columns: the dataset's columns with the scores; None for a loss without scores.
-    """
-
-    pad_token_id: int
-    columns: tuple[str, str] | None
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows that TRL has tokenized."""
-        batch = DataCollatorForPreference(pad_token_id=self.pad_token_id)(list(examples))
-        return {**batch, **batch_scores(examples, self.columns), **batch_keys(examples)}
-
-
-@dataclass
-class ScoredVisionPairCollator:
+class PromptImagesCollator:
     """Rows with images to TRL's batch: prompt and images through the model's own processor.
 
     Args:
         processor: the model's; a prompt holds its placeholder once per image.
         pad_token_id: fills up token ids.
-        columns: the dataset's columns with the scores; None for a loss without scores.
         max_length: tokens of prompt and answer that are kept; a prompt must fit, for none of its images can be cut.
     """
 
     processor: Any
     pad_token_id: int
-    columns: tuple[str, str] | None
     max_length: int | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -226,7 +206,7 @@ class ScoredVisionPairCollator:
         for name in PASSED_ON:
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
-        return {**batch, **inputs, **batch_scores(examples, self.columns), **batch_keys(examples)}
+        return {**batch, **inputs}
 
 
 class TypedSampler:

@@ -6,7 +6,6 @@ TRL 0.24 calls other things: `version_0_24.py`.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVi
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.texts import KEY
 from uni_dpo.objective import PairLogps
-from uni_dpo.trl.data import SCORES, batch_scores, opened
-from uni_dpo.trl.ledger import batch_keys
+from uni_dpo.trl.data import SCORES, ScoredPairs, opened
 
 ROW = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
 """What TRL's vision collator reads of a row, beside its images."""
@@ -47,19 +45,16 @@ class FusedPairTrainer(DPOTrainer):
             self.loss_types: list[str] = []
             self.loss_weights: list[float] = []
         if data_collator is None:
-            self.data_collator = self._collator()
+            self.data_collator = ScoredPairs(self._collator(), self.columns)
 
-    def _collator(self) -> "JoinedTextPairCollator | JoinedVisionPairCollator":
+    def _collator(self) -> Any:
         if self._is_vision_dataset:
-            return JoinedVisionPairCollator(
-                processor=self.processing_class, max_length=self.args.max_length, columns=self.columns
-            )
-        return JoinedTextPairCollator(
+            return WholeImagesCollator(processor=self.processing_class, max_length=self.args.max_length)
+        return DataCollatorForPreference(
             pad_token_id=self._tokenizer.pad_token_id,
             max_length=self.args.max_length,
             truncation_mode=self.args.truncation_mode,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
-            columns=self.columns,
         )
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -70,7 +65,7 @@ class FusedPairTrainer(DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
         keys = self.take_keys(inputs)
-        scores = self.scores_in(inputs) if self.objective is not None else ()
+        scores = self.scores_in(inputs)
         self.see(**{name: inputs[name] for name in SCORES if name in inputs})
         inputs = {name: value for name, value in inputs.items() if name not in SCORES}
         with self._answer_logps(inputs["completion_mask"]) as found:
@@ -79,11 +74,11 @@ class FusedPairTrainer(DPOTrainer):
         reference = found[1].chunk(2) if len(found) > 1 else (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         logps = PairLogps(*found[0].chunk(2), *reference)
         mode = "train" if self.model.training else "eval"
+        lengths = inputs["completion_mask"][:, 1:].sum(1).clamp(min=1).chunk(2)
         if self.objective is not None:
-            loss = loss + self.pair_losses(logps, *scores).mean()
+            loss = loss + self.pair_losses(logps, lengths, scores, mode).mean()
             for name, value in self.logged_terms().items():
                 self._metrics[mode][name].append(value)
-        lengths = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
         self.see(**vars(logps), **dict(zip(("tokens_chosen", "tokens_rejected"), lengths, strict=True)))
         self.note_seen(mode, keys)
         return (loss, outputs) if return_outputs else loss
@@ -109,7 +104,7 @@ class FusedPairTrainer(DPOTrainer):
             A list that grows by (2 · pairs,) with each pass, the policy's first.
         """
         mask = mask[:, 1:]
-        averaged = self.objective is not None and self.args.average_log_prob
+        averaged = self.objective is not None and self.objective.plan.averages_logps
         lengths = mask.sum(1, keepdim=True).clamp(min=1) if averaged else None
         weights = _shared_weights(mask, self.ld_alpha)
         found: list[Tensor] = []
@@ -128,32 +123,8 @@ class FusedPairTrainer(DPOTrainer):
             yield found
 
 
-@dataclass
-class JoinedTextPairCollator(DataCollatorForPreference):
-    """TRL's collator for texts, and the scores beside its batch.
-
-    Args:
-        columns: the dataset's columns with the scores; None for a loss without scores.
-        …: as TRL's collator takes them.
-    """
-
-    columns: tuple[str, str] | None = None
-
-    def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows that TRL has tokenized."""
-        return {**super().torch_call(list(examples)), **batch_scores(examples, self.columns), **batch_keys(examples)}
-
-
-@dataclass
-class JoinedVisionPairCollator(DataCollatorForVisionPreference):
-    """TRL's collator for images, for images by path too and any number in a row, and the scores beside its batch.
-
-    Args:
-        columns: the dataset's columns with the scores; None for a loss without scores.
-        …: as TRL's collator takes them.
-    """
-
-    columns: tuple[str, str] | None = None
+class WholeImagesCollator(DataCollatorForVisionPreference):
+    """TRL's collator for images, for images by path too and any number in a row, none of which is cut."""
 
     def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows of `prompt`, `images` or `image`, `chosen` and `rejected`.
@@ -167,7 +138,7 @@ class JoinedVisionPairCollator(DataCollatorForVisionPreference):
                 f"a prompt with its images has {self.max_length} tokens or more, and max_length is {self.max_length}: "
                 "raise it, set it to None, or make the images smaller"
             )
-        return {**batch, **batch_scores(examples, self.columns), **batch_keys(examples)}
+        return batch
 
     def _row(self, example: Mapping[str, Any]) -> dict[str, Any]:
         row = {name: example[name] for name in ROW if example.get(name) is not None}
