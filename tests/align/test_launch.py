@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -49,6 +50,11 @@ def test_a_launcher_starts_the_command(tmp_path):
 def test_a_launcher_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UniDPOError, match="launcher: no-such-launcher cannot be started"):
         run_command(["--version"], ["no-such-launcher", "{command}"], log=tmp_path / "a", work=tmp_path, show=print)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(UniDPOError, match=r"/dev/full: cannot be written \(No space left on device\)"):
+        run_command(["--version"], ITSELF, log=Path("/dev/full"), work=tmp_path, show=print)
 
 
 def test_only_what_this_work_dir_left_behind_is_ended(tmp_path):

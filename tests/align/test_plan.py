@@ -27,7 +27,10 @@ def test_counts_by_hand(settings):
     said = f"at most 48 requests, 4,800 tokens of replies, replies at most {cost:.2f} by price_completion"
     assert found["1/score"][1] == said
     assert found["1/pair"][1] == "at most 36 pairs"
-    assert found["1/test"][1].endswith("on the test questions: 6")
+    spent = "at most 6 requests, 600 tokens of replies, replies at most 1.20 by price_completion"
+    assert found["1/test"][1].endswith(f"on the test questions: 6; {spent}")
+    assert found["1/validate"][1].endswith(f"on the validation questions: 6; {spent} for each checkpoint")
+    assert lines(settings())["1/test"][1].endswith("on the test questions: 6")
     engine["reward"]["method"] = "compare"
     assert lines(settings(engine=engine))["1/score"][1].startswith("at most 144 requests")  # 12 · 4 · 3: both orders
 

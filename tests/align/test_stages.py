@@ -1,6 +1,7 @@
 """Which stages there are, what makes them stale, and what their commands say."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ def stage(raw, name):
     return next(found for found in AlignStages(AlignConfig(raw)) if found.name == name)
 
 
-def choice(work, number, *, goes_on=True, kept=True, model="chosen"):
-    made = Choice("final", model, 0.0, {"final": 1.0}, 1.0, 0.0, 2.0, 6, kept, goes_on, "because")
+def choice(work, number, *, goes_on=True, kept=True):
+    made = Choice(
+        "final", "where the work dir was before", 0.0, {"final": 1.0}, 1.0, 0.0, 2.0, 6, kept, goes_on, "because"
+    )
     write_choice(work / f"round-{number}" / "choice.json", made)
 
 
@@ -55,7 +58,7 @@ def test_a_round_that_does_not_go_on_is_the_last(settings, tmp_path):
     assert "3/sample" in names(raw)
 
 
-def test_a_change_makes_stale_what_depends_on_it(settings):
+def test_a_change_makes_stale_what_depends_on_it(settings, base_checkpoint, tmp_path):
     base = settings()
     after_training = ["1/train", "1/validate", "1/choose", "1/test", "report", "summary"]
     assert changed_between(base, settings(train={"finetuning_type": "full", "learning_rate": 1e-5})) == after_training
@@ -65,6 +68,16 @@ def test_a_change_makes_stale_what_depends_on_it(settings):
     faster = settings(engine={**base["engine"], "batch_size": 4, "models": {"sampler": {"batch_size": 2}}})
     assert changed_between(base, faster) == []
     assert changed_between(base, settings(rounds=2)) == ["report", "summary"]
+    everything = ["validate", "test", "1/sample", "1/score", "1/pair", "1/check", *after_training]
+    other = settings(model=str(base_checkpoint))
+    assert changed_between(base, other) == everything
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Look closely. {question}")
+    asked = settings(engine={**base["engine"], "sample": {"n": 4, "prompt": str(prompt)}})
+    assert changed_between(base, asked) == everything
+    for sampler in ({"prompt_style": "base"}, {"max_pixels": 3136}):
+        scored = settings(engine={**base["engine"], "models": {"sampler": sampler}}, evaluate={"by": "score"})
+        assert changed_between(settings(evaluate={"by": "score"}), scored) == everything
 
 
 def test_an_edited_file_of_questions_is_noticed(settings):
@@ -74,6 +87,51 @@ def test_an_edited_file_of_questions_is_noticed(settings):
         file.write(json.dumps({"id": "new", "question": "?", "answer": "x"}) + "\n")
     changed = [name for name, known in before.items() if stage(raw, name).settings != known]
     assert changed == ["test"]
+
+
+def test_an_image_with_other_content_is_noticed_and_a_copy_of_it_is_not(settings, tmp_path):
+    """Paths and times are of no effect, and an image is read again only where its size or time is another."""
+    place = tmp_path / "here"
+    place.mkdir()
+    questions = Path(settings()["questions"])
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        image = Path(row["images"][0])
+        row["images"] = [image.name]
+        (place / image.name).write_bytes(image.read_bytes())
+    file = place / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def known(place):
+        stages = AlignStages(AlignConfig(settings(questions=str(place / "questions.jsonl"))))
+        found = {stage.name: stage.settings for stage in stages}
+        stages.contents.remember()
+        return found
+
+    before = known(place)
+    copy = Path(shutil.copytree(place, tmp_path / "there", copy_function=shutil.copyfile))
+    assert known(copy) == before
+    image = copy / rows[0]["images"][0]
+    image.write_bytes((copy / rows[1]["images"][0]).read_bytes())
+    after = known(copy)
+    assert [name for name in before if before[name] != after[name]] == ["1/sample"]
+    assert before["1/sample"]["questions"] == after["1/sample"]["questions"]
+    kept = json.loads((tmp_path / "work" / "contents.json").read_text())
+    assert len(kept) >= 2 * len(rows)
+
+
+def test_an_edited_dataset_of_the_warm_up_and_an_edited_benchmark_are_noticed(settings, tmp_path):
+    (tmp_path / "sft.json").write_text("[]")
+    (tmp_path / "bench.tsv").write_text("index\tquestion\n")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"sft": {"file_name": "sft.json"}}))
+    warm_up = {"dataset": "sft", "dataset_dir": str(tmp_path)}
+    raw = settings(warm_up=warm_up, benchmarks={"Mine": {"path": str(tmp_path / "bench.tsv"), "type": "vqa"}})
+    before = {name: stage(raw, name).settings for name in ("warm-up", "validate", "benchmarks")}
+    for file, name in (("sft.json", "warm-up"), ("bench.tsv", "benchmarks")):
+        (tmp_path / file).write_text("[{}]")
+        changed = [other for other in before if stage(raw, other).settings != before[other]]
+        assert changed == [name]
+        before[name] = stage(raw, name).settings
 
 
 def test_the_state_says_what_changed(settings, tmp_path):
@@ -90,18 +148,19 @@ def test_the_state_says_what_changed(settings, tmp_path):
 
 
 def test_a_later_round_begins_with_the_chosen_model_and_its_stated_reference(settings, tmp_path, tiny_qwen2_vl):
-    choice(tmp_path / "work", 1, model="/somewhere/chosen")
+    choice(tmp_path / "work", 1)
+    chosen = str(tmp_path / "work" / "round-1" / "model")
     raw = settings(rounds=2, seed=5)
     for reference, expected in (("previous", None), ("base", str(tiny_qwen2_vl))):
         stage({**raw, "reference": reference}, "2/train").commands()
         written = yaml.safe_load((tmp_path / "work" / "round-2" / "train.yaml").read_text())
-        assert written["model_name_or_path"] == "/somewhere/chosen"
+        assert written["model_name_or_path"] == chosen
         assert written.get("ref_model") == expected
         assert written["seed"] == 6
     [command] = stage(raw, "2/sample").commands()
     assert command.words[:2] == ("engine", "run")
     engine = yaml.safe_load((tmp_path / "work" / "round-2" / "engine.yaml").read_text())
-    assert engine["models"]["sampler"]["model"] == "/somewhere/chosen"
+    assert engine["models"]["sampler"]["model"] == chosen
     assert engine["seed"] == 6
     simpo = {**raw, "reference": "base", "train": {"finetuning_type": "full", "pref_loss": "simpo"}}
     stage(simpo, "2/train").commands()
@@ -109,10 +168,10 @@ def test_a_later_round_begins_with_the_chosen_model_and_its_stated_reference(set
 
 
 def test_an_adapter_lies_on_its_base(settings, tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
+    adapter = tmp_path / "work" / "round-1" / "model"
+    adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/base"}))
-    choice(tmp_path / "work", 1, model=str(adapter))
+    choice(tmp_path / "work", 1)
     stage(settings(rounds=2, train={"finetuning_type": "lora"}), "2/train").commands()
     written = yaml.safe_load((tmp_path / "work" / "round-2" / "train.yaml").read_text())
     assert (written["model_name_or_path"], written["adapter_name_or_path"]) == ("/models/base", str(adapter))

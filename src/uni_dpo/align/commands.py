@@ -23,10 +23,17 @@ PLACEHOLDERS = {name: f"{{{name}}}" for name in ("model", "base", "previous")}
 
 @dataclass(frozen=True)
 class Command:
-    """One command of this program: its words, and the file that is there, whole, once it is done."""
+    """One command of this program.
+
+    Attributes:
+        words: without the program's name.
+        output: the file that is there, whole, once it is done: it is not run again then.
+        leaves: a file that it leaves, perhaps among others.
+    """
 
     words: tuple[str, ...]
     output: Path | None = None
+    leaves: Path | None = None
 
 
 class Commands:
@@ -131,16 +138,20 @@ class Commands:
 
     def _score(self, part: str, model: str, folder: Path) -> list[Command]:
         """The pipeline that scores the samples, on one greedy answer per question."""
+        models = {"model": model, "base": self.layout.base(), "previous": model}
+        file = _write_yaml(folder.with_suffix(".yaml"), self.scoring_options(part, models))
+        command = ("engine", "run", file, "--work-dir", str(folder), "--run-stage")
+        return [Command((*command, place)) for place in ("0", "1")]
+
+    def scoring_options(self, part: str, models: Mapping[str, str]) -> dict[str, Any]:
+        """Return the engine's configuration by which a model's answers to the questions of a part are scored."""
         given = {"path": str(self.layout.questions(part)), "image_root": self.config.image_root, "limit": None}
         prompt = (self.settings.engine.get("sample") or {}).get("prompt")
         sample = {"n": 1, "temperature": 0.0, "max_tokens": self.settings.evaluate.max_tokens}
         sample |= {"prompt": prompt} if prompt else {}
-        models = {"model": model, "base": self.layout.base(), "previous": model}
         # Empty answers are the model's own fault and count as such; questions without a reply are asked again.
         changed = {"input": given, "sample": sample, "seed": self.settings.seed, "max_failed_share": 1.0}
-        file = _write_yaml(folder.with_suffix(".yaml"), self.config.engine(models, **changed))
-        command = ("engine", "run", file, "--work-dir", str(folder), "--run-stage")
-        return [Command((*command, place)) for place in ("0", "1")]
+        return self.config.engine(models, **changed)
 
     def benchmarks(self) -> list[Command]:
         """Evaluate the first and the last model, and the baselines' ones."""
@@ -155,7 +166,7 @@ class Commands:
         text = json.dumps({"model": found, "data": data}, indent=1, ensure_ascii=False)
         write_text(folder / "config.json", text + "\n")
         work = ("--work-dir", str(folder / "work"), "--seed", str(self.settings.seed))
-        return [Command(("eval", str(folder / "config.json"), *work))]
+        return [Command(("eval", str(folder / "config.json"), *work), leaves=folder / "work" / "results.json")]
 
     def report(self) -> list[Command]:
         """Write one page of all trainings, with their curves, verdicts and pairs."""
@@ -180,7 +191,8 @@ def _train(folder: Path, options: Mapping[str, Any]) -> Command:
     if last is None:
         shutil.rmtree(folder / "model", ignore_errors=True)
     resumed = {} if last is None else {"resume_from_checkpoint": str(last)}
-    return Command(("train", _write_yaml(folder / "train.yaml", {**options, **resumed})))
+    last_words = folder / "model" / "trainer_state.json"
+    return Command(("train", _write_yaml(folder / "train.yaml", {**options, **resumed})), leaves=last_words)
 
 
 def _last_whole(model: Path) -> Path | None:

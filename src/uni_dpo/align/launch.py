@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from uni_dpo.errors import UniDPOError
 
@@ -45,12 +46,12 @@ def run_command(
         show: gets its latest line.
 
     Raises:
-        UniDPOError: the launcher's program is not there.
+        UniDPOError: the launcher's program is not there, or the log cannot be written, as on a full disk.
     """
     command = launched(words, template)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab", buffering=0) as file:
-        file.write(f"$ {shlex.join(command)}\n".encode(errors="surrogateescape"))
+        _write(file, log, f"$ {shlex.join(command)}\n".encode(errors="surrogateescape"))
         try:
             process = subprocess.Popen(
                 command,
@@ -65,15 +66,24 @@ def run_command(
         try:
             line = b""
             while chunk := os.read(process.stdout.fileno(), 1 << 16):
-                file.write(chunk)
+                _write(file, log, chunk)
                 line = (line + chunk)[-2000:]
                 shown = [part for part in line.replace(b"\r", b"\n").split(b"\n") if part.strip()]
                 if shown:
                     show(shown[-1].decode(errors="replace").strip())
             return process.wait()
         except BaseException:
-            file.write(_end(process, work))
+            said = _end(process, work)
+            with suppress(OSError):
+                file.write(said)
             raise
+
+
+def _write(file: IO[bytes], log: Path, text: bytes) -> None:
+    try:
+        file.write(text)
+    except OSError as error:
+        raise UniDPOError(f"{log}: cannot be written ({error.strerror}); make room and run again") from error
 
 
 def _end(process: "subprocess.Popen[bytes]", work: Path) -> bytes:

@@ -1,7 +1,7 @@
 """Where things lie in a work dir, and which model a round begins with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,9 @@ from uni_dpo.align.choice import Choice, read_choice
 from uni_dpo.align.config import AlignConfig, training
 from uni_dpo.align.outcomes import read_grades
 from uni_dpo.models.checkpoint import read_json
+
+LAST = "final"
+"""What a training's last state is called among its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,14 @@ class Arm:
         steps = sorted(int(folder.name.partition("-")[2]) for folder in checkpoints(self.model))
         last = read_json(self.model / "trainer_state.json").get("global_step")
         found = {f"checkpoint-{step}": str(self.model / f"checkpoint-{step}") for step in steps if step != last}
-        return {**found, "final": str(self.model)}
+        return {**found, LAST: str(self.model)}
 
     def choice(self) -> Choice | None:
-        """Return what was chosen of it, once that is known."""
-        return read_choice(self.folder / "choice.json")
+        """Return what was chosen of it, once that is known; its model where the work dir is now."""
+        choice = read_choice(self.folder / "choice.json")
+        if choice is None or not choice.kept:
+            return choice
+        return replace(choice, model=str(self.model if choice.candidate == LAST else self.model / choice.candidate))
 
 
 class WorkLayout:
@@ -103,13 +109,12 @@ class WorkLayout:
 
     def start(self, number: int) -> str:
         """Return the model that a round begins with."""
-        choice = self.arms(number - 1)[0].choice() if number > 1 else None
-        return self.base() if choice is None else choice.model
+        choices = (self.arms(earlier)[0].choice() for earlier in range(number - 1, 0, -1))
+        return next((choice.model for choice in choices if choice is not None and choice.kept), self.base())
 
     def final(self) -> str:
         """Return the best model so far."""
-        choices = [self.arms(number)[0].choice() for number in range(1, self.settings.rounds + 1)]
-        return next((choice.model for choice in reversed(choices) if choice is not None), self.base())
+        return self.start(self.settings.rounds + 1)
 
     def grades_before(self, number: int) -> dict[str, float]:
         """Return validation question → grade of the model that a round begins with."""

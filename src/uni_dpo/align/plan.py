@@ -57,6 +57,7 @@ class _Counts:
         self.sample: Mapping[str, Any] = engine.get("sample") or {}
         seeds = self.sample.get("seeds") or ()
         self.answers = (len(seeds) or 1) * int(self.sample.get("n") or (1 if seeds else 8))
+        self.by_score = config.settings.evaluate.by == "score"
         self.rows = _rows(config.questions.path)
 
     def of(self, stage: AlignStage) -> str:
@@ -68,15 +69,17 @@ class _Counts:
             tokens = answers * int(self.sample.get("max_tokens", 256))
             return f"{asked:,} questions × {self.answers} answers, at most {tokens:,} tokens"
         if stage.kind == "score":
-            return self._scoring(asked, answers)
+            return self._scoring(answers)
         if stage.kind == "pair":
             pairs = (self.config.settings.engine.get("pairs") or {}).get("max_pairs_per_question", 2)
             return f"at most {asked * int(pairs):,} pairs"
         if stage.kind == "train" and self.gpu is not None:
             return f"{stage.says}; {self._training(stage, number, self.gpu)}"
         if stage.kind in ("validate", "test"):
-            part = "validation" if stage.kind == "validate" else "test"
-            return f"{stage.says}: {self.questions(part):,}"
+            questions = self.questions("validation" if stage.kind == "validate" else "test")
+            scoring = f"; {self._scoring(questions)}" if self.by_score else ""
+            each = " for each checkpoint" if scoring and stage.name != stage.kind and stage.kind == "validate" else ""
+            return f"{stage.says}: {questions:,}{scoring}{each}"
         return stage.says
 
     def _training(self, stage: AlignStage, number: int, gpu: Gpu) -> str:
@@ -98,7 +101,7 @@ class _Counts:
             count = round(self.config.shares()[name] * self.rows)
         return min(count, self.config.questions.limit or count) if part == "training" else count
 
-    def _scoring(self, asked: int, answers: int) -> str:
+    def _scoring(self, answers: int) -> str:
         engine = self.config.settings.engine
         reward = engine.get("reward") or {}
         served = {}
@@ -110,7 +113,7 @@ class _Counts:
         if engine["pipeline"] != "judge":
             return f"at most {answers:,} answers by {engine['pipeline']}, asked of {', '.join(served)}"
         several = reward.get("method") == "compare"
-        requests = asked * self.answers * (self.answers - 1) if several else answers
+        requests = answers * (self.answers - 1) if several else answers
         tokens = requests * int(reward.get("max_tokens", 512))
         price = float(served["judge"].get("price_completion", 0.0)) * tokens / 1e6
         cost = f", replies at most {price:.2f} by price_completion" if price else ""

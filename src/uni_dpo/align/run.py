@@ -18,6 +18,8 @@ from uni_dpo.models.checkpoint import read_json
 from uni_dpo.storage.writing import holding
 
 Say = Callable[[str], None]
+PATIENCE = 15.0
+"""Seconds after a command in which its files have to be seen."""
 
 
 def run_align(
@@ -47,12 +49,17 @@ def run_align(
         stages, state = AlignStages(config), AlignState(config.work)
         _check_names(stages, (until, restart))
         if restart := restart or state.restart:
+            _refuse_stale(stages, state, restart, last=False)
             _put_aside(stages, state, restart)
         _refuse_stale(stages, state, until)
+        stages.contents.remember()
         fingerprints = Fingerprints()
         for stage in stages:
             fingerprint = fingerprints.add(stage)
-            if state.standing(stage, fingerprint).word != "done":
+            standing = state.standing(stage, fingerprint).word
+            if standing != "done":
+                if standing == "to do" and not stage.follows:
+                    _move_aside(config.work, stage.outputs)  # of a baseline that was taken out, of a round too many
                 state.begin(stage, fingerprint)
                 seconds = _do(stage, config, say, show)
                 state.end(stage, seconds)
@@ -117,6 +124,7 @@ def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
         try:
             for command in stage.commands():
                 _run(stage, command, config, show)
+                _see_left(stage, command, config)
             if attempt < config.settings.attempts and (failed := _unanswered(stage, config.work)):
                 raise UniDPOError(f"{failed} questions got no reply")
             if stage.own is not None:
@@ -133,7 +141,7 @@ def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
 def _run(stage: AlignStage, command: Command, config: AlignConfig, show: Say) -> None:
     if command.output is not None and command.output.exists():
         return
-    log = config.work / "logs" / f"{stage.name.replace('/', '-')}.log"
+    log = _log(stage, config)
     status = run_command(
         command.words, config.launchers[stage.kind], log=log, work=config.work,
         show=lambda line: show(f"{stage.name}: {line}"),
@@ -143,6 +151,25 @@ def _run(stage: AlignStage, command: Command, config: AlignConfig, show: Say) ->
             f"{stage.name} ended with status {status}; the end of {log}:\n{last_lines(log)}\n"
             "What is done is kept: run the same command again when the cause is removed"
         )
+
+
+def _see_left(stage: AlignStage, command: Command, config: AlignConfig) -> None:
+    """Raise where a command ended well and what it makes is not there, as with a launcher that does not wait."""
+    named = (command.output, command.leaves)
+    wanted = [path for path in named if path is not None] or list(stage.outputs)
+    deadline = time.monotonic() + PATIENCE
+    while missing := [path for path in wanted if not path.exists()]:
+        if time.monotonic() > deadline:
+            raise UniDPOError(
+                f"{stage.name}: its command ended well, but there is no {missing[0]}. A launcher has to run the "
+                f"command and wait until it ends (sbatch --wait, srun), and {config.work} has to be the same folder "
+                f"there; see {_log(stage, config)}"
+            )
+        time.sleep(0.2)  # a file server may show late what another machine wrote
+
+
+def _log(stage: AlignStage, config: AlignConfig) -> Path:
+    return config.work / "logs" / f"{stage.name.replace('/', '-')}.log"
 
 
 def _unanswered(stage: AlignStage, work: Path) -> int:
@@ -167,10 +194,12 @@ def _check_names(stages: AlignStages, names: Sequence[str | None]) -> None:
             raise UniDPOError(f"no stage is called {name!r}{hint}")
 
 
-def _refuse_stale(stages: AlignStages, state: AlignState, until: str | None) -> None:
-    """Stop where what is there was made by other settings, and say what changed."""
+def _refuse_stale(stages: AlignStages, state: AlignState, until: str | None, *, last: bool = True) -> None:
+    """Stop where what is there was made by other settings, and say what changed; look as far as `until`."""
     fingerprints, stale = Fingerprints(), []
     for stage in stages:
+        if stage.name == until and not last:
+            break
         standing = state.standing(stage, fingerprints.add(stage))
         if standing.word == "stale":
             stale.append((stage.name, standing.why))
@@ -192,11 +221,25 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
     left = ordered[names.index(restart) :]
     work = stages.config.work
     outputs = [output for stage in left for output in stage.outputs]
-    number = restart.partition("/")[0]
-    if len(left) and number.isdecimal():  # rounds that are no stages now, since an earlier one ended the run
-        outputs += [work / f"round-{later}" for later in range(int(number) + 1, stages.settings.rounds + 1)]
-    else:
-        outputs += [work / f"round-{later}" for later in range(1, stages.settings.rounds + 1)]
+    number, rounds = restart.partition("/")[0], [stage.name for stage in left if stage.name[0].isdecimal()]
+    begun = int(number) if number.isdecimal() else 0
+    if rounds:  # later ones may be no stages now, since an earlier one ended the run or fewer are asked for
+        outputs += [folder for folder in sorted(work.glob("round-*")) if _number(folder) > begun]
+    _move_aside(work, outputs)
+    for name in [*(stage.name for stage in left), *(state.stages.keys() - set(names))]:
+        state.forget(name)
+    state.restart = None
+    state.write()
+
+
+def _number(folder: Path) -> int:
+    """Which round's folder it is; 0 of none."""
+    number = folder.name.partition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _move_aside(work: Path, outputs: Sequence[Path]) -> None:
+    """Move what stages made to a new folder in `aside/`."""
     place = next(folder for n in range(1, 10_000) if not (folder := work / "aside" / str(n)).exists())
     for output in outputs:
         if output.exists():
@@ -205,7 +248,3 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
                 target = target.with_name(f"{target.name}-rest")
             target.parent.mkdir(parents=True, exist_ok=True)
             output.replace(target)
-    for name in [*(stage.name for stage in left), *(state.stages.keys() - set(names))]:
-        state.forget(name)
-    state.restart = None
-    state.write()

@@ -9,13 +9,14 @@ from typing import Any
 from uni_dpo.align.choice import choose, write_choice
 from uni_dpo.align.commands import PLACEHOLDERS, Command, Commands
 from uni_dpo.align.config import AlignConfig, training
+from uni_dpo.align.contents import Contents
 from uni_dpo.align.layout import Arm, WorkLayout
 from uni_dpo.align.outcomes import read_grades
 from uni_dpo.align.summary import write_summary
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.settings.losses import compares, written
 from uni_dpo.settings.options import fingerprinted
-from uni_dpo.storage.identity import WEIGHTS, file_digest, file_stamps
+from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 ENGINE_STAGES = {"sample": "sample", "score": "reward", "pair": "pair"}
 """Kind of stage → the engine's name for it."""
@@ -56,6 +57,7 @@ class AlignStages:
         self.settings = config.settings
         self.layout = WorkLayout(config)
         self.commands = Commands(self.layout)
+        self.contents = Contents(config.work)
 
     def __iter__(self) -> Iterator[AlignStage]:
         """Yield every stage; after one is done, those that follow from its result."""
@@ -64,6 +66,7 @@ class AlignStages:
             yield self._split()
         if self.settings.warm_up:
             options = {**self.commands.warm_up_options(), **self._weights(), "seed": self.settings.seed}
+            options["data"] = self.contents.dataset(options)
             says, outputs = "a training before the first round", (work / "warm-up",)
             yield AlignStage("warm-up", "warm-up", says, options, (), outputs, self.commands.warm_up)
         start: tuple[str, ...] = ("warm-up",) if self.settings.warm_up else ()
@@ -81,20 +84,23 @@ class AlignStages:
             if choice is not None and not choice.goes_on:
                 break
         if self.settings.benchmarks:
-            says, options = f"before and after on {', '.join(self.settings.benchmarks)}", dict(self.settings.benchmarks)
+            says, options = f"before and after on {', '.join(self.settings.benchmarks)}", self._benchmarks()
             after, outputs = tuple(ends), (work / "benchmarks",)
             run = self.commands.benchmarks
             yield AlignStage("benchmarks", "benchmarks", says, options, after, outputs, run, follows=True)
             ends.append("benchmarks")
         says, outputs, run = "the trainings, their curves and pairs", (work / "report.html",), self.commands.report
-        yield AlignStage("report", "report", says, {}, tuple(ends), outputs, run, follows=True)
+        place = {"work_dir": str(work)}  # both name files in it, and are made again where it was moved
+        yield AlignStage("report", "report", says, place, tuple(ends), outputs, run, follows=True)
         ends.append("report")
         pages, summarize = (work / "summary.md", work / "summary.json"), partial(write_summary, self.layout)
-        yield AlignStage("summary", "summary", "what came of it", {}, tuple(ends), pages, own=summarize, follows=True)
+        yield AlignStage(
+            "summary", "summary", "what came of it", place, tuple(ends), pages, own=summarize, follows=True
+        )
 
     def _split(self) -> AlignStage:
         shares = self.config.shares()
-        asked = {"questions": _content(self.config.questions.path), "shares": shares, "seed": self.settings.seed}
+        asked = {**self._training_questions(), "shares": shares, "seed": self.settings.seed}
         says, outputs = f"{len(shares)} files of questions; no image stands in two", (self.config.work / "questions",)
         return AlignStage("split", "split", says, asked, (), outputs, self.commands.split)
 
@@ -112,7 +118,8 @@ class AlignStages:
     def _sampling(self, number: int, start: tuple[str, ...]) -> Iterator[AlignStage]:
         """The engine's three stages."""
         described = EngineConfig(self.commands.engine_options(number, PLACEHOLDERS))
-        source = {"questions": _content(self.config.questions.path), "limit": self.config.questions.limit}
+        source = {**self._training_questions(), "limit": self.config.questions.limit}
+        source |= {} if start else self._weights()
         folder = self.layout.engine(number)
         says = {
             "sample": f"answers of the model, seed {self.layout.seed(number)}",
@@ -208,16 +215,28 @@ class AlignStages:
 
     def _asked(self, part: str) -> dict[str, Any]:
         """What an evaluation depends on beside the model."""
-        given = getattr(self.config, part)
-        asked = {**fingerprinted(self.settings.evaluate), "seed": self.settings.seed}
-        if self.settings.evaluate.by == "score":
-            asked["scoring"] = EngineConfig(self.config.engine(PLACEHOLDERS)).describe("reward")
-        return asked | ({"questions": _content(given)} if isinstance(given, str) else {})
+        given, evaluate = getattr(self.config, part), self.settings.evaluate
+        asked = {**fingerprinted(evaluate), "seed": self.settings.seed}
+        if evaluate.by == "score":
+            scoring = EngineConfig(self.commands.scoring_options(part, PLACEHOLDERS))
+            asked |= {"sampling": scoring.describe("sample"), "scoring": scoring.describe("reward")}
+        else:
+            engine = EngineConfig(self.config.engine(PLACEHOLDERS))
+            asked |= {"prompt": engine.describe("sample").get("prompt"), "backend": engine.models["sampler"][0]}
+        root = self.config.image_root
+        return asked | (self.contents.questions(given, root) if isinstance(given, str) else {})
+
+    def _training_questions(self) -> dict[str, Any]:
+        return self.contents.questions(self.config.questions.path, self.config.image_root)
+
+    def _benchmarks(self) -> dict[str, Any]:
+        """The benchmarks with what their files hold."""
+        found = {}
+        for name, options in self.settings.benchmarks.items():
+            path = options.get("path") if isinstance(options, Mapping) else None
+            held = {"content": self.contents.table(path)} if isinstance(path, str) and Path(path).exists() else {}
+            found[name] = {**options, **held} if isinstance(options, Mapping) else options
+        return found
 
     def _weights(self) -> dict[str, Any]:
         return {"model": self.settings.model, "weights": file_stamps(self.settings.model, WEIGHTS)}
-
-
-def _content(path: str) -> Any:
-    """What a file of questions is known by."""
-    return file_digest(path)[:16] if Path(path).is_file() else file_stamps(path)

@@ -49,6 +49,7 @@ def summarize(layout: WorkLayout) -> dict[str, Any]:
         "model": layout.final(),
         "test": tests,
         "rounds": rounds,
+        "spent": _spent(layout),
         "report": str(page) if (page := layout.work / "report.html").is_file() else None,
         "benchmarks": read_json(layout.work / "benchmarks" / "work" / "results.json"),
     }
@@ -78,6 +79,21 @@ def _round(layout: WorkLayout, number: int, arm: Arm) -> dict[str, Any]:
     }
 
 
+def _spent(layout: WorkLayout) -> dict[str, Any]:
+    """Requests to models and their cost, of all samples, scores and evaluations that the result rests on."""
+    places = [layout.work / "base", *(layout.round(number) for number in range(1, layout.settings.rounds + 1))]
+    usage = [
+        entry.get("counts", {}).get("usage", {})
+        for place in places
+        for file in place.rglob("manifest.json")
+        for entry in read_json(file).get("stages", {}).values()
+    ]
+    return {
+        "requests": sum(entry.get("requests", 0) for entry in usage),
+        "cost": sum(entry.get("cost", 0.0) for entry in usage),
+    }
+
+
 def _page(found: dict[str, Any]) -> str:
     per_cent = found["unit"] == "per cent"
     lines = [
@@ -100,12 +116,15 @@ def _page(found: dict[str, Any]) -> str:
     lines += ["", f"The best model: `{found['model']}`", ""]
     if found["report"]:
         lines += [f"The trainings, their curves and every pair: `{found['report']}`", ""]
+    if found["spent"]["requests"]:
+        requests, cost = found["spent"]["requests"], found["spent"]["cost"]
+        lines += [f"In all {requests:,} requests to models, those of the evaluations included; cost {cost:.4f}", ""]
     for row in found["rounds"]:
         lines += [
             f"## Round {row['round']}",
             "",
             f"- {row['questions']} questions, {row['answers']} answers, {row['pairs']} pairs",
-            f"- {row['requests']:,} requests to models, cost {row['cost']:.4f}",
+            f"- for its pairs {row['requests']:,} requests to models, cost {row['cost']:.4f}",
             f"- validation: {row['validation_before']:.1f} before; "
             + ", ".join(f"{name} {value:.1f}" for name, value in row["validation"].items()),
             f"- {row['reason']}",

@@ -168,7 +168,7 @@ class _Run:
         if not batches:
             return
         if self.config.settings.engine == "ray" and self.config.roles(stage):
-            from uni_dpo.engine.worker import stream
+            from uni_dpo.engine.cluster import stream
 
             yield from stream(self.config, stage, batches, self.debug)
         else:

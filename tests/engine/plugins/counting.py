@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from uni_dpo.settings.options import runtime
 @dataclass(frozen=True)
 class CountingOptions:
     """`log` gets a line per request; `fail` names the question of whose requests none succeeds; see `die_once`;
-    a `deadly` one ends its process at every request.
+    a `deadly` one ends its process at every request; `nodes` is a folder that gets a file per node of Ray: requests
+    wait until there are two, and on the node named `held` for ever.
     """
 
     model: str = ""
@@ -23,6 +25,8 @@ class CountingOptions:
     fail: str = runtime("")
     die_once: str = runtime("")
     deadly: bool = runtime(False)
+    nodes: str = runtime("")
+    held: str = runtime("")
 
 
 @register("backend", "counting")
@@ -41,6 +45,8 @@ class Counting:
         if self.options.log:
             with Path(self.options.log).open("a") as file:
                 file.write(f"{request.images[0] if request.images else request.prompt}\n")
+        if self.options.nodes:
+            self._show_node()
         if self.options.deadly or (self.options.die_once and self._is_first()):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.options.fail and self.options.fail in "".join(request.images):
@@ -49,6 +55,14 @@ class Counting:
             Sample(str(hashlib.sha256(f"{request.seed}{i}".encode()).digest()[0] % self.options.vocabulary), 1, True)
             for i in range(n)
         ]
+
+    def _show_node(self):
+        import ray
+
+        node = Path(self.options.nodes) / ray.get_runtime_context().get_node_id()
+        node.touch()
+        while node.name == self.options.held or len(list(node.parent.iterdir())) < 2:
+            time.sleep(0.05)
 
     def _is_first(self):
         """Whether no process has been ended yet; from now on one has."""
