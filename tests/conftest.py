@@ -131,11 +131,11 @@ Brain = Callable[[dict[str, Any]], dict[str, Any]]
 class ChatServer(LocalServer):
     """Speaks OpenAI's chat API over real HTTP.
 
-    `brain` answers; `fault` may name a way to fail for a request: an HTTP status, `timeout`, `truncated`,
-    `empty`, `refusal`, `no_choices`, `html`.
+    `brain` answers; `fault` may name a way to fail for a request: an HTTP status, alone or with what is
+    said, `timeout`, `truncated`, `empty`, `refusal`, `no_choices`, `html`.
     """
 
-    def __init__(self, brain: Brain, fault: Callable[[dict[str, Any], int], str | int | None], port: int = 0) -> None:
+    def __init__(self, brain: Brain, fault: Callable[[dict[str, Any], int], Any], port: int = 0) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.seen: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -154,6 +154,8 @@ class ChatServer(LocalServer):
                 trouble = fault(body, attempt)
                 if isinstance(trouble, int):
                     return self._send({"error": {"message": "out of order", "code": None}}, trouble)
+                if isinstance(trouble, tuple):
+                    return self._send(trouble[1], trouble[0])
                 if trouble == "timeout":
                     time.sleep(1.0)
                 reply = {

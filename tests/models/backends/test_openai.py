@@ -101,11 +101,50 @@ def test_a_bad_request_is_not_repeated(chat_server):
     assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
 def test_what_befalls_every_request_ends_the_run(chat_server, status):
     server = chat_server(echo, lambda body, attempt: status)
     with pytest.raises(UniDPOError, match=f"HTTP {status}.*check model, base_url and OPENAI_API_KEY"):
         make(server).generate([Request("a")] * 20, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("field", "said", "without"),
+    [
+        ("n", "Invalid n value (currently only n = 1 is supported)", {"n"}),
+        ("seed", "Extra inputs are not permitted: seed", {"seed"}),
+        ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", {"max_tokens"}),
+    ],
+)
+def test_what_a_server_refuses_and_answers_do_not_need_is_left_out(chat_server, capsys, field, said, without):
+    server = chat_server(echo, lambda body, attempt: (422, {"detail": said}) if field in body else None)
+    replies = make(server, concurrency=1).generate([Request("a"), Request("b")], Sampling(n=2))
+    assert [[sample.text for sample in reply] for reply in replies] == [["a", "a"], ["b", "b"]]
+    assert capsys.readouterr().err.count(f"takes no {field}: it is asked without") == 1
+    assert all(not without & body.keys() for body in server.bodies[1:])
+    if field == "max_tokens":
+        assert server.bodies[-1]["max_completion_tokens"] == Sampling().max_tokens
+
+
+def test_a_server_that_takes_no_temperature_is_named_unless_it_may_choose(chat_server):
+    said = "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) is supported."
+    server = chat_server(
+        echo, lambda body, attempt: (400, {"error": {"message": said}}) if "temperature" in body else None
+    )
+    with pytest.raises(
+        UniDPOError, match="takes no temperature 0; ask with temperature 1, or set send_temperature: false"
+    ):
+        make(server).generate([Request("a")], Sampling(temperature=0.0))
+    assert make(server, send_temperature=False).generate([Request("a")], Sampling(temperature=0.0)) == [
+        [Sample("a", 0, True)]
+    ]
+
+
+def test_a_query_in_the_address_stays_behind_the_path(chat_server):
+    server = chat_server(echo)
+    backend = make_backend({"backend": "openai", "model": "m", "base_url": f"{server.url}?api-version=1"})
+    assert str(backend.server._at("/models")) == f"{server.url}/models?api-version=1"
+    assert backend.generate([Request("a")], Sampling()) == [[Sample("a", 0, True)]]
 
 
 def in_parts(body):

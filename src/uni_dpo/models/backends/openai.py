@@ -17,6 +17,7 @@ import tenacity
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage
 from uni_dpo.models.backends.replies import (
+    MALFORMED,
     NotReportedError,
     PartsError,
     UnusableReplyError,
@@ -27,6 +28,7 @@ from uni_dpo.models.backends.replies import (
     read_prompt_logprobs,
     read_samples,
     read_usage,
+    refused_field,
     sum_choices,
 )
 from uni_dpo.models.backends.server import (
@@ -250,9 +252,7 @@ class _Put:
                         raise
         except (LostReplyError, UnusableReplyError) as error:
             self.backend._count(Usage(failures=1))
-            detail = (
-                f" ({self.server.mask(error.detail)})" if isinstance(error, LostReplyError) and error.detail else ""
-            )
+            detail = f" ({self.server.mask(error.detail)})" if error.detail else ""
             return Failure(f"{error.kind}{detail} ({self.options.max_retries + 1} attempts)")
         except BadRequestError as error:
             self._fault(str(error).partition(":")[0])
@@ -261,18 +261,22 @@ class _Put:
 
     async def _completion(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         await asyncio.sleep(self.backend.turn())
+        sent = self.server.fields(body)
         try:
-            reply, received = await self.server.call(self.client, "/chat/completions", body, self.options.timeout)
+            reply, received = await self.server.call(self.client, "/chat/completions", sent, self.options.timeout)
         except TimeoutError as error:
             raise LostReplyError("timeout") from error
         except httpx.DecodingError as error:
-            raise UnusableReplyError("malformed reply") from error
+            raise UnusableReplyError(MALFORMED) from error
         except httpx.HTTPError as error:
             raise LostReplyError("no connection", why(error)) from error
         if reply.status_code in (408, 409, 425, 429) or reply.status_code >= 500:
             message, code = read_error(received)
             if code != "insufficient_quota":
                 raise LostReplyError(f"HTTP {reply.status_code}", message, retry_after(reply))
+        if reply.status_code in (400, 422) and (refused := refused_field(received, sent)):
+            self.server.leave_out(refused, sent[refused])
+            return await self._completion(body)
         if not reply.is_success:
             raise final_fault(self.server, reply, received)
         completion = read_json(received)

@@ -3,14 +3,24 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from uni_dpo.models.backends.base import Sample, logsumexp
 
 MALFORMED = "malformed reply"
+_CUT = ("length", "max_tokens", "model_length")
+_BROKEN = ("error", "abort", "cancelled", "network_error")
+_FILTERED = ("content_filter", "safety", "recitation", "prohibited_content", "blocklist", "sensitive")
+"""What servers write as `finish_reason`, in any case, where an answer is not whole."""
 _ROUNDING = 1e-3
 """Log-probabilities this far above 0 come of rounding; those above it are no probabilities."""
+_REFUSED = re.compile(
+    r"(?i)\b(?:un|not |n't )support|\bnot (?:permitted|allowed)|unrecogni[sz]ed|\bunknown\b|\bextra|forbidden"
+    r"|\bmust be (?:at most )?1\b|\bat most 1\b|\bonly\b"
+)
+_ONLY_ONE = re.compile(r"(?:^|[\s'\"`(\[,])n(?:['\"`]|\s+(?:value|must|should|is|>|=|cannot)|\s*[>=])")
+"""How servers say that they refuse `n`: n > 1 is not supported; 'n' must be at most 1; currently only n = 1."""
 
 
 class UnusableReplyError(Exception):
@@ -19,12 +29,14 @@ class UnusableReplyError(Exception):
     Args:
         kind: names why, for the counts.
         redraw: whether another seed may bring a better one.
+        detail: what came instead.
     """
 
-    def __init__(self, kind: str, *, redraw: bool = False) -> None:
+    def __init__(self, kind: str, *, redraw: bool = False, detail: str = "") -> None:
         super().__init__(kind)
         self.kind = kind
         self.redraw = redraw
+        self.detail = detail
 
 
 class NotReportedError(Exception):
@@ -39,14 +51,16 @@ def read_json(body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body.
 
     Raises:
-        UnusableReplyError: it holds none, or one that is nested too deeply.
+        UnusableReplyError: it holds none, one that is nested too deeply, or an error instead of an answer.
     """
     try:
-        value = json.loads(body.decode("utf-8"))
+        value = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UnusableReplyError(MALFORMED) from error
+        raise UnusableReplyError(MALFORMED, detail=_beginning(body)) from error
     if not isinstance(value, dict):
-        raise UnusableReplyError(MALFORMED)
+        raise UnusableReplyError(MALFORMED, detail=_beginning(body))
+    if value.get("error") and not value.get("choices"):
+        raise UnusableReplyError("error in place of an answer", detail=read_error(body)[0])
     return value
 
 
@@ -67,13 +81,20 @@ def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> 
         message = choice.get("message")
         if not isinstance(message, Mapping):
             raise UnusableReplyError(MALFORMED)
-        if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+        ended = str(choice.get("finish_reason") or "").casefold()
+        if message.get("refusal") or ended in _FILTERED:
             raise UnusableReplyError("refusal", redraw=True)
+        if ended in _BROKEN:
+            raise UnusableReplyError("answer broken off by the server", detail=f"finish_reason {ended}")
         text = _text(message.get("content"), join_parts)
+        if not text and message.get("tool_calls"):
+            raise UnusableReplyError("tool call in place of an answer", redraw=True)
+        if not text and (message.get("reasoning_content") or message.get("reasoning")):
+            cut = "the limit of tokens cut it" if ended in _CUT else ""
+            raise UnusableReplyError("reasoning without an answer", redraw=True, detail=cut)
         if text is None:
-            reasoned = message.get("reasoning_content") or message.get("reasoning")
-            raise UnusableReplyError("reasoning without an answer" if reasoned else "empty answer", redraw=True)
-        samples.append(Sample(text, 0, finished=choice.get("finish_reason") not in ("length", "max_tokens")))
+            raise UnusableReplyError("empty answer", redraw=True)
+        samples.append(Sample(text, 0, finished=ended not in _CUT))
     return samples
 
 
@@ -134,13 +155,28 @@ def read_usage(completion: Mapping[str, Any]) -> tuple[int, int]:
 def read_error(body: bytes) -> tuple[str, str]:
     """Return what an error says, and its code; the first 300 characters of a body of another form."""
     try:
-        value: Any = json.loads(body.decode("utf-8"))
+        value: Any = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         value = None
     error = value.get("error", value) if isinstance(value, Mapping) else None
+    said, code = error, ""
     if isinstance(error, Mapping):
-        return str(error.get("message", ""))[:300], str(error.get("code", ""))
-    return (error if isinstance(error, str) else body[:300].decode("utf-8", errors="replace"))[:300], ""
+        said = next((error[name] for name in ("message", "detail", "msg", "error_msg") if error.get(name)), None)
+        code = str(error.get("code", ""))
+    if said is not None and not isinstance(said, str):
+        said = json.dumps(said, ensure_ascii=False)
+    return (said or _beginning(body) or "without a word")[:300], code
+
+
+def refused_field(body: bytes, sent: Collection[str]) -> str | None:
+    """Return which of the fields that were sent an error refuses as such; None where it is about something else."""
+    said = body.decode("utf-8", errors="replace")
+    if not _REFUSED.search(said):
+        return None
+    if "max_completion_tokens" in said and "max_tokens" in sent:
+        return "max_tokens"
+    quoted = (name for name in ("seed", "temperature", "top_p") if name in sent and re.search(rf"\b{name}\b", said))
+    return next(quoted, "n" if "n" in sent and _ONLY_ONE.search(said) else None)
 
 
 def sound(text: str) -> str:
@@ -188,6 +224,10 @@ def _text(content: Any, join_parts: bool) -> str | None:
     if content is not None and not isinstance(content, str):
         raise UnusableReplyError(MALFORMED)
     return None if content is None else sound(content).strip()
+
+
+def _beginning(body: bytes) -> str:
+    return " ".join(body[:300].decode("utf-8", errors="replace").split())[:300]
 
 
 def _logprob(value: Any) -> float:

@@ -6,6 +6,7 @@ import json
 import mimetypes
 import os
 import ssl
+import sys
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Server:
             raise UniDPOError(f"{options.api_key_env} holds characters that no key has; set it again")
         self.options = options
         self.key = key
+        self._left_out = set() if options.send_temperature else {"temperature", "top_p"}
         address = options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         try:
             self.url = httpx.URL(address.rstrip("/"))
@@ -66,6 +68,28 @@ class Server:
         if self.url.scheme not in ("http", "https") or not self.url.host:
             raise UniDPOError(f"model {options.model!r}: base_url {address!r} has to begin with http:// or https://")
         self.name = str(self.url.copy_with(userinfo=b""))
+
+    def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is sent of a request: without the fields that this server refuses."""
+        sent = {name: value for name, value in body.items() if name not in self._left_out}
+        if "max_tokens" in self._left_out and "max_tokens" in body:
+            sent["max_completion_tokens"] = body["max_tokens"]
+        return sent
+
+    def leave_out(self, field: str, value: Any) -> None:
+        """Send a field no more: without `seed`, or a `temperature` of 1, answers mean the same, and `n` times one is n.
+
+        Raises:
+            UniDPOError: answers would mean something else without it.
+        """
+        if field in ("temperature", "top_p") and value != 1:
+            raise UniDPOError(
+                f"the server of {self.options.model!r} at {self.name} takes no {field} {value:g}; ask with {field} 1, "
+                "or set send_temperature: false for this model, so that the server chooses"
+            )
+        if field not in self._left_out:
+            self._left_out.add(field)
+            print(f"\n{self.options.model} at {self.name} takes no {field}: it is asked without", file=sys.stderr)
 
     def client(self) -> httpx.AsyncClient:
         """Return a client whose requests may only go to this server."""
@@ -87,7 +111,7 @@ class Server:
         method = "GET" if sent is None else "POST"
         async with (
             asyncio.timeout(timeout),
-            client.stream(method, f"{self.url}{path}", content=sent, headers=headers) as reply,
+            client.stream(method, self._at(path), content=sent, headers=headers) as reply,
         ):
             received = bytearray()
             async for chunk in reply.aiter_bytes():
@@ -95,6 +119,10 @@ class Server:
                 if len(received) > LARGEST_REPLY:
                     raise UnusableReplyError("reply too large")
         return reply, self._masked(bytes(received))
+
+    def _at(self, path: str) -> httpx.URL:
+        """The address of one of its paths; a query such as Azure's `?api-version=…` stays behind it."""
+        return self.url.copy_with(path=self.url.path.rstrip("/") + path)
 
     def _masked(self, received: bytes) -> bytes:
         return received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received
@@ -190,7 +218,7 @@ def final_fault(server: Server, reply: httpx.Response, received: bytes) -> Excep
         )
     message, code = read_error(received)
     said = f"HTTP {reply.status_code}: {message}"
-    if reply.status_code in (401, 403, 404) or code == "insufficient_quota":
+    if reply.status_code in (401, 402, 403, 404, 405) or code == "insufficient_quota":
         return server.refused(said)
     return BadRequestError(said)
 

@@ -56,7 +56,8 @@ class OpenAIOptions:
         model: its name on the server.
         base_url: of the server, up to `/v1`; None is OpenAI's own.
         api_key_env: the environment variable that holds the key. Local servers need none.
-        token_limit_field: newer OpenAI models want `max_completion_tokens`.
+        token_limit_field: newer OpenAI models want `max_completion_tokens`; it is sent to servers that ask for it.
+        send_temperature: false leaves temperature and top_p to a server that takes no other than its own.
         concurrency: requests in flight at once.
         timeout: seconds for one request.
         max_retries: further attempts after the first.
@@ -71,6 +72,7 @@ class OpenAIOptions:
     base_url: str | None = runtime(None)
     api_key_env: str = runtime("OPENAI_API_KEY")
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = runtime("max_tokens")
+    send_temperature: bool = added(True)
     concurrency: Count = runtime(8)
     timeout: Positive = runtime(120.0)
     max_retries: Annotated[int, Ge(0)] = runtime(5)

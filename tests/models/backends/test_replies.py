@@ -1,0 +1,92 @@
+"""What servers write in place of an answer, and what is made of it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from uni_dpo.models.backends.base import Sample
+from uni_dpo.models.backends.replies import UnusableReplyError, read_error, read_json, read_samples, refused_field
+
+
+def completion(finish_reason: Any, **message: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "finish_reason": finish_reason, "message": message}]}
+
+
+@pytest.mark.parametrize("reason", ["stop", None, "eos", "STOP"])
+def test_an_answer_that_ended_is_whole(reason: str | None) -> None:
+    assert read_samples(completion(reason, content="a")) == [Sample("a", 0, True)]
+
+
+@pytest.mark.parametrize("reason", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_an_answer_that_the_limit_cut_is_not(reason: str) -> None:
+    assert read_samples(completion(reason, content="a")) == [Sample("a", 0, False)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (completion("error", content="Answ"), "answer broken off by the server"),
+        (completion("abort", content="Answ"), "answer broken off by the server"),
+        (completion("SAFETY", content="Answ"), "refusal"),
+        (completion("content_filter", content=""), "refusal"),
+        (completion("tool_calls", content=None, tool_calls=[{"id": "1"}]), "tool call in place of an answer"),
+        (completion("stop", content="", reasoning_content="hm"), "reasoning without an answer"),
+        (completion("length", content=None, reasoning="hm"), "reasoning without an answer"),
+        (completion("stop", content=None), "empty answer"),
+    ],
+)
+def test_what_is_no_answer_is_named(reply: dict[str, Any], kind: str) -> None:
+    with pytest.raises(UnusableReplyError) as caught:
+        read_samples(reply)
+    assert caught.value.kind == kind
+
+
+def test_what_came_in_place_of_json_is_shown() -> None:
+    assert read_json(b'\xef\xbb\xbf{"choices": []}') == {"choices": []}
+    for body, kind, detail in (
+        (b"data: {}\n\ndata: [DONE]", "malformed reply", "data: {} data: [DONE]"),
+        (b"<html>\n login</html>", "malformed reply", "<html> login</html>"),
+        (b'{"error": {"message": "rate limit", "code": 429}}', "error in place of an answer", "rate limit"),
+    ):
+        with pytest.raises(UnusableReplyError) as caught:
+            read_json(body)
+        assert (caught.value.kind, caught.value.detail) == (kind, detail)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "no", "code": "x"}}, "no"),
+        ({"error": "no"}, "no"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"detail": [{"loc": ["body", "seed"]}]}, '[{"loc": ["body", "seed"]}]'),
+        ({"object": "error", "message": "no"}, "no"),
+        ({"error": {}}, '{"error": {}}'),
+    ],
+)
+def test_the_words_of_an_error_are_found(body: dict[str, Any], said: str) -> None:
+    assert read_error(json.dumps(body).encode())[0] == said
+    assert read_error(b"")[0] == "without a word"
+
+
+SENT = ("model", "messages", "max_tokens", "temperature", "top_p", "seed", "n")
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ("n > 1 is not supported", "n"),
+        ("'n' : number must be at most 1", "n"),
+        ("n must be 1 when using greedy sampling, got 3.", "n"),
+        ("Extra inputs are not permitted ['body', 'seed']", "seed"),
+        ("Unrecognized request argument supplied: seed", "seed"),
+        ("Unsupported value: 'temperature' does not support 0.0", "temperature"),
+        ("Use 'max_completion_tokens' instead: 'max_tokens' is not supported", "max_tokens"),
+        ("m is not a multimodal model, so images are not supported", None),
+        ("This model's maximum context length is 4096 tokens. However, you requested 5000", None),
+        ("max_tokens is too large: 9000. This model supports at most 4096 completion tokens", None),
+    ],
+)
+def test_a_refused_field_is_told_from_other_faults(said: str, field: str | None) -> None:
+    assert refused_field(json.dumps({"error": {"message": said}}).encode(), SENT) == field
