@@ -4,20 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from uni_dpo.demo.scenes import COLOURS, SPLITS, Scene, claims, right_claims, write_scenes
+from uni_dpo.demo.scenes import COLOURS, PLACES, SPLITS, Scene, claims, right_claims, write_scenes
 from uni_dpo.engine import Question
 
-TRUTH = Scene((("top left", "red", "circle"), ("bottom right", "blue", "square")))
+TRUTH = Scene((("top left", "red", "disc"), ("bottom right", "blue", "cross")))
 
 
 def test_a_description_says_everything() -> None:
-    assert TRUTH.answer == (
-        "There are two shapes. A red circle is at the top left. A blue square is at the bottom right."
-    )
+    assert TRUTH.answer == "Two shapes. Red disc top left. Blue cross bottom right."
     assert claims(TRUTH.answer) == {
         ("two shapes",),
-        *(("top left", said) for said in ("red", "circle")),
-        *(("bottom right", said) for said in ("blue", "square")),
+        *(("top left", said) for said in ("red", "disc")),
+        *(("bottom right", said) for said in ("blue", "cross")),
     }
 
 
@@ -25,11 +23,11 @@ def test_a_description_says_everything() -> None:
     ("said", "grade"),
     [
         (TRUTH.answer, 1.0),
-        ("There are two shapes. A red circle is at the top left.", 2 * 3 / (3 + 5)),
-        ("There is one shape. A red circle is at the top left.", 2 * 2 / (3 + 5)),
-        (TRUTH.answer.replace("red", "green"), 2 * 4 / 10),
+        ("Two shapes. Red disc top left.", 2 * 3 / (3 + 5)),
+        ("One shape. Red disc top left.", 2 * 2 / (3 + 5)),
+        (TRUTH.answer.replace("Red", "Green"), 2 * 4 / 10),
         (TRUTH.answer.replace("bottom right", "top right"), 2 * 3 / 10),
-        ("A red circle is at the top left. A green circle is at the top left.", 2 * 2 / (3 + 5)),
+        ("Red disc top left. Green disc top left.", 2 * 2 / (3 + 5)),
         ("Nothing to see.", 0.0),
         ("", 0.0),
     ],
@@ -51,5 +49,11 @@ def test_pictures_differ_and_show_their_colours_where_they_are_said_to_be(tmp_pa
                 left, top = 28 * ("right" in place), 28 * ("bottom" in place)
                 seen = picture.crop((left, top, left + 28, top + 28)).getdata()
                 assert COLOURS[colour] in set(seen)
+    grounds = set()
+    for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        scene = next(s for s in scenes if PLACES[2 * down + right] not in {place for place, *_ in s.things})
+        with Image.open(scene.image) as picture:
+            grounds.add(picture.getpixel((14 + 28 * right, 14 + 28 * down)))
+    assert len(grounds) == 4  # each place shows which it is
     again = write_scenes(tmp_path / "again", side=56)
     assert [scene.things for scene in again["train"]] == [scene.things for scene in splits["train"]]

@@ -29,6 +29,15 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     assert one == same != other
 
 
+def test_the_spread_is_that_of_all_matrices(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(write_tiny_qwen2_vl(tmp_path, spread=0.08) / "model.safetensors")
+    for part in ("visual.blocks.0.attn.qkv.weight", "layers.0.mlp.up_proj.weight"):
+        found = next(value for name, value in weights.items() if name.endswith(part))
+        assert abs(float(found.std()) - 0.08) < 0.002
+
+
 def test_the_base_template_takes_bare_items_and_loses_role_messages(tmp_path: Path) -> None:
     from transformers import AutoProcessor
 

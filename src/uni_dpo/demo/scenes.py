@@ -4,8 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uni_dpo.data.questions import Question
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 QUESTION = "Describe the picture."
 SPLITS: Mapping[str, int] = {"train": 1200, "preference": 600, "validation": 250, "held_out": 350}
@@ -16,18 +20,27 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "blue": (40, 70, 220),
     "yellow": (235, 205, 30),
 }
-SHAPES = ("circle", "square", "triangle")
+GREY = (122, 116, 104)
+"""What Qwen2-VL's processor turns into zeros."""
+SLOPE = 60
+"""How much brighter and bluer the ground is at the edges."""
+INK = (0, 0, 0)
+"""Of outlines, and of the hole in a ring: a shape looks alike in all colours."""
+SHAPES = ("disc", "ring", "cross")
+CROSS = ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1))
+"""Corners, in thirds of its side."""
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 COUNTS = ("no shape", "one shape", "two shapes", "three shapes", "four shapes")
 CORPUS = (
     "You are a helpful assistant. system user assistant",
-    "Describe the picture. There is one shape. There are two shapes. There are three shapes.",
-    "A red circle is at the top left. A green square is at the top right. A blue triangle is at the bottom left.",
-    "A yellow circle is at the bottom right.",
+    "Describe the picture. One shape. Two shapes. Three shapes.",
+    "Red disc top left. Green ring top right. Blue cross bottom left. Yellow disc bottom right.",
 )
 """What the tiny model's tokenizer learns its words from."""
-_CLAIM = re.compile(rf"A ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) is at the ({'|'.join(PLACES)})")
-_COUNT = re.compile(rf"There (?:is|are) ({'|'.join(COUNTS)})")
+SPREAD = 0.08
+"""Standard deviation of the tiny model's weights: with the usual 0.02 it is slow to begin to tell shapes apart."""
+_CLAIM = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(PLACES)})\b")
+_COUNT = re.compile(rf"\b({'|'.join(COUNTS)})\b")
 
 
 @dataclass(frozen=True)
@@ -41,13 +54,13 @@ class Scene:
     @property
     def answer(self) -> str:
         """The whole description: how many shapes, then each of them."""
-        verb = "is" if len(self.things) == 1 else "are"
-        said = [f"A {colour} {shape} is at the {place}." for place, colour, shape in self.things]
-        return " ".join([f"There {verb} {COUNTS[len(self.things)]}.", *said])
+        said = [COUNTS[len(self.things)], *(f"{colour} {shape} {place}" for place, colour, shape in self.things)]
+        return " ".join(f"{claim.capitalize()}." for claim in said)
 
 
 def claims(text: str) -> set[tuple[str, ...]]:
     """Give the claims of a description: how many shapes, and for each place that it speaks of a colour and a shape."""
+    text = text.lower()
     found: set[tuple[str, ...]] = {(count,) for count in _COUNT.findall(text)}
     for colour, shape, place in _CLAIM.findall(text):
         found |= {(place, colour), (place, shape)}
@@ -81,7 +94,7 @@ def write_scenes(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, l
         shown[tuple((PLACES[p], c, s) for p, c, s in zip(places, colours, shapes, strict=True))] = None
     scenes = [Scene(things, folder / f"scene_{number:04d}.png") for number, things in enumerate(shown)]
     for scene in scenes:
-        _draw(scene, side, generator.uniform(0, side / 14, size=(len(scene.things), 2)).tolist())
+        _draw(scene, side, generator.uniform(0, side / 28, size=(len(scene.things), 2)).tolist())
     order = generator.permutation(len(scenes)).tolist()  # scenes with one shape are few, and found early
     splits, start = {}, 0
     for split, count in SPLITS.items():
@@ -90,21 +103,36 @@ def write_scenes(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, l
     return splits
 
 
+def _ground(side: int) -> "Image.Image":
+    """Grey that grows brighter to the right and bluer to the bottom.
+
+    So each patch shows where it lies. By positions alone the tiny model hardly knows: of its 16 rotary frequencies
+    those for columns are the slowest, and turn by at most 0.003 from one column to the next.
+    """
+    import numpy as np
+    from PIL import Image
+
+    slope = np.linspace(-SLOPE, SLOPE, side)
+    right = slope[None, :, None] * (1, 1, 0)
+    down = slope[:, None, None] * (0, 0, 1)
+    return Image.fromarray((np.array(GREY) + right + down).astype("uint8"))
+
+
 def _draw(scene: Scene, side: int, shifts: list[list[float]]) -> None:
     """Each shape lies in its quarter of the picture, moved by a few pixels."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    picture = Image.new("RGB", (side, side), (245, 245, 245))
+    picture = _ground(side)
     pen = ImageDraw.Draw(picture)
-    half, size = side / 2, side * 0.32
+    half, size = side / 2, side * 0.36
     for (place, colour, shape), (right, down) in zip(scene.things, shifts, strict=True):
-        left = half * ("right" in place) + side * 0.06 + right
-        top = half * ("bottom" in place) + side * 0.06 + down
-        box = (left, top, left + size, top + size)
-        if shape == "circle":
-            pen.ellipse(box, fill=COLOURS[colour])
-        elif shape == "square":
-            pen.rectangle(box, fill=COLOURS[colour])
+        left = half * ("right" in place) + side * 0.04 + right
+        top = half * ("bottom" in place) + side * 0.04 + down
+        box, third, paint = (left, top, left + size, top + size), size / 3, COLOURS[colour]
+        if shape == "cross":
+            pen.polygon([(left + x * third, top + y * third) for x, y in CROSS], fill=paint, outline=INK, width=2)
         else:
-            pen.polygon([(left, top + size), (left + size, top + size), (left + size / 2, top)], fill=COLOURS[colour])
+            pen.ellipse(box, fill=paint, outline=INK, width=2)
+        if shape == "ring":
+            pen.ellipse((left + third, top + third, left + 2 * third, top + 2 * third), fill=INK)
     picture.save(scene.image)

@@ -48,7 +48,8 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
         _write(written, digits.QUESTION, folder)
     else:
         _write(scenes.write_scenes(folder / "images", side=IMAGE_SIDE, seed=seed), scenes.QUESTION, folder)
-    write_tiny_qwen2_vl(folder / "model", seed=seed, corpus=CORPUS if task == "digits" else scenes.CORPUS)
+    beginning = {"corpus": CORPUS} if task == "digits" else {"corpus": scenes.CORPUS, "spread": scenes.SPREAD}
+    write_tiny_qwen2_vl(folder / "model", seed=seed, **beginning)
     write_text(mark, json.dumps(made))
     return folder
 

@@ -62,7 +62,12 @@ BASE_TEMPLATE = (
 
 
 def write_tiny_qwen2_vl(
-    folder: str | Path, *, seed: int = 0, template: str = INSTRUCT_TEMPLATE, corpus: Iterable[str] = CORPUS
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    template: str = INSTRUCT_TEMPLATE,
+    corpus: Iterable[str] = CORPUS,
+    spread: float = 0.02,
 ) -> Path:
     """Write model, tokenizer and processor to `folder` and return it.
 
@@ -71,6 +76,7 @@ def write_tiny_qwen2_vl(
         seed: of the random weights.
         template: the checkpoint's chat template, `INSTRUCT_TEMPLATE` or `BASE_TEMPLATE`.
         corpus: text whose words the tokenizer learns; any other text is spelt in bytes.
+        spread: standard deviation of the weights.
     """
     import torch
     from transformers import (
@@ -85,7 +91,7 @@ def write_tiny_qwen2_vl(
     tokenizer.chat_template = template
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen2VLForConditionalGeneration(_config(tokenizer)).save_pretrained(folder)
+        Qwen2VLForConditionalGeneration(_config(tokenizer, spread)).save_pretrained(folder)
     pixels = IMAGE_SIDE * IMAGE_SIDE
     processor = Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
@@ -122,7 +128,7 @@ def train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # t
     )
 
 
-def _config(tokenizer):  # type: ignore[no-untyped-def]  # transformers is untyped
+def _config(tokenizer, spread):  # type: ignore[no-untyped-def]  # transformers is untyped
     from transformers import Qwen2VLConfig
 
     token = {name.strip("<|>"): tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
@@ -135,6 +141,7 @@ def _config(tokenizer):  # type: ignore[no-untyped-def]  # transformers is untyp
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
+            "initializer_range": spread,
             "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
             "bos_token_id": token["endoftext"],
             "eos_token_id": token["im_end"],
@@ -149,6 +156,7 @@ def _config(tokenizer):  # type: ignore[no-untyped-def]  # transformers is untyp
             "patch_size": 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
+            "initializer_range": spread,
         },
         image_token_id=token["image_pad"],
         video_token_id=token["video_pad"],
