@@ -1,6 +1,7 @@
 """A first configuration for what lies in a folder, and what of it will not work."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -83,14 +84,35 @@ def test_the_grader_fits_the_answers(place, answer, more, grader):
     assert AlignConfig.load(write_config(place)[0]).settings.evaluate.grader == grader
 
 
-def test_pairs_get_a_training(place):
+@pytest.mark.parametrize("name", ["mine", "-my $HOME #1: 数据"])
+def test_pairs_get_a_training(place, tiny_qwen2_vl, name):
     (place / "questions.jsonl").unlink()
     pair = {"instruction": "?", "chosen": "a", "rejected": "b", "score_chosen": 2.0, "score_rejected": 1.0}
     write_rows(place / "pairs.jsonl", [pair])
-    path, follow = write_config(place)
+    place = place.rename(name)
+    path, follow = write_config(place, model=str(tiny_qwen2_vl))
     assert path.name == "train.yaml"
-    assert [line.split()[1] for line in follow] == ["data", "data", "train"]
-    check_early({k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in ("dataset", "dataset_dir")})
+    words = [shlex.split(line) for line in follow]
+    assert [line[1] for line in words] == ["data", "data", "train"]
+    assert Path(words[2][2]) == path
+    assert Path(words[1][-1]) == place
+    settings = yaml.safe_load(path.read_text())
+    assert Path(settings["dataset_dir"]) == place
+    assert Path(settings["output_dir"]) == place / "outputs"
+    assert settings["image_max_pixels"] == 56 * 56
+    check_early({k: v for k, v in settings.items() if k not in ("dataset", "dataset_dir")})
+
+
+def test_a_file_that_is_called_after_a_test_is_not_learnt_from(place):
+    rows = read_rows(place / "questions.jsonl")
+    (place / "questions.jsonl").unlink()
+    write_rows(place / "test-00.jsonl", rows[:5])
+    write_rows(place / "validation.jsonl", rows[5:8])
+    path, _ = write_config(place)
+    assert AlignConfig.load(path).questions.path == str(place / "test-00.jsonl")  # there is no other
+    path.unlink()
+    write_rows(place / "train.jsonl", rows[8:])
+    assert AlignConfig.load(write_config(place)[0]).questions.path == str(place / "train.jsonl")
 
 
 def test_a_folder_with_nothing_to_use_says_what_was_looked_at(tmp_path):
@@ -108,6 +130,14 @@ def faults(path, *given):
 def test_a_sound_configuration_has_no_faults(place, tiny_qwen2_vl):
     assert faults(None) == {}
     assert faults(write_config(place, model=str(tiny_qwen2_vl))[0]) == {}
+
+
+def test_questions_about_too_few_images_cannot_be_divided(place, tiny_qwen2_vl):
+    rows = read_rows(place / "questions.jsonl")
+    write_rows(place / "questions.jsonl", [{**row, "image": rows[n % 2]["image"]} for n, row in enumerate(rows)])
+    found = faults(write_config(place, model=str(tiny_qwen2_vl))[0])
+    assert "into 3 files of which no two share an image" in found["split"]
+    assert "2 groups" in found["split"]
 
 
 def test_every_fault_is_found_at_once(place, tiny_qwen2_vl, tmp_path, monkeypatch):

@@ -24,10 +24,11 @@ def test_counts_by_hand(settings):
     found = lines(settings(engine=engine, evaluate={"by": "score"}))
     assert found["1/sample"] == ("to do", "12 questions × 4 answers, at most 1,536 tokens")
     cost = 12 * 4 * 100 * 2000 / 1e6
-    said = f"at most 48 requests, 4,800 tokens of replies, replies at most {cost:.2f} by price_completion"
+    again = "; more where a reply cannot be read and is asked for again"
+    said = f"at most 48 requests, 4,800 tokens of replies, replies at most {cost:.2f} by price_completion{again}"
     assert found["1/score"][1] == said
     assert found["1/pair"][1] == "at most 36 pairs"
-    spent = "at most 6 requests, 600 tokens of replies, replies at most 1.20 by price_completion"
+    spent = f"at most 6 requests, 600 tokens of replies, replies at most 1.20 by price_completion{again}"
     assert found["1/test"][1].endswith(f"on the test questions: 6; {spent}")
     assert found["1/validate"][1].endswith(f"on the validation questions: 6; {spent} for each checkpoint")
     assert lines(settings())["1/test"][1].endswith("on the test questions: 6")

@@ -13,6 +13,8 @@ from typing import Literal
 from uni_dpo.align.config import AlignConfig, training
 from uni_dpo.align.layout import WorkLayout
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
+from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.data.tables.splitting import row_groups
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references
@@ -137,6 +139,8 @@ def _questions(config: AlignConfig, name: str) -> Iterator[Finding]:
             yield _tried(f"{name}, grader", lambda: _gradable(grader, answered))
     if name == "questions":
         yield _tried("questions, pipeline", lambda: _scorable(config, rows))
+        if config.splits:
+            yield _tried("split", lambda: _divisible(config, given))
 
 
 def _gradable(grader: str, rows: list[Question]) -> str:
@@ -158,6 +162,17 @@ def _engine_config(config: AlignConfig) -> EngineConfig:
 def _scorable(config: AlignConfig, rows: list[Question]) -> str:
     _engine_config(config).check_questions(rows)
     return f"{config.settings.engine['pipeline']} can score answers to them"
+
+
+def _divisible(config: AlignConfig, path: str) -> str:
+    files = len(config.shares())
+    groups = len(set(row_groups(islice(iter_rows(path), LOOKED_AT), "image")))
+    if groups < files:
+        raise UniDPOError(
+            f"{path} is to be divided into {files} files of which no two share an image, and by their images its "
+            f"questions make {groups} groups; add questions about other images, or name files for validation and test"
+        )
+    return f"{files} files of questions; no image stands in two"
 
 
 def _engine(config: AlignConfig) -> Iterator[Finding]:

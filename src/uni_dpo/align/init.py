@@ -1,11 +1,14 @@
 """A first configuration for what lies in a folder: questions with images, or pairs; a checkpoint; a GPU or none."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from string import Template
+from textwrap import indent
 from typing import Any, Literal
 
 from uni_dpo.data.faults import PreferenceDataError
@@ -22,6 +25,8 @@ DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 TABLES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 """How the names of files of rows end."""
 _LOOKED_AT = 200
+_HELD_OUT = re.compile(r"(test|val|valid|validation|dev|eval|held_out)(?![a-z])", re.IGNORECASE)
+"""How the names of files begin that are not there to learn from."""
 _LLAMAFACTORY_PIXELS = (32 * 32, 768 * 768)
 _TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl", "llava": "llava"}
 """`model_type` → LlamaFactory's template."""
@@ -69,14 +74,17 @@ def write_config(
     if path.exists():
         raise UniDPOError(f"{path} is there already; delete it, or rename it, to begin again")
     chosen = model or str(found.model or DEFAULT_MODEL)
-    words = _machine(language) | _model(chosen) | {"config": str(path), "found": _said(found, language)}
-    words["folder"] = str(folder)
+    words = _machine(language) | _model(chosen) | {"config": _typed(path), "found": _said(found, language)}
+    words |= {"folder": _typed(folder), "work_dir": _scalar(str(folder / "outputs"))}
     if found.kind == "pairs":
-        words |= {"pairs": str(found.file), "work_dir": str(folder / "outputs")}
+        words |= {"pairs": _typed(found.file), "dataset_dir": _scalar(str(folder))}
         follow = [line.removeprefix("#   ") for line in _text("train", "en", words).splitlines() if line[:4] == "#   "]
     else:
-        words |= _questions(found, folder, judge, judge_model)
-        follow = [f"uni-dpo doctor {path}", f"uni-dpo align {path} --plan", f"uni-dpo align {path}"]
+        words |= _questions(found, judge, judge_model) | {
+            "pixels": indent(words["pixels"], "  ", lambda line: line != "#-")
+        }
+        file = words["config"]
+        follow = [f"uni-dpo doctor {file}", f"uni-dpo align {file} --plan", f"uni-dpo align {file}"]
     name = "train" if found.kind == "pairs" else "align"
     text = "\n".join(line for line in _text(name, language, words).splitlines() if line.strip() != "#-")
     write_text(path, text + "\n")
@@ -84,7 +92,7 @@ def write_config(
 
 
 def look(folder: Path) -> Found:
-    """Find the first file of questions or pairs in a folder, and a checkpoint.
+    """Find the first file of questions or pairs in a folder, and a checkpoint; those called after a test come last.
 
     Raises:
         UniDPOError: there is no such folder, or nothing to use in it; the message says what was looked at.
@@ -94,7 +102,7 @@ def look(folder: Path) -> Found:
     models = [place for place in _folders(folder) if "model_type" in read_json(place / "config.json")]
     model = models[0] if models else None
     looked: list[str] = []
-    for file in _tables(folder, set(models)):
+    for file in sorted(_tables(folder, set(models)), key=lambda file: _HELD_OUT.match(file.stem) is not None):
         try:
             first = next(iter_rows(file), None)
         except UniDPOError:
@@ -169,13 +177,13 @@ def _model(model: str) -> dict[str, str]:
     )
     # Sampling and training should see images of one size; LlamaFactory's limit counts where it is the smaller.
     own = most < _LLAMAFACTORY_PIXELS[1]
-    pixels = f"  image_max_pixels: {most}\n  image_min_pixels: {min(least, most)}" if own else "#-"
+    pixels = f"image_max_pixels: {most}\nimage_min_pixels: {min(least, most)}" if own else "#-"
     small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 100e6 if folder.is_dir() else False
     template = _TEMPLATES.get(family, family)
     return {"model": _scalar(model), "template": template, "pixels": pixels, "rate": "1.0e-3" if small else "1.0e-5"}
 
 
-def _questions(found: Found, folder: Path, judge: str | None, judge_model: str) -> dict[str, str]:
+def _questions(found: Found, judge: str | None, judge_model: str) -> dict[str, str]:
     answered = all(question.reference is not None for question in found.rows)
     grader = _grader(found.rows) if answered else "exact"
     relative = any(not Path(str(image)).is_absolute() for image in _written_images(found.file))
@@ -184,7 +192,6 @@ def _questions(found: Found, folder: Path, judge: str | None, judge_model: str) 
     evaluate = f"{{by: answers, grader: {grader}, max_tokens: 128}}" if answered else "{by: score, max_tokens: 128}"
     served = f"    judge: {{backend: openai, model: {_scalar(judge_model)}, base_url: {_scalar(address)}}}"
     return {
-        "work_dir": _scalar(str(folder / "outputs")),
         "questions": _scalar(str(found.file)),
         "image_root": _scalar(str(found.file.parent)) if relative else "null",
         "share": "0.2" if len(found.rows) < _LOOKED_AT else "0.1",
@@ -226,6 +233,11 @@ def _said(found: Found, language: Language) -> str:
     if language == "en":
         return f"{count} questions, {pictured} with images, {answered} with a right answer"
     return f"{count} 个问题，{pictured} 个带图像，{answered} 个有正确答案"
+
+
+def _typed(path: Path) -> str:
+    """A path as it is typed into a shell, after a command's name."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _scalar(text: str) -> str:

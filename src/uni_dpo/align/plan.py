@@ -117,7 +117,8 @@ class _Counts:
         tokens = requests * int(reward.get("max_tokens", 512))
         price = float(served["judge"].get("price_completion", 0.0)) * tokens / 1e6
         cost = f", replies at most {price:.2f} by price_completion" if price else ""
-        return f"at most {requests:,} requests, {tokens:,} tokens of replies{cost}"
+        again = "; more where a reply cannot be read and is asked for again"
+        return f"at most {requests:,} requests, {tokens:,} tokens of replies{cost}{again}"
 
 
 def _rater(pipeline: str, role: str) -> str | None:
