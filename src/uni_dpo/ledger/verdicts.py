@@ -35,6 +35,10 @@ class Evidence:
     windows: Sequence[Mapping[str, Any]]
     groups: Mapping[str, int] = field(default_factory=dict)
 
+    def setting(self, name: str, default: float = 0.0) -> float:
+        """Return a setting that is a number; `default` where it is missing or 0."""
+        return float(self.settings.get(name) or default)
+
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric of the log."""
         points = [(line["step"], line[metric]) for line in self.log if metric in line and "step" in line]
@@ -100,14 +104,14 @@ def chosen_answers(evidence: Evidence) -> Verdict | None:
     numbers = {"lost": -last, "gained": last, "since": int(below[0]) if len(below) else 0}
     if last < -FALLING:
         state = BAD if last < -FALL else WATCH
-        rate = float(evidence.settings.get("learning_rate") or 0.0)
+        rate = evidence.setting("learning_rate")
         if _tells_nothing_apart(evidence):
             return Verdict("chosen", BAD, "chosen_fall_fast", numbers | {"rate": rate / 10})
         if evidence.uses_uni_dpo and _never_reached(evidence):
             return Verdict("chosen", state, "chosen_fall_unheld", numbers | {"rate": rate / 3})
         if not evidence.uses_uni_dpo:
             return Verdict("chosen", state, "chosen_fall_other", numbers | {"rate": rate / 3})
-        weight = float(evidence.settings.get("nll_lambda") or 0.0)
+        weight = evidence.setting("nll_lambda")
         return Verdict("chosen", state, "chosen_fall", numbers | {"weight": 10 * weight or 0.001, "rate": rate / 3})
     return Verdict("chosen", GOOD, "chosen_hold" if last < 0 else "chosen_rise", numbers)
 
@@ -116,7 +120,7 @@ def nll(evidence: Evidence) -> Verdict | None:
     """Tell whether the NLL term acts where it is needed."""
     if not evidence.uses_uni_dpo:
         return None
-    weight = float(evidence.settings.get("nll_lambda") or 0.0)
+    weight = evidence.setting("nll_lambda")
     _, drift = evidence.window_means("chosen_drift")
     falls = len(drift) > 0 and _late(drift) < -FALLING
     if weight == 0:
@@ -137,7 +141,7 @@ def nll(evidence: Evidence) -> Verdict | None:
 def _never_reached(evidence: Evidence) -> bool:
     """Whether no chosen answer is scored high enough for the NLL term."""
     tops = [window["score_chosen"]["q"][-1] for window in evidence.windows if "score_chosen" in window]
-    return bool(tops) and max(tops) < float(evidence.settings.get("tau_good") or -np.inf)
+    return bool(tops) and max(tops) < evidence.setting("tau_good", -np.inf)
 
 
 def _tells_nothing_apart(evidence: Evidence) -> bool:
@@ -159,7 +163,7 @@ def quality(evidence: Evidence) -> Verdict | None:
     numbers = {
         "low": low,
         "high": high,
-        "eta": float(evidence.settings.get("eta") or 0.0),
+        "eta": evidence.setting("eta"),
         "better": 2 / max(abs(gap), 1e-6),
     }
     if high - low < 0.02 and low < 0.6:
@@ -175,11 +179,11 @@ def performance(evidence: Evidence) -> Verdict | None:
     if len(weights) < 2 or not evidence.settings.get("gamma"):
         return None
     _, margin = evidence.window_means("policy_margin")
-    beta = float(evidence.settings.get("beta") or 1.0)
+    beta = evidence.setting("beta", 1.0)
     numbers = {
         "first": float(weights[0]),
         "last": _late(weights),
-        "threshold": float(evidence.settings.get("tau_ref") or 0.0),
+        "threshold": evidence.setting("tau_ref"),
         "margin": beta * _late(margin),
         "start": beta * float(margin[0]),
     }
@@ -195,9 +199,9 @@ def loss(evidence: Evidence) -> Verdict | None:
     steps, values = evidence.series("loss")
     if len(values) < 3:
         return None
-    rate = float(evidence.settings.get("learning_rate") or 0.0)
-    if not np.isfinite(values).all():
-        return Verdict("loss", BAD, "loss_broken", {"step": int(steps[~np.isfinite(values)][0]), "rate": rate / 10})
+    if broken := _broken(evidence, "loss", "loss_broken"):
+        return broken
+    rate = evidence.setting("learning_rate")
     first, last, peak = float(values[0]), _late(values), float(values.max())
     numbers = {"first": first, "last": last, "peak": peak, "step": int(steps[int(values.argmax())]), "rate": rate / 10}
     if peak > 3 * first:
@@ -207,6 +211,15 @@ def loss(evidence: Evidence) -> Verdict | None:
     return Verdict("loss", GOOD, "loss_falls", numbers)
 
 
+def _broken(evidence: Evidence, metric: str, key: str) -> Verdict | None:
+    """The verdict on a metric that was no number at some step."""
+    steps, values = evidence.series(metric)
+    broken = steps[~np.isfinite(values)]
+    if not len(broken):
+        return None
+    return Verdict(metric, BAD, key, {"step": int(broken[0]), "rate": evidence.setting("learning_rate") / 10})
+
+
 def movement(evidence: Evidence) -> Verdict | None:
     """Tell whether the model moved away from the reference at all."""
     _, margin = evidence.window_means("reward_margin")
@@ -214,7 +227,7 @@ def movement(evidence: Evidence) -> Verdict | None:
     if len(margin) < 2 or not evidence.settings.get("has_reference", True):
         return None
     moved = max(abs(spreads[-1][0]), abs(spreads[-1][-1]))
-    rate = float(evidence.settings.get("learning_rate") or 0.0)
+    rate = evidence.setting("learning_rate")
     if moved < 0.005:
         return Verdict(
             "learning_rate", BAD, "nothing_moves", {"moved": moved, "rate": 10 * rate, "steps": evidence.steps}
@@ -265,13 +278,11 @@ def gradient(evidence: Evidence) -> Verdict | None:
     steps, norms = evidence.series("grad_norm")
     if len(norms) < 3:
         return None
-    rate = float(evidence.settings.get("learning_rate") or 0.0)
-    if not np.isfinite(norms).all():
-        return Verdict(
-            "grad_norm", BAD, "gradient_broken", {"step": int(steps[~np.isfinite(norms)][0]), "rate": rate / 10}
-        )
+    if broken := _broken(evidence, "grad_norm", "gradient_broken"):
+        return broken
     middle, peak = float(np.median(norms)), float(norms.max())
-    numbers = {"middle": middle, "peak": peak, "step": int(steps[int(norms.argmax())]), "rate": rate / 3}
+    rate = evidence.setting("learning_rate") / 3
+    numbers = {"middle": middle, "peak": peak, "step": int(steps[int(norms.argmax())]), "rate": rate}
     return Verdict(
         "grad_norm", *((WATCH, "gradient_bursts") if peak > 20 * middle else (GOOD, "gradient_even")), numbers
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from tqdm import tqdm
 
@@ -103,18 +103,24 @@ def find_dataset(dataset: str, dataset_dir: str | Path | None) -> DatasetEntry:
     return read_entry(dataset, dataset_dir)
 
 
+class Judging(TypedDict, total=False):
+    """What `check_dataset` hands on to `check_entry`, which says what it means and what its default is."""
+
+    scores_required: bool
+    check_images: bool
+    qual_eta: float
+    tau_good: float
+    lengths: LengthCounter | None
+    fix: str | Path | None
+    choice: PairChoice
+
+
 def check_dataset(
     dataset: str,
     *,
     dataset_dir: str | Path | None = None,
     media_dir: str | Path | None = None,
-    scores_required: bool = True,
-    check_images: bool = True,
-    qual_eta: float = 0.7,
-    tau_good: float = 2.5,
-    lengths: LengthCounter | None = None,
-    fix: str | Path | None = None,
-    choice: PairChoice = ALL_PAIRS,
+    **judging: Unpack[Judging],
 ) -> CheckReport:
     """Check a dataset and say what it is like, in one pass and flat memory.
 
@@ -123,31 +129,14 @@ def check_dataset(
         dataset_dir: the folder of `dataset_info.json`.
         media_dir: where image paths start, and which none may leave; by default they start beside a file, or in
             `dataset_dir` for a name.
-        scores_required: whether a row without scores is at fault.
-        check_images: whether to open the images.
-        qual_eta: the η for which w_qual is reported.
-        tau_good: the τ_good for which the share of pairs above it is reported.
-        lengths: counts tokens; None leaves them out.
-        fix: where to write the rows without fault, repaired where it is safe; the others go beside it with the reasons.
-        choice: which pairs of ranked answers count.
+        judging: as for `check_entry`.
 
     Raises:
         PreferenceDataError: nothing can be read, or `fix` is what is read.
     """
     entry = find_dataset(dataset, dataset_dir)
     start = media_dir or (None if is_file(Path(dataset)) or Path(dataset).is_dir() else dataset_dir)
-    report = check_entry(
-        entry,
-        start=start,
-        root=media_dir,
-        scores_required=scores_required,
-        check_images=check_images,
-        qual_eta=qual_eta,
-        tau_good=tau_good,
-        lengths=lengths,
-        fix=fix,
-        choice=choice,
-    )
+    report = check_entry(entry, start=start, root=media_dir, **judging)
     report.dataset = dataset
     audit = report.audit
     if audit is not None and audit.margins.count and audit.above_tau_good == 0:
@@ -176,12 +165,12 @@ def check_entry(
         entry: what to read, and how.
         start: where image paths start; then they are tried beside the data, then as they are.
         root: the folder that no image path may leave; None where there is no such rule.
-        scores_required: as in `check_dataset`, like all that follow.
+        scores_required: whether a row without scores is at fault.
         check_images: whether to open the images.
         qual_eta: the η for which w_qual is reported.
         tau_good: the τ_good for which the share of pairs above it is reported.
-        lengths: counts tokens.
-        fix: where to write the rows without fault.
+        lengths: counts tokens; None leaves them out.
+        fix: where to write the rows without fault, repaired where it is safe; the others go beside it with the reasons.
         limit: how many rows to read, as LlamaFactory's `max_samples`; None for all.
         choice: which pairs of ranked answers count.
 
