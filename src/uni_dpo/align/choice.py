@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from uni_dpo.align.outcomes import gain, mean
-from uni_dpo.models.checkpoint import read_json
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 
 GoOn = Literal["better", "surely_better", "always"]

@@ -13,8 +13,8 @@ from uni_dpo.align.config import training, whole_and_adapter
 from uni_dpo.align.layout import Arm, WorkLayout, checkpoints
 from uni_dpo.ledger.columns import record_file
 from uni_dpo.models.backends.base import parse_model
-from uni_dpo.models.checkpoint import read_json
 from uni_dpo.settings.losses import compares, is_ours
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 
 PLACEHOLDERS = {name: f"{{{name}}}" for name in ("model", "base", "previous")}

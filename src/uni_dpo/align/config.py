@@ -265,7 +265,7 @@ def whole_and_adapter(model: str | Path) -> tuple[str, str | None]:
     folder = Path(model)
     if not is_adapter(folder):
         return str(folder) if not folder.is_dir() else str(folder.absolute()), None
-    from uni_dpo.models.checkpoint import read_json
+    from uni_dpo.storage.reading import read_json
 
     named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
     return named, str(folder.absolute())

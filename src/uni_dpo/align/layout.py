@@ -8,7 +8,7 @@ from typing import Any
 from uni_dpo.align.choice import Choice, read_choice
 from uni_dpo.align.config import AlignConfig, training
 from uni_dpo.align.outcomes import read_grades
-from uni_dpo.models.checkpoint import read_json
+from uni_dpo.storage.reading import read_json
 
 LAST = "final"
 """What a training's last state is called among its checkpoints."""

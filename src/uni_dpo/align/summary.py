@@ -7,7 +7,7 @@ from uni_dpo.align.layout import Arm, WorkLayout
 from uni_dpo.align.learnt import pairs_learnt
 from uni_dpo.align.outcomes import gain, mean, read_grades
 from uni_dpo.errors import plain
-from uni_dpo.models.checkpoint import read_json
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 
 _SHOWN = 80

@@ -11,6 +11,7 @@ from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
 from uni_dpo.storage.identity import difference, digest
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import holding, write_text
 
@@ -78,13 +79,7 @@ class WorkDir:
 
     def manifest(self) -> dict[str, Any]:
         """Return what was written last; empty for a new directory."""
-        if not self.manifest_path.is_file():
-            return {}
-        try:
-            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UniDPOError(f"{self.manifest_path} is damaged ({error}); take another --work-dir") from error
-        return dict(manifest)
+        return read_json(self.manifest_path, "take another --work-dir")
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replace the manifest as a whole."""

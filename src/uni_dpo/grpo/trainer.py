@@ -33,6 +33,7 @@ from uni_dpo.online.policy import (
 )
 from uni_dpo.online.rewards import Reward, check_reward, make_reward
 from uni_dpo.shared_prefix import SharedBatch, in_place_of_head, share_rows, shares_rows, unwrapped
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames, process_group
 from uni_dpo.trl.trainer import SeeingSampler
@@ -172,12 +173,8 @@ def _check_images(questions: Sequence[Question], *, processes: int) -> None:
 
 def _finished(output: Path, max_steps: int) -> list[dict[str, Any]] | None:
     """The log of a run that has all its steps, which Trainer, resumed, would go beyond; None for any other."""
-    file = output / "trainer_state.json"
-    if max_steps <= 0 or not file.is_file():
-        return None
-    state = json.loads(file.read_text(encoding="utf-8"))
-    log: list[dict[str, Any]] = state["log_history"]
-    return log if state["global_step"] >= max_steps else None
+    state = read_json(output / "trainer_state.json")
+    return state["log_history"] if state and 0 < max_steps <= state["global_step"] else None
 
 
 def _checkpoint_of(settings: GRPOSettings, output: Path) -> str | None:
@@ -185,8 +182,7 @@ def _checkpoint_of(settings: GRPOSettings, output: Path) -> str | None:
     found: str | None = get_last_checkpoint(str(output)) if output.is_dir() else None
     if found is None:
         return None
-    run = output / RUN
-    if not run.is_file() or json.loads(run.read_text(encoding="utf-8"))["run"] != settings.digest():
+    if read_json(output / RUN).get("run") != settings.digest():
         raise UniDPOError(f"{output} holds a run of other settings: name another output_dir, or delete it")
     return found
 

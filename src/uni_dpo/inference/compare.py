@@ -13,11 +13,12 @@ from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
-from uni_dpo.models.checkpoint import adapter_base, is_adapter, read_json
+from uni_dpo.models.checkpoint import adapter_base, is_adapter
 from uni_dpo.report.page import Thumbnails
 from uni_dpo.report.page import page as report_page
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest, file_stamps
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.rowlog import RowLog
 from uni_dpo.storage.writing import holding
 

@@ -1,6 +1,5 @@
 """Reading a ledger: the files of all processes as one table."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import LEDGER, TEXTS, ledger_folder, record_file, texts_file
+from uni_dpo.storage.reading import read_json
 
 
 def read_ledger(output: str | Path) -> pa.Table:
@@ -48,24 +48,14 @@ def read_record(output: str | Path) -> dict[str, Any]:
             f"{output}: no training with a ledger has written here ({file} is missing); name the output_dir of one, "
             "trained without uni_dpo_ledger: false"
         )
-    return dict(_json(file))
+    return read_json(file)
 
 
 def read_log(output: str | Path) -> list[dict[str, Any]]:
     """Return the log lines of a training: of its end, or else of its last checkpoint; none where there is neither."""
     states = [Path(output) / "trainer_state.json", *Path(output).glob("checkpoint-*/trainer_state.json")]
-    found = [_json(state) for state in states if state.is_file()]
+    found = [read_json(state) for state in states if state.is_file()]
     return list(max(found, key=lambda state: int(state.get("global_step", 0))).get("log_history", [])) if found else []
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UniDPOError(f"{file}: is no readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UniDPOError(f"{file}: expected a JSON object")
-    return value
 
 
 def _table(file: Path, schema: pa.Schema) -> pa.Table:

@@ -6,9 +6,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.reading import read_json
 
 QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """`model_type` of the checkpoints that VLMEvalKit's adapter loads."""
@@ -183,20 +183,3 @@ def _folder(path: str, said_by: Path | None = None, revision: str | None = None)
         raise UniDPOError(
             f"model {path!r}{source} cannot be loaded; it is no folder here, and the hub does not give it: {reason}"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file; empty where there is no file.
-
-    Raises:
-        UniDPOError: it is not JSON, or no object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UniDPOError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UniDPOError(f"{path} holds no JSON object")
-    return content

@@ -4,7 +4,6 @@ Only the projector between the two is new. The checkpoint is one that transforme
 every command of this package load.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_class, load_model, one_line
+from uni_dpo.storage.reading import read_json
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
@@ -142,13 +142,8 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
 def _check_kind(name: str, kinds: tuple[str, ...], role: str) -> None:
     """Refuse a folder of another model before anything heavy is imported."""
     path = Path(name) / "config.json"
-    if not path.is_file():
-        return
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UniDPOError(f"{path}: is not a model's configuration ({error})") from None
-    if kind not in kinds:
+    kind = read_json(path).get("model_type")
+    if path.is_file() and kind not in kinds:
         raise UniDPOError(f"{role}: {path} is of model_type {kind!r}; name a CLIP or SigLIP model")
 
 

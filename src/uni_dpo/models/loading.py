@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.models.checkpoint import Checkpoint, read_json
+from uni_dpo.models.checkpoint import Checkpoint
+from uni_dpo.storage.reading import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")

@@ -9,10 +9,11 @@ from transformers import GenerationConfig
 
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.checkpoint import find_checkpoint, read_json
+from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import detect_style, prompt_of
 from uni_dpo.online.config import OnlineConfig
+from uni_dpo.storage.reading import read_json
 
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Names of the modules that `freeze_vision_tower` freezes, in the supported families."""

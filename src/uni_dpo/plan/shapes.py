@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.reading import read_json
 
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -133,7 +134,7 @@ def read_shape(model: str) -> ModelShape:
     """
     path = Path(model) / "config.json"
     if path.is_file():
-        return shape_of(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return shape_of(read_json(path), str(path))
     known = json.loads(files(__package__).joinpath("models.json").read_text(encoding="utf-8"))
     name = f"{Path(model).name.lower().removesuffix('-instruct')}-instruct"
     if name not in known:

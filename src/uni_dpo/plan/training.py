@@ -9,6 +9,7 @@ from typing import Any
 from uni_dpo.errors import UniDPOError
 from uni_dpo.plan.shapes import ModelShape, read_shape
 from uni_dpo.settings.losses import compares, is_ours
+from uni_dpo.settings.training import is_true
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,19 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
         max_steps=_number(settings, "max_steps", -1, int),
         full=kind == "full",
         lora_rank=_number(settings, "lora_rank", 8, int),
-        bf16=_true(settings, "bf16") or _true(settings, "fp16") or _true(settings, "pure_bf16"),
-        pure=_true(settings, "pure_bf16"),
+        bf16=is_true(settings.get("bf16")) or is_true(settings.get("fp16")) or is_true(settings.get("pure_bf16")),
+        pure=is_true(settings.get("pure_bf16")),
         quantized=_number(settings, "quantization_bit", 0, int),
         zero=zero,
         offload=offload,
         optimizer=str(settings.get("optim", "adamw_torch")),
-        checkpointing=not _true(settings, "disable_gradient_checkpointing"),
+        checkpointing=not is_true(settings.get("disable_gradient_checkpointing")),
         tuned_vision=settings.get("freeze_vision_tower") is False,
         shared=forward == "shared_prefix" or (forward == "auto" and is_ours(loss)),
-        grouped=_true(settings, "group_by_question"),
+        grouped=is_true(settings.get("group_by_question")),
         reference=compares(loss),
-        precomputed=_true(settings, "precompute_ref_log_probs"),
-        images_kept=_true(settings, "keep_image_features"),
+        precomputed=is_true(settings.get("precompute_ref_log_probs")),
+        images_kept=is_true(settings.get("keep_image_features")),
         save_total_limit=_number(settings, "save_total_limit", 0, int),
     )
 
@@ -97,7 +98,3 @@ def _number(settings: Mapping[str, Any], name: str, default: Any, kind: Any) -> 
         return default if value is None else kind(value)
     except (TypeError, ValueError):
         raise UniDPOError(f"{name}: {value!r} is no number") from None
-
-
-def _true(settings: Mapping[str, Any], name: str) -> bool:
-    return str(settings.get(name, False)).lower() in ("true", "1", "yes")

@@ -192,7 +192,7 @@ def flags(given: Sequence[str], places: Places = TRAIN) -> dict[str, Any]:
 
 
 def _unknown(settings: Mapping[str, Any], known: Mapping[str, KnownSetting]) -> Iterator[tuple[str, str]]:
-    allowed = {name for name in ("ALLOW_EXTRA_ARGS", "USE_MCA") if _is_true(os.environ.get(name))}
+    allowed = {name for name in ("ALLOW_EXTRA_ARGS", "USE_MCA") if is_true(os.environ.get(name))}
     if allowed or "model_name_or_path" not in known or "learning_rate" not in known:
         return
     for name in settings:
@@ -204,11 +204,11 @@ def _unknown(settings: Mapping[str, Any], known: Mapping[str, KnownSetting]) -> 
 def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What this machine, its packages and its files do not allow."""
     loss = settings.get("pref_loss", "sigmoid")
-    if _is_true(os.environ.get("USE_V1")) and loss not in STOCK:
+    if is_true(os.environ.get("USE_V1")) and loss not in STOCK:
         yield "", f"USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: {loss}; unset it"
-    on_cpu = _is_true(settings.get("use_cpu")) or _is_true(settings.get("no_cuda"))
+    on_cpu = is_true(settings.get("use_cpu")) or is_true(settings.get("no_cuda"))
     for name in ("bf16", "fp16", "pure_bf16"):
-        if _is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
+        if is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
             on_cpu_too = "use_cpu=true to compute in bfloat16 on the CPU, or bf16=false"
             remedy = on_cpu_too if name == "bf16" else f"{name}=false"
             yield name, f"true needs a GPU, and this machine shows none; set {remedy}"
@@ -318,7 +318,7 @@ def _unwritable(output: Any) -> str | None:
 
 
 def _best_model(settings: Mapping[str, Any]) -> str | None:
-    if not _is_true(settings.get("load_best_model_at_end")):
+    if not is_true(settings.get("load_best_model_at_end")):
         return None
     evaluated, saved = (
         str(settings.get(name, default)) for name, default in (("eval_strategy", "no"), ("save_strategy", "steps"))
@@ -328,7 +328,8 @@ def _best_model(settings: Mapping[str, Any]) -> str | None:
     return f"eval_strategy is {evaluated!r} and save_strategy is {saved!r}; set both to the same, as `steps` or `epoch`"
 
 
-def _is_true(value: Any) -> bool:
+def is_true(value: Any) -> bool:
+    """Tell whether a setting is on, also where a flag gave it as a text."""
     return value is True or str(value).lower() in ("true", "1", "y", "yes")
 
 

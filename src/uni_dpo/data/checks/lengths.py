@@ -4,12 +4,10 @@ Follows LlamaFactory 0.9.5's handling of images (`image_max_pixels`, `image_min_
 limits) and of long pairs: the longer of prompt and answer gives way.
 """
 
-import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
@@ -17,6 +15,7 @@ from uni_dpo.data.image_sizes import ImageLimits
 from uni_dpo.data.images import ImageState
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.reading import read_json
 
 _ROWS_AT_ONCE = 256
 _DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -26,8 +25,8 @@ _IMAGE_PLACE = "<|vision_start|><|vision_end|>"
 
 def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageLimits:
     """Tell how images are sized for a checkpoint, by its processor files (transformers 4 and 5 name them so)."""
-    config = _json(Path(folder) / "preprocessor_config.json")
-    config = config or _json(Path(folder) / "processor_config.json").get("image_processor", {})
+    config = read_json(Path(folder) / "preprocessor_config.json")
+    config = config or read_json(Path(folder) / "processor_config.json").get("image_processor", {})
     size = config.get("size") or {}
     return ImageLimits(
         max_pixels,
@@ -45,10 +44,6 @@ def chat_text(pair: PreferencePair) -> str:
         turns += [("user", question), ("assistant", answer)]
     turns.append(("user", pair.instruction))
     return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def kept_lengths(prompt: int, answer: int, cutoff_len: int) -> tuple[int, int]:
