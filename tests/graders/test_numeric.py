@@ -4,7 +4,7 @@ import pytest
 
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.graders.numeric import last_number, numeric
+from uni_dpo.graders.numeric import numeric, stated
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,8 @@ from uni_dpo.graders.numeric import last_number, numeric
     ],
 )
 def test_the_number_that_a_text_states(text: str, number: float | None) -> None:
-    assert last_number(text) == number
+    found = stated(text)
+    assert (found.low if found is not None and found.low == found.high else None) == number
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pytest
 
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
+from uni_dpo.models.backends import base
 from uni_dpo.models.rewards import Conversation
 from uni_dpo.online.config import RewardOptions
-from uni_dpo.online.rewards import check_reward, make_reward, modelled
+from uni_dpo.online.rewards import check_reward, make_reward
 
 QUESTIONS = [Question("a", "Two and two?", ("1.png", "2.png"), "4"), Question("b", "Three?", (), "3")]
 
@@ -37,7 +38,7 @@ def test_an_answer_that_cannot_be_graded_earns_nothing() -> None:
     assert reward(QUESTIONS, ["It is 4.", "no idea"]) == [1.0, 0.0]
 
 
-def test_a_reward_model_sees_the_images_before_the_text_in_batches() -> None:
+def test_a_reward_model_sees_the_images_before_the_text_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Conversation]] = []
 
     class Model:
@@ -45,7 +46,9 @@ def test_a_reward_model_sees_the_images_before_the_text_in_batches() -> None:
             seen.append(list(conversations))
             return [float(len(conversation.answer)) for conversation in conversations]
 
-    assert modelled(Model(), 2)([*QUESTIONS, QUESTIONS[1]], ["four", "3", "two"]) == [4.0, 1.0, 3.0]
+    monkeypatch.setattr(base, "load_reward_model", lambda _: Model())
+    reward = make_reward(RewardOptions(model="m"), batch_size=2)
+    assert reward([*QUESTIONS, QUESTIONS[1]], ["four", "3", "two"]) == [4.0, 1.0, 3.0]
     assert [len(batch) for batch in seen] == [2, 1]
     assert seen[0][0] == Conversation("<image><image>Two and two?", "four", ("1.png", "2.png"))
     assert seen[0][1].instruction == "Three?"

@@ -1,9 +1,8 @@
 """`uni-dpo align`, `init`, `doctor`, `demo`: from images and questions to a better model."""
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,16 +46,9 @@ def align(
         print(page)
 
 
-class Words(StrEnum):
-    """Of the comments in a new configuration."""
-
-    EN = "en"
-    ZH = "zh"
-
-
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Questions with images, or pairs.")] = Path(),
-    language: Annotated[Words, typer.Option(help="Of the comments.")] = Words.EN,
+    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the comments.")] = "en",
     model: Annotated[str | None, typer.Option(help="Folder or hub name; else a checkpoint in DIR.")] = None,
     judge: Annotated[str | None, typer.Option(help="A server that scores answers; its address ends in /v1.")] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "judge",
@@ -64,7 +56,7 @@ def init(
     """Write a commented configuration for what is in DIR."""
     from uni_dpo.align.init import write_config
 
-    path, follow = write_config(folder, language=language.value, model=model, judge=judge, judge_model=judge_model)
+    path, follow = write_config(folder, language=language, model=model, judge=judge, judge_model=judge_model)
     print("\n".join([f"{path}; next:", *(f"  {line}" for line in follow)]))
 
 
@@ -83,19 +75,12 @@ def doctor(
     raise typer.Exit(1 if "fault" in verdicts else 0)
 
 
-class TaskName(StrEnum):
-    """An embedded task."""
-
-    DIGITS = "digits"
-    SCENES = "scenes"
-
-
 def demo(
     folder: Annotated[Path, typer.Argument(help="A folder.")] = Path("outputs/demo"),
-    task: Annotated[TaskName, typer.Option(help="What it will learn.")] = TaskName.DIGITS,
+    task: Annotated[Literal["digits", "scenes"], typer.Option(help="What it will learn.")] = "digits",
     seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
 ) -> None:
     """Write a tiny Qwen2-VL and questions about images; `uni-dpo align` goes on from there."""
     from uni_dpo.demo.task import write_task
 
-    print(write_task(task.value, folder, seed=seed))
+    print(write_task(task, folder, seed=seed))

@@ -5,8 +5,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, Field
-from enum import Enum, StrEnum
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -28,8 +27,7 @@ def add(app: typer.Typer, name: str, settings: type, run: Callable[[Any], None])
     """
 
     def call(**values: Any) -> None:
-        given = {key: value.value if isinstance(value, Enum) else value for key, value in values.items()}
-        run(parse(settings, {key: value for key, value in given.items() if value is not None}, ""))
+        run(parse(settings, {key: value for key, value in values.items() if value is not None}, ""))
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -52,9 +50,6 @@ def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
     spelling = _spelling(kind)
     default: Any = inspect.Parameter.empty if field.default is MISSING else field.default
     (kind, *others), _ = parts_of(kind)
-    if get_origin(kind) is Literal:
-        kind = _choice(field.name, get_args(kind))
-        default = kind(default)
     about: Any
     if spelling == "argument":
         about = typer.Argument(help=text)
@@ -63,10 +58,6 @@ def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
         about = typer.Option(*(spelling.split() or flag), help=text)
     annotation: Any = Annotated[kind | None if others else kind, about]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _choice(name: str, values: tuple[str, ...]) -> Any:
-    return StrEnum(name, {value.upper(): value for value in values})
 
 
 def _spelling(kind: Any) -> str:

@@ -1,13 +1,13 @@
 """`uni-dpo data …`: check, calibrate, convert, register and reshape preference data."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from uni_dpo.cli.entry import print_tables
+from uni_dpo.data.ranking import Pairing
 
 if TYPE_CHECKING:
     from uni_dpo.data.checks.check import CheckReport
@@ -23,22 +23,6 @@ MediaDir = Annotated[
 ]
 
 
-class Method(StrEnum):
-    """How scores are mapped onto the range."""
-
-    LINEAR = "linear"
-    RANK = "rank"
-    ZSCORE = "zscore"
-
-
-class Pairing(StrEnum):
-    """Which pairs a ranked list gives."""
-
-    ALL = "all"
-    NEIGHBOURS = "neighbours"
-    ENDS = "ends"
-
-
 @app.command()
 def check(
     dataset: Annotated[str, typer.Argument(help="A file, a folder, or a name in dataset_info.json.")],
@@ -48,7 +32,7 @@ def check(
     images: Annotated[bool, typer.Option(help="Open the images.")] = True,
     qual_eta: Annotated[float, typer.Option(help="η for which w_qual is shown.")] = 0.7,
     tau_good: Annotated[float, typer.Option(help="τ_good for which the share above it is shown.")] = 2.5,
-    pairing: Annotated[Pairing, typer.Option(help="Which pairs of ranked answers count.")] = Pairing.ALL,
+    pairing: Annotated[Pairing, typer.Option(help="Which pairs of ranked answers count.")] = "all",
     min_gap: Annotated[float, typer.Option(min=0, help="Least difference of two scores that makes a pair.")] = 0.0,
     model: Annotated[Path | None, typer.Option(help="A checkpoint whose tokenizer counts tokens.")] = None,
     cutoff_len: Annotated[int, typer.Option(help="LlamaFactory's limit, with --model.")] = 4096,
@@ -82,7 +66,7 @@ def check(
         tau_good=tau_good,
         lengths=counter,
         fix=fix,
-        choice=PairChoice(pairing.value, min_gap),
+        choice=PairChoice(pairing, min_gap),
     )
     if html is not None:
         write_text(html, page(report))
@@ -110,7 +94,7 @@ def convert(
     output: Annotated[Path, typer.Argument(help="A .json, .jsonl or .parquet file, or a folder for `datasets`.")],
     from_format: Annotated[str, typer.Option("--format", help="The layout of SOURCE, or auto.")] = "llamafactory",
     to_format: Annotated[str, typer.Option("--to", help="The layout of OUTPUT.")] = "llamafactory",
-    pairing: Annotated[Pairing, typer.Option(help="Which pairs a ranked list gives.")] = Pairing.ALL,
+    pairing: Annotated[Pairing, typer.Option(help="Which pairs a ranked list gives.")] = "all",
     split: Annotated[str | None, typer.Option(help="Which split of SOURCE.")] = None,
     column: Annotated[
         list[str] | None, typer.Option("--map", help="FIELD=COLUMN, such as chosen=good; may be repeated.")
@@ -127,7 +111,7 @@ def convert(
         output,
         from_format=from_format,
         to_format=to_format,
-        pairing=pairing.value,
+        pairing=pairing,
         split=split,
         columns=parse_columns(column or []),
         image_dir=image_dir,
@@ -166,7 +150,9 @@ def stance(
 def calibrate(
     source: Source,
     output: Output,
-    method: Annotated[Method, typer.Option(help="How a rater's scores are mapped.")] = Method.LINEAR,
+    method: Annotated[
+        Literal["linear", "rank", "zscore"], typer.Option(help="How a rater's scores are mapped.")
+    ] = "linear",
     low: Annotated[float, typer.Option(help="Lower end of the new range.")] = 0.0,
     high: Annotated[float, typer.Option(help="Upper end of the new range.")] = 5.0,
     by: Annotated[str | None, typer.Option(help="The column that names the rater or source.")] = None,
@@ -180,7 +166,7 @@ def calibrate(
     result = calibrate(
         source,
         output,
-        method=method.value,
+        method=method,
         low=low,
         high=high,
         by=by,

@@ -1,6 +1,5 @@
 """From one layout of pairs to another, row by row."""
 
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled, is_empty
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, llamafactory
 from uni_dpo.data.formats.base import Format, Losses, Pairing
-from uni_dpo.data.image_sizes import BrokenImageError, image_size
-from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source
+from uni_dpo.data.image_sizes import BrokenImageError
+from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_size
 from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import (
@@ -183,8 +182,8 @@ class _Images:
     def _embedded(image: Image, paths: ImagePaths) -> Image:
         try:
             source = image_source(image, paths)
+            source_size(source, str(source) if isinstance(source, Path) else "", decode=False)
             encoded = source if isinstance(source, bytes) else source.read_bytes()
-            image_size(io.BytesIO(encoded), "the image" if isinstance(source, bytes) else str(source), decode=False)
         except BrokenImageError as broken:
             raise PreferenceDataError.of([Fault(broken.kind, "images", broken.found, broken.advice)]) from None
         except OSError as error:

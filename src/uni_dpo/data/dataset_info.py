@@ -62,6 +62,7 @@ class Tags:
     system_tag: str | None = "system"
 
 
+OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
 PAIR_COLUMNS = Columns(
     query=None, response=None, messages=None, system="system", history="history", images="images",
     chosen="chosen", rejected="rejected", rejected_images="rejected_images",

@@ -14,12 +14,8 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
-from uni_dpo.data.faults import Fault, PreferenceDataError, shown, where_to_get
-from uni_dpo.data.image_sizes import (
-    BrokenImageError,
-    ImageLimits,
-    image_size,
-)
+from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
+from uni_dpo.data.image_sizes import BrokenImageError, ImageLimits, image_size
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import is_file
 from uni_dpo.storage.writing import replacing
@@ -112,6 +108,29 @@ def image_source(image: Image, paths: ImagePaths) -> Path | bytes:
     return image
 
 
+def source_size(source: Path | bytes, name: str, *, decode: bool) -> tuple[int, int]:
+    """Return width and height of the image in a file, or in bytes.
+
+    Args:
+        source: what `image_source` returned.
+        name: what a file is called in a message.
+        decode: whether to decode the pixels too.
+
+    Raises:
+        BrokenImageError: it cannot be opened, or training cannot use it.
+    """
+    if isinstance(source, bytes):
+        return image_size(io.BytesIO(source), "the encoded image", decode=decode)
+    try:
+        if source.stat().st_size == 0:
+            raise BrokenImageError("zero", f"{name} has zero bytes", "fetch it again")
+        with source.open("rb") as stream:
+            return image_size(stream, name, decode=decode)
+    except OSError as error:
+        found = f"{name} cannot be opened ({error.strerror})"
+        raise BrokenImageError("unreadable", found, "check its permissions") from None
+
+
 @dataclass(frozen=True, slots=True)
 class ImageState:
     """What is known of one image: its size in pixels, or (`kind` is set) what is wrong with it."""
@@ -186,18 +205,8 @@ class ImageChecker:
 
     def _check(self, image: Image) -> ImageState:
         source = image_source(image, self.paths)
-        if isinstance(source, bytes):
-            width, height = image_size(io.BytesIO(source), "the encoded image")
-        else:
-            name = _named(_path_of(image) or "")
-            try:
-                if source.stat().st_size == 0:
-                    raise BrokenImageError("zero", f"{name} has zero bytes", "fetch it again")
-                with source.open("rb") as stream:
-                    width, height = image_size(stream, name, decode=self._decode)
-            except OSError as error:
-                found = f"{name} cannot be opened ({error.strerror})"
-                raise BrokenImageError("unreadable", found, "check its permissions") from None
+        decode = self._decode or isinstance(source, bytes)
+        width, height = source_size(source, _named(_path_of(image) or ""), decode=decode)
         if 0 in self._limits.fitted(width, height):
             found = f"{width} × {height} pixels leave nothing of one side at image_max_pixels {self._limits.max_pixels}"
             raise BrokenImageError("shape", found, "crop it")
@@ -281,10 +290,9 @@ def _named(path: str) -> str:
 def _encodable(text: str) -> bool:
     try:
         os.fsencode(text)
-        text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return encodable(text)
 
 
 def _absolute(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Reading questions from any table, and the names that their columns have wherever rows are read."""
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,8 @@ from uni_dpo.data.columns import (
     plain_text,
 )
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
-from uni_dpo.data.image_sizes import BrokenImageError, check_shape, image_size
-from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source
+from uni_dpo.data.image_sizes import BrokenImageError, check_shape
+from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_size
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image
 from uni_dpo.data.tables.reading import Unreadable, numbered_rows, one_split, unreadable_fault
@@ -218,13 +217,10 @@ class _QuestionReader:
         """The path of an image given as path, as base64 text, or as {bytes, path}."""
         try:
             source = image_source(image, self.paths)
-            name = str(source) if isinstance(source, Path) else "the encoded image"
-            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
-                check_shape(*image_size(stream, name, decode=False), name)
+            name = "the encoded image" if isinstance(source, bytes) else str(source)
+            check_shape(*source_size(source, name, decode=False), name)
         except BrokenImageError as broken:
             raise _fault(field, broken.found, broken.advice) from None
-        except OSError as error:
-            raise _fault(field, f"{name} cannot be opened ({error.strerror})", "check its permissions") from None
         return str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
 
     def _answers(self, row: Row) -> tuple[list[str], list[str]]:

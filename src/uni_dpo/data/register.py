@@ -1,11 +1,20 @@
 """Making a file of pairs known to LlamaFactory."""
 
 import os
+from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, load_dataset_info, parse_entry, register_entry
+from uni_dpo.data.dataset_info import (
+    FILE_NAME,
+    OPENAI_TAGS,
+    DatasetEntry,
+    load_dataset_info,
+    parse_entry,
+    register_entry,
+)
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files
 
@@ -58,15 +67,6 @@ _CANDIDATES = {
     "answers": ("answers", "responses"),
     "scores": ("scores",),
 }
-_OPENAI_TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "observation_tag": "tool",
-    "function_tag": "function",
-    "system_tag": "system",
-}
 
 
 def detect_attributes(path: str | Path) -> dict[str, Any]:
@@ -93,10 +93,9 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
             raise PreferenceDataError(
                 f"{path}: `chosen` holds messages, but no column of its ({have}) holds the prompt's"
             )
-        openai = keys >= {"role", "content"}
         roles = ("chosen", "rejected", "score_chosen", "score_rejected", "images", "rejected_images", "system")
         columns = {"messages": messages} | {role: found[role] for role in roles if found[role]}
-        shape = {"formatting": "openai", "tags": dict(_OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
+        shape = _message_layout(keys)
     elif kinds["chosen"] is list:
         raise PreferenceDataError(
             f"{path}: `chosen` holds a list of messages; `uni-dpo data convert --format trl` reads it"
@@ -136,9 +135,14 @@ def _ranked_attributes(
         more = {role: name for role in ("prompt", "query", "history") if (name := found[role])}
         return {"ranking": True, "formatting": "alpaca", "columns": more | columns}
     first: Any = next((row[messages][0] for row in rows if row.get(messages)), {})
-    openai = isinstance(first, dict) and first.keys() >= {"role", "content"}
-    shape = {"formatting": "openai", "tags": dict(_OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
-    return {"ranking": True, **shape, "columns": {"messages": messages} | columns}
+    layout = _message_layout(first.keys() if isinstance(first, dict) else ())
+    return {"ranking": True, **layout, "columns": {"messages": messages} | columns}
+
+
+def _message_layout(keys: Iterable[str]) -> dict[str, Any]:
+    """How LlamaFactory calls the layout of messages with these keys."""
+    openai = {"role", "content"} <= {*keys}
+    return {"formatting": "openai", "tags": asdict(OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
 
 
 def _first_rows(path: str | Path) -> list[Row]:

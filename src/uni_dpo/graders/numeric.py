@@ -98,15 +98,6 @@ def equal(given: Stated, wanted: Stated, relative: float = 1e-3, absolute: float
     return close(given.scale, wanted.scale) or (one_has_a_scale and close(1, 1))
 
 
-def last_number(text: str) -> float | None:
-    """Return the number that a text states, as `stated` finds it, its scale left out: 12 % counts as 12.
-
-    None for a range.
-    """
-    found = stated(text)
-    return found.low if found is not None and found.low == found.high else None
-
-
 def stated(text: str) -> Stated | None:
     """Return the number behind the last `answer is` or in the last box, else the last number; None where there is none.
 

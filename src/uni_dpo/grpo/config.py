@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from annotated_types import Ge, Gt, Le
 
@@ -53,16 +53,8 @@ class GRPOSettings(OnlineConfig):
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "GRPOSettings":
-        """Read a YAML file; paths in it are relative to the working directory.
-
-        Args:
-            path: YAML or JSON.
-            overrides: `key=value`, put in the place of what the file says.
-
-        Raises:
-            UniDPOError: no such file, or all settings of ours and of TRL's that are unknown, missing or out of range.
-        """
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """See `OnlineConfig.load`; settings of TRL's are checked too."""
         raw = override(read_mapping(path), overrides)
         shared = {name.name for name in fields(OnlineConfig)}
         training = {name: value for name, value in raw.items() if name not in shared}

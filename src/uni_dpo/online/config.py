@@ -1,11 +1,13 @@
 """The settings that every online recipe has."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from uni_dpo.data.questions import InputOptions
 from uni_dpo.errors import UniDPOError
-from uni_dpo.settings.options import Count, check_ranges
+from uni_dpo.settings.options import Count, check_ranges, load
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,19 @@ class OnlineConfig:
     max_pixels: Count | None = None
     trust_remote_code: bool = False
     seed: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a configuration file; paths in it are relative to the working directory.
+
+        Args:
+            path: YAML or JSON.
+            overrides: `key=value`, put in the place of what the file says.
+
+        Raises:
+            UniDPOError: no such file, or all settings that are unknown, missing, of the wrong type or out of range.
+        """
+        return load(cls, path, overrides)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.questions import Question
 from uni_dpo.graders.grading import Grader, check_references, over_references
-from uni_dpo.models.rewards import Conversation, RewardModel, RewardModelOptions, load_reward_model
+from uni_dpo.models.backends.base import Request, RewardModelBackend
+from uni_dpo.models.backends.settings import RewardModelSettings
 from uni_dpo.models.rewards.options import find_reward_checkpoint
 from uni_dpo.online.config import RewardOptions
 from uni_dpo.settings.registry import find
@@ -22,7 +23,7 @@ def check_reward(options: RewardOptions, questions: Sequence[Question]) -> None:
         UniDPOError: no such reward model or function, or a question without the reference that the function needs.
     """
     if options.model is not None:
-        find_reward_checkpoint(_model_options(options))
+        find_reward_checkpoint(_model_settings(options))
         return
     check_references(str(options.function), questions)
 
@@ -38,24 +39,9 @@ def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: b
     """
     if options.function is not None:
         return graded(over_references(find("grader", options.function)))
-    return modelled(load_reward_model(_model_options(options, trust_remote_code)), batch_size)
-
-
-def modelled(model: RewardModel, batch_size: int) -> Reward:
-    """Return a reward model as reward; a question's images stand before its text."""
-
-    def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
-        conversations = [
-            Conversation(IMAGE_TOKEN * len(question.images) + question.text, answer, question.images)
-            for question, answer in zip(questions, answers, strict=True)
-        ]
-        return [
-            rating
-            for start in range(0, len(conversations), batch_size)
-            for rating in model.rate(conversations[start : start + batch_size])
-        ]
-
-    return rate
+    settings = _model_settings(options, batch_size=batch_size, trust_remote_code=trust_remote_code)
+    model = RewardModelBackend(settings)
+    return lambda asked, answers: model.rate([Request(question.text, question.images) for question in asked], answers)
 
 
 def graded(grader: Grader) -> Reward:
@@ -67,5 +53,5 @@ def graded(grader: Grader) -> Reward:
     return rate
 
 
-def _model_options(options: RewardOptions, trust_remote_code: bool = False) -> RewardModelOptions:
-    return RewardModelOptions(Path(str(options.model)), options.template, trust_remote_code=trust_remote_code)
+def _model_settings(options: RewardOptions, **more: Any) -> RewardModelSettings:
+    return RewardModelSettings(Path(str(options.model)), options.template, **more)

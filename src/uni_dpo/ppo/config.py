@@ -1,12 +1,10 @@
 """What a PPO config may say."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.online.config import OnlineConfig
-from uni_dpo.settings.options import Count, NotNegative, Positive, Share, load
+from uni_dpo.settings.options import Count, NotNegative, Positive, Share
 from uni_dpo.storage.identity import digest
 
 
@@ -49,18 +47,6 @@ class PPOConfig(OnlineConfig):
         super().__post_init__()
         if self.rollout_batch_size % self.mini_batch_size:
             raise UniDPOError("rollout_batch_size is no multiple of mini_batch_size")
-
-    @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "PPOConfig":
-        """Read a YAML file; paths in it are relative to the working directory.
-
-        Args:
-            overrides: `key=value`, put in the place of what the file says.
-
-        Raises:
-            UniDPOError: no such file, or a setting that is unknown, missing or of the wrong type.
-        """
-        return load(cls, path, overrides)
 
     def digest(self) -> str:
         """Return a name for the settings that a resumed run must share with the run that it goes on from."""

@@ -7,13 +7,12 @@ import base64
 import html
 import io
 import json
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from uni_dpo.storage.writing import write_text
+from uni_dpo.storage.writing import finite, write_text
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core.js", "charts.js", "run.js", "evaluation.js", "browser.js")
@@ -54,19 +53,9 @@ def page(title: str, data: Mapping[str, Any]) -> str:
 
 def _embedded(value: Any) -> str:
     """JSON inside a script element: no `<`, so that no text in it ends the element; null for what is no number."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str)
     safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return safe.encode("utf-8", "replace").decode("utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return value
 
 
 class Thumbnails:

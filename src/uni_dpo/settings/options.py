@@ -115,11 +115,9 @@ def fingerprinted(options: Any) -> dict[str, Any]:
 
 def as_number(value: Any) -> float | None:
     """Return a number, or the number that a text stands for, as LlamaFactory reads both; None for all else."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
     try:
-        return float(value)
-    except (ValueError, OverflowError):
+        return None if isinstance(value, bool | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

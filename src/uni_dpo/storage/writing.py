@@ -3,15 +3,17 @@
 The system frees a lock when its holder ends, however it ends.
 """
 
+import math
 import os
 import re
 import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from uni_dpo.errors import UniDPOError
 
@@ -139,6 +141,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 under `path`, all of it or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """Return JSON-like values with None in place of every number that JSON has not: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): finite(part) for name, part in value.items()}
+    return [finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def check_writable(path: str | Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from uni_dpo.data.checks.rows import CheckedRow
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
+from uni_dpo.storage.writing import finite
 
 _EXAMPLES = 5
 JUDGE_COLUMNS = ("judge", "rater", "scorer", "annotator", "score_source", "source")
@@ -137,7 +138,8 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; NaN becomes None."""
-        return _plain(asdict(self))
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
 
 class Auditor:
@@ -283,11 +285,3 @@ def _keys(pair: PreferencePair) -> tuple[int, int]:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else math.nan
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

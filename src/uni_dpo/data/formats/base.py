@@ -14,6 +14,7 @@ from uni_dpo.data.ranking import Pairing as Pairing
 from uni_dpo.data.ranking import Ranked as Ranked
 from uni_dpo.data.ranking import candidates
 from uni_dpo.data.tables.reading import Row
+from uni_dpo.settings.options import as_number
 
 Losses = Counter[str]
 """What a conversion could not carry over: a name for it → how often."""
@@ -54,17 +55,16 @@ def score_of(row: Row, *names: str) -> float | None:
     for name in names:
         value = row.get(name)
         if value is not None:
-            return as_number(value, name)
+            return number_of(value, name)
     return None
 
 
-def as_number(value: object, field: str) -> float:
+def number_of(value: object, field: str) -> float:
     """Return a finite number, also where the format writes numbers as text."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    return number if math.isfinite(number) else refuse(field, value, "a finite number belongs there")
+    number = as_number(value)
+    if number is None or not math.isfinite(number):
+        refuse(field, value, "a finite number belongs there")
+    return number
 
 
 def images_of(row: Row, *names: str) -> tuple[Image, ...]:

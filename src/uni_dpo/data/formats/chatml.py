@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from uni_dpo.data.dataset_info import OPENAI_TAGS
 from uni_dpo.data.formats.base import (
     Format,
     Losses,
@@ -16,7 +17,7 @@ from uni_dpo.data.formats.base import (
     text_of,
     text_only,
 )
-from uni_dpo.data.formats.llamafactory import OPENAI_TAGS, message_list
+from uni_dpo.data.formats.llamafactory import message_list
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
 

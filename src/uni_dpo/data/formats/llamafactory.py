@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from uni_dpo.data.dataset_info import PAIR_COLUMNS, RANKED_COLUMNS, Columns, DatasetEntry, Tags
+from uni_dpo.data.dataset_info import OPENAI_TAGS, PAIR_COLUMNS, RANKED_COLUMNS, Columns, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats.base import Format, Losses, Pairing, count_message_losses, id_of, optional
 from uni_dpo.data.pair import PreferencePair, read_pair
 from uni_dpo.data.ranking import PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row
 
-OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
 _MESSAGES = replace(PAIR_COLUMNS, prompt=None, messages="conversations", history=None)
 _QUERY = "input"
 """What LlamaFactory puts below the instruction."""

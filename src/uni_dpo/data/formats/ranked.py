@@ -10,9 +10,9 @@ from uni_dpo.data.formats.base import (
     Losses,
     Pairing,
     Ranked,
-    as_number,
     id_of,
     images_of,
+    number_of,
     ranked_pairs,
     refuse,
     text_of,
@@ -20,6 +20,7 @@ from uni_dpo.data.formats.base import (
 )
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
+from uni_dpo.settings.options import as_number
 
 
 def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
@@ -30,11 +31,11 @@ def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Prefere
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         refuse("responses", answers, "a list of answers with `response` and `score` belongs there")
     if all(answer.get("score") is not None for answer in answers):
-        ranked = [Ranked(text_of(a, "response", "answer", "text"), as_number(a["score"], "score")) for a in answers]
+        ranked = [Ranked(text_of(a, "response", "answer", "text"), number_of(a["score"], "score")) for a in answers]
         ranked.sort(key=lambda answer: -(answer.score or 0.0))
     elif all(answer.get("rank") is not None for answer in answers):
-        order = sorted(answers, key=lambda answer: as_number(answer["rank"], "rank"))
-        ranked = [Ranked(text_of(a, "response", "answer", "text"), rank=as_number(a["rank"], "rank")) for a in order]
+        order = sorted(answers, key=lambda answer: number_of(answer["rank"], "rank"))
+        ranked = [Ranked(text_of(a, "response", "answer", "text"), rank=number_of(a["rank"], "rank")) for a in order]
     else:
         refuse("responses", "answers without score or rank", "give every answer one of the two")
     images = images_of(row, "image", "images", "image_paths")
@@ -86,11 +87,8 @@ def _ratings(annotations: dict[str, Any], losses: Losses) -> Iterator[float]:
     """The finite ratings; a judge writes "N/A" for an aspect that does not apply."""
     for aspect in annotations.values():
         rating = aspect.get("Rating") if isinstance(aspect, dict) else aspect
-        try:
-            number = math.nan if isinstance(rating, bool) else float(rating)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
+        number = as_number(rating)
+        if number is not None and math.isfinite(number):
             yield number
         else:
             losses["ratings that are no number, left out"] += 1

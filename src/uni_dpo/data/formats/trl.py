@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
+from uni_dpo.data.dataset_info import OPENAI_TAGS
 from uni_dpo.data.formats.base import (
     Format,
     Losses,
@@ -17,7 +18,7 @@ from uni_dpo.data.formats.base import (
     score_of,
     text_only,
 )
-from uni_dpo.data.formats.llamafactory import OPENAI_TAGS, message_list
+from uni_dpo.data.formats.llamafactory import message_list
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row

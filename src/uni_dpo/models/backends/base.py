@@ -4,14 +4,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from annotated_types import Ge
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.settings import BUILT_IN, RATERS, ProcessRewardSettings, RewardModelSettings
 from uni_dpo.models.checkpoint import adapter_base, is_adapter
 from uni_dpo.models.rewards import Conversation, load_process_model, load_reward_model
-from uni_dpo.settings.options import added, parse
+from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, added, check_ranges, parse
 from uni_dpo.settings.reading import SettingsError
 from uni_dpo.settings.registry import find
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
@@ -51,20 +53,15 @@ class Sampling:
     `temperature` 0 takes the likeliest token each time; `top_k` 0 means all; `repetition_penalty` 1 changes nothing.
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 256
-    repetition_penalty: float = added(1.0)
+    n: Count = 1
+    temperature: NotNegative = 1.0
+    top_p: TopP = 1.0
+    top_k: Annotated[int, Ge(0)] = 0
+    max_tokens: Count = 256
+    repetition_penalty: Positive = added(1.0)
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
-            raise UniDPOError(f"sampling: n and max_tokens start at 1, temperature and top_k at 0; got {self}")
-        if not 0 < self.top_p <= 1:
-            raise UniDPOError(f"sampling: top_p lies above 0 and at most at 1; got {self.top_p}")
-        if self.repetition_penalty <= 0:
-            raise UniDPOError(f"sampling: repetition_penalty lies above 0; got {self.repetition_penalty}")
+        check_ranges(self)
         if self.n > 1 and self.temperature == 0:
             raise UniDPOError(f"sampling: temperature 0 gives the same answer {self.n} times; raise it")
 
