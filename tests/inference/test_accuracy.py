@@ -4,7 +4,8 @@ from itertools import combinations
 
 import pytest
 
-from uni_dpo.inference.predict import accuracy_lines, mean_interval, pass_at
+from uni_dpo.inference.predict import accuracy_lines, pass_at
+from uni_dpo.report.statistics import mean_interval
 
 
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_sample():

@@ -14,7 +14,7 @@ import pytest
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import launch, register, seams
-from uni_dpo.settings import training
+from uni_dpo.settings import machine
 from uni_dpo.settings.options import parts_of
 from uni_dpo.settings.sources import RANGES, known_settings, known_templates
 from uni_dpo.settings.training import check_early, check_trl, help_lines
@@ -99,9 +99,9 @@ def test_help_shows_ours_first_with_their_defaults() -> None:
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, and no SwanLab."""
-    monkeypatch.setattr(training, "has_accelerator", lambda: False)
+    monkeypatch.setattr(machine, "has_accelerator", lambda: False)
     find = importlib.util.find_spec
-    monkeypatch.setattr(training, "find_spec", lambda name: None if name == "swanlab" else find(name))
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if name == "swanlab" else find(name))
 
 
 @pytest.mark.usefixtures("bare_machine")
@@ -241,8 +241,8 @@ def test_a_flag_of_the_published_launch_line_needs_no_value() -> None:
 
 
 def test_every_recipe_has_values_that_its_settings_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "has_accelerator", lambda: True)
-    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    monkeypatch.setattr(machine, "has_accelerator", lambda: True)
+    monkeypatch.setattr(machine, "find_spec", lambda name: True)
     paths = Path(__file__).parents[2].glob("examples/**/*.yaml")
     recipes = [path for path in paths if path.read_text().startswith("stage:") or "\nstage:" in path.read_text()]
     assert len(recipes) > 8

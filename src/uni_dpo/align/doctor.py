@@ -19,7 +19,7 @@ from uni_dpo.engine.config import EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references
 from uni_dpo.models.checkpoint import find_checkpoint
-from uni_dpo.settings.training import has_accelerator
+from uni_dpo.settings.machine import has_accelerator
 
 Verdict = Literal["good", "mind", "fault"]
 LOOKED_AT = 2000

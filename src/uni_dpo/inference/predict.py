@@ -24,6 +24,7 @@ from uni_dpo.models.backends.base import (
     weights_of,
 )
 from uni_dpo.models.checkpoint import find_checkpoint
+from uni_dpo.report.statistics import mean_interval
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.identity import derive_seed, digest
 from uni_dpo.storage.rowlog import Row
@@ -189,30 +190,6 @@ def _row(question: Question, texts: Sequence[str], grades: Sequence[float]) -> R
     if grades:
         row |= {"correct": sum(grades) / len(grades)} | ({"grades": list(grades)} if len(grades) > 1 else {})
     return row
-
-
-REPEATS = 2000
-
-
-def mean_interval(grades: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean grade over questions (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-        grades: one per question, from 0 to 1: the mean over its samples.
-        seed: of the redrawn questions.
-
-    Raises:
-        ValueError: there are no grades.
-    """
-    import numpy as np
-
-    if not grades:
-        raise ValueError("no grades")
-    values = np.asarray(grades, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = [generator.choice(values, len(values)).mean() for _ in range(REPEATS)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def pass_at(k: int, samples: Sequence[Sequence[float]]) -> float:

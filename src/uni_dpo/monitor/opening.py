@@ -1,14 +1,17 @@
-"""Opening the ledger of a run, with the texts of its pairs and what was trained on what beside it."""
+"""Opening the ledger of a run, with the texts and images of its pairs and what was trained on what beside it."""
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from uni_dpo.ledger.columns import ledger_folder, record_file, texts_file
+from uni_dpo.ledger.columns import ledger_folder, own_folder, record_file, texts_file
 from uni_dpo.ledger.texts import fingerprint, names_of, pair_texts, write_texts
 from uni_dpo.ledger.writing import PairLedger
-from uni_dpo.monitor.images import KeptImages
-from uni_dpo.storage.writing import write_text
+from uni_dpo.report.page import small_jpeg
+from uni_dpo.storage.writing import replacing, write_text
 
 
 def open_ledger(training_args: Any, datasets: Iterable[Any], record: Mapping[str, Any]) -> PairLedger:
@@ -28,3 +31,36 @@ def open_ledger(training_args: Any, datasets: Iterable[Any], record: Mapping[str
         whole = {**record, "pairs": len(texts), "fingerprint": fingerprint(texts)}
         write_text(record_file(output), json.dumps(whole, indent=1, default=str))
     return PairLedger(ledger_folder(output), names_of(texts), training_args.process_index, training_args.world_size)
+
+
+class KeptImages:
+    """Small copies of images that are stored inside a dataset, each once, until there are as many as a page holds.
+
+    Args:
+        output: the training's output folder.
+        writes: whether this process writes them; one of a run does.
+        limit: how many different images at most.
+    """
+
+    def __init__(self, output: str | Path, *, writes: bool, limit: int = 3_000) -> None:
+        self._folder, self._writes, self._limit = own_folder(output) / "images", writes, limit
+        self._known: dict[str, str | None] = {}
+
+    def path(self, content: bytes) -> str | None:
+        """Return the file of an image, written by now; None where there is no room, or it is no readable image."""
+        name = hashlib.sha256(content).hexdigest()[:20]
+        if name not in self._known:
+            if not self._writes or len(self._known) >= self._limit:
+                return None
+            self._known[name] = self._written(self._folder / f"{name}.jpg", content)
+        return self._known[name]
+
+    def _written(self, file: Path, content: bytes) -> str | None:
+        if not file.is_file():
+            small = small_jpeg(io.BytesIO(content))
+            if small is None:
+                return None
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary:
+                Path(temporary).write_bytes(small)
+        return str(file)

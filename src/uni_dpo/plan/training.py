@@ -9,7 +9,7 @@ from typing import Any
 from uni_dpo.errors import UniDPOError
 from uni_dpo.plan.shapes import ModelShape, read_shape
 from uni_dpo.settings.losses import compares, is_ours
-from uni_dpo.settings.training import is_true
+from uni_dpo.settings.machine import is_true
 
 
 @dataclass(frozen=True)

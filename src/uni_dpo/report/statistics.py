@@ -10,6 +10,8 @@ QUANTILE = 1.959963984540054
 """Of the normal distribution, for 95 % intervals."""
 POWER = 0.8416212335729143
 """Quantile of the normal distribution for a power of 80 %."""
+REPEATS = 2000
+"""Samples of a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,25 @@ def mean_standard_error(values: Sequence[float]) -> float:
     """Return the standard error of a mean: the sample's deviation over √n; 0 for fewer than two values."""
     count = len(values)
     return float(np.std(np.asarray(values, np.float64), ddof=1) / math.sqrt(count)) if count > 1 else 0.0
+
+
+def mean_interval(grades: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean grade over questions (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        grades: one per question, from 0 to 1: the mean over its samples.
+        seed: of the redrawn questions.
+
+    Raises:
+        ValueError: there are no grades.
+    """
+    if not grades:
+        raise ValueError("no grades")
+    values = np.asarray(grades, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(values, len(values)).mean() for _ in range(REPEATS)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:

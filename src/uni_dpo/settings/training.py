@@ -6,37 +6,16 @@ The settings that LlamaFactory and TRL know are read from the source of their ar
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from uni_dpo.errors import did_you_mean
-from uni_dpo.settings.losses import STOCK, LossWeights, read_losses, read_trl_losses
+from uni_dpo.settings.losses import LossWeights, read_losses, read_trl_losses
+from uni_dpo.settings.machine import is_true, machine_faults
 from uni_dpo.settings.options import as_number, parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of_known
-from uni_dpo.settings.sources import RANGES, TRAIN, TRL_DPO, KnownSetting, Places, known_settings, known_templates
+from uni_dpo.settings.sources import RANGES, TRAIN, TRL_DPO, KnownSetting, Places, known_settings
 
-ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/davinci0", "/dev/dxg", "/dev/accel0", "/dev/dri")
-"""Device files of NVIDIA, AMD, Ascend, WSL, Gaudi and Intel accelerators."""
-LOGGERS = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "swanlab": ("swanlab",),
-    "trackio": ("trackio",),
-    "mlflow": ("mlflow",),
-    "comet_ml": ("comet_ml",),
-    "neptune": ("neptune",),
-    "clearml": ("clearml",),
-    "dvclive": ("dvclive",),
-}
-"""`report_to` → the Python packages of which one must be there."""
-CHECKPOINTS = ("model_name_or_path", "ref_model", "reward_model")
-"""Settings that name a model."""
-ADAPTERS = ("adapter_name_or_path", "ref_model_adapters", "reward_model_adapters")
-"""Settings that name adapters, several with commas between them."""
-METRIC_GROUPS = ("rewards", "logps", "logits", "uni_dpo")
-"""What the names of an evaluation's metrics begin with, beside `loss`."""
 OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
 
@@ -80,7 +59,7 @@ def check_early(given: Mapping[str, Any] | Sequence[str], places: Places = TRAIN
     faults = [
         *_unknown(settings, known),
         *setting_faults(settings, known, as_text=not isinstance(given, Mapping)),
-        *_conditions(settings),
+        *machine_faults(settings),
     ]
     if faults:
         raise SettingsError(faults)
@@ -199,138 +178,6 @@ def _unknown(settings: Mapping[str, Any], known: Mapping[str, KnownSetting]) -> 
         plain = str(name).removeprefix("no_")
         if name not in known and plain not in known and name != "local_rank":
             yield str(name), f"unknown setting{did_you_mean(name, known)}"
-
-
-def _conditions(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What this machine, its packages and its files do not allow."""
-    loss = settings.get("pref_loss", "sigmoid")
-    if is_true(os.environ.get("USE_V1")) and loss not in STOCK:
-        yield "", f"USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: {loss}; unset it"
-    on_cpu = is_true(settings.get("use_cpu")) or is_true(settings.get("no_cuda"))
-    for name in ("bf16", "fp16", "pure_bf16"):
-        if is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
-            on_cpu_too = "use_cpu=true to compute in bfloat16 on the CPU, or bf16=false"
-            remedy = on_cpu_too if name == "bf16" else f"{name}=false"
-            yield name, f"true needs a GPU, and this machine shows none; set {remedy}"
-    by_bnb = str(settings.get("quantization_method", "bnb")).lower() in ("bnb", "bitsandbytes")
-    if settings.get("quantization_bit") and by_bnb and find_spec("bitsandbytes") is None:
-        yield "quantization_bit", "needs the package bitsandbytes, which is not installed: pip install bitsandbytes"
-    if (fault := _template(settings)) is not None:
-        yield "template", fault
-    for name in (*CHECKPOINTS, *ADAPTERS, "resume_from_checkpoint"):
-        named = settings.get(name)
-        several = named.split(",") if isinstance(named, str) and name in ADAPTERS else [named]
-        for one in named if isinstance(named, list) else several:
-            if (fault := _no_folder(one) or _no_adapter(one, name, settings)) is not None:
-                yield name, fault
-    if (fault := _deepspeed(settings.get("deepspeed"))) is not None:
-        yield "deepspeed", fault
-    reporters = settings.get("report_to")
-    for reporter in reporters if isinstance(reporters, list) else [reporters]:
-        packages = LOGGERS.get(str(reporter), ())
-        if packages and all(find_spec(package) is None for package in packages):
-            missing = packages[0]
-            yield "report_to", f"{reporter} needs the package {missing}, which is not installed: pip install {missing}"
-    if (fault := _unwritable(settings.get("output_dir"))) is not None:
-        yield "output_dir", fault
-    if (fault := _no_such_metric(settings)) is not None:
-        yield "metric_for_best_model", fault
-    if (fault := _best_model(settings)) is not None:
-        yield "load_best_model_at_end", fault
-
-
-def has_accelerator() -> bool:
-    """Tell whether this machine shows an accelerator that a process may use, without asking torch."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and not Path("/dev/davinci0").exists():
-        return False
-    return any(Path(device).exists() for device in ACCELERATORS) or os.uname().sysname == "Darwin"
-
-
-def _template(settings: Mapping[str, Any]) -> str | None:
-    """Name a template that is none, or that makes LlamaFactory ask for an image processor that is not there."""
-    templates = known_templates()
-    name = settings.get("template")
-    if name is None or not templates:
-        return None
-    if str(name) not in templates:
-        return f"LlamaFactory has none called {name!r}{did_you_mean(name, templates)}"
-    folder = Path(str(settings.get("model_name_or_path")))
-    if not templates[str(name)] or settings.get("stage") == "pt" or not folder.is_dir():
-        return None
-    if any(folder.glob("*processor_config.json")):
-        return None
-    return (
-        f"{name} reads images, and {folder} has no image processor; for a text-only model set `template` to its own, "
-        "as `template: qwen` for Qwen2 and Qwen2.5 (docs/models.md)"
-    )
-
-
-def _no_folder(model: Any) -> str | None:
-    """Name a checkpoint that can only be a folder, and is none; a hub name has one slash at most."""
-    path = Path(str(model)).expanduser()
-    if not isinstance(model, str) or "://" in model:
-        return None
-    if not (path.is_absolute() or model[:1] == "." or model.count("/") > 1):
-        return None
-    return None if path.is_dir() else f"there is no folder {model}; name a checkpoint that is there, or its hub name"
-
-
-def _no_adapter(path: Any, name: str, settings: Mapping[str, Any]) -> str | None:
-    """Name a folder that should hold an adapter and holds none."""
-    if name not in ADAPTERS or not isinstance(path, str) or settings.get("adapter_folder"):
-        return None
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or (folder / "adapter_config.json").is_file():
-        return None
-    return f"there is no adapter_config.json in {path}; name an adapter's folder (a whole model is model_name_or_path)"
-
-
-def _no_such_metric(settings: Mapping[str, Any]) -> str | None:
-    """Name a metric that no evaluation of preferences gives; those of several datasets have its name before theirs."""
-    metric = settings.get("metric_for_best_model")
-    if settings.get("pref_loss") != "uni_dpo" or not isinstance(metric, str):
-        return None
-    if metric.removeprefix("eval_").endswith("loss") or any(f"{group}/" in metric for group in METRIC_GROUPS):
-        return None
-    return f"{metric!r} is no metric of an evaluation; name eval_loss, eval_rewards/accuracies or eval_rewards/margins"
-
-
-def _deepspeed(value: Any) -> str | None:
-    if not isinstance(value, str) or value.lstrip().startswith("{"):
-        return None
-    if not Path(value).is_file():
-        return f"there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
-    if find_spec("deepspeed") is None:
-        return "the package is not installed: pip install deepspeed"
-    return None
-
-
-def _unwritable(output: Any) -> str | None:
-    if not isinstance(output, str) or not output:
-        return None
-    path = Path(output).expanduser()
-    if path.exists() and not path.is_dir():
-        return f"{output} is a file; name a folder"
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return f"{output} cannot be written, since {there} does not allow it"
-    return None
-
-
-def _best_model(settings: Mapping[str, Any]) -> str | None:
-    if not is_true(settings.get("load_best_model_at_end")):
-        return None
-    evaluated, saved = (
-        str(settings.get(name, default)) for name, default in (("eval_strategy", "no"), ("save_strategy", "steps"))
-    )
-    if saved in (evaluated, "best"):
-        return None
-    return f"eval_strategy is {evaluated!r} and save_strategy is {saved!r}; set both to the same, as `steps` or `epoch`"
-
-
-def is_true(value: Any) -> bool:
-    """Tell whether a setting is on, also where a flag gave it as a text."""
-    return value is True or str(value).lower() in ("true", "1", "y", "yes")
 
 
 def train_schema() -> Schema:

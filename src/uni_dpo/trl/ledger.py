@@ -8,7 +8,7 @@ import datasets
 from trl.data_utils import maybe_extract_prompt
 
 from uni_dpo.ledger.texts import KEY, NAME, image_files, pair_key
-from uni_dpo.monitor.images import KeptImages
+from uni_dpo.monitor.opening import KeptImages
 from uni_dpo.monitor.record import changed_settings, device_words, versions
 from uni_dpo.trl.data import SCORES, is_score
 

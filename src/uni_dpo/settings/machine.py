@@ -1,0 +1,161 @@
+"""What of a training this machine, its packages and its files do not allow, told without torch or transformers."""
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from uni_dpo.errors import did_you_mean
+from uni_dpo.settings.losses import STOCK
+from uni_dpo.settings.sources import known_templates
+
+Settings = Mapping[str, Any]
+Faults = Iterator[tuple[str, str]]
+
+ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/davinci0", "/dev/dxg", "/dev/accel0", "/dev/dri")
+"""Device files of NVIDIA, AMD, Ascend, WSL, Gaudi and Intel accelerators."""
+LOGGERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "comet_ml": ("comet_ml",),
+    **{name: (name,) for name in ("wandb", "swanlab", "trackio", "mlflow", "neptune", "clearml", "dvclive")},
+}
+"""`report_to` → the Python packages of which one must be there."""
+CHECKPOINTS = ("model_name_or_path", "ref_model", "reward_model")
+"""Settings that name a model."""
+ADAPTERS = ("adapter_name_or_path", "ref_model_adapters", "reward_model_adapters")
+"""Settings that name adapters, several with commas between them."""
+METRIC_GROUPS = ("rewards", "logps", "logits", "uni_dpo")
+"""What the names of an evaluation's metrics begin with, beside `loss`."""
+
+
+def machine_faults(settings: Settings) -> Faults:
+    """Yield the settings that cannot work here, each with what is wrong; see the checks below."""
+    for check in (
+        *(_version_1, _precision, _quantization, _template, _folders, _deepspeed),
+        *(_reporters, _output, _metric, _best_model),
+    ):
+        yield from check(settings)
+
+
+def has_accelerator() -> bool:
+    """Tell whether this machine shows an accelerator that a process may use, without asking torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and not Path("/dev/davinci0").exists():
+        return False
+    return any(Path(device).exists() for device in ACCELERATORS) or os.uname().sysname == "Darwin"
+
+
+def is_true(value: Any) -> bool:
+    """Tell whether a setting is on, also where a flag gave it as a text."""
+    return value is True or str(value).lower() in ("true", "1", "y", "yes")
+
+
+def _version_1(settings: Settings) -> Faults:
+    loss = settings.get("pref_loss", "sigmoid")
+    if is_true(os.environ.get("USE_V1")) and loss not in STOCK:
+        yield "", f"USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: {loss}; unset it"
+
+
+def _precision(settings: Settings) -> Faults:
+    on_cpu = is_true(settings.get("use_cpu")) or is_true(settings.get("no_cuda"))
+    for name in ("bf16", "fp16", "pure_bf16"):
+        if is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
+            on_cpu_too = "use_cpu=true to compute in bfloat16 on the CPU, or bf16=false"
+            remedy = on_cpu_too if name == "bf16" else f"{name}=false"
+            yield name, f"true needs a GPU, and this machine shows none; set {remedy}"
+
+
+def _quantization(settings: Settings) -> Faults:
+    by_bnb = str(settings.get("quantization_method", "bnb")).lower() in ("bnb", "bitsandbytes")
+    if settings.get("quantization_bit") and by_bnb and find_spec("bitsandbytes") is None:
+        yield "quantization_bit", "needs the package bitsandbytes, which is not installed: pip install bitsandbytes"
+
+
+def _template(settings: Settings) -> Faults:
+    """A template that is none, or that makes LlamaFactory ask for an image processor that is not there."""
+    templates, name = known_templates(), str(settings.get("template"))
+    if settings.get("template") is None or not templates:
+        return
+    if name not in templates:
+        yield "template", f"LlamaFactory has none called {name!r}{did_you_mean(name, templates)}"
+        return
+    folder = Path(str(settings.get("model_name_or_path")))
+    if not templates[name] or settings.get("stage") == "pt" or not folder.is_dir():
+        return
+    if not any(folder.glob("*processor_config.json")):
+        yield (
+            "template",
+            f"{name} reads images, and {folder} has no image processor; for a text-only model set `template` to its "
+            "own, as `template: qwen` for Qwen2 and Qwen2.5 (docs/models.md)",
+        )
+
+
+def _folders(settings: Settings) -> Faults:
+    """Checkpoints and adapters whose folders are not there, or hold none."""
+    for name in (*CHECKPOINTS, *ADAPTERS, "resume_from_checkpoint"):
+        named = settings.get(name)
+        several = named.split(",") if isinstance(named, str) and name in ADAPTERS else [named]
+        for one in filter(_is_text, named if isinstance(named, list) else several):
+            path = Path(one).expanduser()
+            # A hub name has one slash at most.
+            is_folder = "://" not in one and (path.is_absolute() or one[:1] == "." or one.count("/") > 1)
+            holds_adapter = name not in ADAPTERS or (path / "adapter_config.json").is_file()
+            if is_folder and not path.is_dir():
+                yield name, f"there is no folder {one}; name a checkpoint that is there, or its hub name"
+            elif path.is_dir() and not holds_adapter and not settings.get("adapter_folder"):
+                advice = "name an adapter's folder (a whole model is model_name_or_path)"
+                yield name, f"there is no adapter_config.json in {one}; {advice}"
+
+
+def _deepspeed(settings: Settings) -> Faults:
+    value = settings.get("deepspeed")
+    if not _is_text(value) or value.lstrip().startswith("{"):
+        return
+    if not Path(value).is_file():
+        yield "deepspeed", f"there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
+    elif find_spec("deepspeed") is None:
+        yield "deepspeed", "the package is not installed: pip install deepspeed"
+
+
+def _reporters(settings: Settings) -> Faults:
+    reporters = settings.get("report_to")
+    for reporter in reporters if isinstance(reporters, list) else [reporters]:
+        packages = LOGGERS.get(str(reporter), ())
+        if packages and all(find_spec(package) is None for package in packages):
+            missing = packages[0]
+            yield "report_to", f"{reporter} needs the package {missing}, which is not installed: pip install {missing}"
+
+
+def _output(settings: Settings) -> Faults:
+    output = settings.get("output_dir")
+    if not _is_text(output) or not output:
+        return
+    path = Path(output).expanduser()
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if there == path and not path.is_dir():
+        yield "output_dir", f"{output} is a file; name a folder"
+    elif not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield "output_dir", f"{output} cannot be written, since {there} does not allow it"
+
+
+def _metric(settings: Settings) -> Faults:
+    """A metric that no evaluation of preferences gives; those of several datasets have its name before theirs."""
+    metric = settings.get("metric_for_best_model")
+    if settings.get("pref_loss") != "uni_dpo" or not _is_text(metric):
+        return
+    known = metric.removeprefix("eval_").endswith("loss") or any(f"{group}/" in metric for group in METRIC_GROUPS)
+    if not known:
+        names = "eval_loss, eval_rewards/accuracies or eval_rewards/margins"
+        yield "metric_for_best_model", f"{metric!r} is no metric of an evaluation; name {names}"
+
+
+def _best_model(settings: Settings) -> Faults:
+    evaluated = str(settings.get("eval_strategy", "no"))
+    saved = str(settings.get("save_strategy", "steps"))
+    if is_true(settings.get("load_best_model_at_end")) and saved not in (evaluated, "best"):
+        found = f"eval_strategy is {evaluated!r} and save_strategy is {saved!r}"
+        yield "load_best_model_at_end", f"{found}; set both to the same, as `steps` or `epoch`"
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)
