@@ -9,21 +9,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled, is_empty
+from uni_dpo.data.columns import is_empty
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
-from uni_dpo.data.formats import format_named, llamafactory
+from uni_dpo.data.formats import format_named, source_format
 from uni_dpo.data.formats.base import Format, Losses, Pairing
 from uni_dpo.data.image_sizes import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_size
 from uni_dpo.data.pair import Image
-from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import (
     Row,
     Unreadable,
     numbered_rows,
     one_split,
-    read_rows,
     splits_of,
     unreadable_fault,
 )
@@ -105,7 +102,7 @@ def convert(
     files = [file for files in splits.values() for file in files]
     if output.suffix:
         check_output(output, files)
-    origin = _source_format(from_format, files, columns or {})
+    origin = source_format(from_format, files, columns or {})
     result = Conversion(output, detected=origin.name if from_format == "auto" else "", mapped=columns or {})
     beside = None if image_root is not None else files[0].parent
     paths = image_paths(image_root, image_root, beside)
@@ -136,35 +133,6 @@ def parse_columns(parts: Sequence[str]) -> dict[str, str]:
             raise UniDPOError(f"{name} is taken from {columns[name]} and from {column}; name one column for it")
         columns[name] = column
     return columns
-
-
-def _source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) -> Format:
-    if name != "auto":
-        return format_named(name)
-    if columns:
-        raise UniDPOError("--map names the columns of a format; name it with --format, not auto")
-    rows = (row for file in files for _, row in read_rows(file) if isinstance(row, dict))
-    row = next(rows, {})
-    if found := _detected(row):
-        return format_named(found)
-    return Format("llamafactory", "", read=llamafactory.reader(detect_entry(files[0])))
-
-
-def _detected(row: Row) -> str | None:
-    """The format that a row's columns are of; None where LlamaFactory's layouts are looked for."""
-    text, turns, question = row.get("text"), row.get("conversations"), row.get("question")
-    if isinstance(text, str) and text.lstrip().startswith("{") and "chosen" not in row:
-        return "rlaif-v-text"
-    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and isinstance(turns[-1].get("value"), list):
-        return "llava"
-    if isinstance(row.get("prompt"), str) and row["prompt"].startswith("<|im_start|>"):
-        return "math"
-    if isinstance(question, str) and IMAGE_TOKEN not in question and first_filled(row, IMAGE_COLUMNS) is not None:
-        return "rlaif-v" if "chosen" in row else None
-    if isinstance(row.get("chosen"), list):
-        return "trl"
-    known = {"completions": "vlfeedback", "responses": "mm-rlhf"}
-    return next((name for column, name in known.items() if column in row), None)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,14 @@
 """The layouts that pair files come in, one module per family; `FORMATS` holds them by name."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
 from uni_dpo.data.formats import chatml, llamafactory, llava, ranked, rlaif_v, stance, trl
 from uni_dpo.data.formats.base import Format
+from uni_dpo.data.register import detect_entry
+from uni_dpo.data.tables.reading import Row, read_rows
 from uni_dpo.errors import UniDPOError
 
 FORMATS: dict[str, Format] = {
@@ -20,6 +27,40 @@ def format_named(name: str) -> Format:
     if name not in FORMATS:
         raise UniDPOError(f"no format {name!r}; use one of {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) -> Format:
+    """Return the format that `--format` names; for `auto` the one that the first row's columns are of.
+
+    Raises:
+        UniDPOError: there is none, or `columns`, which map a format's, stand beside `auto`.
+    """
+    if name != "auto":
+        return format_named(name)
+    if columns:
+        raise UniDPOError("--map names the columns of a format; name it with --format, not auto")
+    rows = (row for file in files for _, row in read_rows(file) if isinstance(row, dict))
+    row = next(rows, {})
+    if found := _detected(row):
+        return format_named(found)
+    return Format("llamafactory", "", read=llamafactory.reader(detect_entry(files[0])))
+
+
+def _detected(row: Row) -> str | None:
+    """The format that a row's columns are of; None where LlamaFactory's layouts are looked for."""
+    text, turns, question = row.get("text"), row.get("conversations"), row.get("question")
+    if isinstance(text, str) and text.lstrip().startswith("{") and "chosen" not in row:
+        return "rlaif-v-text"
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and isinstance(turns[-1].get("value"), list):
+        return "llava"
+    if isinstance(row.get("prompt"), str) and row["prompt"].startswith("<|im_start|>"):
+        return "math"
+    if isinstance(question, str) and IMAGE_TOKEN not in question and first_filled(row, IMAGE_COLUMNS) is not None:
+        return "rlaif-v" if "chosen" in row else None
+    if isinstance(row.get("chosen"), list):
+        return "trl"
+    known = {"completions": "vlfeedback", "responses": "mm-rlhf"}
+    return next((name for column, name in known.items() if column in row), None)
 
 
 def format_table() -> str:

@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
@@ -18,8 +18,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request, Sample, Sampling, Usage
 from uni_dpo.models.backends.replies import (
     MALFORMED,
-    NotReportedError,
-    PartsError,
+    LackingError,
     UnusableReplyError,
     read_error,
     read_filled_samples,
@@ -46,6 +45,8 @@ from uni_dpo.models.backends.server import (
 from uni_dpo.models.backends.settings import OpenAIOptions
 from uni_dpo.storage.identity import derive_seed
 
+Read = Callable[[Mapping[str, Any]], Any]
+"""What makes something of a completion."""
 REPORTED_TOKENS = 20
 """The most alternatives that OpenAI's servers report for a token."""
 
@@ -65,8 +66,7 @@ class OpenAIBackend:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         """See `Backend.generate`. A reply of empty answers only, or a refusal, is asked for again."""
-        replies = dict(self._sampled(requests, sampling, read_filled_samples))
-        return [replies[place] for place in range(len(requests))]
+        return _in_order(self._sampled(requests, sampling, read_filled_samples))
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, list[Sample] | Failure]]:
         """See `Backend.stream`; as the server finishes them. An answer that is an empty text is one."""
@@ -77,29 +77,14 @@ class OpenAIBackend:
         probe(self.options)
 
     def _sampled(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        read: Callable[..., list[Sample]],
+        self, requests: Sequence[Request], sampling: Sampling, read: Callable[..., list[Sample]]
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
+        asked: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        asked[self.options.token_limit_field] = sampling.max_tokens
+        asked |= {"top_k": sampling.top_k} if sampling.top_k else {}
         if sampling.repetition_penalty != 1.0:
-            extra["repetition_penalty"] = sampling.repetition_penalty
-        asked = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            self.options.token_limit_field: sampling.max_tokens,
-            **extra,
-        }
-
-        def texts(completion: Mapping[str, Any]) -> list[Sample]:
-            try:
-                return read(completion, join_parts=self.options.join_parts)
-            except PartsError as error:
-                raise UniDPOError(
-                    f"the server of {self.options.model!r} answers with a list of parts, not with a text; "
-                    "set join_parts: true for this model to take its text parts together"
-                ) from error
+            asked["repetition_penalty"] = sampling.repetition_penalty
+        texts = partial(read, join_parts=self.options.join_parts)
 
         async def answer(put: "_Put", request: Request) -> list[Sample] | Failure:
             samples: list[Sample] = []
@@ -122,58 +107,31 @@ class OpenAIBackend:
         """See `Backend.choice_logprobs`; among the 20 likeliest tokens, which is all that servers report."""
 
         def read(completion: Mapping[str, Any]) -> dict[str, float]:
-            try:
-                return sum_choices(read_first_token(completion), choices)
-            except NotReportedError as error:
-                raise UniDPOError(
-                    f"the server of {self.options.model!r} reports no log-probabilities of tokens"
-                ) from error
+            return sum_choices(read_first_token(completion), choices)
 
-        asked = {
-            "temperature": 0.0,
-            "logprobs": True,
-            "top_logprobs": REPORTED_TOKENS,
-            self.options.token_limit_field: 1,
-        }
+        asked = {**self._one_token, "logprobs": True, "top_logprobs": REPORTED_TOKENS}
         return self._put_all([(request, asked) for request in requests], read)
 
     def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
         """See `Backend.answer_logprobs`; by `prompt_logprobs`, which vLLM's server has and OpenAI's has not."""
-        alone: dict[str, Any] = {"temperature": 0.0, self.options.token_limit_field: 1}
+        alone = self._one_token
         prompts = list(dict.fromkeys(replace(request, seed=0) for request in requests))
         counts = dict(zip(prompts, self._put_all([(prompt, alone) for prompt in prompts], _prompt_tokens), strict=True))
         scored = {**alone, "prompt_logprobs": 0, "add_generation_prompt": False, "continue_final_message": True}
+        asked = [(request, {**scored, "answer": answer}) for request, answer in zip(requests, answers, strict=True)]
+        tables = self._put_all(asked, read_prompt_logprobs)
+        lengths = [counts[replace(request, seed=0)] for request in requests]
+        return [_behind(count, table) for count, table in zip(lengths, tables, strict=True)]
 
-        def read(completion: Mapping[str, Any]) -> list[float]:
-            try:
-                return read_prompt_logprobs(completion)
-            except NotReportedError as error:
-                raise UniDPOError(
-                    f"the server of {self.options.model!r} does not return prompt_logprobs, so it cannot score given "
-                    "answers; vLLM's server can, and so can the backends transformers and vllm"
-                ) from error
+    @property
+    def _one_token(self) -> dict[str, Any]:
+        return {"temperature": 0.0, self.options.token_limit_field: 1}
 
-        tables = self._put_all(
-            [(request, {**scored, "answer": answer}) for request, answer in zip(requests, answers, strict=True)], read
-        )
-        replies: list[AnswerLogprob | Failure] = []
-        for request, table in zip(requests, tables, strict=True):
-            count = counts[replace(request, seed=0)]
-            if isinstance(count, Failure) or isinstance(table, Failure):
-                replies.append(count if isinstance(count, Failure) else table)
-            else:
-                replies.append(AnswerLogprob(sum(table[count:]), len(table) - count))
-        return replies
-
-    def _put_all(
-        self, asked: Sequence[tuple[Request, dict[str, Any]]], read: Callable[[Mapping[str, Any]], Any]
-    ) -> list[Any]:
+    def _put_all(self, asked: Sequence[tuple[Request, dict[str, Any]]], read: Read) -> list[Any]:
         async def answer(put: "_Put", request: Request, settings: dict[str, Any]) -> Any:
             return await put(request, settings, read)
 
-        jobs = [partial(answer, request=request, settings=settings) for request, settings in asked]
-        replies = dict(self._all(jobs))
-        return [replies[place] for place in range(len(asked))]
+        return _in_order(self._all([partial(answer, request=one, settings=settings) for one, settings in asked]))
 
     def _all(self, jobs: Sequence[Callable[["_Put"], Coroutine[Any, Any, Any]]]) -> Iterator[tuple[int, Any]]:
         """Do jobs at once, `concurrency` of them; yield each one's place and outcome as it ends."""
@@ -224,9 +182,7 @@ class _Put:
         self.backend, self.client = backend, client
         self.server, self.options = backend.server, backend.options
 
-    async def __call__(
-        self, request: Request, settings: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]
-    ) -> Any:
+    async def __call__(self, request: Request, settings: Mapping[str, Any], read: Read) -> Any:
         """What `read` makes of the reply, or a `Failure`."""
         body = await asyncio.to_thread(request_body, self.options.model, request, dict(settings))
         seed = request.seed
@@ -241,19 +197,18 @@ class _Put:
                 with attempt:
                     try:
                         return read(await self._completion({**body, "seed": seed % 2**31}))
-                    except UnusableReplyError as error:
+                    except (UnusableReplyError, LostReplyError) as error:
                         # A reply that was lost is asked for again as it was; one of no use has to come out otherwise.
-                        if error.redraw:
+                        if getattr(error, "redraw", False):
                             seed = derive_seed(request.seed, attempt.retry_state.attempt_number)
-                        self._fault(error.kind)
-                        raise
-                    except LostReplyError as error:
                         self._fault(error.kind)
                         raise
         except (LostReplyError, UnusableReplyError) as error:
             self.backend._count(Usage(failures=1))
             detail = f" ({self.server.mask(error.detail)})" if error.detail else ""
             return Failure(f"{error.kind}{detail} ({self.options.max_retries + 1} attempts)")
+        except LackingError as error:
+            raise UniDPOError(f"the server of {self.options.model!r} {error}") from error
         except BadRequestError as error:
             self._fault(str(error).partition(":")[0])
             self.backend._count(Usage(failures=1))
@@ -311,6 +266,18 @@ class _Put:
     def _fault(self, kind: str) -> None:
         with self.backend._lock:
             self.backend.usage.count_fault(kind)
+
+
+def _in_order(replies: Iterable[tuple[int, Any]]) -> list[Any]:
+    """Replies that came in any order, by their places."""
+    return [reply for _, reply in sorted(replies, key=lambda placed: placed[0])]
+
+
+def _behind(count: int | Failure, table: list[float] | Failure) -> AnswerLogprob | Failure:
+    """The log-probability of what stands behind the first `count` tokens."""
+    if isinstance(count, Failure):
+        return count
+    return table if isinstance(table, Failure) else AnswerLogprob(sum(table[count:]), len(table) - count)
 
 
 def _prompt_tokens(completion: Mapping[str, Any]) -> int:

@@ -39,12 +39,8 @@ class UnusableReplyError(Exception):
         self.detail = detail
 
 
-class NotReportedError(Exception):
-    """The server answers and leaves out the numbers that were asked for."""
-
-
-class PartsError(Exception):
-    """The server answers with a list of parts where the API has a text."""
+class LackingError(Exception):
+    """A server that does not give what was asked for, however often it is asked; the text says what it does."""
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> 
         join_parts: take the text parts of an answer that is a list of parts together, and leave out the others.
 
     Raises:
-        PartsError: an answer is a list of parts, and they are not to be joined.
+        LackingError: an answer is a list of parts, and they are not to be joined.
         UnusableReplyError: a refusal, no text, which an empty one is, nothing but reasoning, or no completion at all.
     """
     samples = []
@@ -110,15 +106,15 @@ def read_first_token(completion: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return the alternatives reported for the first token, with their log-probabilities (natural).
 
     Raises:
-        NotReportedError: the completion carries none.
+        LackingError: the completion carries none.
         UnusableReplyError: it carries something else, or numbers that are no log-probabilities.
     """
     reported = _choices(completion)[0].get("logprobs")
     if not reported:
-        raise NotReportedError
+        raise LackingError("reports no log-probabilities of tokens")
     content = reported.get("content") if isinstance(reported, Mapping) else MALFORMED
     if content is None or content == []:
-        raise NotReportedError
+        raise LackingError("reports no log-probabilities of tokens")
     first = content[0] if isinstance(content, list) else None
     tops = first.get("top_logprobs") if isinstance(first, Mapping) else None
     if not isinstance(tops, list) or not all(
@@ -132,11 +128,14 @@ def read_prompt_logprobs(completion: Mapping[str, Any]) -> list[float]:
     """Give the log-probability (natural) of every token of the prompt, as vLLM's server reports them; 0 for the first.
 
     Raises:
-        NotReportedError, UnusableReplyError: as `read_first_token`.
+        LackingError, UnusableReplyError: as `read_first_token`.
     """
     reported = completion.get("prompt_logprobs")
     if not reported:
-        raise NotReportedError
+        raise LackingError(
+            "does not return prompt_logprobs, so it cannot score given answers; vLLM's server can, and so can the "
+            "backends transformers and vllm"
+        )
     if not isinstance(reported, list) or not all(token is None or isinstance(token, Mapping) for token in reported):
         raise UnusableReplyError(MALFORMED)
     tokens = [next(iter(token.values())) if token else {"logprob": 0.0} for token in reported]
@@ -216,7 +215,10 @@ def _text(content: Any, join_parts: bool) -> str | None:
         if not all(isinstance(part, Mapping) for part in content):
             raise UnusableReplyError(MALFORMED)
         if not join_parts:
-            raise PartsError
+            raise LackingError(
+                "answers with a list of parts, not with a text; set join_parts: true for this model to take its text "
+                "parts together"
+            )
         texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
         if not all(isinstance(text, str) for text in texts):
             raise UnusableReplyError(MALFORMED)
