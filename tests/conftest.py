@@ -41,6 +41,57 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.fixture(scope="session")
+def digit_questions(digits: dict) -> dict[str, list[Question]]:
+    """The digits as questions with references: split → list."""
+    from uni_dpo.demo.digits import QUESTION
+
+    return {
+        split: [Question(digit.image.stem, QUESTION, (str(digit.image),), digit.answer) for digit in part]
+        for split, part in digits.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def warm_policy(
+    tmp_path_factory: pytest.TempPathFactory, tiny_qwen2_vl: Path, digit_questions: dict[str, list[Question]]
+) -> Path:
+    """A checkpoint after 115 steps of 32 right answers: it has learnt something and has something left to learn."""
+    import random
+
+    import torch
+
+    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.ppo.config import PPOConfig
+    from uni_dpo.ppo.policy import answer_logps, collate, encode, load_policy
+
+    config = PPOConfig(
+        str(tiny_qwen2_vl), "", RewardOptions(function="exact"), finetuning="full", freeze_vision_tower=False
+    )
+    policy, _, processor = load_policy(config)
+    asked = digit_questions["train"]
+    prompts = [encode(question, processor) for question in asked]
+    end = processor.tokenizer.eos_token
+    answers = [processor.tokenizer(question.reference + end)["input_ids"] for question in asked]
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=115)
+    draw = random.Random(0)
+    for _ in range(115):
+        rows = draw.sample(range(len(asked)), 32)
+        inputs, labels = collate(
+            [prompts[row] for row in rows], [answers[row] for row in rows], processor.tokenizer.pad_token_id
+        )
+        logps, _ = answer_logps(policy.model, inputs, labels, 1.0)
+        (-logps.sum() / (labels >= 0).sum()).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("policy")
+    policy.model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text-only reward model with one label, untrained: what it says is arbitrary, and the same each time."""
     from uni_dpo.demo.tiny_model import write_tiny_text_model

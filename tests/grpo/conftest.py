@@ -1,35 +1,20 @@
-"""Configs of short GRPO runs over the tiny model, and the policy that the PPO tests warm up."""
+"""Configs of short GRPO runs over the tiny model."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from uni_dpo.demo.digits import Digit
+from uni_dpo.engine import Question
 
 MakeSettings = Callable[..., Any]
 
 
-def warming() -> Any:
-    """The module that warms the PPO tests' policy up."""
-    spec = importlib.util.spec_from_file_location("warming", Path(__file__).parents[1] / "ppo" / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def warm_policy(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2_vl: Path, digits: dict[str, list[Digit]]) -> Path:
-    """A policy that has learnt something and has something left to learn."""
-    return warming().warm_up(tiny_qwen2_vl, tmp_path_factory.mktemp("grpo") / "policy", digits["train"], steps=115)
-
-
-@pytest.fixture(scope="session")
-def questions(digits: dict[str, list[Digit]]) -> list[Any]:
+@pytest.fixture
+def questions(digit_questions: dict[str, list[Question]]) -> list[Question]:
     """The digits as questions with references."""
-    return warming().questions_of(digits["preference"])
+    return digit_questions["preference"]
 
 
 @pytest.fixture

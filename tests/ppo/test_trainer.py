@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from uni_dpo.demo.digits import QUESTION, Digit, closeness
+from uni_dpo.demo.digits import closeness
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.online.policy import language_model
@@ -18,14 +18,10 @@ from uni_dpo.ppo.policy import Rollout, answer_logps
 from uni_dpo.ppo.trainer import PPOTrainer
 
 
-def questions_of(digits: list[Digit]) -> list[Question]:
-    return [Question(digit.image.stem, QUESTION, (str(digit.image),), digit.answer) for digit in digits]
-
-
 @pytest.fixture
-def trainer(config, digits: dict[str, list[Digit]]):
+def trainer(config, digit_questions: dict[str, list[Question]]):
     """`trainer(**settings)` is a trainer on the digits."""
-    return lambda **settings: PPOTrainer(config(**settings), questions_of(digits["preference"][:40]), graded(closeness))
+    return lambda **settings: PPOTrainer(config(**settings), digit_questions["preference"][:40], graded(closeness))
 
 
 def lengths(questions: list[Question], answers: list[str]) -> list[float]:
@@ -126,7 +122,7 @@ def test_the_checkpoint_loads_like_any_other(trainer, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ppo_raises_the_reward_and_the_kl_stays_bounded(
-    warm_policy: Path, config, digits: dict[str, list[Digit]]
+    warm_policy: Path, config, digit_questions: dict[str, list[Question]]
 ) -> None:
     settings = config(
         model=str(warm_policy),
@@ -137,7 +133,7 @@ def test_ppo_raises_the_reward_and_the_kl_stays_bounded(
         learning_rate=3e-4,
         max_tokens=8,
     )
-    log = PPOTrainer(settings, questions_of(digits["preference"]), graded(closeness)).train()
+    log = PPOTrainer(settings, digit_questions["preference"], graded(closeness)).train()
     before, after = (fmean(line["reward"] for line in part) for part in (log[:4], log[-4:]))
     assert after > before + 0.1
     assert max(abs(line["kl"]) for line in log) < 2
