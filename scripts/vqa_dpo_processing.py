@@ -13,8 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from uni_dpo.cli import run
-from uni_dpo.data.vqa_rad import check_new_folder, download_file, load_and_process_vqa_dpo, load_splits, save_dataset
+from uni_dpo.data.vqa_rad import download_file, load_and_process_vqa_dpo, load_splits, save_dataset
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage.writing import check_new
 
 CSV = ""
 """File or address of the rejected answers."""
@@ -39,7 +40,7 @@ def main() -> None:
 
 def process(csv: str, dataset: str, output: Path, *, grey: bool) -> None:
     """Write the pairs of `dataset` and `csv` to `output`."""
-    check_new_folder(output)
+    check_new(output)
     csv_path = Path(csv)
     if "://" in csv:
         csv_path = output.with_name(f"{output.name}.csv")

@@ -229,13 +229,9 @@ def _space(memory: Tensor, tokens: int, block: slice) -> Tensor:
 def _block_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice, out: Tensor) -> Tensor:
     """Write a block's logits to `out`, which has their working precision."""
     if out.dtype != hidden.dtype:
-        return out.copy_(nn.functional.linear(hidden, *_rows(weight, bias, block)))
+        return out.copy_(nn.functional.linear(hidden, weight[block], None if bias is None else bias[block]))
     matmul_nt(hidden, weight[block], out=out)
     return out if bias is None else out.add_(bias[block])
-
-
-def _rows(weight: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor | None]:
-    return weight[block], None if bias is None else bias[block]
 
 
 def _in_block(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
@@ -246,7 +242,8 @@ def _in_block(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
 
 def _called_logps(project: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, softcap: float | None) -> Tensor:
     def score(hidden: Tensor) -> Tensor:
-        logits = _project(project, hidden)
+        logits = project(hidden)
+        logits = logits.to(_working_dtype(logits))
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         return logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(1)
@@ -254,11 +251,6 @@ def _called_logps(project: Callable[[Tensor], Tensor], hidden: Tensor, target: T
     if not torch.is_grad_enabled():
         return score(hidden)
     return checkpoint(score, hidden, use_reentrant=False)
-
-
-def _project(project: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    logits = project(*inputs)
-    return logits.to(_working_dtype(logits))
 
 
 def _vocabulary(head: Any) -> int:

@@ -26,7 +26,7 @@ from uni_dpo.data.tables.reading import (
 )
 from uni_dpo.data.tables.writing import WRITTEN_TYPES, check_output, write_rows
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.writing import check_writable
+from uni_dpo.storage.writing import new_folder
 
 
 @dataclass
@@ -255,9 +255,7 @@ def _write_folder(output: Path, splits: Mapping[str, Iterator[Row]], result: Con
     """Save a `DatasetDict` whose images are images; the folder gets its name when it is whole."""
     import datasets
 
-    check_writable(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with new_folder(output) as saved_to, tempfile.TemporaryDirectory(dir=saved_to.parent) as folder:
         saved = {}
         for number, (name, rows) in enumerate(splits.items()):
             table = Path(folder) / f"{number}.parquet"
@@ -267,8 +265,7 @@ def _write_folder(output: Path, splits: Mapping[str, Iterator[Row]], result: Con
                 if column in split.column_names and _holds_images(split.features[column]):
                     split = split.cast_column(column, kind)
             saved[name] = split
-        datasets.DatasetDict(saved).save_to_disk(Path(folder) / "saved")
-        (Path(folder) / "saved").rename(output)
+        datasets.DatasetDict(saved).save_to_disk(saved_to)
 
 
 def _holds_images(feature: Any) -> bool:

@@ -6,7 +6,6 @@ A download of that file which was cut off resumes where the server still has the
 import json
 import re
 import shutil
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from uni_dpo.data.columns import plain_text
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.writing import check_writable, holding, replacing, write_text
+from uni_dpo.storage.writing import check_writable, holding, new_folder, replacing, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,32 +126,14 @@ def load_splits(name: str) -> "DatasetDict":
     return loaded.cast_column("image", datasets.Image(decode=False))
 
 
-def check_new_folder(path: str | Path) -> None:
-    """Refuse a folder that `save_dataset` could not write.
-
-    Raises:
-        UniDPOError: there is something under that name, or the system does not let us write there.
-    """
-    if Path(path).exists():
-        raise UniDPOError(f"{path}: is there already; name a new folder")
-    check_writable(path)
-
-
 def save_dataset(dataset_dict: "DatasetDict", output_path: str | Path) -> None:
     """Save to a folder that `datasets.load_from_disk` opens; the folder gets its name when it is whole.
 
     Raises:
         UniDPOError: there is something under that name.
     """
-    output_path = Path(output_path)
-    check_new_folder(output_path)
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output_path.parent, prefix=f".{output_path.name}."))
-    try:
-        dataset_dict.save_to_disk(folder / "saved")
-        (folder / "saved").rename(output_path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(output_path) as folder:
+        dataset_dict.save_to_disk(folder)
 
 
 def download_file(url: str, dest_path: str | Path) -> None:

@@ -6,7 +6,8 @@ is the conclusion, is rejected, or is only discussed. Two different conclusions 
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from uni_dpo.data.questions import Question
@@ -17,6 +18,7 @@ from uni_dpo.graders.numeric import DASHES, equal, stated
 NEAR = 300
 """Characters before and behind a mention that are read for what is said of it."""
 _ALPHABET = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}
+_MARKS = str.maketrans("’【】「」", "'()()")
 _OPEN = r"[\s\"'“‘(\[{<:\-]*"
 _NAMES = (
     r"(?:(?:the|an?|only|simply|clearly|definitely|probably|most|likely|best|correct|option|choice|letter|answer)\b"
@@ -175,11 +177,7 @@ def _without_markup(text: str) -> str:
     text = re.sub(r"\\(?:text\w*|math\w*|boxed|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"(?s)<([A-Z])>(?!.*</\1>)", r" \1 ", text)
     text = re.sub(r"</?\w+>|\\[()\[\]]|\$|\*+|`+|(?<![^\W_])_+|_+(?![^\W_])|^#+\s*", " ", text, flags=re.MULTILINE)
-    return re.sub(
-        r"[ \t]+",
-        " ",
-        text.replace("’", "'").replace("【", "(").replace("】", ")").replace("「", "(").replace("」", ")"),
-    ).strip()
+    return re.sub(r"[ \t]+", " ", text.translate(_MARKS)).strip()
 
 
 def _whole(text: str, options: Mapping[str, str]) -> str | None:
@@ -210,13 +208,12 @@ def _whole(text: str, options: Mapping[str, str]) -> str | None:
 def _discussion(text: str, options: Mapping[str, str]) -> str | None:
     for correction in reversed(list(_CORRECTED.finditer(text))):
         later = text[correction.end() :]
-        if any(kind in ("concluded", "stated") for kind, _ in _groups(later, list(_mentions(later, options)))):
+        if any(kind in ("concluded", "stated") for kind, _ in _groups(later, _mentions(later, options))):
             return _discussion(later, options)
-    groups = _groups(text, list(_mentions(text, options)))
-    said = {
-        kind: [letters for each, letters in groups if each == kind]
-        for kind in ("concluded", "stated", "rejected", "open")
-    }
+    groups = _groups(text, _mentions(text, options))
+    said: dict[str, list[set[str]]] = defaultdict(list)
+    for kind, letters in groups:
+        said[kind].append(letters)
     if said["concluded"]:
         last = said["concluded"][-1]
         position = max(index for index, group in enumerate(groups) if group == ("concluded", last))
@@ -277,7 +274,7 @@ def _kind(text: str, mention: _Mention) -> str:
     return "stated" if _STATED.search(before) else "open"
 
 
-def _mentions(text: str, options: Mapping[str, str]) -> Iterator[_Mention]:
+def _mentions(text: str, options: Mapping[str, str]) -> list[_Mention]:
     """Where options are named, in order: by their text, the longest first, and by letter where no text stands."""
     taken: list[_Mention] = []
     for letter, option in sorted(options.items(), key=lambda item: -len(item[1])):
@@ -308,7 +305,7 @@ def _mentions(text: str, options: Mapping[str, str]) -> Iterator[_Mention]:
         if start not in covered:
             covered.add(start)
             taken.append(_Mention(word.upper(), start, end, by_letter=True))
-    return iter(sorted(taken, key=lambda mention: mention.start))
+    return sorted(taken, key=lambda mention: mention.start)
 
 
 def _leading_letters(text: str, options: Mapping[str, str]) -> set[str]:

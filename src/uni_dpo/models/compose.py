@@ -10,7 +10,7 @@ from typing import Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import find_checkpoint
-from uni_dpo.models.loading import load_class, load_model, one_line
+from uni_dpo.models.loading import check_dtype, load_class, load_model, one_line
 from uni_dpo.storage.reading import read_json
 
 IMAGE_TOKEN = "<image>"
@@ -87,8 +87,7 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UniDPOError(f"{folder}: is there already; name a new folder")
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UniDPOError(f"dtype is {dtype!r}; it can be auto, float32, bfloat16 or float16")
+    check_dtype(dtype)
     _check_kind(vision, VISION_TYPES, "vision")
 
     import torch

@@ -137,6 +137,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.close(file)
 
 
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which gets the name `path` when the block ends without an error.
+
+    Raises:
+        UniDPOError: there is something under that name, or the system does not let us write there.
+    """
+    path = Path(path)
+    check_new(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as around:
+        folder = Path(around) / path.name
+        folder.mkdir()
+        yield folder
+        folder.rename(path)
+
+
+def check_new(path: str | Path) -> None:
+    """Refuse a folder that `new_folder` could not make.
+
+    Raises:
+        UniDPOError: see `new_folder`.
+    """
+    if Path(path).exists():
+        raise UniDPOError(f"{path}: is there already; name a new folder")
+    check_writable(path)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 under `path`, all of it or nothing."""
     with replacing(path) as temporary:
