@@ -123,7 +123,7 @@ def test_splits_that_cannot_be_are_refused(table, tmp_path) -> None:
     with pytest.raises(UniDPOError, match=r"'a\.jsonl': write FILE=SHARE"):
         parse_shares(["a.jsonl"])
     assert parse_shares(["a=b.jsonl=0.5"]) == {"a=b.jsonl": 0.5}
-    with pytest.raises(UniDPOError, match=r"a\.jsonl stands twice"):
+    with pytest.raises(UniDPOError, match=r"a\.jsonl is given twice"):
         parse_shares(["a.jsonl=0.5", "a.jsonl=0.5"])
 
 

@@ -80,7 +80,7 @@ def test_a_question_fails_as_a_whole():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"seeds": (1, 2, 1)}, "stands there twice"), ({"seeds": (1, 2), "temperature": 0.0}, "temperature 0")],
+    [({"seeds": (1, 2, 1)}, "is given twice"), ({"seeds": (1, 2), "temperature": 0.0}, "temperature 0")],
 )
 def test_seeds_that_give_the_same_answer_twice_are_refused(options, words):
     with pytest.raises(UniDPOError, match=words):

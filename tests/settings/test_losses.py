@@ -56,7 +56,7 @@ def test_a_bare_name_of_llamafactorys_is_its_own_code() -> None:
         ({"uni_dpo": 1, "sft": "much"}, "pref_loss.sft: the loss's weight is a number, not 'much'"),
         ({"uni_dpo": True, "sft": 1}, "pref_loss.uni_dpo: the loss's weight is a number, not True"),
         ({"uni_dpo": float("nan")}, "pref_loss.uni_dpo: nan is not a finite number"),
-        ({"dpo": 1, "sigmoid": 1}, "pref_loss.sigmoid: this loss stands twice"),
+        ({"dpo": 1, "sigmoid": 1}, "pref_loss.sigmoid: this loss is given twice"),
         ({"uni_dpo": 0}, "pref_loss: no loss of {'uni_dpo': 0} has a weight above 0"),
         ({}, "pref_loss: no loss of {} has a weight above 0"),
         ("uni_dpo, sft", "pref_loss: give every loss a weight, as {uni_dpo: 1, sft: 0.1}; not 'uni_dpo, sft'"),

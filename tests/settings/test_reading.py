@@ -62,10 +62,10 @@ def test_every_fault_has_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("name: x\nsteps: 1\nname: y\n", "c.yaml", "c.yaml:3: name: stands twice; keep one"),
-        ("sampler:\n  a: 1\n  a: 2\nname: x\nname: y\n", "c.yaml", "c.yaml:3: sampler.a: stands twice"),
-        ('{"name": "x",\n "name": "y"}', "c.json", "c.json:2: name: stands twice; keep one"),
-        ('{"name": "x",\n\t"name": "y"}', "c.json", "c.json: name: stands twice; keep one"),
+        ("name: x\nsteps: 1\nname: y\n", "c.yaml", "c.yaml:3: name: is given twice; keep one"),
+        ("sampler:\n  a: 1\n  a: 2\nname: x\nname: y\n", "c.yaml", "c.yaml:3: sampler.a: is given twice"),
+        ('{"name": "x",\n "name": "y"}', "c.json", "c.json:2: name: is given twice; keep one"),
+        ('{"name": "x",\n\t"name": "y"}', "c.json", "c.json: name: is given twice; keep one"),
         ("name: x\nsteps: [1\n", "c.yaml", "c.yaml:3: not valid YAML: expected"),
         ("name: x\n\tsteps: 1\n", "c.yaml", "c.yaml:2: not valid YAML: found character"),
         ('{"name": "x",}', "c.json", "c.json:1: not valid JSON"),

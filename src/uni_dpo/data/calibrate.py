@@ -128,7 +128,7 @@ def suggest(chosen: np.ndarray, margins: np.ndarray) -> list[Suggestion]:
     if chosen.size:
         third = float(np.quantile(chosen, 1 / 3))
         share = float((chosen >= third).mean())
-        reason = f"the better {share:.0%} of the chosen answers then count as good and are held up by the NLL term"
+        reason = f"the better {share:.0%} of the chosen answers then count as good and the NLL term keeps them likely"
         suggestions.append(Suggestion("uni_dpo_tau_good", third, reason))
     return suggestions
 

@@ -122,7 +122,7 @@ def parse_columns(parts: Sequence[str]) -> dict[str, str]:
     """Return `FIELD=COLUMN` texts as field → column.
 
     Raises:
-        UniDPOError: one has no `=`, or nothing on one side of it, or a field stands twice.
+        UniDPOError: one has no `=`, or nothing on one side of it, or a field is given twice.
     """
     columns: dict[str, str] = {}
     for part in parts:

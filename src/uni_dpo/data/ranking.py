@@ -107,7 +107,7 @@ def read_ranked(
     Answers are texts, with their scores in a column beside them, or objects with a text and a `score`.
 
     Returns:
-        None where they can't be made out.
+        None where they cannot be read.
     """
     reader = RowReader(row, entry, faults)
     turns = reader.turns()

@@ -147,7 +147,7 @@ def download_file(url: str, dest_path: str | Path) -> None:
         dest_path: where the file goes.
 
     Raises:
-        UniDPOError: the server or the file system says no; names the address and the status.
+        UniDPOError: the server or the file system refuses; names the address and the status.
     """
     dest_path = Path(dest_path)
     check_writable(dest_path)

@@ -186,7 +186,7 @@ class _Run:
             )
 
     def _check_failures(self, number: int, log: StageLog, *, final: bool = False) -> None:
-        """Stop where too many questions failed or left no usable answer; a thin data set helps nobody."""
+        """Stop where too many questions failed or left no usable answer: the data set would be too small."""
         tried = len(log.rows)
         if not final and tried < ENOUGH_TO_JUDGE:
             return

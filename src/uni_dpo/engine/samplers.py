@@ -79,7 +79,7 @@ class ModelSampler(Sampler):
         n = options.n if options.n is not None else (1 if options.seeds else 8)
         self.sampling = Sampling(n, options.temperature, options.top_p, options.top_k, options.max_tokens)
         if len(set(options.seeds)) != len(options.seeds):
-            raise UniDPOError(f"sample.seeds: a seed stands there twice ({', '.join(map(str, options.seeds))})")
+            raise UniDPOError(f"sample.seeds: a seed is given twice ({', '.join(map(str, options.seeds))})")
         if len(options.seeds) > 1 and options.temperature == 0:
             raise UniDPOError("sample.seeds: temperature 0 gives the same answer for every seed; raise it")
 

@@ -34,7 +34,7 @@ _ENDS = re.compile(r"\A\s*<\|[A-Za-z_]+\|>|<\|[A-Za-z_]+\|>\s*\Z")
 
 
 def load_grader(name: str) -> Grader:
-    """Return the grader of that name, held to its range; see `over_references`.
+    """Return the grader of that name, with its grades checked to be in [0, 1]; see `over_references`.
 
     A built-in one reads what is said after the reasoning (`without_reasoning`); if that is nothing, there is no grade.
     """

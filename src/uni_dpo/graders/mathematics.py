@@ -3,7 +3,7 @@
 Equality is that of math-verify (the extra `math`): fractions, roots, units, tuples, intervals, sets and expressions
 that are the same after simplification. It runs in a process of its own, this module started as a script: one JSON line
 in, `[wanted, given, whole text]`, one JSON line out, true, false, or null where nothing was found. A model can write
-what takes for ever to compute or fills the memory, and often inside C code that no Python signal handler stops. So the
+what never ends to compute or fills the memory, and often inside C code that no Python signal handler stops. So the
 alarm there keeps its default action, which ends the process, and memory is limited; whoever asked starts another one.
 """
 

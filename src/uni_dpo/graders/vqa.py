@@ -13,7 +13,7 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = ("a", "an", "the")
 AGREEING = 3
-"""So many people of one mind make an answer wholly right."""
+"""This many people who gave an answer make it fully right."""
 
 
 def vqa(answer: str, question: Question) -> float | None:

@@ -18,7 +18,7 @@ from uni_dpo.storage.identity import digest
 
 CUT = "max_prompt_length"
 MAY_CHANGE = {"max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps"}
-"""Settings of TRL's that a resumed run need not share with the run that it goes on from."""
+"""Settings of TRL's that a resumed run need not share with the run that it resumes."""
 
 PPO_NAMES = {
     "steps": "max_steps",
@@ -39,7 +39,7 @@ GRPO_RANGES: dict[str, tuple[object, ...]] = {
     "beta": (Ge(0),),
     "min_p": (Ge(0), Le(1)),
 }
-"""Ranges of settings that TRL takes at any value, and stumbles over in the first step, or learns nothing from."""
+"""Ranges of settings that TRL takes at any value, and then fails in the first step or learns nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class GRPOSettings(OnlineConfig):
             return replace(settings, training=training)
 
     def digest(self) -> str:
-        """Name the settings that a resumed run must share with the run that it goes on from."""
+        """Name the settings that a resumed run must share with the run that it resumes."""
         settings = asdict(self)
         del settings["output_dir"], settings["gradient_checkpointing"]
         settings["training"] = {name: value for name, value in self.training.items() if name not in MAY_CHANGE}
@@ -91,7 +91,7 @@ def check_training(training: Mapping[str, Any]) -> None:
     known = {setting.name: setting for setting in known_settings(GRPO)}
     faults = [*_unknown(training, known), *setting_faults(training, known, GRPO_RANGES)]
     if training.get(CUT) is not None:
-        faults.append((CUT, "cutting a prompt would tear its images; remove this setting"))
+        faults.append((CUT, "cutting a prompt would cut its images too; remove this setting"))
     if training.get("max_steps") == 0:
         faults.append(("max_steps", "0 trains nothing; name how many, or -1 to train for num_train_epochs"))
     if faults:

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 
 class ProgressLines(TrainerCallback):
-    """Prints one line per logging step and per evaluation; a bar below them where a person looks on.
+    """Prints one line per logging step and per evaluation; in a terminal with a bar below them.
 
     Args:
         reference_beta: β where the logged rewards are β times what the policy gained on a reference, else None; asked

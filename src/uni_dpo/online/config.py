@@ -31,7 +31,7 @@ class OnlineConfig:
 
     Attributes:
         model: folder or hub name of the policy to start from, which is also the reference.
-        output_dir: gets the checkpoint, the log, and the state that a stopped run goes on from.
+        output_dir: gets the checkpoint, the log, and the state from which a stopped run resumes.
         reward: what rates the answers.
         questions: file and image root of the questions.
         finetuning: which weights learn: all, or a LoRA adapter.

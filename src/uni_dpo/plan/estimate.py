@@ -69,7 +69,7 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path 
         folder: where the path of a DeepSpeed configuration starts.
 
     Raises:
-        UniDPOError: the model, the data or a setting cannot be made out.
+        UniDPOError: the model, the data or a setting cannot be read.
     """
     run = read_run(settings, folder)
     choice = PairChoice(settings.get("uni_dpo_pairs", "all"), float(settings.get("uni_dpo_min_gap", 0)))

@@ -43,7 +43,7 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
     """Return what a configuration says, with LlamaFactory's defaults for what it does not say.
 
     Raises:
-        UniDPOError: a setting is out of range, or the model cannot be made out.
+        UniDPOError: a setting is out of range, or the model is not known.
     """
     kind = str(settings.get("finetuning_type", "lora"))
     if settings.get("stage") != "dpo" or kind not in ("full", "lora"):

@@ -49,7 +49,7 @@ class PPOConfig(OnlineConfig):
             raise UniDPOError("rollout_batch_size is no multiple of mini_batch_size")
 
     def digest(self) -> str:
-        """Return a name for the settings that a resumed run must share with the run that it goes on from."""
+        """Return a name for the settings that a resumed run must share with the run that it resumes."""
         settings = asdict(self)
         for name in ("steps", "save_steps", "output_dir", "micro_batch_size", "gradient_checkpointing"):
             del settings[name]

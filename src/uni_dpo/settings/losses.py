@@ -80,7 +80,7 @@ def read_losses(value: Any, stock: Collection[str] = STOCK, setting: str = "pref
             hint = did_you_mean(given, (*LOSSES, *_OTHER_NAMES)) or f"; known: {', '.join(LOSSES)}"
             faults.append((where, f"{given!r} is no preference loss{hint}"))
         elif name in weights:
-            faults.append((where, "this loss stands twice"))
+            faults.append((where, "this loss is given twice"))
         else:
             number = as_number(weight)
             fault = range_fault(number, parts_of(NotNegative)[1]) if number is not None else None

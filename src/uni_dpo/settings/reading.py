@@ -59,7 +59,7 @@ def read_mapping(path: str | Path) -> Given:
     `1e-3` is a number here, as in JSON, and a date is a text.
 
     Raises:
-        UniDPOError: there is no such file, it is not valid, it holds no mapping, or a key stands twice in one.
+        UniDPOError: there is no such file, it is not valid, it holds no mapping, or a key is given twice in one.
     """
     path = Path(path)
     try:
@@ -267,7 +267,7 @@ def _walk(root: yaml.Node | None) -> tuple[dict[str, int], list[tuple[int | None
 
 def _refuse_repeated(path: Path, repeated: Sequence[tuple[int | None, str]]) -> None:
     if repeated:
-        lines = (f"{path}{f':{line}' if line else ''}: {key}: stands twice; keep one" for line, key in repeated)
+        lines = (f"{path}{f':{line}' if line else ''}: {key}: is given twice; keep one" for line, key in repeated)
         raise UniDPOError("\n".join(lines))
 
 

@@ -35,7 +35,7 @@ def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
 
 
 def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
-    """Return the fault of a dataset most of whose pairs are the wrong way round."""
+    """Return the fault of a dataset in most of whose pairs the chosen answer has the lower score."""
     if inverted * 2 <= scored:
         return []
     found = f"below the rejected score in {inverted:,} of {scored:,} rows of {name!r}"

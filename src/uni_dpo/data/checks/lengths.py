@@ -1,7 +1,7 @@
 """How many tokens a pair is for a Qwen2-VL checkpoint, and what `cutoff_len` would cut off.
 
 Follows LlamaFactory 0.9.5's handling of images (`image_max_pixels`, `image_min_pixels`, then the processor's own
-limits) and of long pairs: the longer of prompt and answer gives way.
+limits) and of long pairs: the longer of prompt and answer is cut.
 """
 
 from array import array

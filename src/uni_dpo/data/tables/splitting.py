@@ -195,13 +195,13 @@ def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:
     """Return `FILE=SHARE` texts as file → share.
 
     Raises:
-        UniDPOError: one has no `=`, or no number after it, or a file stands twice.
+        UniDPOError: one has no `=`, or no number after it, or a file is given twice.
     """
     shares: dict[str | Path, float] = {}
     for part in parts:
         file, _, share = part.rpartition("=")
         if file in shares:
-            raise UniDPOError(f"{file} stands twice; name another file for each share")
+            raise UniDPOError(f"{file} is given twice; name another file for each share")
         try:
             shares[file] = float(share)
         except ValueError:

@@ -132,7 +132,7 @@ class Server:
         return plain(sound(text.replace(self.key, "***") if len(self.key) >= _SECRET else text))
 
     def refused(self, said: str) -> UniDPOError:
-        """Return the end of a run whose every request would fare alike."""
+        """Return the error that ends a run: every further request would be refused too."""
         option = self.options
         return UniDPOError(
             f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
