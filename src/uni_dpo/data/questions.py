@@ -25,13 +25,11 @@ from uni_dpo.data.image_sizes import BrokenImageError, check_shape
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_size
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image
-from uni_dpo.data.tables.reading import Unreadable, numbered_rows, one_split, unreadable_fault
+from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, one_split, unreadable_fault
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import Count
 from uni_dpo.storage.identity import digest
 
-Row = dict[str, Any]
-"""One question as JSON values."""
 _PEOPLE = 10
 """VQAv2 and TextVQA have the answers of ten people to every question."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-"""One line of a log: JSON values only."""
+"""One row of a log or a table, by its columns; of a log JSON values only."""
 kept: dict[Path, int] = {}
 """The logs that this process has added to or read, and how many rows each holds: what a stopped run can say."""
 

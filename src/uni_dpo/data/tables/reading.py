@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
+from uni_dpo.storage.rowlog import Row as Row
 
-Row = dict[str, Any]
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".arrow", ".csv")
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 _ROWS_AT_ONCE = 32
