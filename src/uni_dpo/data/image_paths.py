@@ -12,7 +12,7 @@ from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, is_file, shown_rows
 from uni_dpo.data.tables.writing import row_writer
 
-IMAGE_COLUMNS = ("images", "image", "rejected_images")
+MOVED_COLUMNS = ("images", "image", "rejected_images")
 
 
 @dataclass
@@ -115,7 +115,7 @@ class _Rebaser:
     def rebase_row(self, row: Row) -> Row:
         """Return a copy of `row` with its paths moved."""
         self.result.rows += 1
-        return row | {name: self._rebase_value(row[name]) for name in IMAGE_COLUMNS if name in row}
+        return row | {name: self._rebase_value(row[name]) for name in MOVED_COLUMNS if name in row}
 
     def _rebase_value(self, value: Any) -> Any:
         if isinstance(value, list):

@@ -1,7 +1,6 @@
 """Acting on pairs that were marked on a page: dropped, swapped, or set apart to be judged again."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +83,8 @@ def _swapped(row: Row, swaps: tuple[tuple[str | None, str | None], ...]) -> Row:
 def _actions(marked: Path, name: str) -> dict[int, str]:
     """What is to be done with which row."""
     found: dict[int, str] = {}
-    for line, (pair, action) in enumerate(_marks(marked), 1):
+    for line, row in enumerate(iter_rows(marked), 1):
+        pair, action = str(row.get("pair")), str(row.get("action"))
         match = _NAME.fullmatch(pair)
         if match is None:
             raise UniDPOError(
@@ -97,8 +97,3 @@ def _actions(marked: Path, name: str) -> dict[int, str]:
             raise UniDPOError(f"{marked}, line {line}, action: {action!r}{did_you_mean(action, ACTIONS)}")
         found[int(match["row"])] = action
     return found
-
-
-def _marks(marked: Path) -> Iterator[tuple[str, str]]:
-    for row in iter_rows(marked):
-        yield str(row.get("pair")), str(row.get("action"))

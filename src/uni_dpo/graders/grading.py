@@ -15,7 +15,7 @@ from uni_dpo.settings.registry import find
 
 Grader = Callable[[str, Question], float | None]
 
-SHOWN_FAULTS = 5
+SHOWN_QUESTIONS = 5
 _TAGS = r"(?:think|thinking|thought|thoughts|reason|reasoning|seed:think)"
 _OPENING = re.compile(
     rf"<{_TAGS}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel>thought"
@@ -99,9 +99,9 @@ def check_references(name: str, questions: Iterable[Question]) -> None:
     if len(faults) == 1:
         raise UniDPOError(faults[0])
     if faults:
-        lines = [f"{len(faults):,} questions cannot be graded:", *faults[:SHOWN_FAULTS]]
-        if len(faults) > SHOWN_FAULTS:
-            lines.append(f"… and {len(faults) - SHOWN_FAULTS:,} more")
+        lines = [f"{len(faults):,} questions cannot be graded:", *faults[:SHOWN_QUESTIONS]]
+        if len(faults) > SHOWN_QUESTIONS:
+            lines.append(f"… and {len(faults) - SHOWN_QUESTIONS:,} more")
         raise UniDPOError("\n  ".join(lines))
 
 

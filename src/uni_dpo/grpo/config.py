@@ -16,7 +16,7 @@ from uni_dpo.settings.sources import GRPO, RANGES, known_settings
 from uni_dpo.settings.training import setting_faults
 from uni_dpo.storage.identity import digest
 
-CUT = "max_prompt_length"
+PROMPT_LIMIT = "max_prompt_length"
 MAY_CHANGE = {"max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps"}
 """Settings of TRL's that a resumed run need not share with the run that it resumes."""
 
@@ -90,8 +90,8 @@ def check_training(training: Mapping[str, Any]) -> None:
     """
     known = {setting.name: setting for setting in known_settings(GRPO)}
     faults = [*_unknown(training, known), *setting_faults(training, known, GRPO_RANGES)]
-    if training.get(CUT) is not None:
-        faults.append((CUT, "cutting a prompt would cut its images too; remove this setting"))
+    if training.get(PROMPT_LIMIT) is not None:
+        faults.append((PROMPT_LIMIT, "cutting a prompt would cut its images too; remove this setting"))
     if training.get("max_steps") == 0:
         faults.append(("max_steps", "0 trains nothing; name how many, or -1 to train for num_train_epochs"))
     if faults:
@@ -102,7 +102,7 @@ def _unknown(training: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[
     if "num_generations" not in known:
         return  # TRL is not installed, and says so itself
     for name in training:
-        if name == CUT:
+        if name == PROMPT_LIMIT:
             continue
         if name not in known and name in PPO_NAMES:
             yield name, f"unknown setting; TRL calls it {PPO_NAMES[name]}"
@@ -123,9 +123,9 @@ def trl_arguments(settings: GRPOSettings) -> Any:
     from trl.trainer.grpo_config import GRPOConfig
 
     check_training(settings.training)
-    given = {name: value for name, value in settings.training.items() if name != CUT}
-    if CUT in GRPOConfig.__dataclass_fields__:  # of TRL 0.24; 1.x cuts no prompt
-        given[CUT] = None
+    given = {name: value for name, value in settings.training.items() if name != PROMPT_LIMIT}
+    if PROMPT_LIMIT in GRPOConfig.__dataclass_fields__:  # of TRL 0.24; 1.x cuts no prompt
+        given[PROMPT_LIMIT] = None
     given |= {name: getattr(settings, name) for name in ("output_dir", "seed", "bf16", "gradient_checkpointing")}
     parser = TrlParser((GRPOConfig,), exit_on_error=False)
     parser.set_defaults(**given)

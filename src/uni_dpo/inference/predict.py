@@ -133,7 +133,7 @@ def predict_file(
             called=lambda question: question.id,
         )
         replies = [done.rows[keys[question.id]] for question in questions]
-        texts = [_texts(reply) for reply in replies]
+        texts = [[part["text"] for part in (reply, *reply.get("more", ()))] for reply in replies]
         grades = [
             tuple(grade(text, question) or 0.0 for text in answers) if question.reference is not None else ()
             for question, answers in zip(questions, texts, strict=True)
@@ -164,10 +164,6 @@ def _logged(samples: Sequence[Sample]) -> Row:
     """A reply as it is kept: the first sample, and the others where there are some."""
     first, *more = ({"text": sample.text, "finished": sample.finished} for sample in samples)
     return {**first, "more": more} if more else first
-
-
-def _texts(reply: Row) -> list[str]:
-    return [part["text"] for part in (reply, *reply.get("more", ()))]
 
 
 def _check_images(questions: Sequence[Question]) -> None:

@@ -14,7 +14,7 @@ from uni_dpo.llamafactory.question_pairs import (
     MEDIA,
     QUESTION_COLUMNS,
     REJECTED_IMAGES,
-    Question,
+    TokenizedQuestion,
     cut_media,
     drawn_pairs,
     pair_feature,
@@ -78,7 +78,7 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
                 inputs[column].extend(values)
         return inputs
 
-    def question(self, example: dict[str, Any]) -> Question | None:
+    def question(self, example: dict[str, Any]) -> TokenizedQuestion | None:
         """Return the tokens of one example's prompt and of each of its answers, the latter encoded two by two."""
         answers = example["_response"]
         contents = [answer["content"] for answer in answers]

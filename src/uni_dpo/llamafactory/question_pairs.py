@@ -31,15 +31,15 @@ each answer; for each answer the first that is equal, and
 its score; whether its answers are ranked, or a pair as it stands; tokens with the longest answer; its file and row;
 its text and those of its answers; its media."""
 
-Question = dict[str, Any]
+TokenizedQuestion = dict[str, Any]
 
 
-def drawn_pairs(question: Question, choice: PairChoice) -> list[tuple[int, int]]:
+def drawn_pairs(question: TokenizedQuestion, choice: PairChoice) -> list[tuple[int, int]]:
     """Return the pairs (better, worse) of a question's answers; a row of a pair file is the pair that it is."""
     return choice.pairs(question["scores"], question["same_as"]) if question["ranked"] else [(0, 1)]
 
 
-def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -> dict[str, Any]:
+def pair_feature(question: TokenizedQuestion, better: int, worse: int, cutoff_len: int) -> dict[str, Any]:
     """Give a pair as LlamaFactory's pairwise tokenization gives it, cut to `cutoff_len` as it cuts, with its scores."""
     prompts, answers = question["prompts"], question["answer_ids"]
     sides = {"chosen": better, "rejected": worse}
@@ -58,7 +58,7 @@ def pair_feature(question: Question, better: int, worse: int, cutoff_len: int) -
     return feature | {f"score_{side}": question["scores"][place] for side, place in sides.items()}
 
 
-def pair_texts_of(question: Question, better: int, worse: int) -> dict[str, Any]:
+def pair_texts_of(question: TokenizedQuestion, better: int, worse: int) -> dict[str, Any]:
     """Return a pair as the ledger's texts have it: its key and name, its texts, images and scores."""
     name = question["source"]
     if question["ranked"]:
@@ -76,7 +76,7 @@ def pair_texts_of(question: Question, better: int, worse: int) -> dict[str, Any]
     }
 
 
-def cut_media(question: Question, pair: dict[str, Any], cutoff_len: int, media_ids: Collection[int]) -> str:
+def cut_media(question: TokenizedQuestion, pair: dict[str, Any], cutoff_len: int, media_ids: Collection[int]) -> str:
     """Return what `cutoff_len` cuts from the images of a pair; empty where it cuts nothing."""
     if question["length"] <= cutoff_len:
         return ""
@@ -109,7 +109,7 @@ class QuestionPairs(Dataset[dict[str, Any]]):
         ranks = questions.select_columns(["scores", "same_as", "ranked"])
         places = [(row, *pair) for row, rank in enumerate(ranks) for pair in drawn_pairs(rank, choice)]
         self._places = np.array(places, np.int64).reshape(-1, 3)
-        self._last: tuple[int, Question] | None = None
+        self._last: tuple[int, TokenizedQuestion] | None = None
         if not places:
             raise UniDPOError(
                 "no row of the training data makes a pair: give the answers of a row unlike scores, or let more pairs "
@@ -138,7 +138,7 @@ class QuestionPairs(Dataset[dict[str, Any]]):
     def texts(self) -> Iterator[dict[str, Any]]:
         """Yield every pair in turn, as `pair_texts_of` gives it."""
         questions = self.questions.select_columns([*TEXT_COLUMNS, "source", "ranked", "scores", "images"])
-        last: tuple[int, Question] = -1, {}
+        last: tuple[int, TokenizedQuestion] = -1, {}
         for row, better, worse in self._places.tolist():
             if row != last[0]:
                 last = row, questions[row]
@@ -155,7 +155,7 @@ class QuestionPairs(Dataset[dict[str, Any]]):
                 found |= {row: fault} if fault else {}
         return list(found.values())
 
-    def _question(self, row: int) -> Question:
+    def _question(self, row: int) -> TokenizedQuestion:
         if self._last is None or self._last[0] != row:
             self._last = row, self.questions[row]
         return self._last[1]

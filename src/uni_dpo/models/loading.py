@@ -14,7 +14,6 @@ from uni_dpo.models.checkpoint import Checkpoint
 from uni_dpo.storage.reading import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("4bit", "8bit")
 
 
 def load_model(

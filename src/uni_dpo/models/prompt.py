@@ -93,7 +93,7 @@ def render_turns(processor: Any, turns: Sequence[Content], style: PromptStyle, s
         turns: the items of each turn: the user's, the model's, the user's …; the last one is the user's. A base
             template knows no turns and gets their items in a row, a line break behind each turn.
     """
-    template = _template(processor)
+    template = getattr(processor, "chat_template", None) or _tokenizer(processor).chat_template
     if style is PromptStyle.BASE:
         items = [{"type": "text", "text": system}] if system is not None else []
         for number, turn in enumerate(turns):
@@ -170,10 +170,6 @@ def _writes_around_images(processor: Any) -> bool:
 
 def _tokenizer(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
-
-
-def _template(processor: Any) -> str | None:
-    return getattr(processor, "chat_template", None) or _tokenizer(processor).chat_template
 
 
 def _spelt(processor: Any, item: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from uni_dpo.storage.reading import read_json
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Names of the modules that `freeze_vision_tower` freezes, in the supported families."""
 
-MEDIA_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+MEDIA_TOKEN_SETTINGS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 """Names, in a model's config, of the tokens that stand for what is seen."""
 
 
@@ -99,7 +99,7 @@ def prompt_text(question: Question, processor: Any) -> str:
 
 def media_tokens(model: Any) -> list[int]:
     """Give the tokens that stand for what is seen: never to be sampled, for an answer with one could not be scored."""
-    tokens = [getattr(language_model(model).config, name, None) for name in MEDIA_TOKENS]
+    tokens = [getattr(language_model(model).config, name, None) for name in MEDIA_TOKEN_SETTINGS]
     return [token for token in tokens if token is not None]
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from uni_dpo.data.checks.lengths import chat_text, model_limits
-from uni_dpo.data.checks.rows import CheckedRow, check_file
+from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow, check_file
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair
@@ -20,7 +20,6 @@ LOOKED_AT = 500
 """Rows whose texts and images are measured; all are counted."""
 CHARACTERS_A_TOKEN = 3.5
 """Where no tokenizer is at hand: of English; Chinese has fewer."""
-IMAGE_TOKEN = "<image>"
 
 
 @dataclass(frozen=True)

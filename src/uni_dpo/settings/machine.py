@@ -10,8 +10,10 @@ from uni_dpo.errors import did_you_mean
 from uni_dpo.settings.losses import STOCK
 from uni_dpo.settings.sources import known_templates
 
-Settings = Mapping[str, Any]
+Training = Mapping[str, Any]
+"""The settings of a training, by name."""
 Faults = Iterator[tuple[str, str]]
+"""Settings, each with what is wrong with it."""
 
 ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/davinci0", "/dev/dxg", "/dev/accel0", "/dev/dri")
 """Device files of NVIDIA, AMD, Ascend, WSL, Gaudi and Intel accelerators."""
@@ -29,7 +31,7 @@ METRIC_GROUPS = ("rewards", "logps", "logits", "uni_dpo")
 """What the names of an evaluation's metrics begin with, beside `loss`."""
 
 
-def machine_faults(settings: Settings) -> Faults:
+def machine_faults(settings: Training) -> Faults:
     """Yield the settings that cannot work here, each with what is wrong; see the checks below."""
     for check in (
         *(_version_1, _precision, _quantization, _template, _folders, _deepspeed),
@@ -50,13 +52,13 @@ def is_true(value: Any) -> bool:
     return value is True or str(value).lower() in ("true", "1", "y", "yes")
 
 
-def _version_1(settings: Settings) -> Faults:
+def _version_1(settings: Training) -> Faults:
     loss = settings.get("pref_loss", "sigmoid")
     if is_true(os.environ.get("USE_V1")) and loss not in STOCK:
         yield "", f"USE_V1=1 starts LlamaFactory's version 1, which does not know pref_loss: {loss}; unset it"
 
 
-def _precision(settings: Settings) -> Faults:
+def _precision(settings: Training) -> Faults:
     on_cpu = is_true(settings.get("use_cpu")) or is_true(settings.get("no_cuda"))
     for name in ("bf16", "fp16", "pure_bf16"):
         if is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
@@ -65,13 +67,13 @@ def _precision(settings: Settings) -> Faults:
             yield name, f"true needs a GPU, and this machine shows none; set {remedy}"
 
 
-def _quantization(settings: Settings) -> Faults:
+def _quantization(settings: Training) -> Faults:
     by_bnb = str(settings.get("quantization_method", "bnb")).lower() in ("bnb", "bitsandbytes")
     if settings.get("quantization_bit") and by_bnb and find_spec("bitsandbytes") is None:
         yield "quantization_bit", "needs the package bitsandbytes, which is not installed: pip install bitsandbytes"
 
 
-def _template(settings: Settings) -> Faults:
+def _template(settings: Training) -> Faults:
     """A template that is none, or that makes LlamaFactory ask for an image processor that is not there."""
     templates, name = known_templates(), str(settings.get("template"))
     if settings.get("template") is None or not templates:
@@ -90,7 +92,7 @@ def _template(settings: Settings) -> Faults:
         )
 
 
-def _folders(settings: Settings) -> Faults:
+def _folders(settings: Training) -> Faults:
     """Checkpoints and adapters whose folders are not there, or hold none."""
     for name in (*CHECKPOINTS, *ADAPTERS, "resume_from_checkpoint"):
         named = settings.get(name)
@@ -107,7 +109,7 @@ def _folders(settings: Settings) -> Faults:
                 yield name, f"there is no adapter_config.json in {one}; {advice}"
 
 
-def _deepspeed(settings: Settings) -> Faults:
+def _deepspeed(settings: Training) -> Faults:
     value = settings.get("deepspeed")
     if not _is_text(value) or value.lstrip().startswith("{"):
         return
@@ -117,7 +119,7 @@ def _deepspeed(settings: Settings) -> Faults:
         yield "deepspeed", "the package is not installed: pip install deepspeed"
 
 
-def _reporters(settings: Settings) -> Faults:
+def _reporters(settings: Training) -> Faults:
     reporters = settings.get("report_to")
     for reporter in reporters if isinstance(reporters, list) else [reporters]:
         packages = LOGGERS.get(str(reporter), ())
@@ -126,7 +128,7 @@ def _reporters(settings: Settings) -> Faults:
             yield "report_to", f"{reporter} needs the package {missing}, which is not installed: pip install {missing}"
 
 
-def _output(settings: Settings) -> Faults:
+def _output(settings: Training) -> Faults:
     output = settings.get("output_dir")
     if not _is_text(output) or not output:
         return
@@ -138,7 +140,7 @@ def _output(settings: Settings) -> Faults:
         yield "output_dir", f"{output} cannot be written, since {there} does not allow it"
 
 
-def _metric(settings: Settings) -> Faults:
+def _metric(settings: Training) -> Faults:
     """A metric that no evaluation of preferences gives; those of several datasets have its name before theirs."""
     metric = settings.get("metric_for_best_model")
     if settings.get("pref_loss") != "uni_dpo" or not _is_text(metric):
@@ -149,7 +151,7 @@ def _metric(settings: Settings) -> Faults:
         yield "metric_for_best_model", f"{metric!r} is no metric of an evaluation; name {names}"
 
 
-def _best_model(settings: Settings) -> Faults:
+def _best_model(settings: Training) -> Faults:
     evaluated = str(settings.get("eval_strategy", "no"))
     saved = str(settings.get("save_strategy", "steps"))
     if is_true(settings.get("load_best_model_at_end")) and saved not in (evaluated, "best"):

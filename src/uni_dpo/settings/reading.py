@@ -72,7 +72,8 @@ def read_mapping(path: str | Path) -> Given:
         raise UniDPOError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     given = _read_json(text, path) if path.suffix == ".json" else _read_yaml(text, path)
     if not isinstance(given, Given):
-        raise UniDPOError(f"{path}: expected `key: value` lines; found {_shown(given)}")
+        found = "nothing" if given is None else f"a {type(given).__name__}"
+        raise UniDPOError(f"{path}: expected `key: value` lines; found {found}")
     return given
 
 
@@ -274,10 +275,6 @@ def _refuse_repeated(path: Path, repeated: Sequence[tuple[int | None, str]]) -> 
 def _problem(error: Exception) -> str:
     said = getattr(error, "problem", None) or str(error) or type(error).__name__
     return str(said).splitlines()[0]
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else f"a {'list' if isinstance(value, list) else type(value).__name__}"
 
 
 def _reach(raw: Any, key: str) -> tuple[dict[str, Any] | None, str]:

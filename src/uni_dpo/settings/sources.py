@@ -143,7 +143,11 @@ def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetti
     constants = {
         f"{group}.{name}": ast.unparse(item.value) for (group, name), item in fields.items() if item.value is not None
     }
-    settable = {group.name for group in classes if group.decorator_list and _is_settable(group.name)}
+    settable = {
+        group.name
+        for group in classes
+        if group.decorator_list and (group.name.endswith(("Arguments", "Argument")) or group.name in _CONFIGS)
+    }
     for (group, name), item in fields.items():
         words = {word.arg: word.value for word in item.value.keywords} if isinstance(item.value, ast.Call) else {}
         init = words.get("init")
@@ -152,10 +156,6 @@ def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetti
             text = "" if default is None else ast.unparse(default)
             kind = kind_of(item.annotation, choices)
             yield KnownSetting(name, group, kind, constants.get(text, text), _help(words.get("metadata")))
-
-
-def _is_settable(name: str) -> bool:
-    return name.endswith(("Arguments", "Argument")) or name in _CONFIGS
 
 
 def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from uni_dpo.models.backends.base import Sample
-from uni_dpo.models.backends.replies import UnusableReplyError, read_error, read_json, read_samples, refused_field
+from uni_dpo.models.backends.replies import UnusableReplyError, read_body, read_error, read_samples, refused_field
 
 
 def completion(finish_reason: Any, **message: Any) -> dict[str, Any]:
@@ -43,14 +43,14 @@ def test_what_is_no_answer_is_named(reply: dict[str, Any], kind: str) -> None:
 
 
 def test_what_came_in_place_of_json_is_shown() -> None:
-    assert read_json(b'\xef\xbb\xbf{"choices": []}') == {"choices": []}
+    assert read_body(b'\xef\xbb\xbf{"choices": []}') == {"choices": []}
     for body, kind, detail in (
         (b"data: {}\n\ndata: [DONE]", "malformed reply", "data: {} data: [DONE]"),
         (b"<html>\n login</html>", "malformed reply", "<html> login</html>"),
         (b'{"error": {"message": "rate limit", "code": 429}}', "error in place of an answer", "rate limit"),
     ):
         with pytest.raises(UnusableReplyError) as caught:
-            read_json(body)
+            read_body(body)
         assert (caught.value.kind, caught.value.detail) == (kind, detail)
 
 

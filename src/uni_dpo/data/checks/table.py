@@ -75,7 +75,8 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
         answer = (message, lambda value: _as_message(value, entry))
         found[names.messages] = (pa.list_(message), lambda value: [_as_message(item, entry) for item in value])
     if entry.ranked:
-        found |= {names.answers: (pa.list_(pa.string()), list), names.scores: (pa.list_(pa.float64()), _as_floats)}
+        found[names.answers] = (pa.list_(pa.string()), list)
+        found[names.scores] = (pa.list_(pa.float64()), lambda scores: [*map(float, scores)])
     else:
         found |= {names.chosen: answer, names.rejected: answer}
         found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
@@ -89,10 +90,6 @@ def _plain_answers(row: Row, entry: DatasetEntry) -> Row:
     columns = entry.columns
     texts = [answer_text(answer) for answer in row[str(columns.answers)]]
     return row | {str(columns.answers): texts, columns.scores: answer_scores(row, columns)}
-
-
-def _as_floats(values: list[Any]) -> list[float]:
-    return [float(value) for value in values]
 
 
 def _as_text(value: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from uni_dpo.data.dataset_info import OPENAI_TAGS, PAIR_COLUMNS, RANKED_COLUMNS, Columns, DatasetEntry, Tags
+from uni_dpo.data.dataset_info import OPENAI_TAGS, PAIR_COLUMNS, RANKED_COLUMNS, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.formats.base import Format, Losses, Pairing, count_message_losses, id_of, optional
 from uni_dpo.data.pair import PreferencePair, read_pair
@@ -35,7 +35,8 @@ def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pre
                 losses["rows that make no pair, left out"] += 1
             yield from (replace(pair, id=identity) for pair in pairs)
             return
-        pair = read_pair(row, entry, faults, scores_required=_has_scores(row, entry.columns))
+        scores = (row.get(entry.columns.score_chosen), row.get(entry.columns.score_rejected))
+        pair = read_pair(row, entry, faults, scores_required=scores != (None, None))
         if faults or pair is None:
             raise PreferenceDataError.of(faults)
         if entry.formatting != "alpaca":
@@ -43,10 +44,6 @@ def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pre
         yield replace(pair, id=id_of(row, losses, "id"))
 
     return read
-
-
-def _has_scores(row: Row, columns: Columns) -> bool:
-    return row.get(columns.score_chosen) is not None or row.get(columns.score_rejected) is not None
 
 
 def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:

@@ -141,7 +141,8 @@ class _Window:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
-                if self._at_end or not self._may_be_cut(error):
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer) - 16
+                if self._at_end or not cut:
                     raise
             else:
                 if end < len(self._buffer) or self._at_end:
@@ -149,9 +150,6 @@ class _Window:
                     self._position = end
                     return value
             self._refill()
-
-    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer) - 16
 
     def _refill(self) -> None:
         kept = self._buffer[self._position :]

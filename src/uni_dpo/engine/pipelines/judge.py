@@ -13,8 +13,8 @@ from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Backend, Failure
 from uni_dpo.settings.options import Count
 
-Verdict = Literal["first", "second", "tie"]
-_VERDICTS: Mapping[str, Verdict] = {"A": "first", "B": "second", "TIE": "tie", "DRAW": "tie"}
+Preferred = Literal["first", "second", "tie"]
+_PREFERRED: Mapping[str, Preferred] = {"A": "first", "B": "second", "TIE": "tie", "DRAW": "tie"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Judge(Pipeline):
     def _collect_verdicts(self, item: Answered, replies: Sequence[Any]) -> Scored | Failure:
         pairs = list(combinations(range(len(item.distinct)), 2))
         aside: list[Aside] = []
-        verdicts: dict[tuple[int, int], tuple[Verdict, Verdict]] = {}
+        verdicts: dict[tuple[int, int], tuple[Preferred, Preferred]] = {}
         for pair, one, other in zip(pairs, replies[::2], replies[1::2], strict=True):
             for reply in (one, other):
                 if isinstance(reply, Failure):
@@ -147,14 +147,14 @@ def parse_grade(reply: str) -> tuple[float, str] | None:
     return float(match.group(1)), " ".join(line.strip() for line in reasons if line.strip())
 
 
-def parse_verdict(reply: str) -> Verdict | None:
+def parse_verdict(reply: str) -> Preferred | None:
     """Return what the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
     match = re.fullmatch(
         r"(?:(?:final|overall)\s+)?(?:verdict|结论)\s*[:=]?\s*(?:answer\s+)?(A|B|tie|draw)\s*[.。]?",
         _last_line(reply)[1],
         re.IGNORECASE,
     )
-    return _VERDICTS[match.group(1).upper()] if match else None
+    return _PREFERRED[match.group(1).upper()] if match else None
 
 
 def _last_line(reply: str) -> tuple[list[str], str]:
@@ -165,7 +165,7 @@ def _last_line(reply: str) -> tuple[list[str], str]:
     return (lines[: filled[-1]], bare[filled[-1]]) if filled else ([], "")
 
 
-def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Verdict, Verdict]]) -> list[float | None]:
+def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Preferred, Preferred]]) -> list[float | None]:
     """Return share of its comparisons that each answer wins; None for an answer that was never compared.
 
     Args:

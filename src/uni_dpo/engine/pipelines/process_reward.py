@@ -93,17 +93,13 @@ class ProcessReward(Pipeline):
                 aside.append(Aside(f"rated {process}", text))
                 continue
             detail: Row = {"outcome": grades[text], "process": process, "steps": steps}
-            answers.append(ScoredAnswer(text, self._score(grades[text], process), {**detail, **self._rule()}))
+            detail |= {"required": True} if self.options.outcome == "require" else {}
+            share = process if self.grade is None else ((grades[text] or 0.0) + process) / 2
+            answers.append(ScoredAnswer(text, self.on_scale(share), detail))
         right = sum(grade or 0.0 for grade in grades.values())
         ungraded = sum(grade is None for grade in grades.values()) if self.grade else 0
         counts = {"answers": len(grades), "right": right, "ungraded": ungraded, "rated": len(rated)}
         return Scored(tuple(answers), tuple(aside), counts)
-
-    def _score(self, grade: float | None, process: float) -> float:
-        return self.on_scale(process if self.grade is None else ((grade or 0.0) + process) / 2)
-
-    def _rule(self) -> Row:
-        return {"required": True} if self.options.outcome == "require" else {}
 
     @classmethod
     def pair(cls, question_id: str, answers: Sequence[ScoredAnswer], options: Any, seed: int) -> list[Pair]:

@@ -20,10 +20,10 @@ from uni_dpo.models.backends.replies import (
     MALFORMED,
     LackingError,
     UnusableReplyError,
+    read_body,
     read_error,
     read_filled_samples,
     read_first_token,
-    read_json,
     read_prompt_logprobs,
     read_samples,
     read_usage,
@@ -234,7 +234,7 @@ class _Put:
             return await self._completion(body)
         if not reply.is_success:
             raise final_fault(self.server, reply, received)
-        completion = read_json(received)
+        completion = read_body(received)
         prompt, answer = read_usage(completion)
         cost = (prompt * self.options.price_prompt + answer * self.options.price_completion) / 1e6
         self.backend._count(Usage(requests=1, prompt_tokens=prompt, completion_tokens=answer, cost=cost))

@@ -43,7 +43,7 @@ class LackingError(Exception):
     """A server that does not give what was asked for, however often it is asked; the text says what it does."""
 
 
-def read_json(body: bytes) -> dict[str, Any]:
+def read_body(body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body.
 
     Raises:

@@ -20,8 +20,8 @@ from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.models.backends.base import Request
 from uni_dpo.models.backends.replies import (
     UnusableReplyError,
+    read_body,
     read_error,
-    read_json,
     sound,
 )
 from uni_dpo.models.backends.settings import OpenAIOptions
@@ -158,7 +158,7 @@ def probe(options: OpenAIOptions) -> None:
                 raise final_fault(server, reply, body)
             if reply.status_code != 200:
                 return
-            listed = read_json(body).get("data")
+            listed = read_body(body).get("data")
             names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
             if names and options.model not in names:
                 empty = {"model": options.model, "messages": []}

@@ -122,7 +122,9 @@ class TransformersBackend(Backend):
         """See `Backend.choice_logprobs`; exact, over the whole vocabulary."""
         tokens = first_tokens(self._token_ids, choices, self.options.model)
         replies: list[dict[str, float] | Failure] = []
-        for batch in _batched(requests, self.options.batch_size):
+        size = self.options.batch_size
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
             inputs = self._encode(batch)
             output = self.model.generate(
                 **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -258,11 +260,6 @@ def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad: int) 
                 table[row, len(prompt) : lengths[row]] = 1
         joined[name] = table
     return joined
-
-
-def _batched(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
 
 
 BACKEND = TransformersBackend
