@@ -22,7 +22,7 @@ pytestmark = [
 ]
 ONE = "env FORCE_TORCHRUN=1 NPROC_PER_NODE=2 {command}"
 TWO = (
-    "sh -c 'export FORCE_TORCHRUN=1 NPROC_PER_NODE=1 NNODES=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=PORT; "
+    "sh -c 'export FORCE_TORCHRUN=1 NPROC_PER_NODE=1 NNODES=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=<port>; "
     "NODE_RANK=1 {command} & NODE_RANK=0 {command} && wait $!'"
 )
 
@@ -70,7 +70,7 @@ def test_two_machines_train_what_two_processes_of_one_train(tmp_path: Path, tiny
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    for name, launcher in (("one", ONE), ("two", TWO.replace("PORT", port))):
+    for name, launcher in (("one", ONE), ("two", TWO.replace("<port>", port))):
         file = write(tmp_path, name, {**raw, "launcher": {"train": launcher}}, pairs)
         words = [sys.executable, "-m", "uni_dpo.cli", "align", str(file), "--until", "1/train"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

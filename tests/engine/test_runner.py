@@ -103,6 +103,23 @@ def test_a_changed_config_names_the_stale_stages_and_what_changed(tmp_path, ques
     assert len(list(tmp_path.glob("1-reward.stale-*.jsonl"))) == 1
 
 
+def test_a_plugin_that_was_edited_makes_stale_what_it_does(tmp_path):
+    plugin = tmp_path / "mine.py"
+    text = (
+        "from uni_dpo.engine import register\n@register('grader', 'mine')\ndef mine(answer, question):\n    return {}\n"
+    )
+
+    def described(grade, grader="mine"):
+        plugin.write_text(text.format(grade))
+        made = EngineConfig(config(plugins=[PLUGIN, str(plugin)], reward={"grader": grader}))
+        return {stage: made.describe(stage) for stage in ("sample", "reward", "pair")}
+
+    first, second = described(0.0), described(1.0)
+    assert [stage for stage in first if first[stage] != second[stage]] == ["reward"]
+    assert described(0.0) == first
+    assert "code" not in described(0.0, "exact")["reward"]
+
+
 def test_half_a_stage_is_not_a_finished_one(tmp_path, questions):
     run_engine(config(), tmp_path, questions=questions)
     for name in ("0-sample.jsonl", "1-reward.jsonl"):

@@ -106,6 +106,11 @@ def test_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     found = flags(monkeypatch, NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", MASTER_PORT="29500")
     assert (found["--nnodes"], found["--node-rank"]) == ("2", "1")
     assert (found["--master-addr"], found["--master-port"]) == ("10.0.0.1", "29500")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
+    assert launch._wants_torchrun()  # with one GPU each, too
+    with pytest.raises(UniDPOError, match="set MASTER_ADDR and MASTER_PORT too"):
+        flags(monkeypatch, NNODES="2", MASTER_ADDR="10.0.0.1")
 
 
 def test_elastic(monkeypatch: pytest.MonkeyPatch) -> None:

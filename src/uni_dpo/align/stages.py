@@ -16,6 +16,7 @@ from uni_dpo.align.summary import write_summary
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.settings.losses import compares, written
 from uni_dpo.settings.options import fingerprinted
+from uni_dpo.settings.registry import find, own_code
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 ENGINE_STAGES = {"sample": "sample", "score": "reward", "pair": "pair"}
@@ -223,6 +224,7 @@ class AlignStages:
         else:
             engine = EngineConfig(self.config.engine(PLACEHOLDERS))
             asked |= {"prompt": engine.describe("sample").get("prompt"), "backend": engine.models["sampler"][0]}
+            asked |= {"code": code} if (code := own_code(find("grader", evaluate.grader))) else {}
         root = self.config.image_root
         return asked | (self.contents.questions(given, root) if isinstance(given, str) else {})
 

@@ -1,6 +1,6 @@
 """The engine's config file, parsed and checked before any model is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from uni_dpo.models.backends.base import parse_model, weights_of
 from uni_dpo.models.backends.settings import BUILT_IN
 from uni_dpo.settings.options import Count, NotNegative, Share, fingerprinted, parse
 from uni_dpo.settings.reading import FaultCollector, located, override, read_mapping
-from uni_dpo.settings.registry import find, load_plugins, names
+from uni_dpo.settings.registry import find, load_plugins, names, own_code
 from uni_dpo.settings.schema import Schema, object_schema, schema_of
 
 STAGES = ("sample", "reward", "pair")
@@ -172,7 +172,7 @@ class EngineConfig:
         self.pipeline_class(self.reward, {}, self.settings.seed).check(questions)
 
     def describe(self, stage: str) -> dict[str, Any]:
-        """Return everything in this config that decides a stage's output, prompts' texts included."""
+        """Return everything that decides a stage's output, the texts of prompts and of own code included."""
         options = {"sample": self.sample, "reward": self.reward, "pair": self.pairs}[stage]
         described: dict[str, Any] = {"seed": self.settings.seed, **fingerprinted(options)}
         if stage == "sample":
@@ -187,7 +187,24 @@ class EngineConfig:
             described[f"models.{role}"] = {"backend": backend, **fingerprinted(options)}
             if weights := weights_of(options):
                 described[f"models.{role}"]["weights"] = weights
-        return described
+        code = {name: known for name, thing in self._things(stage) if (known := own_code(thing)) is not None}
+        return described | ({"code": code} if code else {})
+
+    def _things(self, stage: str) -> Iterator[tuple[str, Any]]:
+        """What a stage's work is done by, each under the name that the config has for it."""
+        yield (
+            (self.sampler_name, self.sampler_class)
+            if stage == "sample"
+            else (
+                self.settings.pipeline,
+                self.pipeline_class,
+            )
+        )
+        for role in self.roles(stage):
+            yield self.models[role][0], find("backend", self.models[role][0])
+        for kind in ("grader", "checker"):
+            if stage == "reward" and isinstance(name := getattr(self.reward, kind, None), str):
+                yield name, find(kind, name)
 
 
 def schema() -> Schema:

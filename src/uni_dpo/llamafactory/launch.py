@@ -21,8 +21,8 @@ from uni_dpo.settings.training import check_early, flags, help_lines
 def train(arguments: list[str]) -> None:
     """Train as `llamafactory-cli train ARGUMENTS` would, on one process or through torchrun.
 
-    Several GPUs, or `FORCE_TORCHRUN=1`, start one process per GPU (`NPROC_PER_NODE` of them where it is set);
-    several machines are described by the variables that LlamaFactory documents: `NNODES`, `NODE_RANK`,
+    Several GPUs or machines, or `FORCE_TORCHRUN=1`, start one process per GPU (`NPROC_PER_NODE` of them where it is
+    set); several machines are described by the variables that LlamaFactory documents: `NNODES`, `NODE_RANK`,
     `MASTER_ADDR`, `MASTER_PORT`, and `RDZV_ID`, `MIN_NNODES`, `MAX_NNODES`, `MAX_RESTARTS` for elastic runs.
 
     Args:
@@ -186,7 +186,8 @@ def _wants_torchrun() -> bool:
         return False
     from llamafactory.extras.misc import get_device_count, is_env_enabled, use_kt
 
-    return is_env_enabled("FORCE_TORCHRUN") or (get_device_count() > 1 and not use_kt())
+    asked = is_env_enabled("FORCE_TORCHRUN") or os.environ.get("NNODES", "1") != "1"
+    return asked or (get_device_count() > 1 and not use_kt())
 
 
 def _torchrun(arguments: list[str]) -> None:
@@ -205,6 +206,12 @@ def _topology() -> list[str]:
 
     env = os.environ
     nodes = env.get("NNODES", "1")
+    several = nodes != "1" or "MAX_NNODES" in env
+    if several and not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        raise UniDPOError(
+            "NNODES, MAX_NNODES: set MASTER_ADDR and MASTER_PORT too, the same on every machine, or the machines wait "
+            "for one another in different places"
+        )
     processes = env.get("NPROC_PER_NODE", str(max(1, get_device_count())))
     address = env.get("MASTER_ADDR", "127.0.0.1")
     port = env.get("MASTER_PORT") or str(find_available_port())

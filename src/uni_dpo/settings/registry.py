@@ -6,11 +6,13 @@ A backend, a pipeline or a grader is built in by being a file in its folder: `mo
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.storage.identity import file_digest
 
 Kind = Literal["backend", "sampler", "checker", "grader", "pipeline"]
 T = TypeVar("T")
@@ -38,6 +40,9 @@ _known: dict[Kind, dict[str, Any]] = {
     },
     "pipeline": {},
 }
+
+_plugin_files: dict[str, str] = {}
+"""Module → the file that `load_plugins` made it from."""
 
 
 def register(kind: Kind, name: str) -> Callable[[T], T]:
@@ -71,6 +76,15 @@ def find(kind: Kind, name: str) -> Any:
         raise UniDPOError(f"{kind} {name!r}: {module} has no {attribute!r}") from error
 
 
+def own_code(thing: Any) -> str | None:
+    """Return what the file is known by that a user's own thing is written in; None where the thing is built in."""
+    module = str(getattr(thing, "__module__", ""))
+    if module.startswith("uni_dpo."):
+        return None
+    file = _plugin_files.get(module) or getattr(sys.modules.get(module), "__file__", None)
+    return None if file is None else file_digest(file)[:16]
+
+
 def names(kind: Kind) -> list[str]:
     """List the names that are known."""
     return sorted({*_known[kind], *_in_folder(kind)})
@@ -99,6 +113,7 @@ def load_plugins(plugins: tuple[str, ...]) -> None:
         path = Path(plugin)
         if not path.is_file():
             raise UniDPOError(f"plugins: there is no file {plugin}")
+        _plugin_files[f"uni_dpo_plugin_{path.stem}"] = str(path)
         spec = importlib.util.spec_from_file_location(f"uni_dpo_plugin_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
