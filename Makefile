@@ -94,6 +94,8 @@ test-vllm: vllm
 test-trl: trl
 	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -n 2 --dist loadfile tests/trl tests/grpo \
 	tests/shared_prefix/test_linear_attention.py
+	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -k minicpm tests/shared_prefix tests/ppo/test_policy.py \
+	tests/models/backends/test_transformers.py
 
 # With UNI_DPO_LLAMAFACTORY=CHECKOUT also that checkout, with the overlay in it; with UNI_DPO_VLMEVALKIT=CHECKOUT that one.
 test-head: head

@@ -117,6 +117,7 @@ FAMILIES = {
     "qwen2_5_vl": ("qwen", "qwen2_vl"),
     "qwen3_vl": ("qwen", "qwen3_vl_nothink"),
     "gemma4": ("gemma4", "gemma4"),
+    "minicpmv4_6": ("minicpmv4_6", "minicpm_v_4_6"),
 }
 """`model_type` → the special tokens of its tiny checkpoint, and LlamaFactory's template."""
 

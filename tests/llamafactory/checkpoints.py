@@ -18,6 +18,8 @@ SPECIAL_TOKENS = {
     "glm4v": ("<|endoftext|>", "[gMASK]", "<|user|>", "<|image|>", "<|begin_of_image|>", "<|end_of_image|>",
               "<|video|>", "<sop>", "<|assistant|>", "<|begin_of_video|>", "<|end_of_video|>"),
     "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+    "minicpmv4_6": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "</image>",
+                    "<|video_pad|>", "<slice>", "</slice>", "<image_id>", "</image_id>"),
     "llava_onevision": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<unk>", "<s>", "<video>"),
     "llama": ("<pad>", "<s>", "</s>", "<image>", "<unk>", "[INST]", "[/INST]"),
 }  # fmt: skip
@@ -26,6 +28,16 @@ SPECIAL_TOKENS = {
 NAMED_TOKENS = {
     "gemma3": {"image_token": 3, "boi_token": 4, "eoi_token": 5},
     "gemma4": {"image_token": 3, "boi_token": 4, "eoi_token": 5, "audio_token": 7},
+    "minicpmv4_6": {
+        "image_token": 3,
+        "image_start_token": 4,
+        "image_end_token": 5,
+        "video_token": 6,
+        "slice_start_token": 7,
+        "slice_end_token": 8,
+        "image_id_start_token": 9,
+        "image_id_end_token": 10,
+    },
     "internvl": {"context_image_token": 3, "start_image_token": 4, "end_image_token": 5, "video_token": 6},
 }
 """What a family's processor asks its tokenizer for, by id."""
@@ -87,6 +99,10 @@ def processor(architecture: str, tokenizer: Any) -> Any:
         cut = {"patch_size": PATCH, "pooling_kernel_size": 2, "max_soft_tokens": 70}
         parts = t.Gemma4AudioFeatureExtractor(), t.Gemma4ImageProcessor(**cut), tokenizer, t.Gemma4VideoProcessor(**cut)
         return t.Gemma4Processor(*parts)
+    if architecture == "minicpmv4_6":  # an image is slices of two by two tokens, and the whole of it
+        cut = {"patch_size": PATCH, "scale_resolution": SIDE}
+        parts = t.MiniCPMV4_6ImageProcessor(**cut), t.MiniCPMV4_6VideoProcessor(**cut), tokenizer
+        return t.MiniCPMV4_6Processor(*parts)
     if architecture == "internvl":
         images = t.GotOcr2ImageProcessorFast(size=square, crop_to_patches=False)
         return t.InternVLProcessor(images, tokenizer, t.InternVLVideoProcessor(size=square), image_seq_length=4)

@@ -47,7 +47,7 @@ class Family:
     @property
     def special_tokens(self) -> str:
         """Which ones the family's tokenizer has."""
-        if self.architecture in ("gemma3", "gemma4", "internvl", "glm4v", "llava_onevision"):
+        if self.architecture in ("gemma3", "gemma4", "internvl", "glm4v", "llava_onevision", "minicpmv4_6"):
             return self.architecture
         if self.template in ("llama3", "gemma"):
             return self.template
@@ -125,7 +125,29 @@ def test_tiles_make_at_most_as_many_tokens_as_the_row_says(architecture: str) ->
     processor.image_processor = type("Pins", (), {"image_grid_pinpoints": [[a * side, b * side] for a, b in pins]})
     heights = (*range(112, 3000, 3), 1163)
     most = max(processor._get_number_of_features(high, IMAGE_SIDE**2 // high, side, side) for high in heights)
-    assert most == next(family.most_tokens for family in FAMILIES if family.architecture == architecture)
+    assert most == most_tokens_of(architecture)
+
+
+def test_slices_make_at_most_as_many_tokens_as_the_row_says() -> None:
+    """Of all images that LlamaFactory leaves as large as they are, and the whole image before them."""
+    import transformers
+
+    if not hasattr(transformers, "MiniCPMV4_6ImageProcessor"):
+        pytest.skip(f"transformers {transformers.__version__} has no MiniCPM-V 4.6")
+    processor = transformers.MiniCPMV4_6ImageProcessor()
+    side, merged = processor.scale_resolution, {"patch_size": processor.patch_size, "downsample_mode": "16x"}
+
+    def tokens(size: tuple[int, int]) -> int:
+        grid = processor.get_sliced_grid(size, processor.max_slice_nums, side)
+        whole = math.prod(processor.find_best_resize(size, side, allow_upscale=grid is None, **merged))
+        slices = math.prod(processor.get_refine_size(size, grid, side, allow_upscale=True, **merged)) if grid else 0
+        return (whole + slices) // (16 * processor.patch_size**2)
+
+    assert max(tokens((high, IMAGE_SIDE**2 // high)) for high in range(112, 3000)) == most_tokens_of("minicpmv4_6")
+
+
+def most_tokens_of(architecture: str) -> int:
+    return next(family.most_tokens for family in FAMILIES if family.architecture == architecture)
 
 
 def checkpoints() -> Any:

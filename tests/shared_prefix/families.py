@@ -67,11 +67,11 @@ GEMMA4 = {
 }
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "gemma3_text", "gemma4_text")
 GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v")
-TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma4")
+TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma4", "minicpmv4_6")
 TILED_FAMILIES = ("llava_next", "llava_onevision")
 VISION_FAMILIES = (*GRID_FAMILIES, *TOWER_FAMILIES)
 FAMILIES = (*VISION_FAMILIES, *TEXT_FAMILIES)
-HYBRID_FAMILIES = ("qwen3_5", "qwen3_5_text")
+HYBRID_FAMILIES = ("qwen3_5", "qwen3_5_text", "minicpmv4_6")
 
 
 def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: Any) -> nn.Module:
@@ -101,6 +101,7 @@ def tiny_model(family: str, *, seed: int = 0, attention: str = "sdpa", **text: A
         "gemma3_text": "Gemma3ForCausalLM",
         "gemma4": "Gemma4ForConditionalGeneration",
         "gemma4_text": "Gemma4ForCausalLM",
+        "minicpmv4_6": "MiniCPMV4_6ForConditionalGeneration",
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -171,6 +172,15 @@ def _config(family: str, text: dict[str, Any]) -> Any:
             text_config=transformers.Qwen3Config(head_dim=8, **text),
             image_token_id=IMAGE,
             image_seq_length=4,
+            tie_word_embeddings=tied,
+        )
+    if family == "minicpmv4_6":
+        return transformers.MiniCPMV4_6Config(
+            vision_config=tower | {"image_size": 32},
+            text_config=transformers.Qwen3_5TextConfig(**HYBRID, **text),
+            insert_layer_id=0,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
             tie_word_embeddings=tied,
         )
     if family == "gemma3":
@@ -280,7 +290,7 @@ def _padded(row: list[int], length: int, pad: int, side: str) -> list[int]:
 
 
 def _image_tokens(model: nn.Module, size: tuple[int, int]) -> int:
-    if model.config.model_type in (*GRID_FAMILIES, "gemma4"):
+    if model.config.model_type in (*GRID_FAMILIES, "gemma4", "minicpmv4_6"):
         return size[0] * size[1] // 4
     if model.config.model_type not in TILED_FAMILIES:
         return 4
@@ -306,6 +316,11 @@ def _image_inputs(
         pixels = torch.randn(sum(height * width for height, width in unique), features, generator=draw)
         grid = torch.tensor([[1, height, width] for height, width in sizes])
         return {"pixel_values": pixels.repeat(halves, 1), "image_grid_thw": grid}
+    if family == "minicpmv4_6":  # as many tokens as the others have, of four times the patches
+        patches = 4 * sum(height * width for height, width in unique)
+        pixels = torch.randn(1, 3, 4, 4 * patches, generator=draw)
+        grid = torch.tensor([[2 * height, 2 * width] for height, width in sizes])
+        return {"pixel_values": pixels.repeat(1, 1, 1, halves), "target_sizes": grid}
     if family == "gemma4":
         pixels = torch.rand(len(unique), 40, 3 * 4**2, generator=draw)
         places = torch.full((len(unique), 40, 2), -1)

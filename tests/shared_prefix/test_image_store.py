@@ -67,6 +67,9 @@ def second_pair(two: dict[str, Tensor]) -> dict[str, Tensor]:
     if "image_grid_thw" in two:
         images = pixels.split(two["image_grid_thw"].prod(-1).tolist())
         return alone | {"pixel_values": torch.cat([images[row] for row in rows])}
+    if "target_sizes" in two:
+        images = pixels.split((two["target_sizes"].prod(-1) * pixels.shape[2]).tolist(), -1)
+        return alone | {"pixel_values": torch.cat([images[row] for row in rows], -1)}
     return alone | {"pixel_values": pixels[rows]}
 
 

@@ -19,6 +19,7 @@ from families import (
 )
 from torch import Tensor
 
+from uni_dpo.shared_prefix.layout import media_dim
 from uni_dpo.shared_prefix.rows import share_rows, shares_rows, sharing_rows
 
 SIZES = {1: (4, 6), 2: (8, 4)}
@@ -28,14 +29,18 @@ SIZES = {1: (4, 6), 2: (8, 4)}
 def a_batch(model: Any, prompts: list[tuple[list[int], int]], answers: list[list[int]], *, left: bool) -> Any:
     """Rows of (words, number of an image, 0 for none) and answers, padded on the left of the prompts or behind all."""
     inputs, scored = laid_out([[*seen(model, image), *words] for words, image in prompts], answers, left=left)
-    shown = [image_inputs(model, image) for _, image in prompts if image]
-    for name in shown[0] if shown else ():
-        inputs[name] = torch.cat([image[name] for image in shown])
+    inputs |= joined([image_inputs(model, image) for _, image in prompts if image])
     if model.config.model_type == "gemma3":
         inputs["token_type_ids"] = (inputs["input_ids"] == IMAGE).long()
-    if model.config.model_type in (*GRID_FAMILIES, "gemma4") and shown:
+    if model.config.model_type in (*GRID_FAMILIES, "gemma4") and "pixel_values" in inputs:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
     return inputs, scored
+
+
+def joined(shown: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The inputs of several images."""
+    names = shown[0] if shown else ()
+    return {name: torch.cat([image[name] for image in shown], media_dim(name, names)) for name in names}
 
 
 def seen(model: Any, image: int) -> list[int]:
@@ -69,7 +74,7 @@ def states(model: Any, inputs: dict[str, Any], scored: Tensor, questions: int = 
     assert len(shared.inputs["input_ids"]) == questions
     media = [name for name in ("pixel_values", "pixel_values_videos") if name in inputs]
     if media:
-        ours, theirs = (sum(len(given[name]) for name in media) for given in (shared.inputs, inputs))
+        ours, theirs = (sum(given[name].numel() for name in media) for given in (shared.inputs, inputs))
         assert ours < theirs
     together = shared.rows(model.model(**shared.inputs, use_cache=False).last_hidden_state)
     return alone[scored], together[scored]
@@ -149,7 +154,7 @@ def test_two_images_of_a_prompt_are_told_from_those_of_its_neighbours(family: st
     prompts = [both, seen(model, 2), both, [30], seen(model, 2), both]
     inputs, scored = laid_out(prompts, [[50], [51], [52], [53, 54], [55], [50]], left=True)
     shown = [image_inputs(model, image) for image in (1, 2, 2, 1, 2, 2, 1, 2)]
-    inputs |= {name: torch.cat([image[name] for image in shown]) for name in shown[0]}
+    inputs |= joined(shown)
     if family == "llava_onevision":
         inputs["batch_num_images"] = torch.tensor([1] * 8)
     if family in ("gemma3", "gemma4"):
@@ -164,5 +169,5 @@ def test_images_that_touch_are_left_to_their_rows() -> None:
     both = [VISION_START, *seen(model, 1)[1:-1], *seen(model, 2)[1:-1], VISION_END]
     inputs, scored = laid_out([both, both], [[50], [51]], left=False)
     shown = [image_inputs(model, image) for image in (1, 2, 1, 2)]
-    inputs |= {name: torch.cat([image[name] for image in shown]) for name in shown[0]}
+    inputs |= joined(shown)
     assert share_rows(model, inputs, scored) is None

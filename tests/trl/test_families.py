@@ -11,7 +11,13 @@ from datasets import Dataset
 
 from uni_dpo.trl import UniDPOTrainer
 
-PLACEHOLDERS = {"llava": "<image>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
+PLACEHOLDERS = {
+    "llama": "<image>",
+    "qwen": "<|vision_start|><|image_pad|><|vision_end|>",
+    "minicpmv4_6": "<|image_pad|>",
+}
+"""What stands for an image in a prompt, by the special tokens of the checkpoint."""
+
 CHECKPOINTS = Path(__file__).parents[1] / "llamafactory" / "checkpoints.py"
 
 
@@ -22,20 +28,20 @@ def write_checkpoint(architecture: str, tokens: str, folder: Path) -> Path:
     return module.write_checkpoint(architecture, tokens, folder)
 
 
-@pytest.mark.parametrize("architecture", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("architecture", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "minicpmv4_6"])
 def test_it_trains(
     architecture: str, digits: dict[str, list[Any]], settings: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Plain prompts with the model's own placeholder; images of two shapes, and a row without."""
     from PIL import Image
 
-    tokens, placeholder = ("qwen", "qwen") if "qwen" in architecture else ("llama", "llava")
+    tokens = "qwen" if "qwen" in architecture else architecture if architecture in PLACEHOLDERS else "llama"
     wide = tmp_path / "wide.png"
     Image.open(digits["preference"][0].image).resize((112, 56)).save(wide)
     shapes = ([str(digits["preference"][1].image)], [str(wide)], [], [str(wide), str(digits["preference"][2].image)])
     rows = [
         {
-            "prompt": PLACEHOLDERS[placeholder] * len(images) + "Which digit?",
+            "prompt": PLACEHOLDERS[tokens] * len(images) + "Which digit?",
             "chosen": " Four",
             "rejected": " I cannot say",
             "images": images,

@@ -14,7 +14,7 @@ from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, media_tokens, prompt_text
 from uni_dpo.ppo.config import PPOConfig
-from uni_dpo.shared_prefix import logit_cap, projection, share_rows, shares_rows
+from uni_dpo.shared_prefix import logit_cap, media_dim, projection, share_rows, shares_rows
 
 Inputs = dict[str, Tensor]
 
@@ -149,7 +149,7 @@ def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: in
         having = [prompt for prompt in prompts if name in prompt]  # a question without images has no pixels
         example = having[0][name]
         if example.shape != having[0]["input_ids"].shape:
-            inputs[name] = _end_to_end([prompt[name] for prompt in having])
+            inputs[name] = _end_to_end([prompt[name] for prompt in having], media_dim(name, having[0]))
             continue
         table = example.new_full((len(prompts), before + after), pad if name == "input_ids" else 0)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -165,12 +165,12 @@ def collate(prompts: Sequence[Inputs], answers: Sequence[Sequence[int]], pad: in
     return inputs, labels
 
 
-def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+def _end_to_end(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Pixels of several prompts, those of fewer tiles (LLaVA-NeXT, LLaVA-OneVision) filled with zeros to the most."""
     if parts[0].ndim == 5:
         most = max(part.shape[1] for part in parts)
         parts = [torch.nn.functional.pad(part, (*[0] * 7, most - part.shape[1])) for part in parts]
-    return torch.cat(list(parts))
+    return torch.cat(list(parts), dim)
 
 
 @dataclass(frozen=True)

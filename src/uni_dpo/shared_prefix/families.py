@@ -12,7 +12,7 @@ GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v")
 """Families whose images are patches in a grid, which sets the positions of their tokens; each has a text model of its
 own."""
 
-TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma4")
+TOWER_FAMILIES = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma4", "minicpmv4_6")
 """Families that put a tower and a projector before one of `TEXT_FAMILIES`."""
 
 STACKED_FAMILIES = ("internvl", "gemma3")
@@ -20,6 +20,9 @@ STACKED_FAMILIES = ("internvl", "gemma3")
 
 FLAT_FAMILIES = ("gemma4",)
 """Families whose image features are one tensor, (all tokens, D), in which no image's end is marked."""
+
+PACKED_FAMILIES = ("minicpmv4_6",)
+"""Families whose images, and the slices that these are cut into, lie side by side: (1, C, patch, patches · patch)."""
 
 CAPPED_FAMILIES = ("gemma4", "gemma4_text")
 """Families that read the cap of their logits from their configuration at every pass."""
@@ -37,7 +40,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 LINEAR = "linear_attention"
 """Layers that take none: the prompt's state is carried into each answer (`linear_attention.py`)."""
 
-CARRYING_FAMILIES = ("qwen3_5", "qwen3_5_text")
+CARRYING_FAMILIES = ("qwen3_5", "qwen3_5_text", "minicpmv4_6")
 """Families whose linear attention is proved so."""
 
 MASKED_ATTENTION = ("sdpa", "eager", FLEX_ATTENTION, PREFIX_ATTENTION)

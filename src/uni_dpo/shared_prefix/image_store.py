@@ -9,8 +9,8 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from uni_dpo.shared_prefix.families import STACKED_FAMILIES, family_of, is_sharded, replaced, unwrapped
 from uni_dpo.storage.identity import folder_of
@@ -28,6 +29,19 @@ logger = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
 """Of one image: `embeddings` (tokens, D), and for Qwen3-VL `deepstack.0` and on, each (tokens, D)."""
+
+
+@dataclass
+class ImageOutputs(ModelOutput):
+    """What `get_image_features` gives in transformers 5, where some models hand it on.
+
+    Attributes:
+        pooler_output: the embeddings of all images, or of each.
+        deepstack_features: of all images, each level (tokens, D).
+    """
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
 
 
 class ImageStore:
@@ -103,11 +117,15 @@ def image_keys(inputs: dict[str, Any]) -> list[str]:
     Args:
         inputs: the model's, with `pixel_values` of `image_grid_thw`'s patches (Qwen, GLM), or one row per image or
             tile (LLaVA, InternVL, Gemma), and then `image_sizes` (images, 2) where patches are padded to the most
-            that an image of the batch has.
+            that an image of the batch has; or side by side in the `target_sizes` of their patches (MiniCPM-V).
     """
     pixels, grid, sizes = (inputs.get(name) for name in ("pixel_values", "image_grid_thw", "image_sizes"))
     if pixels is None:
         return []
+    if (packed := inputs.get("target_sizes")) is not None:
+        widths = (packed.prod(-1) * pixels.shape[2]).tolist()
+        mode = inputs.get("downsample_mode")
+        return [_key(part, row, mode) for part, row in zip(pixels.split(widths, -1), packed, strict=True)]
     if grid is not None:
         return [_key(part, row) for part, row in zip(pixels.split(grid.prod(-1).tolist()), grid, strict=True)]
     if sizes is not None:
@@ -115,8 +133,8 @@ def image_keys(inputs: dict[str, Any]) -> list[str]:
     return [_key(part) for part in pixels]
 
 
-def _key(pixels: Tensor, layout: Tensor | None = None) -> str:
-    described = f"{pixels.dtype} {[*pixels.shape]} {None if layout is None else layout.tolist()}"
+def _key(pixels: Tensor, layout: Tensor | None = None, mode: str | None = None) -> str:
+    described = f"{pixels.dtype} {[*pixels.shape]} {None if layout is None else layout.tolist()}{mode or ''}"
     digest = hashlib.sha256(described.encode())
     digest.update(_bytes(pixels))
     return digest.hexdigest()
@@ -170,5 +188,5 @@ def _joined(images: list[Features], stacked: bool) -> Any:
     embeddings = torch.stack(parts) if stacked else tuple(parts)
     levels = [torch.cat([image[f"deepstack.{number}"] for image in images]) for number in range(len(images[0]) - 1)]
     if int(transformers.__version__.split(".")[0]) >= 5:
-        return SimpleNamespace(pooler_output=embeddings, deepstack_features=levels)
+        return ImageOutputs(pooler_output=embeddings, deepstack_features=levels)
     return (embeddings, levels) if levels else embeddings

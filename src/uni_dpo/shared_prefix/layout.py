@@ -23,16 +23,19 @@ PADDING, PREFIX, ANSWER = range(3)
 
 VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw")
 IMAGE_KEYS = (
-    *("pixel_values", "image_grid_thw", "image_sizes", "image_position_ids", "batch_num_images"),
+    *("pixel_values", "image_grid_thw", "image_sizes", "image_position_ids", "batch_num_images", "target_sizes"),
     *VIDEO_KEYS,
 )
-"""Model inputs whose first dimension runs over images or videos (or their patches), in the order of the rows."""
+"""Model inputs that run over images or videos (or their patches), in the order of the rows; see `media_dim`."""
+
+SETTING_KEYS = ("downsample_mode",)
+"""Model inputs that say how all images are seen."""
 
 RECOMPUTED_KEYS = (
     *("input_ids", "attention_mask", "labels", "position_ids", "rope_deltas"),
-    *("mm_token_type_ids", "token_type_ids", "second_per_grid_ts"),
+    *("mm_token_type_ids", "token_type_ids", "second_per_grid_ts", "grids", "num_patches_per_image"),
 )
-"""Model inputs per row or token that the shared layout replaces or makes superfluous."""
+"""What a batch holds per row, token or image that the shared layout replaces or that no model takes."""
 
 LENGTH_MULTIPLE = 8
 
@@ -72,7 +75,7 @@ def say_once(message: str) -> None:
 
 
 def _pays(batch: dict[str, Any], shared: dict[str, Any], keys_worth_a_token: float) -> bool:
-    if "pixel_values" in shared and len(shared["pixel_values"]) < len(batch["pixel_values"]):
+    if "pixel_values" in shared and shared["pixel_values"].numel() < batch["pixel_values"].numel():
         return True
     two, one = (layout["input_ids"].shape for layout in (batch, shared))
     cost_of_two, cost_of_one = (rows * length * (keys_worth_a_token + length) for rows, length in (two, one))
@@ -96,6 +99,7 @@ def share_prefix(
         The model's inputs, with `segments` (n, T) in place of an attention mask, and the tokens to score,
         the chosen sequences first. Or, when this batch can't be laid out so, the reason in words.
     """
+    carry = (*SETTING_KEYS, *carry)
     known = {*IMAGE_KEYS, *RECOMPUTED_KEYS, *carry}
     if unknown := [key for key, value in batch.items() if key not in known and value is not None]:
         return f"the batch holds {', '.join(unknown)}"
@@ -245,6 +249,11 @@ def _common_prefix(first: AnswerRow, other: AnswerRow) -> int:
     return int(same.int().cumprod(0).sum())
 
 
+def media_dim(key: str, media: Collection[str]) -> int:
+    """Return which dimension of a model's input runs over images: the last where `target_sizes` say their sizes."""
+    return -1 if key == "pixel_values" and "target_sizes" in media else 0
+
+
 def why_not_placed(media: dict[str, Tensor], batch: dict[str, Any]) -> str | None:
     """Say why images and videos can't be put where `batch` has them; None where they can."""
     if "pixel_values_videos" in media and "video_grid_thw" not in media:
@@ -265,7 +274,9 @@ def _images_once(batch: dict[str, Any], image_token_id: int | None) -> dict[str,
     if reason := why_not_placed(images, batch):
         return reason
     for key, values in images.items():
-        first, second = values[: len(values) // 2], values[len(values) // 2 :]
+        dim = media_dim(key, images)
+        half = values.shape[dim] // 2
+        first, second = values.split([half, values.shape[dim] - half], dim)
         if not torch.equal(first, second):
             return f"the chosen and rejected sequences differ in {key}"
         images[key] = first

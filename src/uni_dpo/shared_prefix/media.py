@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from uni_dpo.shared_prefix.families import (
     FLAT_FAMILIES,
+    PACKED_FAMILIES,
     TOWER_FAMILIES,
     family_of,
     image_token_id,
@@ -16,7 +17,7 @@ from uni_dpo.shared_prefix.families import (
 )
 
 Media = dict[str, Tensor]
-"""Inputs of a model whose first dimension runs over the images or videos of one row, or over their patches."""
+"""Inputs of a model that run over the images or videos of one row, or over their patches; see `layout.media_dim`."""
 
 
 def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | None:
@@ -41,6 +42,8 @@ def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | Non
             found = _of_grids(model, places, {name: inputs[name] for name in (pixels, grid)})
         elif family_of(model) in FLAT_FAMILIES:
             found = _of_patches(model, places, inputs)
+        elif family_of(model) in PACKED_FAMILIES and pixels == "pixel_values":
+            found = _of_packed(model, places, inputs)
         elif family_of(model) in TOWER_FAMILIES and pixels == "pixel_values":
             found = _of_towers(places, inputs)
         else:
@@ -78,6 +81,21 @@ def _of_patches(model: nn.Module, places: Tensor, inputs: dict[str, Any]) -> lis
     patches = (inputs["image_position_ids"] >= 0).all(-1).sum(1).tolist()
     counts = _counts(places.sum(1).tolist(), [count // square for count in patches])
     return None if counts is None else _rows({name: inputs[name].split(counts) for name in media}, counts)
+
+
+def _of_packed(model: nn.Module, places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
+    """MiniCPM-V: 4 or 16 patches of an image, or of a slice of one, make a token."""
+    pixels, sizes = inputs["pixel_values"], inputs.get("target_sizes")
+    if sizes is None:
+        return None
+    config = unwrapped(model).config
+    merged = 4 if (inputs.get("downsample_mode") or config.downsample_mode) == "4x" else 16
+    counts = _counts(places.sum(1).tolist(), [count // merged for count in sizes.prod(-1).tolist()])
+    if counts is None:
+        return None
+    parts = sizes.split(counts)
+    widths = [int(part.prod(-1).sum()) * config.vision_config.patch_size for part in parts]
+    return _rows({"pixel_values": pixels.split(widths, -1), "target_sizes": parts}, counts)
 
 
 def _of_towers(places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
-from uni_dpo.shared_prefix.layout import IMAGE_KEYS, RECOMPUTED_KEYS, AnswerRow, SharedRow, lay_out, why_not_placed
+from uni_dpo.shared_prefix.layout import (
+    IMAGE_KEYS,
+    RECOMPUTED_KEYS,
+    SETTING_KEYS,
+    AnswerRow,
+    SharedRow,
+    lay_out,
+    why_not_placed,
+)
 
 MEDIA_COLUMNS = ("images", "videos", "audios")
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -116,6 +124,7 @@ def share_questions(
     if keys_worth_a_token is not None and not _pays(features, questions, keys_worth_a_token):
         return ""
     batch = collate([question.lead() for question in questions])
+    carry = (*SETTING_KEYS, *carry)
     known = {*IMAGE_KEYS, *RECOMPUTED_KEYS, *carry}
     if unknown := [key for key, value in batch.items() if key not in known and value is not None]:
         return f"the batch holds {', '.join(unknown)}"

@@ -23,10 +23,15 @@ from uni_dpo.shared_prefix.families import (
     video_token_id,
     why_not_shared,
 )
-from uni_dpo.shared_prefix.layout import IMAGE_KEYS, AnswerRow, SharedRow, lay_out
+from uni_dpo.shared_prefix.layout import IMAGE_KEYS, SETTING_KEYS, AnswerRow, SharedRow, lay_out, media_dim
 from uni_dpo.shared_prefix.media import Media, media_of_rows, same_media
 
-KNOWN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts", *IMAGE_KEYS)
+KNOWN_KEYS = (
+    *("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts"),
+    *("grids", "num_patches_per_image"),
+    *SETTING_KEYS,
+    *IMAGE_KEYS,
+)
 
 POSITIONED_BY = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
 """What sets the positions of tokens beside these themselves."""
@@ -81,7 +86,8 @@ def share_rows(model: nn.Module, inputs: dict[str, Any], answers: Tensor) -> Sha
     shared, _ = laid
     for name in IMAGE_KEYS:
         if parts := [media[group[0]][name] for group in groups if name in media[group[0]]]:
-            shared[name] = torch.cat(parts)
+            shared[name] = torch.cat(parts, media_dim(name, inputs))
+    shared |= {name: inputs[name] for name in SETTING_KEYS if name in inputs}
     shared |= seen_by(model, shared.pop("segments"), shared["input_ids"])
     return SharedBatch(shared, _places(sequences, shared["input_ids"].shape[1], inputs["attention_mask"]))
 

@@ -154,7 +154,7 @@ class TransformersBackend(Backend):
         if spans is None:
             first = min(starts) - 1
             keep = torch.arange(first, inputs["input_ids"].shape[1], device=self.device)
-            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits
+            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -len(keep) :]  # some keep all
             spans = [
                 row[start - 1 - first : start - 1 - first + len(answer)]
                 for row, start, answer in zip(logits, starts, ids, strict=True)
