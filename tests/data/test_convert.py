@@ -231,3 +231,16 @@ def test_auto_finds_the_format_by_the_columns(folder, name) -> None:
     convert(source, folder / "named.jsonl", from_format=name)
     assert (folder / "auto.jsonl").read_bytes() == (folder / "named.jsonl").read_bytes()
     assert found.detected
+
+
+def test_a_layout_that_is_none_is_answered_with_the_ways_to_name_one(folder) -> None:
+    (folder / "odd.json").write_text(json.dumps([{"data": [1]}]))
+    with pytest.raises(PreferenceDataError, match=r"`uni-dpo data formats` shows what is read, --format names one"):
+        convert(folder / "odd.json", folder / "out.json", from_format="auto")
+
+
+def test_auto_puts_a_placeholder_where_a_row_of_texts_has_an_image_and_none(folder) -> None:
+    row = {"image": "a.png", "prompt": "q", "chosen": "a", "rejected": "b"}
+    (folder / "bare.json").write_text(json.dumps([row]))
+    convert(folder / "bare.json", folder / "out.json", from_format="auto")
+    assert json.loads((folder / "out.json").read_text())[0]["instruction"] == "<image>q"

@@ -210,6 +210,8 @@ def test_fix_repairs_what_has_one_right_value_and_says_so(folder, good_row) -> N
         good_row(5, score_chosen="nan"),
         good_row(6, score_chosen="3", chosen=""),
         good_row(7, images=["../images/UPPER.jpg"]),
+        good_row(8, instruction="Which?"),
+        good_row(9, instruction="Which?", history=[["Hm?", "Hm."]]),
     ]
     (folder / "d.json").write_text(json.dumps(rows))
     report = check_dataset(str(folder / "d.json"), media_dir=folder, fix=folder / "good.json")
@@ -218,12 +220,14 @@ def test_fix_repairs_what_has_one_right_value_and_says_so(folder, good_row) -> N
         "score_rejected: text to number": 1,
         "images: text to list": 1,
         "images: suffix of the file": 1,
+        "<image> put in front of the question": 1,
     }
     rows[1] |= {"score_chosen": 4.5, "score_rejected": -1}
     rows[2]["images"] = ["images/red.png"]
     rows[3]["images"] = ["images/UPPER.JPG"]
-    assert json.loads((folder / "good.json").read_text()) == rows[:4]
-    assert [row["row"] for row in iter_rows(folder / "good.rejected.jsonl")] == [4, 5, 6, 7]
+    rows[8]["instruction"] = "<image>Which?"
+    assert json.loads((folder / "good.json").read_text()) == [*rows[:4], rows[8]]
+    assert [row["row"] for row in iter_rows(folder / "good.rejected.jsonl")] == [4, 5, 6, 7, 9]
     assert check_dataset(str(folder / "good.json"), media_dir=folder).faultless
 
 

@@ -43,6 +43,7 @@ def test_a_link_that_the_folder_s_owner_made_may_lead_out_of_it(folder) -> None:
     [
         (b"", "image_zero"),
         (b"not an image", "image_not_an_image"),
+        (b"version https://git-lfs.github.com/spec/v1", "image_not_an_image"),
         ({"bytes": b"", "path": None}, "image_zero"),
         ("", "image_path"),
         ("a\0b", "image_path"),

@@ -234,3 +234,18 @@ def test_a_column_name_that_is_not_utf8_is_a_fault_of_its_row(tmp_path) -> None:
     rows = [row for _, row in read_rows(tmp_path / "d.jsonl")]
     assert [type(row) for row in rows] == [dict, Unreadable, dict]
     assert "is not UTF-8" in rows[1].reason
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".arrow", ".csv"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>404</html>", "web page.*download the file itself"),
+    ],
+)
+def test_what_was_not_fetched_is_named(tmp_path, suffix, content, said) -> None:
+    path = tmp_path / f"pairs{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(PreferenceDataError, match=said):
+        list(numbered_rows(path))

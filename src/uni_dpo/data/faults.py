@@ -112,3 +112,12 @@ def where_to_get(path: object) -> str | None:
             f"unpack long.zip, short.zip and mcq.zip of {IMAGES}, then `uni-dpo data rebase-images FILE --root MM-RLHF`"
         )
     return None
+
+
+def stand_in(beginning: bytes) -> tuple[str, str] | None:
+    """Return what a file is in place of data, and what to do; None where its beginning says nothing of that."""
+    if beginning.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file", "fetch it with `git lfs pull`"
+    if beginning.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file", "download the file itself"
+    return None

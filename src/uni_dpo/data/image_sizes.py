@@ -6,6 +6,8 @@ from typing import BinaryIO
 
 from PIL import Image as PILImage
 
+from uni_dpo.data.faults import stand_in
+
 MAX_PIXELS = 100_000_000
 """Images of more pixels are taken for decompression bombs."""
 MOST_ELONGATED = 200
@@ -128,8 +130,10 @@ def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int
         raise BrokenImageError("bomb", found, "shrink it below 100 megapixels") from None
     except PILImage.UnidentifiedImageError:
         stream.seek(0)
-        found = f"{name} is not an image that Pillow reads (it starts with {stream.read(24)!r})"
-        raise BrokenImageError("not_an_image", found, "convert it to PNG or JPEG") from None
+        beginning = stream.read(64)
+        other = f"is not an image that Pillow reads (it starts with {beginning[:24]!r})", "convert it to PNG or JPEG"
+        found, advice = stand_in(beginning) or other
+        raise BrokenImageError("not_an_image", f"{name} {found}", advice) from None
     except Exception as error:  # a decoder's own error on a broken file may be of any class
         found = f"{name} cannot be decoded ({error})"
         raise BrokenImageError("unreadable", found, "fetch or convert it again") from None

@@ -2,12 +2,16 @@
 
 import math
 import numbers
+import string
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, encodable, shown
+
+_UNSEEN = string.whitespace + "\xa0\u3000\u200b\u200c\u200d\u2060\ufeff"
+"""Characters that show nothing: an answer of them alone is empty."""
 
 MAX_SCORE = 3.4e38
 """Scores travel as float32, which has no larger numbers."""
@@ -256,7 +260,7 @@ class RowReader:
     def answer_text(self, value: object, field: str) -> str | None:
         """Return the text of an answer, which is never empty."""
         text = self._text(value, field)
-        if text is not None and not text.strip():
+        if text is not None and not text.strip().strip(_UNSEEN):
             self._fault("answer_empty", field, "an empty answer", "write the answer, or remove the row")
         return text
 

@@ -70,6 +70,17 @@ EXPECTED: dict[str, list[PreferencePair]] = {
         for answers in (("Three boats.", "Two boats."), ("Three boats.", "No boats."), ("Two boats.", "No boats."))
     ],
     "ultrafeedback": [PreferencePair("Name a colour.", "Blue.", "Seven.", 4.5, 2.0, id="u1")],
+    "swift": [
+        PreferencePair("<image>How many boats?", "Three.", "None.", images=("harbour/1.png",), system="Be brief."),
+        PreferencePair(
+            "<image>How many boats?", "Three.", "Three.", images=(HARBOUR,), rejected_images=("harbour/2.png",)
+        ),
+        PreferencePair(
+            "And now?", "Two.", "Nine.", images=("harbour/1.png",), history=(("<image>How many boats?", "Three."),)
+        ),
+    ],
+    "povid": [PreferencePair("<image>\nHow many boats?", "Three.", "None.", images=("harbour/1.png",), id="p1")],
+    "llava-rlhf": [PreferencePair("<image>\nHow many boats?", "Three.", "None.", images=("harbour/1.png",), id="l1")],
     "math": [PreferencePair("What is 2 + 3?", "2 + 3 = \\boxed{5}", "\\boxed{6}", 1.0, -0.5, system=BOXED)],
 }
 READ_LOSSES = {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.checks.rows import CheckedRow
+from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.image_sizes import BrokenImageError
 from uni_dpo.data.images import ImagePaths
@@ -78,7 +78,25 @@ class RowSorter:
                 ("text to list", not isinstance(images, list)), ("suffix of the file", renamed != items)
             ) if changed]  # fmt: skip
             repaired[name] = renamed
+        if with_images := self._with_placeholders(repaired):
+            repaired |= with_images
+            done.append(f"{IMAGE_TOKEN} put in front of the question")
         return repaired, done
+
+    def _with_placeholders(self, row: Row) -> Row | None:
+        """The question with an `<image>` per image, where images are there and no text stands for any; else None."""
+        columns = self._entry.columns
+        images, history = row.get(columns.images or ""), row.get(columns.history or "")
+        if not isinstance(images, list) or not images or history or IMAGE_TOKEN in json.dumps(row, default=repr):
+            return None
+        front = IMAGE_TOKEN * len(images)
+        if isinstance(asked := row.get(columns.prompt or ""), str):
+            return {str(columns.prompt): front + asked}
+        content, turns = str(self._entry.tags.content_tag), row.get(columns.messages or "")
+        if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], dict):
+            return None
+        said = turns[0].get(content)
+        return {str(columns.messages): [turns[0] | {content: front + said}]} if isinstance(said, str) else None
 
     def _found(self, path: str) -> str:
         """The path, or the one that differs in its suffix alone where only that one is there."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
-from uni_dpo.data.formats import chatml, llamafactory, llava, ranked, rlaif_v, stance, trl
+from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.formats import chatml, conversations, llamafactory, llava, ranked, rlaif_v, stance, trl
 from uni_dpo.data.formats.base import Format
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, read_rows
@@ -13,7 +14,7 @@ from uni_dpo.errors import UniDPOError
 
 FORMATS: dict[str, Format] = {
     format.name: format
-    for module in (llamafactory, trl, rlaif_v, ranked, llava, chatml, stance)
+    for module in (llamafactory, trl, rlaif_v, ranked, llava, conversations, chatml, stance)
     for format in module.FORMATS
 }
 
@@ -43,7 +44,12 @@ def source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) 
     row = next(rows, {})
     if found := _detected(row):
         return format_named(found)
-    return Format("llamafactory", "", read=llamafactory.reader(detect_entry(files[0])))
+    try:
+        entry = detect_entry(files[0])
+    except PreferenceDataError as error:
+        advice = "; `uni-dpo data formats` shows what is read, --format names one, and --map its columns"
+        raise PreferenceDataError(str(error).partition("; `uni-dpo data convert`")[0] + advice) from None
+    return Format("llamafactory", "", read=llamafactory.reader(entry))
 
 
 def _detected(row: Row) -> str | None:
@@ -57,10 +63,21 @@ def _detected(row: Row) -> str | None:
         return "math"
     if isinstance(question, str) and IMAGE_TOKEN not in question and first_filled(row, IMAGE_COLUMNS) is not None:
         return "rlaif-v" if "chosen" in row else None
-    if isinstance(row.get("chosen"), list):
+    if isinstance(row.get("chosen"), list) or _lacks_placeholders(row):
         return "trl"
-    known = {"completions": "vlfeedback", "responses": "mm-rlhf"}
+    known = {
+        "completions": "vlfeedback", "responses": "mm-rlhf", "rejected_response": "swift", "rejected_messages": "swift",
+        "rejected_conversations": "povid", "output_2": "llava-rlhf",
+    }  # fmt: skip
     return next((name for column, name in known.items() if column in row), None)
+
+
+def _lacks_placeholders(row: Row) -> bool:
+    """Whether a row of texts has images that nothing in it stands for: LlamaFactory's layouts would refuse it."""
+    texts = [row.get(name) for name in ("prompt", "instruction", "chosen", "rejected")]
+    asked = any(isinstance(text, str) for text in texts[:2]) and all(isinstance(text, str) for text in texts[2:])
+    plain = not any(row.get(name) for name in ("history", "system", "input", "rejected_images"))
+    return asked and plain and IMAGE_TOKEN not in str(texts) and first_filled(row, IMAGE_COLUMNS) is not None
 
 
 def format_table() -> str:

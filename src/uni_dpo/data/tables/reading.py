@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
+from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, stand_in, where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
 from uni_dpo.storage.rowlog import Row as Row
 
@@ -104,6 +104,7 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, int | None, Row | Unr
     _check_type(path)
     readers = {".parquet": _parquet_rows, ".arrow": _arrow_rows, ".csv": _csv_rows}
     try:
+        _check_beginning(path)
         for index, (line, value) in enumerate(readers.get(path.suffix.lower(), json_values)(path)):
             if isinstance(value, dict) and (broken := [name for name in value if not encodable(str(name))]):
                 value = Unreadable(f"the column name {shown(broken[0])} is not UTF-8")
@@ -141,6 +142,14 @@ def shown_rows(path: str | Path, verb: str) -> Iterator[Row]:
 def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None = None) -> Fault:
     """Return the fault that an unreadable row is."""
     return Fault("row_unreadable", "row", row.reason, "correct or remove this row", index, file, line)
+
+
+def _check_beginning(path: Path) -> None:
+    """Name what often lies under the name of a data file that was not fetched."""
+    if is_file(path):
+        with path.open("rb") as stream:
+            if found := stand_in(stream.read(64)):
+                raise PreferenceDataError(f"{path}: {found[0]}; {found[1]}")
 
 
 def _check_type(path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Pairs whose chosen answer ends a conversation: ms-swift's, POVID's and LLaVA-RLHF's.
+
+Follows ms-swift's page on custom datasets (`rejected_response`, `rejected_messages`) and the dataset cards of
+YiyangAiLab/POVID_preference_data_for_VLLMs and zhiqings/LLaVA-Human-Preference-10K.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from uni_dpo.data.formats import trl
+from uni_dpo.data.formats.base import Format, Losses, Pairing, images_of, refuse, text_of
+from uni_dpo.data.pair import PreferencePair
+from uni_dpo.data.tables.reading import Row
+
+
+def read_swift(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+    """Yield the pair of `messages`, or of `query` and `response`, with the rejected answer or conversation."""
+    if (chosen := row.get("messages")) is None:
+        turns = [turn for pair in row.get("history") or [] for turn in zip(("user", "assistant"), pair, strict=False)]
+        turns += [("user", text_of(row, "query")), ("assistant", text_of(row, "response"))]
+        system = [("system", text_of(row, "system"))] if row.get("system") else []
+        chosen = [{"role": role, "content": text} for role, text in (*system, *turns)]
+    rejected = row.get("rejected_messages")
+    if rejected is None:
+        answer = {"role": "assistant", "content": text_of(row, "rejected_response")}
+        rejected = [*_turns(chosen, "messages")[:-1], answer]
+    for pair in _read(row, chosen, rejected, losses, pairing):
+        yield replace(pair, rejected_images=images_of(row, "rejected_images"))
+
+
+def read_povid(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+    """Yield the pair of two whole conversations."""
+    yield from _read(row, row.get("conversations"), row.get("rejected_conversations"), losses, pairing)
+
+
+def read_llava_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+    """Yield the pair of `output_1` and `output_2`; `preference` is the number of the better one."""
+    better, asked = row.get("preference"), _turns(row.get("conversations"), "conversations")
+    if better not in (1, 2):
+        refuse("preference", better, "1 or 2 belongs there, the number of the better output")
+    first, second = ([*asked, _answer(row, f"output_{number}")] for number in (better, 3 - better))
+    yield from _read(row, first, second, losses, pairing)
+
+
+def _read(row: Row, chosen: object, rejected: object, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+    conversations = {"chosen": _turns(chosen, "the chosen conversation"), "rejected": rejected}
+    names = ("image", "images", "id", "score_chosen", "score_rejected")
+    given = {name: value for name in names if (value := row.get(name)) is not None}
+    yield from trl.read(given | conversations, losses, pairing)
+
+
+def _answer(row: Row, column: str) -> dict[str, str]:
+    """The message under `column`, whose role is the name of a model."""
+    said = row.get(column)
+    return {"role": "assistant", "content": text_of(said if isinstance(said, dict) else {"value": said}, "value")}
+
+
+def _turns(value: object, field: str) -> list[object]:
+    return value if isinstance(value, list) and value else refuse(field, value, "a list of messages belongs there")
+
+
+FORMATS = (
+    Format(
+        "swift",
+        "`messages`, or `query, response, history, system`; `rejected_response` or `rejected_messages`; `images`",
+        read_swift,
+    ),
+    Format("povid", "`image, conversations, rejected_conversations`", read_povid),
+    Format("llava-rlhf", "`image, conversations, output_1, output_2, preference`", read_llava_rlhf),
+)
