@@ -152,15 +152,14 @@ class _LinearLogps(torch.autograd.Function):
         top, total = torch.full_like(picked, -torch.inf), torch.zeros_like(picked)
         keeps = len(weight) * picked.nbytes <= kept_bytes
         kept = _room_to_keep(weight, picked, ctx.needs_input_grad[1]) if keeps else None
-        scratch = _scratch(blocks, picked)
         highests = []
         for block in blocks:
-            space = _space(scratch if kept is None else kept[block], len(hidden), block)
-            logits = _block_logits(hidden, weight, bias, block, space)
+            logits = _block_logits(hidden, weight, bias, block)
             inside, column = _in_block(target, block)
             picked = torch.where(inside, logits.gather(1, column)[:, 0], picked)
             highests.append(logits.amax(1))
-            logits.sub_(highests[-1][:, None]).exp_()
+            space = logits if kept is None else _space(kept[block], len(hidden), block)
+            logits = torch.exp(logits.sub_(highests[-1][:, None]), out=space)
             new_top = torch.maximum(top, highests[-1])
             total = total * (top - new_top).exp() + logits.sum(1) * (highests[-1] - new_top).exp()
             top = new_top
@@ -179,15 +178,13 @@ class _LinearLogps(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if wants_hidden else None
         grad_weight = _gradient_of(weight, kept) if wants_weight else None
         grad_bias = torch.empty_like(bias) if wants_bias else None
-        scratch = _scratch(ctx.blocks, normaliser)
         for block, highest in zip(ctx.blocks, ctx.highests, strict=True):
-            grad_logits = _space(scratch, len(hidden), block)
             if kept is None:
-                _block_logits(hidden, weight, bias, block, grad_logits)
+                grad_logits = _block_logits(hidden, weight, bias, block)
                 grad_logits.sub_(normaliser[:, None]).exp_().mul_(-grad[:, None])
             else:
                 scale = -grad * (highest - normaliser).exp()
-                torch.mul(_space(kept[block], len(hidden), block), scale[:, None], out=grad_logits)
+                grad_logits = _space(kept[block], len(hidden), block) * scale[:, None]
             inside, column = _in_block(target, block)
             grad_logits.scatter_add_(1, column, torch.where(inside, grad, 0)[:, None])
             grad_logits = grad_logits.to(weight.dtype)
@@ -215,23 +212,19 @@ def _gradient_of(weight: Tensor, kept: Tensor | None) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-def _scratch(blocks: list[slice], logps: Tensor) -> Tensor:
-    """Memory for the logits of one block."""
-    return logps.new_empty(len(logps) * (blocks[0].stop if blocks else 0))
-
-
 def _space(memory: Tensor, tokens: int, block: slice) -> Tensor:
     """The start of contiguous `memory` as (tokens, words of the block)."""
     words = block.stop - block.start
     return memory.view(-1)[: tokens * words].view(tokens, words)
 
 
-def _block_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice, out: Tensor) -> Tensor:
-    """Write a block's logits to `out`, which has their working precision."""
-    if out.dtype != hidden.dtype:
-        return out.copy_(nn.functional.linear(hidden, weight[block], None if bias is None else bias[block]))
-    matmul_nt(hidden, weight[block], out=out)
-    return out if bias is None else out.add_(bias[block])
+def _block_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice) -> Tensor:
+    """Make a block's logits, in their working precision."""
+    dtype = _working_dtype(hidden)
+    if dtype != hidden.dtype:
+        return nn.functional.linear(hidden, weight[block], None if bias is None else bias[block]).to(dtype)
+    logits = matmul_nt(hidden, weight[block])
+    return logits if bias is None else logits.add_(bias[block])
 
 
 def _in_block(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
@@ -275,8 +268,9 @@ SMALL = 2**24
 def matmul_nt(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply by a transposed matrix, in full precision and without a gradient.
 
-    Float32 on a CPU goes through oneDNN, which PyTorch has for convolutions and bfloat16: PyTorch's own choice for
-    float32, MKL, takes twice as long on an AMD processor (`benchmarks/matmul.py`).
+    Float32 on a CPU that has AVX-512 goes through oneDNN, which PyTorch has for convolutions and bfloat16: PyTorch's
+    own choice for float32, MKL, takes up to twice as long on an AMD processor (`benchmarks/matmul.py`). Without AVX-512
+    both take as long, and MKL writes to `out` itself.
 
     Args:
         left: (M, K), of any strides, as `right`.
@@ -296,5 +290,7 @@ def _suits_onednn(left: Tensor, right: Tensor) -> bool:
     if left.device.type != "cpu" or {left.dtype, right.dtype} != {torch.float32}:
         return False
     if left.numel() * len(right) < SMALL or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     return bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()

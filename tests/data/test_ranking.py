@@ -14,6 +14,8 @@ from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.data.register import register_file
 from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.engine.pairing import best_worst_pairs, gap_pairs
+from uni_dpo.engine.records import ScoredAnswer
 
 SCORES, SAME = [3.0, 5.0, 1.0, 4.5, 3.0], [0, 1, 2, 1, 4]
 """Answers 1 and 3 are the same text; 0 and 4 have the same score."""
@@ -32,6 +34,18 @@ SCORES, SAME = [3.0, 5.0, 1.0, 4.5, 3.0], [0, 1, 2, 1, 4]
 )
 def test_the_pairs_that_count(choice: PairChoice, pairs: list[tuple[int, int]]) -> None:
     assert choice.pairs(SCORES, SAME) == pairs
+
+
+@pytest.mark.parametrize(
+    ("scores", "gap", "counts"),
+    [((4.7, 4.4), 0.3, True), ((0.7, 0.4), 0.3, True), ((4.7, 4.4), 0.301, False), ((4.4, 4.4), 0.0, False)],
+)
+def test_a_gap_is_that_of_the_decimals(scores: tuple[float, float], gap: float, counts: bool) -> None:
+    """In binary 4.7 − 4.4 and 0.7 − 0.4 are less than 0.3."""
+    assert bool(PairChoice("all", gap).pairs(scores, "ab")) == counts
+    answers = [ScoredAnswer(text, score) for text, score in zip("ab", scores, strict=True)]
+    assert bool(gap_pairs("q", answers, min_gap=gap, cap=9, seed=0)) == counts
+    assert bool(best_worst_pairs("q", answers, min_gap=gap, cap=9)) == counts
 
 
 ROW = {"instruction": "Which?", "answers": ["one", "two", "three"], "scores": [1, 2.5, 4]}

@@ -140,9 +140,7 @@ def test_the_tower_and_the_files_are_looked_at_once_per_question(
     assert (opened[-1], ordinary[1]) == (1, 12)
 
 
-def test_question_by_question_is_every_pair_once_and_the_same_each_time(
-    config: Any, train: Any, register_ranked: Any
-) -> None:
+def test_question_by_question_is_every_pair_once_and_the_same_each_time() -> None:
     from uni_dpo.llamafactory.question_sampler import QuestionSampler
 
     rows = [
@@ -161,13 +159,23 @@ def test_question_by_question_is_every_pair_once_and_the_same_each_time(
     assert list(sampler) != first
     assert list(QuestionSampler(rows, seed=2)) != first
 
-    name = register_ranked(3, 4)
-    whole = trajectory(train(dataset=name, group_by_question=True, max_steps=6, per_device_train_batch_size=2))
-    settings = {"dataset": name, "group_by_question": True, "per_device_train_batch_size": 2, "save_strategy": "steps"}
-    train(**settings, max_steps=6, save_steps=3)
+
+def test_a_run_resumes_inside_a_question_as_if_it_had_not_stopped(
+    config: Any, train: Any, register_ranked: Any
+) -> None:
+    """Nine pairs of three questions, four to a step: the fourth step ends one pair into the second question.
+
+    The last batch of an epoch has one pair, and its last step that batch alone.
+    """
+    settings = {"dataset": register_ranked(3, 3), "group_by_question": True, "num_train_epochs": 2}
+    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-4}
+    ordinary = trajectory(train(**settings, pair_forward="ordinary"))
+    whole = trajectory(train(**settings, save_strategy="steps", save_steps=4))
+    assert len(whole) == 6
+    torch.testing.assert_close(whole, ordinary, rtol=1e-4, atol=1e-5)
     folder = Path(config()["output_dir"])
-    resumed = train(**settings, max_steps=6, save_steps=3, resume_from_checkpoint=str(folder / "checkpoint-3"))
-    torch.testing.assert_close(trajectory(resumed)[3:], whole[3:], rtol=1e-4, atol=1e-5)
+    resumed = trajectory(train(**settings, resume_from_checkpoint=str(folder / "checkpoint-4")))
+    torch.testing.assert_close(resumed[4:], whole[4:], rtol=1e-4, atol=1e-5)
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 6
 
 

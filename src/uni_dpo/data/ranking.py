@@ -1,6 +1,7 @@
 """Several rated answers to one question: reading them from a row, and which pairs of them count."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,15 +48,17 @@ class PairChoice:
         return [
             (best_first[better], best_first[worse])
             for better, worse in candidates(len(scores), self.pairing)
-            if self._counts(scores[best_first[better]] - scores[best_first[worse]])
+            if wide_enough(scores[best_first[better]] - scores[best_first[worse]], self.min_gap)
             and same_as[best_first[better]] != same_as[best_first[worse]]
         ]
 
-    def _counts(self, gap: float) -> bool:
-        return gap > 0 and gap >= self.min_gap
-
 
 ALL_PAIRS = PairChoice()
+
+
+def wide_enough(gap: float, least: float) -> bool:
+    """Tell whether two scores make a pair: 4.7 and 4.4 differ by 0.3, whatever floating point makes of it."""
+    return gap > 0 and (gap >= least or math.isclose(gap, least))
 
 
 def candidates(count: int, pairing: Pairing) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.data.dataset_info import register_entry
 from uni_dpo.data.questions import Question
+from uni_dpo.data.ranking import wide_enough
 from uni_dpo.engine.asking import Template
 from uni_dpo.engine.records import Pair, ScoredAnswer, wording
 from uni_dpo.settings.options import Count, NotNegative, added, check_ranges
@@ -137,7 +138,7 @@ def _apart(
     return [
         make_pair(question_id, better, worse)
         for better, worse in couples
-        if better.score > worse.score and better.score - worse.score >= min_gap and comparable(better, worse)
+        if wide_enough(better.score - worse.score, min_gap) and comparable(better, worse)
     ]
 
 
