@@ -400,3 +400,22 @@ def prompt_logprobs_of(local: Any, inputs: dict[str, Any], answer: str) -> list[
         logprobs = local.model(**joined).logits[0].log_softmax(-1)
     tokens = joined["input_ids"][0].tolist()
     return [None, *({str(t): {"logprob": float(logprobs[i, t])}} for i, t in enumerate(tokens[1:]))]
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """`write_video(path)` writes a grey that grows lighter, by the package that LlamaFactory opens it with."""
+    av = pytest.importorskip("av")
+    import numpy as np
+
+    def write(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), rate: int = 4) -> Path:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=rate)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            for at in range(frames):
+                picture = np.full((size[1], size[0], 3), 10 * at % 255, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write

@@ -1,15 +1,22 @@
-"""Pairs with a video, of frames given one by one, train in one sequence per question as they do in two."""
+"""Pairs with a video, a file or frames given one by one, train in one sequence per question as they do in two."""
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 
+@pytest.mark.parametrize("kind", ["frames", "files"])
 def test_videos_train_alike(
-    pair_data: Any, train: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    pair_data: Any,
+    train: Callable[..., list[dict[str, Any]]],
+    write_video: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A file's path starts beside the data, as an image's does."""
     from uni_dpo.llamafactory import pair_forward
 
     scored: list[set[str]] = []
@@ -28,7 +35,17 @@ def test_videos_train_alike(
     ]
     columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected", "videos": "videos"}
     columns |= {"score_chosen": "score_chosen", "score_rejected": "score_rejected"}
-    pair_data.add("filmed", [{name: row[name] for name in row if name != "images"} for row in rows], columns=columns)
+    rows = [{name: row[name] for name in row if name != "images"} for row in rows]
+    apart = pair_data.folder / "apart"
+    if kind == "files":
+        apart.mkdir()
+        for length in (4, 9):
+            write_video(apart / f"film{length}.mp4", length)
+        rows = [row | {"videos": f"film{(4, 9)[at % 2]}.mp4"} for at, row in enumerate(rows)]
+        (apart / "filmed.json").write_text(json.dumps(rows))
+        pair_data.add("filmed", [], columns=columns, file_name="apart/filmed.json")
+    else:
+        pair_data.add("filmed", rows, columns=columns)
     settings = {"dataset": "filmed", "max_steps": 2, "learning_rate": 1e-4}
     shared, ordinary = (train(**settings, pair_forward=forward) for forward in ("shared_prefix", "ordinary"))
     for mine, theirs in zip(shared, ordinary, strict=True):

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.trl.data import ScoredPairs, check_scores
+from uni_dpo.trl.data import ScoredPairs, check_scores, refuse_videos
 
 COLUMNS = ("score_chosen", "score_rejected")
 
@@ -70,3 +70,9 @@ def test_an_image_that_is_no_image_is_named(
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UniDPOError, match=r"text\.png cannot be read"):
         collator()([row(1) | {"images": [str(tmp_path / "text.png")]}])
+
+
+def test_videos_are_refused_since_trl_shows_none() -> None:
+    refuse_videos(Dataset.from_dict({"prompt": ["a"], "videos": [None]}))
+    with pytest.raises(UniDPOError, match="the eval dataset has videos in its column 'videos'"):
+        refuse_videos(Dataset.from_dict({"prompt": ["a"], "videos": [["film.mp4"]]}), "eval")

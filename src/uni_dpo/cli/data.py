@@ -29,7 +29,7 @@ def check(
     dataset_dir: DatasetDir = Path("data"),
     media_dir: MediaDir = None,
     scores: Annotated[bool, typer.Option(help="Rows without scores are at fault.")] = True,
-    images: Annotated[bool, typer.Option(help="Open the images.")] = True,
+    images: Annotated[bool, typer.Option(help="Open the images and videos.")] = True,
     qual_eta: Annotated[float, typer.Option(help="η for which w_qual is shown.")] = 0.7,
     tau_good: Annotated[float, typer.Option(help="τ_good for which the share above it is shown.")] = 2.5,
     pairing: Annotated[Pairing, typer.Option(help="Which pairs of ranked answers count.")] = "all",
@@ -38,6 +38,9 @@ def check(
     cutoff_len: Annotated[int, typer.Option(help="LlamaFactory's limit, with --model.")] = 4096,
     image_max_pixels: Annotated[int, typer.Option(help="LlamaFactory's limit, with --model.")] = 768 * 768,
     image_min_pixels: Annotated[int, typer.Option(help="LlamaFactory's limit, with --model.")] = 32 * 32,
+    video_max_pixels: Annotated[int, typer.Option(help="LlamaFactory's limit of a frame, with --model.")] = 256 * 256,
+    video_fps: Annotated[float, typer.Option(help="Frames that LlamaFactory takes per second, with --model.")] = 2.0,
+    video_maxlen: Annotated[int, typer.Option(help="Frames that it takes at most, with --model.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures.")] = None,
     fix: Annotated[Path | None, typer.Option(help="Write the good rows there, the others beside it.")] = None,
@@ -54,7 +57,13 @@ def check(
     counter = None
     if model is not None:
         counter = LengthCounter(
-            model, cutoff_len=cutoff_len, image_max_pixels=image_max_pixels, image_min_pixels=image_min_pixels
+            model,
+            cutoff_len=cutoff_len,
+            image_max_pixels=image_max_pixels,
+            image_min_pixels=image_min_pixels,
+            video_max_pixels=video_max_pixels,
+            video_fps=video_fps,
+            video_maxlen=video_maxlen,
         )
     report = check_dataset(
         dataset,

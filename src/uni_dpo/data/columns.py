@@ -12,6 +12,7 @@ PROMPT_COLUMNS = (*TEXT_COLUMNS, *CONVERSATION_COLUMNS)
 REFERENCE_COLUMNS = ("answer", "reference", "label", "solution")
 OPTION_COLUMNS = ("options", "choices")
 IMAGE_COLUMNS = ("images", "image", "image_path", "img_path")
+VIDEO_COLUMNS = ("videos", "video", "video_path")
 ANSWER_COLUMNS = ("answers", "prediction", "response", "output", "answer")
 """Columns of answers to rate, for files that hold no pairs."""
 _ANSWER_KEYS = ("answer", "text", "response", "content", "value", "raw_answer")

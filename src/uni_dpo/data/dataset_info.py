@@ -65,11 +65,12 @@ class Tags:
 OPENAI_TAGS = Tags("role", "content", "user", "assistant", "tool", "function", "system")
 PAIR_COLUMNS = Columns(
     query=None, response=None, messages=None, system="system", history="history", images="images",
-    chosen="chosen", rejected="rejected", rejected_images="rejected_images",
+    videos="videos", chosen="chosen", rejected="rejected", rejected_images="rejected_images",
 )  # fmt: skip
 """The columns of the pair record itself."""
 RANKED_COLUMNS = Columns(
-    query=None, response=None, messages=None, system="system", history="history", images="images", answers="answers",
+    query=None, response=None, messages=None, system="system", history="history", images="images", videos="videos",
+    answers="answers",
 )  # fmt: skip
 """The same with ranked answers."""
 

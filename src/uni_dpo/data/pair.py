@@ -34,6 +34,7 @@ class PreferencePair:
         system: the system prompt.
         history: earlier turns as (question, answer).
         rejected_images: what the worse answer sees in place of `images`; none where both see the same.
+        videos: paths, or lists of frames, in the order of their `<video>`.
     """
 
     instruction: str
@@ -46,6 +47,7 @@ class PreferencePair:
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
     rejected_images: tuple[Image, ...] = ()
+    videos: tuple[Any, ...] = ()
 
 
 def read_pair(
@@ -80,6 +82,7 @@ def read_pair(
         system,
         turns.history,
         rejected_images,
+        tuple(listed_images(row, entry.columns.videos)),
     )
 
 
@@ -285,7 +288,7 @@ def _joined_observations(turns: list[tuple[str, str]], tag: str | None) -> list[
 
 
 def listed_images(row: dict[str, Any], column: str | None) -> list[Any]:
-    """Return what stands under the images' column, whatever it is, as a list."""
+    """Return what stands under a column of images or videos, whatever it is, as a list."""
     value = row.get(column) if column else None
     if value is None:
         return []

@@ -15,6 +15,7 @@ from uni_dpo.data.columns import (
     PROMPT_COLUMNS,
     REFERENCE_COLUMNS,
     TEXT_COLUMNS,
+    VIDEO_COLUMNS,
     first_filled,
     is_empty,
     items_of,
@@ -180,6 +181,8 @@ class _QuestionReader:
         Raises:
             PreferenceDataError: there is none.
         """
+        if film := next((name for name in VIDEO_COLUMNS if not is_empty(row.get(name))), None):
+            raise _fault(film, "a video", "only images can be asked about: write frames into `images`")
         system, asked = _asked(row)
         column = next((name for name in IMAGE_COLUMNS if not is_empty(row.get(name))), "images")
         turns, images = placed_images([asked], _images(row, column))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from uni_dpo.data.dataset_info import Columns, DatasetEntry
 from uni_dpo.data.faults import Fault, shown
-from uni_dpo.data.pair import PreferencePair, RowReader, read_score
+from uni_dpo.data.pair import PreferencePair, RowReader, listed_images, read_score
 
 Pairing = Literal["all", "neighbours", "ends"]
 """Which pairs a ranked list gives: every two answers, each with the next, or the best with the worst."""
@@ -97,6 +97,7 @@ class RankedRow:
                 question.id,
                 question.system,
                 question.history,
+                videos=question.videos,
             )
             for better, worse in places
         ]
@@ -121,7 +122,14 @@ def read_ranked(
         return None
     identity = row.get("id") if isinstance(row.get("id"), str | int) else None
     question = PreferencePair(
-        turns.instruction, "", "", images=images, id=identity, system=system, history=turns.history
+        turns.instruction,
+        "",
+        "",
+        images=images,
+        id=identity,
+        system=system,
+        history=turns.history,
+        videos=tuple(listed_images(row, entry.columns.videos)),
     )
     return RankedRow(tuple(answers), question)
 

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.data.columns import VIDEO_COLUMNS
 from uni_dpo.data.dataset_info import (
     FILE_NAME,
     OPENAI_TAGS,
@@ -62,6 +63,7 @@ _CANDIDATES = {
     "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating", "rejected_reward"),
     "images": ("images", "image", "image_path"),
     "rejected_images": ("rejected_images",),
+    "videos": VIDEO_COLUMNS,
     "system": ("system",),
     "history": ("history",),
     "answers": ("answers", "responses"),
@@ -93,7 +95,8 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
             raise PreferenceDataError(
                 f"{path}: `chosen` holds messages, but no column of its ({have}) holds the prompt's"
             )
-        roles = ("chosen", "rejected", "score_chosen", "score_rejected", "images", "rejected_images", "system")
+        roles = ["chosen", "rejected", "score_chosen", "score_rejected"]
+        roles += ["images", "rejected_images", "videos", "system"]
         columns = {"messages": messages} | {role: found[role] for role in roles if found[role]}
         shape = _message_layout(keys)
     elif kinds["chosen"] is list:
@@ -129,7 +132,7 @@ def _ranked_attributes(
     messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
     if messages is None and found["prompt"] is None:
         raise PreferenceDataError(f"{path}: its columns ({', '.join(kinds)}) hold no question; rename one")
-    roles = ("answers", "scores", "images", "system")
+    roles = ("answers", "scores", "images", "videos", "system")
     columns = {role: name for role in roles if (name := found[role])}
     if messages is None:
         more = {role: name for role in ("prompt", "query", "history") if (name := found[role])}

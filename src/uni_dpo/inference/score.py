@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import check_file
-from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
+from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, is_empty
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
-from uni_dpo.data.formats.base import images_of, text_of, with_placeholders
+from uni_dpo.data.formats.base import images_of, refuse, text_of, with_placeholders
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
@@ -33,6 +33,8 @@ from uni_dpo.models.rewards.options import (
 )
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.rowlog import RowLog
+
+UNRATED = "answers about videos are not rated; write frames into `images`"
 
 
 @dataclass
@@ -155,6 +157,9 @@ class PairLayout:
         """See `Layout.read`."""
         for checked in check_file(file, self.entry, images=images, scores_required=False):
             conversations: tuple[Conversation, ...] = ()
+            if checked.pairs and checked.pairs[0].videos:
+                column = str(self.entry.columns.videos)
+                checked.faults.append(checked.placed(Fault("video", column, "a video", UNRATED)))
             if checked.pairs and not checked.faults:
                 pair = replace(checked.pairs[0], images=_resolved(checked.pairs[0].images, images))
                 conversations = both_answers(pair)
@@ -190,6 +195,9 @@ class AnswerLayout:
         return row | {"score": ratings[0]}
 
     def _conversations(self, row: Row, images: ImageChecker) -> tuple[Conversation, ...]:
+        for name in VIDEO_COLUMNS:
+            if not is_empty(row.get(name)):
+                refuse(name, "a video", UNRATED)
         found = images_of(row, *IMAGE_COLUMNS)
         question = with_placeholders(text_of(row, *TEXT_COLUMNS), found, Counter())
         faults = [

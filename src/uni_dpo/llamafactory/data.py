@@ -175,7 +175,7 @@ def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: A
             "its columns in dataset_info.json"
         )
     pairs = current_run().needs_scores and dataset_attr.load_from == "file" and dataset_attr.ranking
-    if pairs and not dataset_attr.videos and not dataset_attr.audios:
+    if pairs and not dataset_attr.audios:
         entry = entry_of(dataset_attr, data_args.dataset_dir)
         folder = Path(model_args.cache_dir or HF_DATASETS_CACHE) / "uni_dpo"
         limit = data_args.max_samples if dataset_attr.num_samples is None else None
@@ -213,6 +213,8 @@ def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, train
         if getattr(dataset_attr, "source", ""):
             # A map guesses types from its first thousand rows, of which none may have an image.
             texts = dict.fromkeys(names, Sequence(Value("string")))
+            if dataset_attr.videos in dataset.column_names:
+                texts["_videos"] = dataset.features[dataset_attr.videos]
             features = Features({**dataset.features, **texts, "_row": Value("int64")})
         empty = dict.fromkeys(names if features else ())
         dataset = dataset.map(lambda _, row: {**empty, "_row": row}, with_indices=True, features=features)

@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from uni_dpo.data.checks.lengths import chat_text, model_limits
-from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow, check_file
+from uni_dpo.data.checks.lengths import MEDIA, chat_text, model_limits, video_limits
+from uni_dpo.data.checks.rows import CheckedRow, check_file
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.data.tables.reading import iter_rows, source_files
+from uni_dpo.data.videos import VideoChecker, VideoLimits, has_decoder
 from uni_dpo.errors import UniDPOError
 
 LOOKED_AT = 500
@@ -90,9 +91,13 @@ def read_workload(settings: Mapping[str, Any], choice: PairChoice) -> Workload:
 def _sampled(entry: DatasetEntry, folder: str, media_dir: Any, choice: PairChoice) -> Iterator[CheckedRow]:
     assert entry.path is not None
     with ImageChecker(media_dir or folder, media_dir, beside=entry.beside).running() as images:
+        videos = VideoChecker(images) if has_decoder() else None
         left = LOOKED_AT
         for file in source_files(entry.path):
-            for row in check_file(file, entry, images=images, scores_required=False, limit=left, choice=choice):
+            checked = check_file(
+                file, entry, images=images, videos=videos, scores_required=False, limit=left, choice=choice
+            )
+            for row in checked:
                 left -= 1
                 yield row
 
@@ -102,11 +107,14 @@ def _measured(rows: list[CheckedRow], count: int, settings: Mapping[str, Any], u
     tokens = _Tokens(model)
     most, least = (int(settings.get(name, default)) for name, default in _PIXELS)
     limits = model_limits(model, most, least)
+    fps, maxlen, frame = (settings.get(name, default) for name, default in _VIDEOS)
+    filmed = video_limits(model, float(fps), int(maxlen), int(frame))
     cutoff = int(settings.get("cutoff_len", 2048))
     prompts, images, answers, lengths, totals, paths = [], [], [], [], [], set[Any]()
     for row in rows:
         texts = list(dict.fromkeys(text for pair in row.pairs for text in (pair.chosen, pair.rejected)))
         image = sum(limits.tokens(state.width, state.height) for state in row.image_states)
+        image += sum(map(filmed.tokens, row.video_states))
         counted = [tokens.of(text) + 2 for text in texts]
         prompt = min(_words(tokens, row.pairs[0]) + image, cutoff)
         counted = [min(answer, max(1, cutoff - prompt)) for answer in counted]
@@ -131,12 +139,13 @@ def _measured(rows: list[CheckedRow], count: int, settings: Mapping[str, Any], u
 
 
 _PIXELS = (("image_max_pixels", 768 * 768), ("image_min_pixels", 32 * 32))
+_VIDEOS = (("video_fps", VideoLimits.fps), ("video_maxlen", VideoLimits.most), ("video_max_pixels", 256 * 256))
 
 
 def _words(tokens: "_Tokens", pair: PreferencePair) -> int:
-    """Tokens of a prompt beside those of its images, with the two around each image."""
-    text = chat_text(pair)
-    return tokens.of(text.replace(IMAGE_TOKEN, "")) + 2 * text.count(IMAGE_TOKEN)
+    """Tokens of a prompt beside those of its images and videos, with the two around each of them."""
+    text, media = MEDIA.subn("", chat_text(pair))
+    return tokens.of(text) + 2 * media
 
 
 class _Tokens:

@@ -42,8 +42,8 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
             "Tokens",
             _spread_header(),
             [
-                _spread_cells("prompt, with images", lengths.prompt),
-                _spread_cells("images", lengths.image),
+                _spread_cells("prompt, with images and videos", lengths.prompt),
+                _spread_cells("images and videos", lengths.image),
                 _spread_cells("longer answer", lengths.answer),
             ],
         )
@@ -52,7 +52,7 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
             ("", ""),
             [
                 ("pairs that are cut", f"{lengths.cut:.2%}"),
-                ("pairs that are cut within an image", f"{lengths.image_cut:.2%}"),
+                ("pairs that are cut within an image or a video", f"{lengths.image_cut:.2%}"),
             ],
         )
 

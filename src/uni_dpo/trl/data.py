@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from uni_dpo.data.columns import VIDEO_COLUMNS, is_empty
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.texts import KEY
@@ -85,6 +86,16 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
             raise UniDPOError(
                 f"the {name} dataset, row {row}, {column}: {value!r} is no finite number; {len(faults):,} of "
                 f"{dataset.num_rows:,} rows are at fault. Correct or remove them"
+            )
+
+
+def refuse_videos(dataset: Any, name: str = "train") -> None:
+    """Refuse a dataset with videos, of which TRL shows a model none."""
+    for column in {*VIDEO_COLUMNS}.intersection(dataset.column_names or ()):
+        if not hasattr(dataset, "num_rows") or any(not is_empty(value) for value in dataset[column]):
+            raise UniDPOError(
+                f"the {name} dataset has videos in its column {column!r}, and TRL trains on texts and images: train "
+                "with `uni-dpo train`, or remove the column"
             )
 
 

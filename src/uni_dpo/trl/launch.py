@@ -28,7 +28,7 @@ from uni_dpo.monitor.record import changed_settings
 from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import process_group, refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
-from uni_dpo.trl.data import as_messages, check_images, check_scores
+from uni_dpo.trl.data import as_messages, check_images, check_scores, refuse_videos
 from uni_dpo.trl.ledger import logger
 from uni_dpo.trl.trainer import UniDPOTrainer
 
@@ -95,6 +95,8 @@ def _checked_splits(script: Any, settings: TRLUniDPOConfig, mixture: Any) -> dic
     splits = {"train": _split(data, script.dataset_train_split)}
     if settings.eval_strategy != "no":
         splits["eval"] = _split(data, script.dataset_test_split)
+    for name, split in splits.items():
+        refuse_videos(split, name)
     if settings.uses_uni_dpo:
         for name, split in splits.items():
             check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)

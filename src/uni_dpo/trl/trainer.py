@@ -18,7 +18,7 @@ from uni_dpo.monitor.progress import ProgressLines
 from uni_dpo.objective import PairLogps
 from uni_dpo.trainer_mixins import EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, refuse_not_a_number
 from uni_dpo.trl.arguments import TRLUniDPOConfig
-from uni_dpo.trl.data import SCORES, check_scores
+from uni_dpo.trl.data import SCORES, check_scores, refuse_videos
 from uni_dpo.trl.ledger import NamedRows, logger, name_rows, run_record
 from uni_dpo.weighted_losses import METRICS, RemembersLosses, WeightedLosses
 
@@ -74,6 +74,7 @@ class UniDPOTrainer(
         self._seen: Seen = {}
         if self.columns is not None:
             for name, dataset in _named(kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+                refuse_videos(dataset, name)
                 check_scores(dataset, self.columns, name)
         rows: list[NamedRows] = []
         if isinstance(args, TRLUniDPOConfig) and args.uni_dpo_ledger and data_collator is None:

@@ -271,7 +271,7 @@ def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> tuple[float, float]
 
 def _keys(pair: PreferencePair) -> tuple[int, int]:
     """A number for the pair, and the number of the pair with its answers swapped."""
-    question = "\0".join((pair.system, repr(pair.history), pair.instruction))
+    question = "\0".join((pair.system, repr(pair.history), pair.instruction, repr(pair.videos)))
     start = hashlib.blake2b(question.encode(errors="surrogatepass"), digest_size=8)
     chosen = (repr(pair.images), pair.chosen)
     rejected = (repr(pair.rejected_images or pair.images), pair.rejected)

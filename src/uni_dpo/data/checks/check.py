@@ -23,6 +23,7 @@ from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import is_file, source_files
 from uni_dpo.data.tables.writing import keep_inputs
+from uni_dpo.data.videos import DECODER, VideoChecker, has_decoder
 
 
 @dataclass
@@ -166,7 +167,7 @@ def check_entry(
         start: where image paths start; then they are tried beside the data, then as they are.
         root: the folder that no image path may leave; None where there is no such rule.
         scores_required: whether a row without scores is at fault.
-        check_images: whether to open the images.
+        check_images: whether to open the images and videos.
         qual_eta: the η for which w_qual is reported.
         tau_good: the τ_good for which the share of pairs above it is reported.
         lengths: counts tokens; None leaves them out.
@@ -184,18 +185,21 @@ def check_entry(
     auditor = Auditor(qual_eta=qual_eta, tau_good=tau_good)
     left = limit if entry.num_samples is None else None
     with ExitStack() as stack:
-        images = None
+        images = videos = None
         if check_images:
             images = stack.enter_context(ImageChecker(start, root, beside=entry.beside).running())
+            videos = VideoChecker(images) if entry.columns.videos and has_decoder() else None
         sorter = None
         if fix is not None:
             keep_inputs(fix, files)
             paths = images.paths if images is not None else None
-            again = partial(check_again, entry=entry, images=images, scores_required=scores_required, choice=choice)
+            again = partial(
+                check_again, entry=entry, images=images, scores_required=scores_required, choice=choice, videos=videos
+            )
             sorter = stack.enter_context(sorting(Path(fix), entry, paths, again))
             report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))
-        rows = islice(_checked_rows(files, entry, images, scores_required, choice, report), left)
+        rows = islice(_checked_rows(files, entry, images, videos, scores_required, choice, report), left)
         for row in tqdm(rows, desc=f"Checking {entry.name}", unit=" rows", mininterval=1.0, delay=2.0):
             _note(report, row)
             auditor.add(row)
@@ -213,13 +217,16 @@ def _checked_rows(
     files: list[Path],
     entry: DatasetEntry,
     images: ImageChecker | None,
+    videos: VideoChecker | None,
     scores_required: bool,
     choice: PairChoice,
     report: CheckReport,
 ) -> Iterator[CheckedRow]:
     for file in files:
         try:
-            yield from check_file(file, entry, images=images, scores_required=scores_required, choice=choice)
+            yield from check_file(
+                file, entry, images=images, videos=videos, scores_required=scores_required, choice=choice
+            )
         except PreferenceDataError as error:
             fault = error.faults[0] if error.faults else Fault("file_unreadable", "", str(error), "")
             report.stopped = str(fault)
@@ -246,6 +253,9 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
         advice = "give two answers of a row unlike scores, or choose more pairs (uni_dpo_pairs, uni_dpo_min_gap)"
         report.whole.append(Fault("no_pairs", "", "no row makes a pair", advice, file=entry.path))
     report.whole += unseen_columns(entry, report.columns)
+    if entry.columns.videos in report.columns and not has_decoder():
+        found = f"the package {DECODER}, which opens videos, is not installed"
+        report.whole.append(Fault("video_decoder", "columns.videos", found, f"pip install {DECODER}", file=entry.path))
     report.whole += swapped_scores(report.dataset, audit.inverted.count, audit.margins.count)
     if not entry.ranking:
         found = f"dataset {entry.name!r} is not marked as pairs"

@@ -81,6 +81,10 @@ class RowSorter:
         if with_images := self._with_placeholders(repaired):
             repaired |= with_images
             done.append(f"{IMAGE_TOKEN} put in front of the question")
+        videos = row.get(columns.videos) if columns.videos else None
+        if isinstance(videos, str):
+            repaired[str(columns.videos)] = [videos]
+            done.append(f"{columns.videos}: text to list")
         return repaired, done
 
     def _with_placeholders(self, row: Row) -> Row | None:

@@ -4,23 +4,26 @@ Follows LlamaFactory 0.9.5's handling of images (`image_max_pixels`, `image_min_
 limits) and of long pairs: the longer of prompt and answer is cut.
 """
 
+import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uni_dpo.data.checks.audit import Spread
-from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
+from uni_dpo.data.checks.rows import MEDIA_TOKENS, CheckedRow
 from uni_dpo.data.image_sizes import ImageLimits
-from uni_dpo.data.images import ImageState
 from uni_dpo.data.pair import PreferencePair
+from uni_dpo.data.videos import FRAME, VideoLimits
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.reading import read_json
 
 _ROWS_AT_ONCE = 256
 _DEFAULT_SYSTEM = "You are a helpful assistant."
 """What LlamaFactory's `qwen2_vl` template says where a row has no system prompt."""
-_IMAGE_PLACE = "<|vision_start|><|vision_end|>"
+_PLACE = "<|vision_start|><|vision_end|>"
+MEDIA = re.compile("|".join(re.escape(MEDIA_TOKENS[medium]) for medium in ("images", "videos")))
+"""What stands for an image or a video in a text."""
 
 
 def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageLimits:
@@ -35,6 +38,21 @@ def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageL
         int(config.get("max_pixels") or size.get("longest_edge") or ImageLimits.processor_max),
         int(config.get("min_pixels") or size.get("shortest_edge") or ImageLimits.processor_min),
     )
+
+
+def video_limits(folder: str | Path, fps: float, most: int, max_pixels: int) -> VideoLimits:
+    """Tell how videos are sampled and sized for a checkpoint, by its processor files; see `model_limits`."""
+    config = read_json(Path(folder) / "video_preprocessor_config.json")
+    config = config or read_json(Path(folder) / "processor_config.json").get("video_processor", {})
+    size, plain = config.get("size") or {}, FRAME
+    frame = replace(
+        plain,
+        max_pixels=max_pixels,
+        side=int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
+        processor_max=int(size.get("longest_edge") or plain.processor_max),
+        processor_min=int(size.get("shortest_edge") or plain.processor_min),
+    )
+    return VideoLimits(fps, most, frame)
 
 
 def chat_text(pair: PreferencePair) -> str:
@@ -60,7 +78,7 @@ def kept_lengths(prompt: int, answer: int, cutoff_len: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the pairs, and the shares of pairs that `cutoff_len` would cut, or cut within an image."""
+    """Tokens of the pairs, and the shares of pairs that `cutoff_len` would cut, or cut within an image or a video."""
 
     prompt: Spread
     image: Spread
@@ -78,10 +96,21 @@ class LengthCounter:
         cutoff_len: LlamaFactory's limit on prompt and answer.
         image_max_pixels: LlamaFactory's limit on an image.
         image_min_pixels: likewise.
+        video_max_pixels: LlamaFactory's limit on a frame.
+        video_fps: frames that LlamaFactory takes per second.
+        video_maxlen: frames that LlamaFactory takes at most.
     """
 
     def __init__(
-        self, model: str | Path, *, cutoff_len: int, image_max_pixels: int = 768 * 768, image_min_pixels: int = 32 * 32
+        self,
+        model: str | Path,
+        *,
+        cutoff_len: int,
+        image_max_pixels: int = 768 * 768,
+        image_min_pixels: int = 32 * 32,
+        video_max_pixels: int = 256 * 256,
+        video_fps: float = 2.0,
+        video_maxlen: int = 128,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -92,15 +121,18 @@ class LengthCounter:
         except (OSError, ValueError) as error:
             raise UniDPOError(f"{model}: its tokenizer cannot be loaded ({error})") from None
         self._limits = model_limits(model, image_max_pixels, image_min_pixels)
+        self._videos = video_limits(model, video_fps, video_maxlen, video_max_pixels)
         self._cutoff_len = cutoff_len
-        self._waiting: list[tuple[PreferencePair, list[ImageState]]] = []
+        self._waiting: list[tuple[PreferencePair, int]] = []
         self._prompt, self._image, self._answer = array("l"), array("l"), array("l")
         self._cut = self._image_cut = 0
 
     def add(self, row: CheckedRow) -> None:
         """Take in a row; rows with faults are left out."""
         if row.pairs and not row.faults:
-            self._waiting += [(pair, row.image_states) for pair in row.pairs]
+            shown = sum(self._limits.tokens(state.width, state.height) for state in row.image_states)
+            shown += sum(map(self._videos.tokens, row.video_states))
+            self._waiting += [(pair, shown) for pair in row.pairs]
             if len(self._waiting) >= _ROWS_AT_ONCE:
                 self._count()
 
@@ -120,12 +152,12 @@ class LengthCounter:
     def _count(self) -> None:
         texts: list[str] = []
         for pair, _ in self._waiting:
-            head, token, tail = chat_text(pair).rpartition(IMAGE_TOKEN)
-            texts += [(head + token).replace(IMAGE_TOKEN, _IMAGE_PLACE), tail, pair.chosen, pair.rejected]
+            text = chat_text(pair)
+            end = max((found.end() for found in MEDIA.finditer(text)), default=0)
+            texts += [MEDIA.sub(_PLACE, text[:end]), text[end:], pair.chosen, pair.rejected]
         counts = self._token_counts(texts)
-        for index, (_, image_states) in enumerate(self._waiting):
+        for index, (_, images) in enumerate(self._waiting):
             to_images_end, after_images, chosen, rejected = counts[4 * index : 4 * index + 4]
-            images = sum(self._limits.tokens(state.width, state.height) for state in image_states)
             # the template ends an answer with <|im_end|> and a line break
             self._add(to_images_end + images, after_images, images, max(chosen, rejected) + 2)
         self._waiting.clear()

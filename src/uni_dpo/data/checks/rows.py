@@ -12,6 +12,7 @@ from uni_dpo.data.images import ImageChecker, ImageState
 from uni_dpo.data.pair import PreferencePair, is_image, listed_images, read_pair
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, unreadable_fault
+from uni_dpo.data.videos import VideoChecker, VideoState
 
 IMAGE_TOKEN = os.environ.get("IMAGE_PLACEHOLDER", "<image>")
 """What stands for an image in a text; LlamaFactory lets the same variable change it."""
@@ -38,6 +39,7 @@ class CheckedRow:
         row: what the file holds there; None where it could not be read.
         pairs: what the row says; none where no pair can be made of it.
         image_states: one per image, in the row's order; empty where images are left alone.
+        video_states: likewise for videos.
         line: the line of `file` that it starts in, from 1; None where the file has no lines.
     """
 
@@ -47,6 +49,7 @@ class CheckedRow:
     pairs: list[PreferencePair] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     image_states: list[ImageState] = field(default_factory=list)
+    video_states: list[VideoState] = field(default_factory=list)
     line: int | None = None
 
     def placed(self, fault: Fault) -> Fault:
@@ -62,6 +65,7 @@ def check_file(
     entry: DatasetEntry,
     *,
     images: ImageChecker | None,
+    videos: VideoChecker | None = None,
     scores_required: bool = True,
     limit: int | None = None,
     choice: PairChoice = ALL_PAIRS,
@@ -72,6 +76,7 @@ def check_file(
         file: what to read.
         entry: how its rows are laid out.
         images: looks at the images; None leaves them alone.
+        videos: looks at the videos; None leaves them alone.
         scores_required: whether a row without scores is a fault.
         limit: how many rows to check; None for all.
         choice: which pairs of ranked answers count.
@@ -86,6 +91,8 @@ def check_file(
     for batch in _batches(checked, _ROWS_AT_ONCE):
         if images is not None:
             _check_images(batch, images, entry)
+        if videos is not None:
+            _check_videos(batch, videos, entry)
         yield from batch
 
 
@@ -96,11 +103,14 @@ def check_again(
     images: ImageChecker | None,
     scores_required: bool,
     choice: PairChoice = ALL_PAIRS,
+    videos: VideoChecker | None = None,
 ) -> CheckedRow:
     """Judge a changed `row` that stands where `checked` stood."""
     again = _check_row(checked.file, checked.index, checked.line, row, entry, scores_required, choice)
     if images is not None:
         _check_images([again], images, entry)
+    if videos is not None:
+        _check_videos([again], videos, entry)
     return again
 
 
@@ -186,6 +196,16 @@ def _check_column(batch: list[CheckedRow], images: ImageChecker, column: str, *,
                 row.image_states.append(state)
             if state.kind:
                 where = f"{column}[{place}]"
+                row.faults.append(row.placed(Fault(state.kind, where, state.found, state.advice)))
+
+
+def _check_videos(batch: list[CheckedRow], videos: VideoChecker, entry: DatasetEntry) -> None:
+    for row in batch:
+        for place, video in enumerate(listed_images(row.row or {}, entry.columns.videos)):
+            state = videos.state(video)
+            row.video_states.append(state)
+            if state.kind:
+                where = f"{entry.columns.videos}[{place}]"
                 row.faults.append(row.placed(Fault(state.kind, where, state.found, state.advice)))
 
 

@@ -21,7 +21,7 @@ from uni_dpo.data.tables.reading import Row, iter_rows, source_files
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.writing import replacing
 
-_VERSION = 1
+_VERSION = 2
 _ROWS_AT_ONCE = 1_000
 _TEXTS = ("prompt", "query", "response", "system", "tools", "kto_tag")
 
@@ -82,7 +82,32 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
         found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
     files = (pa.list_(pa.string()), lambda value: [_as_file(item, folder, paths) for item in _as_list(value)])
     found |= {names.images: files, names.rejected_images: files}
+    if names.videos:
+        found[names.videos] = _videos(entry, paths)
     return {name: column for name, column in found.items() if name is not None}
+
+
+def _videos(entry: DatasetEntry, paths: ImagePaths) -> Column:
+    """Files, or each video a list of its frames: what the first row with a video has, and then every row."""
+    import pyarrow as pa
+
+    assert entry.path is not None
+    rows = (_as_list(row.get(str(entry.columns.videos))) for row in iter_rows(entry.path))
+    first = next((videos[0] for videos in rows if videos), "")
+
+    def place(file: Any) -> str:
+        if not isinstance(file, str):
+            raise TypeError("a file's videos are all files, or all lists of the paths of frames")
+        return str(paths.find(file).absolute())
+
+    def frames(video: Any) -> list[str]:
+        if not isinstance(video, list) or not all(isinstance(frame, str) for frame in video):
+            raise TypeError("a file's videos are all files, or all lists of the paths of frames")
+        return [str(paths.find(frame).absolute()) for frame in video]
+
+    if isinstance(first, list):
+        return pa.list_(pa.list_(pa.string())), lambda value: [frames(video) for video in _as_list(value)]
+    return pa.list_(pa.string()), lambda value: [place(video) for video in _as_list(value)]
 
 
 def _plain_answers(row: Row, entry: DatasetEntry) -> Row:

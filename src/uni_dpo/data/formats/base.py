@@ -146,6 +146,7 @@ def count_losses(pair: PreferencePair, losses: Losses, *kept: str) -> None:
         "history": bool(pair.history),
         "images": bool(pair.images),
         "rejected_images": bool(pair.rejected_images),
+        "videos": bool(pair.videos),
         "id": pair.id is not None,
     }
     for name, there in parts.items():

@@ -59,8 +59,8 @@ def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
 
 
 def _images(pair: PreferencePair) -> Row:
-    both = {"images": pair.images, "rejected_images": pair.rejected_images}
-    return {name: list(images) for name, images in both.items() if images}
+    shown = {"images": pair.images, "rejected_images": pair.rejected_images, "videos": pair.videos}
+    return {name: list(media) for name, media in shown.items() if media}
 
 
 def message_list(pair: PreferencePair, tags: Tags) -> list[dict[str, str]]:

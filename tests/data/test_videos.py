@@ -1,0 +1,183 @@
+"""Videos of rows: every fault is named by row and field, and their tokens are those that training makes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uni_dpo.data.checks.check import check_dataset
+from uni_dpo.data.checks.lengths import LengthCounter
+from uni_dpo.data.convert import convert
+from uni_dpo.data.register import detect_attributes
+from uni_dpo.data.videos import VideoLimits, VideoState
+from uni_dpo.errors import UniDPOError
+
+av = pytest.importorskip("av")
+Rows = list[dict[str, Any]]
+
+
+def write_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def row() -> Callable[..., dict[str, Any]]:
+    def make(number: int, /, *videos: Any, **changes: Any) -> dict[str, Any]:
+        plain = {"instruction": "<video>What happens?", "chosen": f"It brightens {number}.", "rejected": "Nothing."}
+        return plain | {"score_chosen": 4.0, "score_rejected": 1.0, "videos": list(videos)} | changes
+
+    return make
+
+
+@pytest.fixture
+def films(tmp_path: Path, write_video: Callable[..., Path]) -> Path:
+    """A folder with videos that can be used and some that cannot."""
+    write_video(tmp_path / "good.mp4")
+    write_video(tmp_path / "good.mkv")
+    write_sound(tmp_path / "sound.wav")
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:900])
+    Image.new("RGB", (40, 30)).save(tmp_path / "frame.png")
+    return tmp_path
+
+
+def test_every_fault_of_a_video_is_named_by_row_and_field(films: Path, row: Callable[..., Any]) -> None:
+    rows = [
+        row(0, "good.mp4"),
+        row(1, "good.mkv"),
+        row(2, ["frame.png", "frame.png", "frame.png"]),
+        row(3, videos="good.mp4"),
+        row(4, "none.mp4"),
+        row(5, "zero.mp4"),
+        row(6, "text.mp4"),
+        row(7, "cut.mp4"),
+        row(8, "sound.wav"),
+        row(9, []),
+        row(10, ["frame.png", "none.png"]),
+        row(11, 3),
+        row(12, "http://127.0.0.1:9/film.mp4"),
+        row(13, "good.mp4", instruction="What happens?"),
+        row(14, "good.mp4", "good.mp4"),
+    ]
+    (films / "pairs.json").write_text(json.dumps(rows))
+    report = check_dataset(str(films / "pairs.json"))
+    assert [(fault.row, fault.kind, fault.field) for fault in report.faults] == [
+        (4, "video_missing", "videos[0]"),
+        (5, "video_zero", "videos[0]"),
+        (6, "video_unreadable", "videos[0]"),
+        (7, "video_not_a_video", "videos[0]"),
+        (8, "video_not_a_video", "videos[0]"),
+        (9, "video_empty", "videos[0]"),
+        (10, "video_frame", "videos[0]"),
+        (11, "video_type", "videos[0]"),
+        (12, "video_url", "videos[0]"),
+        (13, "image_count", "videos"),
+        (14, "image_count", "videos"),
+    ]
+    assert "frame 1: no file none.png" in str(report.faults[6])
+
+
+def test_images_and_videos_stand_in_one_row(films: Path, row: Callable[..., Any]) -> None:
+    mixed = row(0, "good.mp4", instruction="<image>Is this in <video>?", images=["frame.png"])
+    (films / "pairs.json").write_text(json.dumps([mixed, row(1, "good.mp4", instruction="<image><video>?")]))
+    report = check_dataset(str(films / "pairs.json"))
+    assert [(fault.row, fault.field) for fault in report.faults] == [(1, "images")]
+    assert detect_attributes(films / "pairs.json")["columns"]["videos"] == "videos"
+
+
+def test_other_videos_make_another_pair(films: Path, row: Callable[..., Any]) -> None:
+    rows = [row(0, "good.mp4"), row(0, "good.mkv"), row(0, "good.mp4")]
+    (films / "pairs.json").write_text(json.dumps(rows))
+    audit = check_dataset(str(films / "pairs.json")).audit
+    assert audit is not None
+    assert audit.duplicates.examples == [(0, 2)]
+
+
+def test_fix_makes_a_list_of_a_path_and_leaves_broken_videos_out(films: Path, row: Callable[..., Any]) -> None:
+    (films / "pairs.json").write_text(json.dumps([row(0, videos="good.mp4"), row(1, "none.mp4")]))
+    report = check_dataset(str(films / "pairs.json"), fix=films / "good.json")
+    assert [kept["videos"] for kept in json.loads((films / "good.json").read_text())] == [["good.mp4"]]
+    assert report.repairs == {"videos: text to list": 1}
+
+
+def test_without_a_decoder_the_package_is_named_once(
+    films: Path, row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from uni_dpo.data.checks import check
+
+    monkeypatch.setattr(check, "has_decoder", lambda: False)
+    (films / "pairs.json").write_text(json.dumps([row(0, "good.mp4"), row(1, "good.mp4")]))
+    report = check_dataset(str(films / "pairs.json"))
+    assert [fault.kind for fault in report.whole] == ["video_decoder"]
+    assert "pip install av" in str(report.whole[0])
+
+
+def test_conversion_keeps_videos_or_counts_them(films: Path, row: Callable[..., Any]) -> None:
+    (films / "pairs.json").write_text(json.dumps([row(0, "good.mp4")]))
+    convert(films / "pairs.json", films / "kept.json", from_format="llamafactory", to_format="llamafactory-openai")
+    assert json.loads((films / "kept.json").read_text())[0]["videos"] == ["good.mp4"]
+    lost = convert(films / "pairs.json", films / "lost.json", from_format="auto", to_format="trl").losses
+    assert lost["videos"] == 1
+
+
+def test_what_cannot_see_videos_refuses_them(films: Path, row: Callable[..., Any]) -> None:
+    from uni_dpo.data.images import ImageChecker
+    from uni_dpo.data.questions import InputOptions, read_questions
+    from uni_dpo.inference.score import layout_of
+
+    file = films / "pairs.json"
+    file.write_text(json.dumps([row(0, "good.mp4")]))
+    with pytest.raises(UniDPOError, match=r"row 0.*field 'videos': a video; only images can be asked about"):
+        read_questions(InputOptions(str(file)), films / "images")
+    with ImageChecker(films).running() as images:
+        (rated,) = layout_of(file).read(file, images)
+    assert "answers about videos are not rated" in str(rated.faults[0])
+
+
+@pytest.mark.parametrize(("frames", "rate"), [(12, 4), (3, 4), (1, 4), (60, 4)])
+@pytest.mark.parametrize("size", [(64, 48), (640, 480)])
+def test_tokens_are_those_of_llamafactory(
+    tmp_path: Path,
+    row: Callable[..., Any],
+    write_video: Callable[..., Path],
+    tiny_qwen2_vl: Path,
+    frames: int,
+    rate: int,
+    size: tuple[int, int],
+) -> None:
+    """The oracle: what LlamaFactory's plugin and the model's processor make of the same file."""
+    mm_plugin = pytest.importorskip("llamafactory.data.mm_plugin")
+    from transformers import AutoProcessor
+
+    write_video(tmp_path / "film.mp4", frames, size, rate)
+    (tmp_path / "pairs.json").write_text(json.dumps([row(0, "film.mp4")]))
+    counter = LengthCounter(tiny_qwen2_vl, cutoff_len=2048, video_maxlen=10)
+    counted = check_dataset(str(tmp_path / "pairs.json"), lengths=counter).lengths
+    processor = AutoProcessor.from_pretrained(tiny_qwen2_vl)
+    processor.video_maxlen, processor.video_max_pixels, processor.video_min_pixels = 10, 256 * 256, 16 * 16
+    processor.video_fps, processor.image_max_pixels, processor.image_min_pixels = 2.0, 768 * 768, 32 * 32
+    plugin = mm_plugin.get_mm_plugin("qwen2_vl", image_token="<|image_pad|>", video_token="<|video_pad|>")
+    grid = plugin._get_mm_inputs([], [str(tmp_path / "film.mp4")], [], processor)["video_grid_thw"]
+    assert counted is not None
+    assert counted.image.mean == int(grid.prod()) // 4
+
+
+def test_frames_that_are_taken() -> None:
+    limits = VideoLimits(fps=2.0, most=10)
+    assert limits.taken(VideoState(8, 8, 100, 3.0)) == 6
+    assert limits.taken(VideoState(8, 8, 100, 3.6)) == 8
+    assert limits.taken(VideoState(8, 8, 100, 60.0)) == 10
+    assert limits.taken(VideoState(8, 8, 3, 60.0)) == 4
+    assert limits.taken(VideoState(8, 8, 100)) == 10
+    assert limits.taken(VideoState(8, 8, 13, listed=True)) == 14
