@@ -1,5 +1,7 @@
 """What a configuration may say, and what is refused before anything is started."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -72,3 +74,14 @@ def test_shares_and_parts_of_the_questions(settings):
     assert config.splits
     assert config.shares() == pytest.approx({"validation": 0.2, "test": 0.2, "training-1": 0.3, "training-2": 0.3})
     assert not AlignConfig(settings()).splits
+
+
+def test_what_is_read_does_not_lie_where_the_stages_write(settings, tmp_path):
+    place = tmp_path / "work" / "questions"
+    place.mkdir(parents=True)
+    file = place / "mine.jsonl"
+    file.write_bytes(Path(settings()["questions"]).read_bytes())
+    with pytest.raises(UniDPOError, match=r"questions.path: .*mine.jsonl lies in .*work/questions, which the stages"):
+        AlignConfig(settings(questions=str(file)))
+    beside = file.rename(tmp_path / "work" / "mine.jsonl")
+    assert AlignConfig(settings(questions=str(beside))).questions.path == str(beside)

@@ -135,6 +135,8 @@ def test_a_stage_before_that_is_stale_is_said_before_anything_is_put_aside(finis
     changed = AlignConfig(raw | {"train": {**raw["train"], "learning_rate": 1e-5}})
     with pytest.raises(UniDPOError, match="--from 1/train"):
         running.run_align(changed, restart="2/train", say=lambda line: None)
+    with pytest.raises(UniDPOError, match="--until 1/pair comes before --from 1/train"):
+        running.run_align(AlignConfig(raw), restart="1/train", until="1/pair", say=lambda line: None)
     assert not (changed.work / "aside").exists()
     assert set(words(raw).values()) == {"done"}
 

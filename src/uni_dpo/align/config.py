@@ -21,6 +21,8 @@ KINDS = (
 """What stages start commands; a launcher may be named for each."""
 OURS = ("model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir", "output_dir", "resume_from_checkpoint")
 """LlamaFactory's settings that follow from the stages before."""
+WRITTEN = ("questions", "warm-up", "base", "benchmarks", "aside", "logs")
+"""Folders of a work dir that the stages write, beside those of the rounds."""
 _NOT_GRADED_ALONE = ("dpo_reward", "process_reward")
 
 
@@ -140,6 +142,7 @@ class AlignConfig:
         for path in (self.questions.path, *(part for part in (self.validation, self.test) if isinstance(part, str))):
             if not Path(path).exists():
                 raise UniDPOError(f"questions, validation, test: there is no file {path}")
+        self._check_places()
         self._check_engine()
         for name, options in {"train": settings.train, "warm_up": settings.warm_up, **self.baselines}.items():
             _check_training(name, options)
@@ -207,6 +210,19 @@ class AlignConfig:
         for name in settings.baselines:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise UniDPOError(f"baselines.{name}: a name has letters, digits, - and _, since a folder is named so")
+
+    def _check_places(self) -> None:
+        """See that nothing which is read lies where the stages write: it would be put aside with what they made."""
+        given = {"model": self.settings.model, "questions.path": self.questions.path}
+        for name, path in {**given, "validation": self.validation, "test": self.test}.items():
+            place = Path(str(path)).absolute()
+            if place.exists() and place.is_relative_to(self.work):
+                folder = (*place.relative_to(self.work).parts, "")[0]
+                if folder in WRITTEN or folder.startswith("round-"):
+                    written = self.work / folder
+                    raise UniDPOError(
+                        f"{name}: {path} lies in {written}, which the stages write; take another work_dir"
+                    )
 
     def _check_engine(self) -> None:
         engine, evaluate = self.settings.engine, self.settings.evaluate

@@ -47,7 +47,7 @@ def run_align(
         if ended:
             say(f"ended {ended} processes that an earlier run had left behind")
         stages, state = AlignStages(config), AlignState(config.work)
-        _check_names(stages, (until, restart))
+        _check_names(stages, until, restart)
         if restart := restart or state.restart:
             _refuse_stale(stages, state, restart, last=False)
             _put_aside(stages, state, restart)
@@ -186,12 +186,14 @@ def _engine_counts(stage: AlignStage, work: Path) -> dict[str, Any]:
     return found
 
 
-def _check_names(stages: AlignStages, names: Sequence[str | None]) -> None:
+def _check_names(stages: AlignStages, until: str | None, restart: str | None) -> None:
     known = [stage.name for stage in stages]
-    for name in names:
+    for name in (until, restart):
         if name is not None and name not in known:
             hint = did_you_mean(name, known) or f"; the stages are {', '.join(known)}"
             raise UniDPOError(f"no stage is called {name!r}{hint}")
+    if until is not None and restart is not None and known.index(until) < known.index(restart):
+        raise UniDPOError(f"--until {until} comes before --from {restart}: nothing would be done; turn them around")
 
 
 def _refuse_stale(stages: AlignStages, state: AlignState, until: str | None, *, last: bool = True) -> None:
