@@ -47,9 +47,9 @@ class ResponseTokens:
     rows: Tensor | None = None
 
     @classmethod
-    def from_labels(cls, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> "ResponseTokens":
+    def from_labels(cls, labels: Tensor) -> "ResponseTokens":
         """Read the tokens from `labels` (B, T), where position t predicts the label at t + 1."""
-        scored = labels[:, 1:] != ignore_index
+        scored = labels[:, 1:] != IGNORE_INDEX
         sequence, column = scored.nonzero(as_tuple=True)
         offset = column - scored.int().argmax(1)[sequence]
         return cls(
@@ -95,7 +95,6 @@ def response_logps(
     tokens: ResponseTokens,
     *,
     project: Callable[[Tensor], Tensor] | None = None,
-    softcap: float | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     """Score the response tokens; the same numbers and gradients as `log_softmax` of all logits in float32.
@@ -106,7 +105,6 @@ def response_logps(
             (LoRA, quantised) is called, chunk by chunk.
         tokens: what to score, and where.
         project: called in place of `head`, which is then not read directly.
-        softcap: logits are `softcap · tanh(logits / softcap)`; None leaves them.
         chunk_bytes: bound on the logits made at once; by default `CPU_CHUNK_BYTES` or `CHUNK_BYTES` (blocks of the
             vocabulary) for a plain linear layer, `KEPT_BYTES` (blocks of tokens) for a module that is called.
 
@@ -114,10 +112,10 @@ def response_logps(
         (N,) log-probabilities, in float32 (float64 for float64 inputs).
     """
     selected = hidden.flatten(0, -2)[tokens.predictor]
-    if type(head) is nn.Linear and project is None and softcap is None:
+    if type(head) is nn.Linear and project is None:
         return linear_logps(selected, head.weight, tokens.target, head.bias, chunk_bytes=chunk_bytes)
     parts = _chunks(len(selected), _vocabulary(head), selected, chunk_bytes or KEPT_BYTES)
-    logps = [_called_logps(project or head, selected[part], tokens.target[part], softcap) for part in parts]
+    logps = [_called_logps(project or head, selected[part], tokens.target[part]) for part in parts]
     return torch.cat(logps) if logps else selected.sum(1, dtype=_working_dtype(selected))
 
 
@@ -233,12 +231,10 @@ def _in_block(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     return inside, torch.where(inside, target - block.start, 0)[:, None]
 
 
-def _called_logps(project: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, softcap: float | None) -> Tensor:
+def _called_logps(project: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:
     def score(hidden: Tensor) -> Tensor:
         logits = project(hidden)
         logits = logits.to(_working_dtype(logits))
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
         return logits.gather(1, target[:, None]).squeeze(1) - logits.logsumexp(1)
 
     if not torch.is_grad_enabled():

@@ -115,6 +115,6 @@ def test_the_bound_holds_for_any_pairs(pairs, limit):
 def test_near_duplicates_by_word_ngrams():
     long = "one two three four five six seven eight nine ten eleven twelve"
     texts = [long, long, long.replace("twelve", "thirteen"), "one two", "one  two", "two one"]
-    kept = drop_near_duplicates([ScoredAnswer(text, 0) for text in texts])
+    kept = drop_near_duplicates([ScoredAnswer(text, 0) for text in texts], 0.9)
     # "... eleven thirteen" shares 2 of 4 ten-grams; "one two" shares its bigram with the long text, but 1 of 11.
     assert [answer.text for answer in kept] == [texts[0], texts[2], texts[3], texts[5]]

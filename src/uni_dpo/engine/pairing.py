@@ -199,23 +199,22 @@ def bound_mean_difference(pairs: Sequence[Pair], limit: float) -> list[Pair]:
     return sorted(kept, key=_by_content)
 
 
-def drop_near_duplicates(
-    answers: Sequence[ScoredAnswer], *, threshold: float = 0.9, words: int = 10
-) -> list[ScoredAnswer]:
-    """Return answers of which none is like an earlier one: Jaccard similarity of word n-grams at most `threshold`.
+WORDS = 10
+"""The n of the word n-grams by which answers are compared; shorter ones by n-grams of their own length."""
 
-    Texts of fewer than `words` words are compared by n-grams of their own length.
-    """
+
+def drop_near_duplicates(answers: Sequence[ScoredAnswer], threshold: float) -> list[ScoredAnswer]:
+    """Return answers of which none is like an earlier one: Jaccard similarity of word n-grams at most `threshold`."""
     kept: list[tuple[ScoredAnswer, list[str]]] = []
     for answer in answers:
         text = answer.text.split()
-        if all(_similarity(text, earlier, words) <= threshold for _, earlier in kept):
+        if all(_similarity(text, earlier) <= threshold for _, earlier in kept):
             kept.append((answer, text))
     return [answer for answer, _ in kept]
 
 
-def _similarity(a: list[str], b: list[str], words: int) -> float:
-    size = max(1, min(words, len(a), len(b)))
+def _similarity(a: list[str], b: list[str]) -> float:
+    size = max(1, min(WORDS, len(a), len(b)))
     left, right = ({tuple(text[start : start + size]) for start in range(len(text) - size + 1)} for text in (a, b))
     union = left | right
     return len(left & right) / len(union) if union else 1.0

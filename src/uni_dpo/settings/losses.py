@@ -157,9 +157,9 @@ def uses_uni_dpo(value: Any) -> bool:
     return UNI_DPO in read_losses(value)
 
 
-def is_ours(value: Any, stock: Collection[str] = STOCK) -> bool:
+def is_ours(value: Any) -> bool:
     """Tell whether `objective` makes the loss, rather than LlamaFactory."""
-    return written(value, stock) not in stock
+    return written(value) not in STOCK
 
 
 def compares(value: Any) -> bool:

@@ -130,7 +130,7 @@ def rank_pairs(question_id: str, answers: Sequence[ScoredAnswer], options: DpoRe
     """Pair the best answers by both rewards with the worst by both, as `options.choose` has it."""
     choosable = may_be_chosen(options)
     by_sum = sorted(distinct(answers), key=lambda answer: (not choosable(answer), -answer.detail["sum"], answer.text))
-    by_sum = drop_near_duplicates(by_sum, threshold=options.similarity)
+    by_sum = drop_near_duplicates(by_sum, options.similarity)
     by_sum.sort(key=lambda answer: (-answer.detail["sum"], answer.text))
     by_mean = sorted(by_sum, key=lambda answer: (-answer.detail["mean"], answer.text))
     rank = min(options.rank, len(by_sum) // 2)
