@@ -20,7 +20,7 @@ def open_ledger(training_args: Any, datasets: Iterable[Any], record: Mapping[str
     Args:
         training_args: transformers' arguments of the run.
         datasets: see `pair_texts`; the pairs of one that can only be read once are known by their keys.
-        record: what was trained on what; see `llamafactory.record.run_record`.
+        record: what was trained on what; see `llamafactory.ledger.run_record`.
     """
     output = training_args.output_dir
     kept = KeptImages(output, writes=training_args.process_index == 0)

@@ -129,7 +129,7 @@ def _content(content: Any) -> str:
 def run_record(
     args: Any, model: Any, about: Mapping[str, Any], averaged_losses: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Describe a run as `llamafactory.record.run_record` does.
+    """Describe a run as `llamafactory.ledger.run_record` does.
 
     Args:
         args: a `TRLUniDPOConfig`.
