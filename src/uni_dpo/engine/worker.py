@@ -11,7 +11,7 @@ from uni_dpo.data.questions import Question
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.engine.records import Answered, Row, Scored, wording
 from uni_dpo.engine.samplers import Sampled
-from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage
+from uni_dpo.models.backends.base import Backend, Failure, Request, Usage
 from uni_dpo.settings.registry import find
 from uni_dpo.storage.identity import digest
 
@@ -110,40 +110,21 @@ class Recorded:
     def usage(self, usage: Usage) -> None:
         self.backend.usage = usage
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
-        """See `Backend.generate`."""
-        return self._written("generate", requests, self.backend.generate(requests, sampling))
+    def __getattr__(self, call: str) -> Any:
+        """Return a method of the backend, such as `generate` or `rate`, whose requests and replies are written."""
+        method = getattr(self.backend, call)
 
-    def choice_logprobs(
-        self, requests: Sequence[Request], choices: Mapping[str, Sequence[str]]
-    ) -> list[dict[str, float] | Failure]:
-        """See `Backend.choice_logprobs`."""
-        replies = self.backend.choice_logprobs(requests, choices)
-        return self._written("choice_logprobs", requests, replies)
+        def recorded(requests: Sequence[Request], *more: Any, **named: Any) -> Any:
+            replies = method(requests, *more, **named)
+            answers = next((given for given in (*more, *named.values()) if isinstance(given, Sequence)), None)
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                for index, (request, reply) in enumerate(zip(requests, replies, strict=True)):
+                    line = {"call": call, "request": asdict(request), "reply": _plain(reply)}
+                    line |= {} if answers is None else {"answer": answers[index]}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            return replies
 
-    def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
-        """See `Backend.answer_logprobs`."""
-        replies = self.backend.answer_logprobs(requests, answers)
-        return self._written("answer_logprobs", requests, replies, answers)
-
-    def rate(self, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
-        """See `RewardModelBackend.rate`."""
-        return self._written("rate", requests, self.backend.rate(requests, answers), answers)
-
-    def rate_steps(self, requests: Sequence[Request], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `ProcessRewardBackend.rate_steps`."""
-        return self._written("rate_steps", requests, self.backend.rate_steps(requests, answers), answers)
-
-    def _written(
-        self, call: str, requests: Sequence[Request], replies: Any, answers: Sequence[Any] | None = None
-    ) -> Any:
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            for index, (request, reply) in enumerate(zip(requests, replies, strict=True)):
-                line = {"call": call, "request": asdict(request), "reply": _plain(reply)}
-                if answers is not None:
-                    line["answer"] = answers[index]
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return replies
+        return recorded
 
 
 def _plain(reply: Any) -> Any:
