@@ -22,29 +22,17 @@ OLDEST, NEWEST = Version("0.9.4"), Version("0.9.5")
 
 SEAMS: tuple[tuple[str, str, str], ...] = (
     ("llamafactory.data.parser", "DatasetAttr", "uni_dpo.llamafactory.data:ScoredDatasetAttr"),
-    (
-        "llamafactory.data.converter",
-        "get_dataset_converter",
-        "uni_dpo.llamafactory.data:get_dataset_converter",
-    ),
+    ("llamafactory.data.converter", "get_dataset_converter", "uni_dpo.llamafactory.data:get_dataset_converter"),
     ("llamafactory.data.loader", "_load_single_dataset", "uni_dpo.llamafactory.data:load_single_dataset"),
     ("llamafactory.data.loader", "align_dataset", "uni_dpo.llamafactory.data:align_dataset"),
-    (
-        "llamafactory.data.loader",
-        "PairwiseDatasetProcessor",
-        "uni_dpo.llamafactory.processor:ScoredPairwiseProcessor",
-    ),
+    ("llamafactory.data.loader", "PairwiseDatasetProcessor", "uni_dpo.llamafactory.processor:ScoredPairwiseProcessor"),
     (
         "llamafactory.train.dpo.workflow",
         "PairwiseDataCollatorWithPadding",
         "uni_dpo.llamafactory.data:ScoredPairCollator",
     ),
     ("llamafactory.train.dpo.workflow", "get_dataset", "uni_dpo.llamafactory.workflow:get_dataset"),
-    (
-        "llamafactory.train.dpo.workflow",
-        "create_ref_model",
-        "uni_dpo.llamafactory.workflow:create_ref_model",
-    ),
+    ("llamafactory.train.dpo.workflow", "create_ref_model", "uni_dpo.llamafactory.workflow:create_ref_model"),
     ("llamafactory.train.dpo.trainer", "CustomDPOTrainer", "uni_dpo.llamafactory.trainer:LlamaFactoryUniDPOTrainer"),
     ("llamafactory.train.dpo", "run_dpo", "uni_dpo.llamafactory.workflow:run_dpo"),
     (
@@ -56,11 +44,7 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
 """(upstream module, name in it, what stands there once registered)."""
 
 WEB_SEAMS: tuple[tuple[str, str, str], ...] = (
-    (
-        "llamafactory.webui.components.train",
-        "create_train_tab",
-        "uni_dpo.llamafactory.webui:create_train_tab",
-    ),
+    ("llamafactory.webui.components.train", "create_train_tab", "uni_dpo.llamafactory.webui:create_train_tab"),
     ("llamafactory.webui.runner", "Runner", "uni_dpo.llamafactory.webui:LlamaBoardRunner"),
 )
 """The same of LlamaBoard, which is imported only where it is served."""
