@@ -159,21 +159,21 @@ def talk(conversation: "Chat", images: list[Path]) -> None:
         elif line.startswith("/"):
             print(f"{line.split()[0]} is unknown: {COMMANDS}")
         elif line:
-            images = _answer(conversation, line, images)
+            _answer(conversation, line, images)
+            images = []
 
 
-def _answer(conversation: "Chat", line: str, images: list[Path]) -> list[Path]:
-    """Print the answer as it comes; return the images that are still to be shown."""
+def _answer(conversation: "Chat", line: str, images: list[Path]) -> None:
+    """Print the answer as it comes."""
     try:
         for piece in conversation.say(line, images):
             print(piece, end="", flush=True)
     except UniDPOError as error:
         print(f"error: {error}", file=sys.stderr)
-        return []
+        return
     print()
     if conversation.cut:
         print(f"(cut at {conversation.sampling.max_tokens} tokens; --max-tokens raises the limit)", file=sys.stderr)
-    return []
 
 
 def _given_image(line: str) -> list[Path]:
