@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
+from uni_dpo.models.prompt import open_image
 from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, media_tokens, prompt_text
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.shared_prefix import logit_cap, media_dim, projection, share_rows, shares_rows
@@ -120,15 +121,10 @@ def encode(question: Question, processor: Any) -> Inputs:
     """Return a question as the model's inputs, a batch of one that ends where the answer begins.
 
     Raises:
-        UniDPOError: the chat template drops the question.
+        UniDPOError: the chat template drops the question, or an image cannot be read.
     """
-    from PIL import Image
-
     text = prompt_text(question, processor)
-    images = []
-    for path in question.images:
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
+    images = [open_image(path) for path in question.images]
     return dict(processor(text=[text], **({"images": images} if images else {}), return_tensors="pt"))
 
 
