@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from uni_dpo.settings.options import Argument, Count, ImageRoot, NotNegative, TopP
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+from uni_dpo.settings.options import Argument, Count, Dtype, ImageRoot, NotNegative, TopP
 
 
 @dataclass(frozen=True)

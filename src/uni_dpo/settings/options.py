@@ -26,6 +26,8 @@ Argument = Annotated[Path, "argument"]
 ImageRoot = Annotated[Path | None, "--image-root --media-dir"]
 """Where image paths start, under both names that a command line has for it."""
 TopP = Annotated[float, Gt(0), Le(1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of a model's weights; `auto` is the checkpoint's own."""
 
 _TYPES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 

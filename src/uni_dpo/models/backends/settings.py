@@ -13,7 +13,7 @@ from uni_dpo.models.rewards.options import (
     find_process_loader,
     find_reward_checkpoint,
 )
-from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, added, runtime
+from uni_dpo.settings.options import Count, Dtype, NotNegative, Positive, TopP, added, runtime
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TransformersOptions:
     model: str
     adapter: str | None = added(None)
     prompt_style: Literal["auto", "instruct", "base"] = added("auto")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = "auto"
+    dtype: Dtype | None = "auto"
     quantization: Literal["4bit", "8bit"] | None = added(None)
     min_pixels: Count | None = None
     max_pixels: Count | None = None
@@ -98,7 +98,7 @@ class VLLMOptions:
     model: str
     adapter: str | None = added(None)
     prompt_style: Literal["auto", "instruct", "base"] = added("auto")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     max_images: Count = 1
     min_pixels: Count | None = None
     max_pixels: Count | None = None

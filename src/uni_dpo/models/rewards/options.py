@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import check_weights, find_checkpoint, is_adapter, tensor_names
+from uni_dpo.settings.options import Dtype
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
 from uni_dpo.storage.reading import read_json
 
@@ -81,7 +82,7 @@ class RewardModelOptions:
     template: str | None = None
     image_max_pixels: int = 768 * 768
     image_min_pixels: int = 32 * 32
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     trust_remote_code: bool = False
 
 
@@ -170,7 +171,7 @@ class ProcessModelOptions:
     step_token: str = "<extra_0>"
     layout: Literal["chat", "plain"] = "chat"
     system: str = ""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     trust_remote_code: bool = False
 
 
