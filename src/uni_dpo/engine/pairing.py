@@ -65,19 +65,14 @@ def distinct(answers: Sequence[ScoredAnswer]) -> list[ScoredAnswer]:
     return list(seen.values())
 
 
-def anything(better: ScoredAnswer, worse: ScoredAnswer) -> bool:
-    """Return any two answers may be compared."""
-    return True
-
-
-def anyone(answer: ScoredAnswer) -> bool:
-    """Return any answer may be chosen."""
+def anything(*answers: ScoredAnswer) -> bool:
+    """Let any answer be chosen, and any two make a pair."""
     return True
 
 
 def may_be_chosen(options: Any) -> Choosable:
     """Tell who may be the better answer of a pair under these options: none that was cut, unless they allow it."""
-    return anyone if getattr(options, "allow_cut_answers", False) else lambda answer: not answer.cut
+    return anything if getattr(options, "allow_cut_answers", False) else lambda answer: not answer.cut
 
 
 def gap_pairs(
@@ -88,7 +83,7 @@ def gap_pairs(
     cap: int,
     seed: int,
     comparable: Comparable = anything,
-    choosable: Choosable = anyone,
+    choosable: Choosable = anything,
 ) -> list[Pair]:
     """Return pairs within one question whose scores differ by at least `min_gap`.
 
@@ -114,7 +109,7 @@ def best_worst_pairs(
     min_gap: float,
     cap: int,
     comparable: Comparable = anything,
-    choosable: Choosable = anyone,
+    choosable: Choosable = anything,
 ) -> list[Pair]:
     """Return the best answer with the worst, the second best with the second worst, and so on.
 

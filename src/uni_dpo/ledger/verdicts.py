@@ -50,6 +50,11 @@ class Evidence:
         return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
 
     @property
+    def accuracies(self) -> np.ndarray:
+        """Of each window the share of pairs whose reward margin is above 0."""
+        return np.array([window["accuracy"] for window in self.windows])
+
+    @property
     def steps(self) -> int:
         """The last step that something is known of."""
         return max((int(line["step"]) for line in (*self.log, *self.windows) if "step" in line), default=0)
@@ -146,8 +151,7 @@ def _never_reached(evidence: Evidence) -> bool:
 
 def _tells_nothing_apart(evidence: Evidence) -> bool:
     """Whether less than half of the pairs are ranked rightly at the end, as after steps that were too large."""
-    shares = [window["accuracy"] for window in evidence.windows]
-    return len(shares) >= 3 and _late(np.array(shares)) < 0.5
+    return len(evidence.windows) >= 3 and _late(evidence.accuracies) < 0.5
 
 
 def quality(evidence: Evidence) -> Verdict | None:
@@ -237,10 +241,9 @@ def movement(evidence: Evidence) -> Verdict | None:
 
 def accuracy(evidence: Evidence) -> Verdict | None:
     """Tell whether the pairs are told apart, by the share whose reward margin is above 0."""
-    shares = [window["accuracy"] for window in evidence.windows]
-    if len(shares) < 3:
+    if len(evidence.windows) < 3:
         return None
-    last = _late(np.array(shares))
+    last = _late(evidence.accuracies)
     if last < 0.65:
         return Verdict("accuracy", WATCH, "accuracy_low", {"share": last})
     return Verdict("accuracy", GOOD, "accuracy_well", {"share": last})
@@ -291,10 +294,9 @@ def gradient(evidence: Evidence) -> Verdict | None:
 def held_out(evidence: Evidence) -> Verdict | None:
     """Tell whether pairs that are not trained on are told apart as well as those that are."""
     _, outside = evidence.series("eval_rewards/accuracies")
-    inside = [window["accuracy"] for window in evidence.windows]
-    if not len(outside) or len(inside) < 3:
+    if not len(outside) or len(evidence.windows) < 3:
         return None
-    numbers = {"outside": float(outside[-1]), "inside": _late(np.array(inside))}
+    numbers = {"outside": float(outside[-1]), "inside": _late(evidence.accuracies)}
     apart = numbers["inside"] - numbers["outside"] > 0.15
     return Verdict("held_out", *((WATCH, "held_out_worse") if apart else (GOOD, "held_out_alike")), numbers)
 
