@@ -12,7 +12,7 @@ import pytest
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.identity import digest, file_digest, file_stamps, folder_of
-from uni_dpo.storage.writing import check_writable, replacing, write_text
+from uni_dpo.storage.writing import check_writable, finite, new_folder, replacing, write_text
 
 
 def test_a_finished_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -149,3 +149,20 @@ def test_files_are_known_by_name_size_and_time_or_by_content(tmp_path: Path) -> 
 def test_fingerprints_of_existing_work_dirs_hold() -> None:
     """Worked out with `printf … | sha256sum`: sorted keys, text as it is, sixteen digits."""
     assert digest({"b": 1, "a": "é"}) == "799d49d45db67c58"
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "in" / "a") as folder:
+        (folder / "x").write_text("1")
+        assert not (tmp_path / "in" / "a").exists()
+    assert (tmp_path / "in" / "a" / "x").read_text() == "1"
+    with pytest.raises(UniDPOError, match="is there already"), new_folder(tmp_path / "in" / "a"):
+        pass
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "in" / "b") as folder:
+        (folder / "x").write_text(str(1 / 0))
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a"]
+
+
+def test_numbers_that_json_has_not_are_none() -> None:
+    given = {"a": (1, float("nan")), 2: [float("inf"), {"b": -float("inf")}], "c": "nan"}
+    assert finite(given) == {"a": [1, None], "2": [None, {"b": None}], "c": "nan"}
