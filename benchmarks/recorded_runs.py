@@ -17,7 +17,7 @@ from demo_training import COLUMNS, make_pairs, train, warm_up, write_data
 
 from uni_dpo.demo.digits import write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
-from uni_dpo.ledger.evidence import evidence_of
+from uni_dpo.ledger.reading import evidence_of
 from uni_dpo.ledger.verdicts import judge
 from uni_dpo.storage.writing import write_text
 

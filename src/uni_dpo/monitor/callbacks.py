@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.evidence import evidence_of_rows
+from uni_dpo.ledger.reading import evidence_of_rows
 from uni_dpo.ledger.verdicts import GOOD, judge
 from uni_dpo.ledger.writing import PairLedger
 from uni_dpo.report.card import CARD, write_card

@@ -20,8 +20,7 @@ from uni_dpo.ledger.writing import PairLedger
 from uni_dpo.monitor.callbacks import LedgerCallback, RunPage, VerdictLines, write_run_card
 from uni_dpo.monitor.console import VERBOSE
 from uni_dpo.monitor.distributions import Distributions
-from uni_dpo.monitor.pace import Pace
-from uni_dpo.monitor.progress import PairAverages, ProgressLines
+from uni_dpo.monitor.progress import Pace, PairAverages, ProgressLines
 
 Seen = dict[str, Tensor | None]
 """Numbers of the pairs of a batch by their names in `ledger.columns.NUMBERS`, (pairs,) each."""
