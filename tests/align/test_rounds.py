@@ -8,6 +8,8 @@ import yaml
 
 from uni_dpo.align import run as running
 from uni_dpo.align.config import AlignConfig
+from uni_dpo.align.layout import WorkLayout
+from uni_dpo.align.summary import _spent
 from uni_dpo.errors import UniDPOError
 
 QUESTIONS = 6
@@ -181,3 +183,18 @@ def test_a_launcher_that_does_not_wait_is_said(settings, monkeypatch, kind):
     with pytest.raises(UniDPOError, match=r"its command ended well, but there is no .*sbatch --wait"):
         running.run_align(config, say=lambda line: None)
     assert "begun" in words(settings()).values()
+
+
+def test_what_was_spent_has_the_evaluations_in_it_and_nothing_put_aside(settings):
+    layout = WorkLayout(AlignConfig(settings()))
+    used = json.dumps({"stages": {"reward": {"counts": {"usage": {"requests": 3, "cost": 0.25}}}, "pair": {}}})
+    for place in (
+        "base/test/model",
+        "round-1/engine",
+        "round-1/validation/final",
+        "aside/1/round-1/engine",
+        "round-2/engine",
+    ):
+        leave(layout.work / place / "manifest.json")
+        (layout.work / place / "manifest.json").write_text(used)
+    assert _spent(layout) == {"requests": 9, "cost": 0.75}  # of one round

@@ -22,8 +22,8 @@ pytestmark = [
 ]
 ONE = "env FORCE_TORCHRUN=1 NPROC_PER_NODE=2 {command}"
 TWO = (
-    "sh -c 'export FORCE_TORCHRUN=1 NPROC_PER_NODE=1 NNODES=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=<port>; "
-    "NODE_RANK=1 {command} & NODE_RANK=0 {command} && wait $!'"
+    "setsid --wait sh -c 'export NPROC_PER_NODE=1 NNODES=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=<port>; "
+    "(NODE_RANK=1 {command} || kill 0) & NODE_RANK=0 {command} || kill 0; wait'"
 )
 
 
@@ -77,7 +77,6 @@ def test_two_machines_train_what_two_processes_of_one_train(tmp_path: Path, tiny
         done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
     models = [tmp_path / name / "round-1" / "model" for name in ("one", "two")]
-    assert "--node-rank 1" in (tmp_path / "two/logs/1-train.log").read_text()
     one, two = ((model / "model.safetensors").read_bytes() for model in models)
     assert one == two
     rows, expected = (read_ledger(model).to_pylist() for model in reversed(models))

@@ -23,6 +23,20 @@ def test_a_finished_file_replaces_the_old_one(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_file_for_which_there_is_no_room_is_named(tmp_path: Path) -> None:
+    """The system stands in for a full disk: no file of this process may be longer than ten bytes."""
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    write = (
+        "import resource, signal, sys; from uni_dpo.storage.writing import write_text; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); "
+        "write_text(sys.argv[1], 'x' * 100)"
+    )
+    done = subprocess.run([sys.executable, "-c", write, str(target)], capture_output=True, text=True)
+    assert f"UniDPOError: {target}: cannot be written (File too large)" in done.stderr
+    assert target.read_text() == "old"
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_write_leaves_everything_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "file.txt"

@@ -167,7 +167,7 @@ def check_new(path: str | Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 under `path`, all of it or nothing."""
-    with replacing(path) as temporary:
+    with _naming(path), replacing(path) as temporary:  # on a full disk it is the writing that fails
         temporary.write_text(text, encoding="utf-8")
 
 
