@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from uni_dpo.data.checks.rows import check_file
+from uni_dpo.data.checks.rows import RowChecker
 from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, is_empty
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
@@ -155,7 +155,7 @@ class PairLayout:
 
     def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
         """See `Layout.read`."""
-        for checked in check_file(file, self.entry, images=images, scores_required=False):
+        for checked in RowChecker(self.entry, images, scores_required=False).rows(file):
             conversations: tuple[Conversation, ...] = ()
             if checked.pairs and checked.pairs[0].videos:
                 column = str(self.entry.columns.videos)

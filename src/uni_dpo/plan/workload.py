@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from uni_dpo.data.checks.lengths import MEDIA, chat_text, model_limits, video_limits
-from uni_dpo.data.checks.rows import CheckedRow, check_file
+from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair
@@ -92,12 +92,10 @@ def _sampled(entry: DatasetEntry, folder: str, media_dir: Any, choice: PairChoic
     assert entry.path is not None
     with ImageChecker(media_dir or folder, media_dir, beside=entry.beside).running() as images:
         videos = VideoChecker(images) if has_decoder() else None
+        checker = RowChecker(entry, images, videos, scores_required=False, choice=choice)
         left = LOOKED_AT
         for file in source_files(entry.path):
-            checked = check_file(
-                file, entry, images=images, videos=videos, scores_required=False, limit=left, choice=choice
-            )
-            for row in checked:
+            for row in checker.rows(file, left):
                 left -= 1
                 yield row
 

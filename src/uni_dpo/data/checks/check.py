@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -15,7 +14,7 @@ from uni_dpo.data.checks.audit import Audit, Auditor
 from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, swapped_scores, unseen_columns
 from uni_dpo.data.checks.fix import rejects_path, sorting
 from uni_dpo.data.checks.lengths import LengthCounter, Lengths
-from uni_dpo.data.checks.rows import CheckedRow, check_again, check_file
+from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
@@ -189,17 +188,15 @@ def check_entry(
         if check_images:
             images = stack.enter_context(ImageChecker(start, root, beside=entry.beside).running())
             videos = VideoChecker(images) if entry.columns.videos and has_decoder() else None
+        checker = RowChecker(entry, images, videos, scores_required, choice)
         sorter = None
         if fix is not None:
             keep_inputs(fix, files)
             paths = images.paths if images is not None else None
-            again = partial(
-                check_again, entry=entry, images=images, scores_required=scores_required, choice=choice, videos=videos
-            )
-            sorter = stack.enter_context(sorting(Path(fix), entry, paths, again))
+            sorter = stack.enter_context(sorting(Path(fix), entry, paths, checker.again))
             report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))
-        rows = islice(_checked_rows(files, entry, images, videos, scores_required, choice, report), left)
+        rows = islice(_checked_rows(files, checker, report), left)
         for row in tqdm(rows, desc=f"Checking {entry.name}", unit=" rows", mininterval=1.0, delay=2.0):
             _note(report, row)
             auditor.add(row)
@@ -213,20 +210,10 @@ def check_entry(
     return report
 
 
-def _checked_rows(
-    files: list[Path],
-    entry: DatasetEntry,
-    images: ImageChecker | None,
-    videos: VideoChecker | None,
-    scores_required: bool,
-    choice: PairChoice,
-    report: CheckReport,
-) -> Iterator[CheckedRow]:
+def _checked_rows(files: list[Path], checker: RowChecker, report: CheckReport) -> Iterator[CheckedRow]:
     for file in files:
         try:
-            yield from check_file(
-                file, entry, images=images, videos=videos, scores_required=scores_required, choice=choice
-            )
+            yield from checker.rows(file)
         except PreferenceDataError as error:
             fault = error.faults[0] if error.faults else Fault("file_unreadable", "", str(error), "")
             report.stopped = str(fault)

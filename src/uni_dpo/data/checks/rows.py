@@ -60,88 +60,69 @@ class CheckedRow:
         )
 
 
-def check_file(
-    file: Path,
-    entry: DatasetEntry,
-    *,
-    images: ImageChecker | None,
-    videos: VideoChecker | None = None,
-    scores_required: bool = True,
-    limit: int | None = None,
-    choice: PairChoice = ALL_PAIRS,
-) -> Iterator[CheckedRow]:
-    """Check the rows of one file.
+@dataclass(frozen=True)
+class RowChecker:
+    """Judges the rows of a dataset.
 
-    Args:
-        file: what to read.
-        entry: how its rows are laid out.
-        images: looks at the images; None leaves them alone.
-        videos: looks at the videos; None leaves them alone.
+    Attributes:
+        entry: how they are laid out.
+        images, videos: look at the images and videos; None leaves them alone.
         scores_required: whether a row without scores is a fault.
-        limit: how many rows to check; None for all.
         choice: which pairs of ranked answers count.
-
-    Raises:
-        PreferenceDataError: the file, or the rest of it, cannot be read.
     """
-    checked = (
-        _check_row(file, index, line, row, entry, scores_required, choice)
-        for index, line, row in islice(numbered_rows(file), limit)
-    )
-    for batch in _batches(checked, _ROWS_AT_ONCE):
-        if images is not None:
-            _check_images(batch, images, entry)
-        if videos is not None:
-            _check_videos(batch, videos, entry)
-        yield from batch
 
+    entry: DatasetEntry
+    images: ImageChecker | None
+    videos: VideoChecker | None = None
+    scores_required: bool = True
+    choice: PairChoice = ALL_PAIRS
 
-def check_again(
-    checked: CheckedRow,
-    row: Row,
-    entry: DatasetEntry,
-    images: ImageChecker | None,
-    scores_required: bool,
-    choice: PairChoice = ALL_PAIRS,
-    videos: VideoChecker | None = None,
-) -> CheckedRow:
-    """Judge a changed `row` that stands where `checked` stood."""
-    again = _check_row(checked.file, checked.index, checked.line, row, entry, scores_required, choice)
-    if images is not None:
-        _check_images([again], images, entry)
-    if videos is not None:
-        _check_videos([again], videos, entry)
-    return again
+    def rows(self, file: Path, limit: int | None = None) -> Iterator[CheckedRow]:
+        """Yield the rows of one file, `limit` at most.
 
+        Raises:
+            PreferenceDataError: the file, or the rest of it, cannot be read.
+        """
+        rows = islice(numbered_rows(file), limit)
+        for batch in _batches((self._row(file, *row) for row in rows), _ROWS_AT_ONCE):
+            self._look(batch)
+            yield from batch
 
-def _check_row(
-    file: Path,
-    index: int,
-    line: int | None,
-    row: Row | Unreadable,
-    entry: DatasetEntry,
-    scores_required: bool,
-    choice: PairChoice,
-) -> CheckedRow:
-    if isinstance(row, Unreadable):
-        return CheckedRow(file, index, None, faults=[unreadable_fault(row, index, file, line)], line=line)
-    checked = CheckedRow(file, index, row, line=line)
-    question: PreferencePair | None
-    if entry.ranked:
-        ranked = read_ranked(row, entry, checked.faults, scores_required=scores_required)
-        question = ranked.question if ranked else None
-        checked.pairs = ranked.pairs(choice) if ranked else []
-        column = str(entry.columns.answers)
-        answers = [(f"{column}[{at}]", answer.text) for at, answer in enumerate(ranked.answers if ranked else ())]
-    else:
-        question = read_pair(row, entry, checked.faults, scores_required=scores_required)
-        checked.pairs = [question] if question else []
-        answers = [("chosen", question.chosen), ("rejected", question.rejected)] if question else []
-    if question is not None:
-        checked.faults += _placeholder_faults(row, question, answers, entry)
-        checked.faults += _marker_faults(question, answers, entry)
-    checked.faults = [checked.placed(fault) for fault in checked.faults]
-    return checked
+    def again(self, checked: CheckedRow, row: Row) -> CheckedRow:
+        """Judge a changed `row` that stands where `checked` stood."""
+        again = self._row(checked.file, checked.index, checked.line, row)
+        self._look([again])
+        return again
+
+    def _row(self, file: Path, index: int, line: int | None, row: Row | Unreadable) -> CheckedRow:
+        if isinstance(row, Unreadable):
+            return CheckedRow(file, index, None, faults=[unreadable_fault(row, index, file, line)], line=line)
+        checked, entry = CheckedRow(file, index, row, line=line), self.entry
+        question: PreferencePair | None
+        if entry.ranked:
+            ranked = read_ranked(row, entry, checked.faults, scores_required=self.scores_required)
+            question = ranked.question if ranked else None
+            checked.pairs = ranked.pairs(self.choice) if ranked else []
+            column = str(entry.columns.answers)
+            answers = [(f"{column}[{at}]", answer.text) for at, answer in enumerate(ranked.answers if ranked else ())]
+        else:
+            question = read_pair(row, entry, checked.faults, scores_required=self.scores_required)
+            checked.pairs = [question] if question else []
+            answers = [("chosen", question.chosen), ("rejected", question.rejected)] if question else []
+        if question is not None:
+            checked.faults += _placeholder_faults(row, question, answers, entry)
+            checked.faults += _marker_faults(question, answers, entry)
+        checked.faults = [checked.placed(fault) for fault in checked.faults]
+        return checked
+
+    def _look(self, batch: list[CheckedRow]) -> None:
+        """Look at the images and videos of all rows, also of those that make no pair."""
+        columns = self.entry.columns
+        for column in filter(None, (columns.images, columns.rejected_images)):
+            if self.images is not None:
+                _check_column(batch, self.images, column, keep=column == columns.images)
+        if self.videos is not None:
+            _check_videos(batch, self.videos, self.entry)
 
 
 def _placeholder_faults(
@@ -178,12 +159,6 @@ def _marker_faults(question: PreferencePair, answers: list[tuple[str, str]], ent
                 found = f"the text {marker}, which the model reads as part of an image"
                 yield Fault("model_marker", str(column), found, "write it in another way, or remove the row")
                 break
-
-
-def _check_images(batch: list[CheckedRow], images: ImageChecker, entry: DatasetEntry) -> None:
-    """Look at the images of all rows, also of those that make no pair."""
-    for column in filter(None, (entry.columns.images, entry.columns.rejected_images)):
-        _check_column(batch, images, column, keep=column == entry.columns.images)
 
 
 def _check_column(batch: list[CheckedRow], images: ImageChecker, column: str, *, keep: bool) -> None:
