@@ -7,9 +7,13 @@ import pytest
 
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.stages import AlignStages
+from uni_dpo.demo import scenes
 from uni_dpo.demo.digits import SPLITS, answer, closeness
 from uni_dpo.demo.task import QUESTION_FILES, write_task
 from uni_dpo.engine import Question
+from uni_dpo.engine.config import EngineConfig
+from uni_dpo.engine.pipelines.verifiable import Verifiable
+from uni_dpo.engine.records import Answered
 from uni_dpo.errors import UniDPOError
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +39,33 @@ def test_the_task_is_whole_and_the_example_reads_it(tmp_path: Path, monkeypatch:
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UniDPOError, match="name another folder, or delete it"):
         write_task("digits", folder, seed=1)
+
+
+def test_the_scenes_come_with_what_their_judges_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scenes, "SPLITS", {"train": 6, "preference": 3, "validation": 2, "held_out": 2})
+    folder = write_task("scenes", "outputs/scenes")
+    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("warm_up", "judge", "ranked")}
+    assert set(json.loads((folder / "dataset_info.json").read_text())) == set(read)
+    truths = {row["images"][0]: row["output"] for row in read["warm_up"]}
+    checks = [row for row in read["judge"] if row["images"]]
+    assert {row["output"] for row in checks} == {"Yes", "No"}
+    for row in checks:
+        claim = row["instruction"].removeprefix("<image>").replace("?", ".")
+        assert (claim in truths[row["images"][0]]) == (row["output"] == "Yes")
+    assert len(read["ranked"]) > 2
+    for row in read["ranked"]:
+        truth = Question("q", "?", reference=truths[row["images"][0]])
+        assert scenes.right_claims(row["chosen"], truth) > scenes.right_claims(row["rejected"], truth)
+    config = AlignConfig.load(ROOT / "examples" / "align" / "scenes.yaml")
+    assert next(stage.name for stage in AlignStages(config)) == "warm-up"
+    engine = EngineConfig(config.engine({"model": "m"}))
+    truth = "Two shapes. Red disc top left. Blue cross bottom right."
+    said = (truth, truth.replace("cross", "ring"), "Three shapes.", "")
+    scored = Verifiable(engine.reward, {}, 0).reward([Answered(Question("q", "?", reference=truth), said)])[0]
+    assert [answer.score for answer in scored.answers] == pytest.approx([5.0, 4.0, 0.0, 0.0])
+    good = config.settings.train["uni_dpo_tau_good"]
+    assert [answer.score >= good for answer in scored.answers] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ CORPUS = (
     "You are a helpful assistant. system user assistant",
     "Describe the picture. One shape. Two shapes. Three shapes.",
     "Red disc top left. Green ring top right. Blue cross bottom left. Yellow disc bottom right.",
+    "Split: Ask: - Two shapes? - Red disc top left? Yes No",
 )
 """What the tiny model's tokenizer learns its words from."""
 SPREAD = 0.08

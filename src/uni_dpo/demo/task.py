@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from uni_dpo.demo import digits, scenes
+from uni_dpo.demo.scene_judges import Rows, judge_rows, ranked_rows
 from uni_dpo.demo.tiny_model import CORPUS, IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.reading import read_json
@@ -15,6 +16,12 @@ Task = Literal["digits", "scenes"]
 Pictures = Mapping[str, Sequence[digits.Digit]] | Mapping[str, Sequence[scenes.Scene]]
 QUESTION_FILES = {"preference": "questions", "validation": "validation", "held_out": "test"}
 """Split → the file of its questions."""
+LEARNT = {"columns": {"prompt": "instruction", "response": "output", "images": "images"}}
+RANKED = {
+    "ranking": True,
+    "columns": {name: name for name in ("chosen", "rejected", "images")} | {"prompt": "instruction"},
+}
+"""How LlamaFactory reads the datasets."""
 
 
 def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
@@ -22,7 +29,8 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
 
     `model/` is a Qwen2-VL of random weights; `questions`, `validation` and `test.jsonl` are questions about different
     images; `warm_up.json` with `dataset_info.json` is what an SFT learns from. Of the digits, `digits_mcq.tsv` and
-    `digits_vqa.tsv` are the test images as benchmarks of VLMEvalKit's.
+    `digits_vqa.tsv` are the test images as benchmarks of VLMEvalKit's. Of the scenes, `judge.json` is what a model
+    learns from that splits a description into claims and checks them; from `ranked.json` a reward model learns.
 
     Args:
         task: which digit is written here, or a description of several claims (`scenes`).
@@ -47,15 +55,17 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
         digits.write_vqa(written["held_out"], folder / "digits_vqa.tsv")
         _write(written, digits.QUESTION, folder)
     else:
-        _write(scenes.write_scenes(folder / "images", side=IMAGE_SIDE, seed=seed), scenes.QUESTION, folder)
+        drawn = scenes.write_scenes(folder / "images", side=IMAGE_SIDE, seed=seed)
+        judge, ranked = judge_rows(drawn["train"], seed=seed), ranked_rows(drawn["train"], seed=seed)
+        _write(drawn, scenes.QUESTION, folder, judge=judge, ranked=ranked)
     beginning = {"corpus": CORPUS} if task == "digits" else {"corpus": scenes.CORPUS, "spread": scenes.SPREAD}
     write_tiny_qwen2_vl(folder / "model", seed=seed, **beginning)
     write_text(mark, json.dumps(made))
     return folder
 
 
-def _write(pictures: Pictures, question: str, folder: Path) -> None:
-    """The questions of each split, and what the SFT learns from."""
+def _write(pictures: Pictures, question: str, folder: Path, **further: Rows) -> None:
+    """The questions of each split, what the SFT learns from, and further datasets."""
     for split, name in QUESTION_FILES.items():
         rows = [
             {"id": one.image.stem, "question": question, "images": [str(one.image)], "answer": one.answer}
@@ -64,7 +74,8 @@ def _write(pictures: Pictures, question: str, folder: Path) -> None:
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     asked = f"<image>{question}"
     learnt = [{"instruction": asked, "output": one.answer, "images": [str(one.image)]} for one in pictures["train"]]
-    write_text(folder / "warm_up.json", json.dumps(learnt, indent=1))
-    columns = {"prompt": "instruction", "response": "output", "images": "images"}
-    entry = {"warm_up": {"file_name": "warm_up.json", "columns": columns}}
-    write_text(folder / "dataset_info.json", json.dumps(entry, indent=1))
+    entries = {}
+    for name, rows in {"warm_up": learnt, **further}.items():
+        write_text(folder / f"{name}.json", json.dumps(rows, indent=1))
+        entries[name] = {"file_name": f"{name}.json", **(RANKED if "chosen" in rows[0] else LEARNT)}
+    write_text(folder / "dataset_info.json", json.dumps(entries, indent=1))
