@@ -118,3 +118,11 @@ def test_elastic(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch, RDZV_ID="job", MIN_NNODES="1", MAX_NNODES="4", MASTER_ADDR="10.0.0.1", MASTER_PORT="29500"
     )
     assert (found["--nnodes"], found["--rdzv-id"], found["--rdzv-endpoint"]) == ("1:4", "job", "10.0.0.1:29500")
+
+
+def test_the_log_lies_where_transformers_expands_the_output_folder_to(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    launch._show({"output_dir": "~/run"}, lambda given, callbacks: print("words of LlamaFactory"))
+    assert (tmp_path / "home" / "run" / "uni_dpo" / "train.log").is_file()
+    assert not (tmp_path / "~").exists()

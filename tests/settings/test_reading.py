@@ -35,9 +35,10 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_of_json_and_dates_are_texts(tmp_path: Path) -> None:
-    path = write(tmp_path, "a: 1e-3\nb: 1.0e-3\nc: 2024-01-31\nd: 1e5\ne: '1e-3'\nf: -3E+2\n")
-    given = {"a": 1e-3, "b": 1e-3, "c": "2024-01-31", "d": 1e5, "e": "1e-3", "f": -300.0}
+    path = write(tmp_path, "a: 1e-3\nb: 1.0e-3\nc: 2024-01-31\nd: 1e5\ne: '1e-3'\nf: -3E+2\ng: 3e-5_run\n")
+    given = {"a": 1e-3, "b": 1e-3, "c": "2024-01-31", "d": 1e5, "e": "1e-3", "f": -300.0, "g": "3e-5_run"}
     assert read_mapping(path) == given
+    assert override({}, ["g=3e-5_run", "h=2024-13-45", "a=1e-3"]) == {"g": "3e-5_run", "h": "2024-13-45", "a": 1e-3}
 
 
 def test_nested_settings_of_the_command_line(tmp_path: Path) -> None:

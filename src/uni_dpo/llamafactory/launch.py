@@ -143,6 +143,7 @@ def _show(given: dict[str, Any] | list[str], run_exp: Callable[..., Any]) -> Non
     from uni_dpo.llamafactory.run_context import progress_lines
 
     quiet = [*given, "--disable_tqdm", "true"] if isinstance(given, list) else {"disable_tqdm": True, **given}
+    output = str(Path(output).expanduser())
     with readable(output) as file:
         run_exp(quiet, callbacks=[progress_lines()])
     if first_process():

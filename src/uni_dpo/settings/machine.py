@@ -94,7 +94,15 @@ def _template(settings: Training) -> Faults:
 
 def _folders(settings: Training) -> Faults:
     """Checkpoints and adapters whose folders are not there, or hold none."""
-    for name in (*CHECKPOINTS, *ADAPTERS, "resume_from_checkpoint"):
+    resumed = settings.get("resume_from_checkpoint")
+    if _is_text(resumed) and resumed.lower() not in ("true", "false"):
+        folder = Path(resumed).expanduser()
+        if not folder.is_dir():
+            yield "resume_from_checkpoint", f"there is no folder {resumed}; name a checkpoint of that training"
+        elif not (folder / "trainer_state.json").is_file():
+            advice = "name one that training wrote, such as OUTPUT/checkpoint-100"
+            yield "resume_from_checkpoint", f"there is no trainer_state.json in {resumed}; {advice}"
+    for name in (*CHECKPOINTS, *ADAPTERS):
         named = settings.get(name)
         several = named.split(",") if isinstance(named, str) and name in ADAPTERS else [named]
         for one in filter(_is_text, named if isinstance(named, list) else several):
@@ -122,6 +130,8 @@ def _deepspeed(settings: Training) -> Faults:
 def _reporters(settings: Training) -> Faults:
     reporters = settings.get("report_to")
     for reporter in reporters if isinstance(reporters, list) else [reporters]:
+        if "," in str(reporter):
+            yield "report_to", f"{reporter!r} is no list; write [{', '.join(map(str.strip, str(reporter).split(',')))}]"
         packages = LOGGERS.get(str(reporter), ())
         if packages and all(find_spec(package) is None for package in packages):
             missing = packages[0]

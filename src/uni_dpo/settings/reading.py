@@ -106,7 +106,7 @@ def override(raw: Mapping[str, Any], given: Sequence[str]) -> Any:
             continue
         try:
             place[name] = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             faults.append(("", f"{item!r}: the value is not valid YAML: {_problem(error)}"))
         if isinstance(changed, Given):
             changed.overridden.add(key)
@@ -187,7 +187,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
 

@@ -15,6 +15,7 @@ from uni_dpo.settings.options import as_number, parts_of, range_fault
 from uni_dpo.settings.reading import SettingsError, is_config, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of_known
 from uni_dpo.settings.sources import RANGES, TRAIN, TRL_DPO, KnownSetting, Places, known_settings
+from uni_dpo.settings.synonyms import nearest
 
 OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
@@ -177,7 +178,7 @@ def _unknown(settings: Mapping[str, Any], known: Mapping[str, KnownSetting]) -> 
     for name in settings:
         plain = str(name).removeprefix("no_")
         if name not in known and plain not in known and name != "local_rank":
-            yield str(name), f"unknown setting{did_you_mean(name, known)}"
+            yield str(name), f"unknown setting{nearest(str(name), known)}"
 
 
 def train_schema() -> Schema:
