@@ -145,6 +145,39 @@ def test_llamafactory_cli_gives_the_numbers_of_uni_dpo_train(workplace: Workplac
     assert workplace.losses("cli") == trained_here
 
 
+def test_llamaboard_shows_the_loss_with_its_settings_and_trains_with_it(workplace: Workplace):
+    """As `llamafactory-cli webui` makes it; `tests/llamafactory/test_webui.py` drives one in a browser."""
+    driver = Path(__file__).with_name("llamaboard.py")
+    done = workplace.run(
+        workplace.python,
+        driver,
+        workplace.folder / "model",
+        "data",
+        "board",
+        path=workplace.checkout / "src",
+        HF_HUB_OFFLINE="1",
+    )
+    require(done)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("SAID "))
+    said = json.loads(line.removeprefix("SAID "))
+    assert {"sigmoid", "simpo", "uni_dpo"} <= {*said["losses"]}
+    assert said["settings"] == {
+        "uni_dpo_qual_eta": 0.7,
+        "uni_dpo_tau_ref": 2.0,
+        "uni_dpo_perf_gamma": 3.0,
+        "uni_dpo_nll_lambda": 0.001,
+        "uni_dpo_tau_good": 2.5,
+    }
+    assert (said["rows"][0]["score_chosen"], said["rows"][0]["score_rejected"]) == (3.0, 1.0)
+    for part in ("llamafactory-cli train", "--pref_loss uni_dpo", "--pref_beta 2.0", "--uni_dpo_qual_eta 0.5"):
+        assert part in said["command"]
+    assert "Finished" in said["end"], said["end"]
+    (state,) = workplace.folder.glob("saves/Custom/full/board/trainer_state.json")
+    first = json.loads(state.read_text())["log_history"][0]
+    assert first["step"] == 1
+    assert 0.5 < first["uni_dpo/w_qual"] < 1
+
+
 def test_bad_data_is_an_error_message_without_a_traceback(workplace: Workplace):
     command = (workplace.python, workplace.checkout / "src/train.py", *FLAGS, "--output_dir", "bad")
     done = workplace.run(*command, "--dataset", "bad")
