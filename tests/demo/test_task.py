@@ -1,6 +1,7 @@
 """The files that a demo starts from."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,24 @@ def test_the_scenes_come_with_what_their_judges_learn_from(tmp_path: Path, monke
     assert [answer.score for answer in scored.answers] == pytest.approx([5.0, 4.0, 0.0, 0.0])
     good = config.settings.train["uni_dpo_tau_good"]
     assert [answer.score >= good for answer in scored.answers] == [True, True, False, False]
+
+
+def test_trained_judges_stand_in_the_grader_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the commands of docs/align.md."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scenes, "SPLITS", {"train": 2, "preference": 1, "validation": 1, "held_out": 1})
+    write_task("scenes", "outputs/scenes")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    page = (ROOT / "docs" / "align.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [shlex.split(line) for line in page.splitlines() if "engine.pipeline=" in line]
+    found = []
+    for _, verb, recipe, *given in commands:
+        assert verb == "align"
+        config = AlignConfig.load(recipe, given)
+        engine = EngineConfig(config.engine({"model": "m"}))
+        found.append(engine.settings.pipeline)
+    assert found == ["reward_model", "divide_and_conquer"][: len(found)]
+    assert found
 
 
 @pytest.mark.parametrize(
