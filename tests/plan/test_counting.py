@@ -186,16 +186,3 @@ def test_the_peak_is_the_one_that_a_cpu_shows(variant: str, sizes: dict[str, Any
     )
     assert step_flops(model, shape) == pytest.approx(measured["flops"], rel=1e-4)
     assert step_bytes(model, shape, model.text.parameters * 4).peak == pytest.approx(measured["bytes"], rel=0.15)
-
-
-@pytest.mark.slow
-def test_the_table_of_families_has_the_ratios_that_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    import count_families
-
-    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    rows = [row.split(" | ") for row in text.splitlines() if row.startswith("| ") and "÷" in row]
-    documented = {row[1]: row[-1].removesuffix(" |") for row in rows}
-    families = ["gemma3", "internvl", "llama"]
-    count_families.print_table(families)
-    for family, line in zip(families, capsys.readouterr().out.splitlines()[2:], strict=True):
-        assert documented[f"`{family}`"] in line
