@@ -169,6 +169,30 @@ def _tiny_qwen3_vl(tiny: Path, folder: Path) -> Path:
     return folder
 
 
+def _tiny_qwen3_5(tiny: Path, folder: Path) -> Path:
+    from transformers import AutoProcessor, Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    _tiny_qwen3_vl(tiny, folder)  # its processor is the same
+    told = AutoProcessor.from_pretrained(tiny)
+    config = Qwen3_5Config(
+        text_config={
+            **_text(told), "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "partial_rotary_factor": 1.0,
+            },
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 96, "num_heads": 4,
+            "patch_size": 16, "num_position_embeddings": 64,
+        },
+        **_tokens(told),
+    )  # fmt: skip
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def _text(told: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(told.tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -182,12 +206,12 @@ def _tokens(told: Any) -> dict[str, int]:
     return {**ids, "vision_end_token_id": told.tokenizer.convert_tokens_to_ids("<|vision_end|>")}
 
 
-@pytest.mark.parametrize("write", [_tiny_qwen2_5_vl, _tiny_qwen3_vl])
+@pytest.mark.parametrize("write", [_tiny_qwen2_5_vl, _tiny_qwen3_vl, _tiny_qwen3_5])
 def test_its_younger_sisters_are_known_by_their_config(
     write: Callable, adapter: Any, tiny_qwen2_vl: Path, digits: dict, tmp_path: Path
 ) -> None:
     model = adapter(str(write(tiny_qwen2_vl, tmp_path / "Qwen2-VL-by-name-only")), max_new_tokens=5)
-    assert model.checkpoint.family == {"_tiny_qwen2_5_vl": "qwen2_5_vl", "_tiny_qwen3_vl": "qwen3_vl"}[write.__name__]
+    assert model.checkpoint.family == write.__name__.removeprefix("_tiny_")
     alone = [model.generate(asks(digits["held_out"][i : i + 1])) for i in range(3)]
     assert alone == [one.text for _, one in model.answers([asks(digits["held_out"][i : i + 1]) for i in range(3)])]
 

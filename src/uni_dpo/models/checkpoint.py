@@ -10,7 +10,7 @@ from pathlib import Path
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.reading import read_json
 
-QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 """`model_type` of the checkpoints that VLMEvalKit's adapter loads."""
 
 ADAPTER_CONFIG = "adapter_config.json"

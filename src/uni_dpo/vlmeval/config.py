@@ -200,8 +200,8 @@ def _model(name: str, entry: Any, overrides: Mapping[str, Any], where: str) -> M
         raise UniDPOError(f"a mapping of settings is expected, not {entry!r}")
     if (class_name := entry.get("class", _MODEL_CLASS)) != _MODEL_CLASS:
         raise UniDPOError(
-            f"unknown class {class_name!r}; this command evaluates {_MODEL_CLASS}, "
-            "other models run with VLMEvalKit's own run.py"
+            f"unknown class {class_name!r}; this command evaluates {_MODEL_CLASS}, from Qwen2-VL to Qwen3.5; "
+            "other models and other wordings of the questions run with VLMEvalKit's own run.py"
         )
     return ModelSettings.parse({**entry, **overrides}, where)
 

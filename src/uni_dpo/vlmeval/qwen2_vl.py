@@ -28,7 +28,7 @@ SERVER_RETRIES = 3
 
 
 class Qwen2VLChat(_UpstreamChat):
-    """Loads Qwen2-VL, Qwen2.5-VL and Qwen3-VL by the checkpoint's own `config.json`.
+    """Loads Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 by the checkpoint's own `config.json`.
 
     The constructor finds the checkpoint and settles the prompt style; weights are loaded at once, as
     VLMEvalKit expects, or with the first answer when `lazy` is set.
