@@ -31,6 +31,17 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"depth": 12, "embed_dim": 256, "hidden_size": 512, "num_heads": 8, "mlp_ratio": 4},
     ),
+    "wide": (
+        {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        },
+        {"depth": 2, "embed_dim": 320, "hidden_size": 1536, "num_heads": 4, "mlp_ratio": 4},
+    ),
     "qwen2-vl-2b": (
         {
             "hidden_size": 1536,

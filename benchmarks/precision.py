@@ -2,11 +2,14 @@
 
     python benchmarks/precision.py                          a Qwen2-VL of 6 + 6 layers
     python benchmarks/precision.py --shape middle           of 12 + 16 layers, twice as wide
+    python benchmarks/precision.py --shape wide             of 2 + 3 layers, in the widths of Qwen2-VL-2B
     python benchmarks/precision.py --sharpen 10             logits ten times as large, nearer to a trained model's
+    python benchmarks/precision.py --layers                 the hidden states behind every layer instead
 
 Each seed draws policy, reference and two answers to one image: a pair, sigmoid loss, summed log-probabilities. The
 table has root mean squares over the seeds of what each is off from float64; "hidden states" is what is left of it when
-the head is applied to the same hidden states in float64, so the rest is the head's own rounding.
+the head is applied to the same hidden states in float64, so the rest is the head's own rounding. With `--layers` it has
+the relative error of the hidden states of all scored tokens; the ratio is the geometric mean of ours over theirs.
 """
 
 import argparse
@@ -14,7 +17,9 @@ import copy
 import logging
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,6 +114,59 @@ def compare(setting: Setting, sharpen: float, off: dict[str, Off]) -> None:
             found.gradient.append(((gradients(policy) - exact_gradient).norm() / exact_gradient.norm()).view(1))
 
 
+def layer_states(model: Any, tokens: ResponseTokens, run: Callable[[], Any]) -> list[Tensor]:
+    """The hidden states behind every layer, and behind the last norm, that predict the scored tokens."""
+    text = model.model.language_model
+    states: list[Tensor] = []
+
+    def keep(module: nn.Module, given: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        states.append(hidden.flatten(0, 1)[tokens.predictor].double())
+
+    hooks = [module.register_forward_hook(keep) for module in (*text.layers, text.norm)]
+    with torch.no_grad():
+        run()
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+def compare_layers(setting: Setting, off: dict[str, list[Tensor]]) -> None:
+    """Add one seed to the relative error of each side behind every layer."""
+    policy, _ = build_models(setting)
+    pairs = RandomPairs(policy, setting)
+    batch = pairs(pairs.features)
+    exact_model = copy.deepcopy(policy).double()
+    exact = layer_states(
+        exact_model, ResponseTokens.from_labels(batch["labels"]), lambda: exact_logps(exact_model, batch)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for side, found in off.items():
+            policy.config.get_text_config()._attn_implementation = "sdpa"
+            trainer = build_trainer(side, policy, policy, pairs, folder)
+            given = trainer.data_collator(pairs.features)
+            tokens = ResponseTokens(**given["response_tokens"]) if "response_tokens" in given else None
+            tokens = tokens or ResponseTokens.from_labels(given["labels"])
+            states = layer_states(policy, tokens, partial(trainer.concatenated_forward, policy, given))
+            errors = [(mine - true).norm() / true.norm() for mine, true in zip(states, exact, strict=True)]
+            found.append(torch.stack(errors))
+
+
+def print_layers(off: dict[str, list[Tensor]]) -> None:
+    """One line per layer, in Markdown."""
+    stock, ours = (torch.stack(off[side]) for side in SIDES)
+    ratios = (ours / stock).log()
+    print("| behind layer | LlamaFactory off by | shared prefix off by | ratio | its standard error | the same in |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for layer in range(stock.shape[1]):
+        name = "last norm" if layer == stock.shape[1] - 1 else str(layer + 1)
+        ratio = ratios[:, layer]
+        print(
+            f"| {name} | {rms([stock[:, layer]]):.5f} | {rms([ours[:, layer]]):.5f} | {ratio.mean().exp():.4f} "
+            f"| {ratio.std() / len(ratio) ** 0.5:.4f} | {int((ours == stock)[:, layer].sum())} of {len(ratio)} |"
+        )
+
+
 def rms(values: list[Tensor]) -> float:
     """Root mean square of all values."""
     return float(torch.cat(values).square().mean().sqrt())
@@ -117,23 +175,31 @@ def rms(values: list[Tensor]) -> float:
 def main() -> None:
     """Parse, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("small", "middle"), default="small")
+    parser.add_argument("--shape", choices=("small", "middle", "wide"), default="small")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--sharpen", type=float, default=1.0, help="times the weights of the head")
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--image-tokens", type=int, default=64)
     parser.add_argument("--answer", type=int, default=64)
+    parser.add_argument("--layers", action="store_true", help="compare hidden states behind every layer")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     off = {side: Off() for side in SIDES}
+    layers: dict[str, list[Tensor]] = {side: [] for side in SIDES}
     for seed in range(options.seeds):
         setting = Setting(
             options.shape, "cpu", "bfloat16", options.vocabulary, 1, 2, options.image_tokens, 48, options.answer, 1,
             checkpointing=False, liger=False, attention="sdpa", seed=seed,
         )  # fmt: skip
-        compare(setting, options.sharpen, off)
+        if options.layers:
+            compare_layers(setting, layers)
+        else:
+            compare(setting, options.sharpen, off)
+    if options.layers:
+        print_layers(layers)
+        return
     print("| in bfloat16 | logps off by | of it hidden states | margins off by | loss off by | gradient off by |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for side, found in off.items():

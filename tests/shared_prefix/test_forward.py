@@ -32,7 +32,7 @@ from uni_dpo.shared_prefix import (
     use_attention,
     why_not_shared,
 )
-from uni_dpo.shared_prefix.families import text_config
+from uni_dpo.shared_prefix.families import output_head, text_config
 
 ODD = (Pair(9, 1, 17, [(4, 4), (4, 6)]), Pair(3, 13, 2, [(8, 4)]), Pair(1, 4, 4))
 
@@ -307,6 +307,34 @@ def test_bfloat16(family: str) -> None:
     for name, gradient in gradients.items():
         bound = max(1e-2 * float(exact[name].norm()), float((gradient.double() - exact[name]).norm()))
         assert float((my_gradients[name] - gradient).double().norm()) <= bound + 1e-4 * whole, name
+
+
+def scored_states(model: nn.Module, forward: Callable[..., Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """The hidden states, as the head is given them, that predict the answers' tokens, pair by pair."""
+    given: list[Tensor] = []
+    hook = output_head(model).register_forward_pre_hook(lambda _, states: given.append(states[0]))
+    with torch.no_grad():
+        forward(model, batch)
+    hook.remove()
+    tokens = ResponseTokens.from_labels(batch["labels"])
+    if forward is shared:
+        _, tokens = share_prefix(batch, image_token_id(model))
+    return given[0].flatten(0, 1)[tokens.predictor].double()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3"])
+def test_bfloat16_is_no_farther_from_float64_over_many_models(family: str) -> None:
+    """By hidden states, of which there are many, rather than by a few sums, whose errors chance decides."""
+    ratios = []
+    for seed in range(8):
+        model = tiny_model(family, seed=seed).bfloat16()
+        batch = pair_batch(model, MIXED, seed=seed)
+        exact = scored_states(copy.deepcopy(model).double(), ordinary, batch)
+        theirs = scored_states(model, ordinary, batch) - exact
+        use_attention(model, "sdpa")
+        ours = scored_states(model, shared, batch) - exact
+        ratios.append(ours.norm() / theirs.norm())
+    assert float(torch.stack(ratios).log().mean().exp()) <= 1.02
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_next", "qwen3"])
