@@ -65,7 +65,10 @@ def test_every_range_is_of_a_setting_and_holds_its_default() -> None:
 
 def test_trls_settings_are_checked_without_trl(tmp_path: Path) -> None:
     config = tmp_path / "dpo.yaml"
-    config.write_text("learning_rate: -1\nloss_tpe: sigmoid\nenv: {A: b}\nuni_dpo_qual_eta: x\n")
+    config.write_text(
+        "learning_rate: -1\nloss_tpe: sigmoid\nenv: {A: b}\nuni_dpo_qual_eta: x\n"
+        "save_strategy: no\nloss_type: [uni_dpo, sft]\nloss_weights: [1]\n"
+    )
     with pytest.raises(UniDPOError) as refused:
         check_trl([str(config), "score_chosen_colum=a"])
     assert str(refused.value).splitlines() == [
@@ -73,6 +76,8 @@ def test_trls_settings_are_checked_without_trl(tmp_path: Path) -> None:
         "command line: score_chosen_colum: unknown setting; did you mean 'score_chosen_column'?",
         f"{config}:1: learning_rate: -1 is out of range; it can be 0 or more",
         f"{config}:4: uni_dpo_qual_eta: 'x' is not a finite number",
+        f'{config}:5: save_strategy: YAML reads a bare no as false; write "no" in quotation marks',
+        f"{config}:7: loss_weights: one weight for each of uni_dpo, sft; not [1]",
     ]
     with pytest.raises(UniDPOError, match=r"^lerning_rate: unknown setting"):
         check_trl(["--lerning_rate", "1"])

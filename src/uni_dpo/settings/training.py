@@ -139,6 +139,8 @@ def _value_fault(setting: KnownSetting, value: Any, ranges: Sequence[object], as
     choices = [str(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
     if choices and isinstance(value, str) and value not in choices:
         return f"{value!r} is none of its values{did_you_mean(value, choices) or '; known: ' + ', '.join(choices)}"
+    if value is False and "no" in choices:
+        return 'YAML reads a bare no as false; write "no" in quotation marks'
     if plain == {bool} and not isinstance(value, bool | None) and not (as_text and isinstance(value, str)):
         return f"true or false is expected, not {value!r}"
     if not plain or not plain <= {int, float} or (value is None and type(None) in parts):
