@@ -127,6 +127,10 @@ def test_conversion_keeps_videos_or_counts_them(films: Path, row: Callable[..., 
     (films / "pairs.json").write_text(json.dumps([row(0, "good.mp4")]))
     convert(films / "pairs.json", films / "kept.json", from_format="llamafactory", to_format="llamafactory-openai")
     assert json.loads((films / "kept.json").read_text())[0]["videos"] == ["good.mp4"]
+    swift = {"query": "<video>What?", "response": "A.", "rejected_response": "B.", "videos": ["good.mp4"]}
+    (films / "swift.json").write_text(json.dumps([swift]))
+    convert(films / "swift.json", films / "read.json", from_format="swift", to_format="llamafactory")
+    assert json.loads((films / "read.json").read_text())[0]["videos"] == ["good.mp4"]
     lost = convert(films / "pairs.json", films / "lost.json", from_format="auto", to_format="trl").losses
     assert lost["videos"] == 1
 

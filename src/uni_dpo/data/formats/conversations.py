@@ -7,6 +7,7 @@ YiyangAiLab/POVID_preference_data_for_VLLMs and zhiqings/LLaVA-Human-Preference-
 from collections.abc import Iterator
 from dataclasses import replace
 
+from uni_dpo.data.columns import items_of
 from uni_dpo.data.formats import trl
 from uni_dpo.data.formats.base import Format, Losses, Pairing, images_of, refuse, text_of
 from uni_dpo.data.pair import PreferencePair
@@ -25,7 +26,8 @@ def read_swift(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Preferenc
         answer = {"role": "assistant", "content": text_of(row, "rejected_response")}
         rejected = [*_turns(chosen, "messages")[:-1], answer]
     for pair in _read(row, chosen, rejected, losses, pairing):
-        yield replace(pair, rejected_images=images_of(row, "rejected_images"))
+        videos = tuple(items_of(row.get("videos")))
+        yield replace(pair, rejected_images=images_of(row, "rejected_images"), videos=videos)
 
 
 def read_povid(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
