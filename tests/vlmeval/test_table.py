@@ -8,7 +8,8 @@ import pytest
 
 from uni_dpo.demo.digits import Digit
 from uni_dpo.errors import UniDPOError
-from uni_dpo.vlmeval.table import accepted_answers, read_benchmark_table, read_frame, read_own_table
+from uni_dpo.vlmeval.cells import read_frame
+from uni_dpo.vlmeval.table import accepted_answers, read_benchmark_table, read_own_table
 
 BASE64 = "iVBORw0KGgo" * 8
 ROW = {"index": "1", "question": "Which?", "answer": "A", "A": "left", "B": "right", "image": BASE64}
@@ -38,11 +39,15 @@ def test_cells_are_the_text_they_are(table: Callable) -> None:
     ("kind", "row", "fault"),
     [
         ("MCQ", {"answer": "C"}, "answer is 'C'; it must be the letter of an option, one of A, B"),
+        ("MCQ", {"answer": "b", "A": "b", "B": "a"}, "answer is 'b'; it must be the letter of an option"),
+        ("MCQ", {"answer": "c"}, "answer is 'c'; it must be the letter of an option, one of A, B"),
         ("MCQ", {"answer": ""}, "no answer"),
         ("MCQ", {"question": " "}, "no question"),
         ("MCQ", {"B": "None"}, "option B is 'None'"),
         ("MCQ", {"image": ""}, "no image"),
         ("MCQ", {"image": "7"}, "neither base64 nor the index of a row with an image"),
+        ("MCQ", {"image": "https://example.org/" + "x" * 80}, "write its bytes in base64, or the path of a file"),
+        ("MCQ", {"image": "data:text/plain," + "x" * 80}, "write its bytes in base64, or the path of a file"),
         ("MCQ", {"image": "[" + BASE64}, "not a list of base64 texts"),
         ("MCQ", {"image_path": "../../etc/x.png"}, "leaves the image folder"),
         ("MCQ", {"image_path": "/etc/x.png"}, "leaves the image folder"),
@@ -65,6 +70,44 @@ def test_a_bad_row_is_named_and_left_out(table: Callable, kind: str, row: dict[s
 
 def test_a_row_may_share_the_image_of_another(table: Callable) -> None:
     assert not read_own_table(table(ROW, {**ROW, "index": "2", "image": "1"}), None, None).faults
+    named = {**ROW, "index": "val:1"}
+    assert not read_own_table(table(named, {**ROW, "index": "2", "image": "val:1"}), None, None).faults
+
+
+def test_a_data_url_is_base64(table: Callable) -> None:
+    cells = (
+        f"data:image/png;base64,{BASE64}",
+        f"DATA:image/svg+xml;charset=utf-8;base64,{BASE64}",
+        f"['data:image/jpeg;base64,{BASE64}', '{BASE64}']",
+    )
+    for row in (ROW, {**ROW, "answer": "left"}):
+        path = table(*({**row, "index": str(at), "image": cell} for at, cell in enumerate(cells)))
+        for read in (read_own_table(path, "MCQ" if row is ROW else "VQA", None), read_benchmark_table(path, "VQA")):
+            assert list(read.frame["image"]) == [BASE64, BASE64, f"['{BASE64}', '{BASE64}']"]
+            assert not read.faults
+
+
+def test_a_small_letter_is_the_option(table: Callable) -> None:
+    own = read_own_table(table(ROW, {**ROW, "index": "2", "answer": " b "}), None, None)
+    assert list(own.frame["answer"]) == ["A", "B"]
+    rows = [
+        {**ROW, "answer": "b"},
+        {**ROW, "index": "2", "answer": "b", "A": "b"},
+        {**ROW, "index": "3", "answer": "c"},
+    ]
+    assert list(read_benchmark_table(table(*rows), "MCQ").frame["answer"]) == ["B", "b", "c"]
+    assert list(read_benchmark_table(table(*rows), "VQA").frame["answer"]) == ["b", "b", "c"]
+
+
+@pytest.mark.parametrize("first", ["q\tx\ty", "q\tx\ty\tz"])
+def test_a_tab_within_a_text_is_named(tmp_path: Path, first: str) -> None:
+    """Without a word, cells behind it would stand in the wrong columns."""
+    path = tmp_path / "t.tsv"
+    path.write_text(f'question\tanswer\timage_path\n"two\nlines"\tx\ty\n\n{first}\nq\tx\ta\tb\n', encoding="utf-8")
+    row, line = (2, 5) if first.count("\t") == 3 else (3, 6)
+    message = rf"t\.tsv, row {row} \(line {line}\): has 4 cells; the header has 3; a tab within a text"
+    with pytest.raises(UniDPOError, match=message):
+        read_frame(path)
 
 
 def test_columns_are_asked_for(table: Callable, tmp_path: Path) -> None:

@@ -6,26 +6,26 @@ like lists. So a file that is not the published one, bit by bit, is read and che
 
 import ast
 import builtins
-import csv
 import io
 import os
 import re
 import string
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.vlmeval.cells import image_cell, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = Mapping[str, Any]
+Row = Mapping[Any, Any]
 REFERENCE_LENGTH = 64
 """An `image` cell up to this long names the row whose image it shares (VLMEvalKit's rule)."""
 
+_ADDRESS = re.compile(r"[a-z][a-z\d+.-]*:", re.IGNORECASE)
 _NO_LIST = "image_path begins with [ but is not a list of paths"
 _READ_AS_MISSING = {"None", "NA", "N/A", "nan", "NaN", "null", "NULL", "n/a", "<NA>"}
 
@@ -44,8 +44,8 @@ def read_own_table(path: Path, kind: str | None, image_root: Path | None) -> Tab
     """Read and check a user's own TSV.
 
     Args:
-        path: columns `question`, `answer`, `image` (base64) or `image_path`, for MCQ `A`, `B`, …; optionally `index`,
-            `category`, `hint`.
+        path: columns `question`, `answer`, `image` (base64 or a data URL) or `image_path`, for MCQ `A`, `B`, …;
+            optionally `index`, `category`, `hint`.
         kind: MCQ, Y/N or VQA; found out from columns and answers when `None`.
         image_root: relative image paths start here and none may leave it; by default they start in the file's folder.
 
@@ -64,13 +64,16 @@ def read_own_table(path: Path, kind: str | None, image_root: Path | None) -> Tab
     checks = {"MCQ": _mcq_fault, "Y/N": _yes_no_fault, "VQA": _vqa_fault}
     faults = _faults(frame, lambda row: _question_fault(row) or checks[kind](row))
     if "image" in frame:
+        frame["image"] = [image_cell(cell) for cell in frame["image"]]
         _add(faults, frame, _image_fault(frame))
     else:
         root = image_root or path.parent
         frame["image_path"] = [_resolved(cell, root) for cell in frame["image_path"]]
         _add(faults, frame, lambda row: _path_fault(row, image_root))
     good = _without(frame, faults, path)
-    if kind == "Y/N":
+    if kind == "MCQ":
+        good["answer"] = good["answer"].str.strip().str.upper()
+    elif kind == "Y/N":
         good["answer"] = good["answer"].str.strip().str.capitalize()
     return Table(good, kind, _named(faults, frame))
 
@@ -85,8 +88,11 @@ def read_benchmark_table(path: Path, kind: str) -> Table:
 
     frame = read_frame(path)
     _need(frame, ("index", "question", "answer"), path)
+    if kind == "MCQ":
+        frame["answer"] = [_capital(row) or row["answer"] for row in frame.to_dict("records")]
     faults = _faults(frame, lambda row: _question_fault(row) or _answer_fault(row))
     if "image" in frame:
+        frame["image"] = [image_cell(cell) for cell in frame["image"]]
         _add(faults, frame, _image_fault(frame))
     elif "image_path" in frame:
         _add(faults, frame, _path_list_fault)
@@ -94,56 +100,6 @@ def read_benchmark_table(path: Path, kind: str) -> Table:
     frame.to_csv(written, sep="\t", index=False)
     as_vlmevalkit_reads = pd.read_csv(io.StringIO(written.getvalue()), sep="\t")
     return Table(_without(as_vlmevalkit_reads, faults, path), kind, _named(faults, frame))
-
-
-def read_frame(path: Path) -> "pd.DataFrame":
-    """Read a TSV with every cell as the text it is."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise UniDPOError(f"no such file: {path}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UniDPOError(f"{path} cannot be read as tab-separated values: {error}") from error
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    cells = [line.split("\t") for line in lines]
-    if len({len(row) for row in cells}) == 1:  # every line is a row, whatever quotation marks say
-        header, *rows = [[_unquoted(cell) for cell in row] for row in cells]
-        frame = pd.DataFrame(rows, columns=header, dtype=str)
-    else:
-        _refuse_open_quotes(path, text)
-        try:
-            frame = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
-        except (ValueError, pd.errors.ParserError) as error:
-            raise UniDPOError(f"{path} cannot be read as tab-separated values: {error}") from error
-    if not len(frame):
-        raise UniDPOError(f"{path} has no rows")
-    return frame
-
-
-def _unquoted(cell: str) -> str:
-    """A cell as it is, or what it quotes where quotation marks enclose it and those within are doubled."""
-    inner = cell[1:-1]
-    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
-    return inner.replace('""', '"') if quoted else cell
-
-
-def _refuse_open_quotes(path: Path, text: str) -> None:
-    """Refuse a quotation mark that begins a cell and does not end it: it would swallow the rows that follow."""
-    limit = csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
-    before = 0
-    try:
-        for _ in reader:
-            before = reader.line_num
-    except csv.Error as error:
-        raise UniDPOError(
-            f"{path}, line {before + 1}: a cell begins with a quotation mark that does not end it; "
-            f"write the mark twice and the cell in quotation marks ({error})"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def accepted_answers(cell: str) -> list[str]:
@@ -203,12 +159,25 @@ def _question_fault(row: Row) -> str | None:
     return None if row["answer"].strip() else "no answer"
 
 
+def _options(row: Row) -> dict[str, str]:
+    return {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter, "").strip()}
+
+
+def _capital(row: Row) -> str | None:
+    """The letter of an option that the answer is, in capitals; `None` where a small one may be an option's text."""
+    answer, options = row["answer"].strip(), _options(row)
+    if answer in options:
+        return str(answer)
+    texts = {text.strip() for letter, text in options.items() if letter != answer.upper()}
+    return answer.upper() if answer.upper() in options and answer not in texts else None
+
+
 def _mcq_fault(row: Row) -> str | None:
-    options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter, "").strip()}
+    options = _options(row)
     for letter, option in options.items():
         if option in _READ_AS_MISSING:
             return f"option {letter} is {option!r}, which VLMEvalKit reads back as an empty cell; word it otherwise"
-    if row["answer"].strip() not in options:
+    if _capital(row) is None:
         return f"answer is {row['answer']!r}; it must be the letter of an option, one of {', '.join(options)}"
     return None
 
@@ -248,6 +217,8 @@ def _image_fault(frame: "pd.DataFrame") -> Any:
                 ast.literal_eval(cell)
             except (ValueError, SyntaxError):
                 return "image begins with [ but is not a list of base64 texts"
+        elif _ADDRESS.match(cell) and cell not in whole:
+            return f"image is {cell[:40]!r}: write its bytes in base64, or the path of a file in column image_path"
         elif len(cell) <= REFERENCE_LENGTH and cell not in whole:
             return f"image is {cell[:40]!r}: neither base64 nor the index of a row with an image"
         paths = _paths(row.get("image_path", ""))
