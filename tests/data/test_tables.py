@@ -4,7 +4,8 @@ import json
 import pytest
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.data.tables.json_stream import Unreadable
+from uni_dpo.data.tables.reading import iter_rows, numbered_rows
 from uni_dpo.data.tables.splitting import merge, parse_shares, row_groups, sample, split
 from uni_dpo.errors import UniDPOError
 
@@ -136,3 +137,22 @@ def test_merge_writes_over_no_column(table, tmp_path) -> None:
 def test_what_is_not_there_is_not_of_an_unknown_type(tmp_path) -> None:
     with pytest.raises(PreferenceDataError, match="nothere: no such file or folder"):
         list(iter_rows(tmp_path / "nothere"))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"id": 2, "chosen": "yes", "chosen": "no"}',
+        '{"id": 2, "messages": [{"chosen": 1, "chosen": 1}]}',
+    ],
+)
+@pytest.mark.parametrize("form", ["{}\n{}\n{}\n", "[{},\n{},\n{}]"])
+def test_a_field_that_stands_twice_is_named(tmp_path, form, bad) -> None:
+    """JSON keeps the last one without a word."""
+    path = tmp_path / "p.json"
+    long = json.dumps({"id": 1, "messages": [{"role": "a"}, {"role": "b"}], "text": "x" * (1 << 21)})
+    path.write_text(form.format(long, bad, '{"id": 3}'))
+    rows = [row for _, _, row in numbered_rows(path)]
+    assert rows == [json.loads(long), Unreadable("gives 'chosen' twice"), {"id": 3}]
+    with pytest.raises(PreferenceDataError, match=r"p\.json.*row 1 \(line 2\).*gives 'chosen' twice"):
+        list(iter_rows(path))

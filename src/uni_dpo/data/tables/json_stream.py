@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 
@@ -16,6 +16,27 @@ class Unreadable:
     """A row that is in the file but cannot be read."""
 
     reason: str
+
+
+class _Decoder(json.JSONDecoder):
+    """Decodes values, and notes the fields that an object gives twice, of which JSON keeps the last."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self._repeated: list[str] = []
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            names = [name for name, _ in pairs]
+            self._repeated += [name for name in fields if names.count(name) > 1]
+        return fields
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        """Return the value that begins at `idx`, and its end; `Unreadable` where a field is twice in it."""
+        self._repeated.clear()
+        value, end = super().raw_decode(s, idx)
+        return (Unreadable(f"gives {shown(self._repeated[0])} twice") if self._repeated else value), end
 
 
 def refuse_utf16(path: Path) -> None:
@@ -33,7 +54,7 @@ def json_values(path: Path) -> Iterator[tuple[int, object]]:
     """Yield the elements of a JSON array, or the values of JSON lines, each with the line it starts in, from 1.
 
     The first character tells which of the two it is. A number that is no number of JSON (NaN) or is beyond every
-    float (1e400) arrives as NaN or infinity: what reads it decides.
+    float (1e400) arrives as NaN or infinity: what reads it decides. An object that gives a field twice is `Unreadable`.
 
     Bytes that are not UTF-8 arrive as lone surrogates, so that the row they stand in can be named.
 
@@ -58,6 +79,7 @@ def _first_character(text: TextIO) -> str:
 
 
 def _line_values(path: Path) -> Iterator[tuple[int, object]]:
+    decoder = _Decoder()
     with _open(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
@@ -67,7 +89,7 @@ def _line_values(path: Path) -> Iterator[tuple[int, object]]:
                     f"{path}: holds one object; a list of rows, or one row per line, belongs here"
                 )
             try:
-                yield number, json.loads(line)
+                yield number, decoder.decode(line)
             except (ValueError, RecursionError) as error:
                 yield number, Unreadable(f"is not JSON ({_reason(error)})")
 
@@ -112,7 +134,7 @@ class _Window:
         self._buffer = ""
         self._position = 0
         self._at_end = False
-        self._decoder = json.JSONDecoder()
+        self._decoder = _Decoder()
 
     def peek(self) -> str:
         """Return the next character that is not white space; empty at the end of the text."""
