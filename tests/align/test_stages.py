@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from uni_dpo.align.choice import Choice, write_choice
-from uni_dpo.align.commands import _last_whole
+from uni_dpo.align.commands import Commands, _last_whole
 from uni_dpo.align.config import AlignConfig
+from uni_dpo.align.layout import WorkLayout
 from uni_dpo.align.stages import AlignStages
 from uni_dpo.align.state import AlignState, Fingerprints
 
@@ -220,3 +221,17 @@ def test_candidates_name_the_last_state_once(settings, tmp_path):
         (arm.model / f"checkpoint-{step}").mkdir(parents=True)
     (arm.model / "trainer_state.json").write_text('{"global_step": 20}')
     assert list(arm.candidates()) == ["checkpoint-5", "checkpoint-10", "final"]
+
+
+def test_what_is_said_of_the_sampler_holds_where_it_is_evaluated(settings):
+    raw = settings(benchmarks={"MME": {"class": "ImageYORNDataset", "dataset": "MME"}})
+    raw["engine"]["models"] = {
+        **raw["engine"].get("models", {}),
+        "sampler": {"max_pixels": 50176, "quantization": "4bit"},
+    }
+    commands = Commands(WorkLayout(AlignConfig(raw)))
+    (ask,) = commands.ask("test", {"before": "m"}, commands.layout.work / "asked")
+    assert {"--model-options=max_pixels=50176", '--model-options=quantization="4bit"'} <= set(ask.words)
+    commands.benchmarks()
+    written = json.loads((commands.layout.work / "benchmarks/config.json").read_text())
+    assert written["model"]["before"]["max_pixels"] == 50176

@@ -1,8 +1,9 @@
 """Commands whose options are the fields of a dataclass take the same from a file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import typer
@@ -28,6 +29,7 @@ class Options:
     batch_size: Count = 8
     dtype: Literal["auto", "float32"] = "auto"
     quick: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def given(*words: str) -> Options:
@@ -52,6 +54,18 @@ def test_options_and_a_file_say_the_same(tmp_path: Path) -> None:
     assert given(str(config), "batch_size=2", "quick=false") == Options(
         Path("a.jsonl"), "-m", Path("pictures"), 2, "float32"
     )
+
+
+def test_a_mapping_is_given_an_item_at_a_time(tmp_path: Path) -> None:
+    config = tmp_path / "do.yaml"
+    config.write_text("source: a.jsonl\nmodel: m\nmore: {most: 5, name: '1e3', deep: {a: null}}\n")
+    more = {"most": 5, "name": "1e3", "deep": {"a": None}}
+    assert given(str(config)).more == more
+    words = ("--more", "most=5", "--more", "name='1e3'", "--more", "deep={a: null}")
+    assert given("a.jsonl", "--model=m", *words).more == more
+    assert given(str(config), "more.most=6").more["most"] == 6
+    with pytest.raises(UniDPOError, match="`key=value` is expected"):
+        given("a.jsonl", "--model=m", "--more", "most")
 
 
 def test_faults_are_named_by_line_or_option(tmp_path: Path) -> None:

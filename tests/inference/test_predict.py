@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from uni_dpo.cli.models import predict as predict_command
 from uni_dpo.engine import Failure, Request, Sample, Sampling, Usage, register
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.predict import PredictReport, predict_file
+from uni_dpo.inference.settings import PredictSettings
 from uni_dpo.models.backends.base import weights_of
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage.writing import holding
@@ -25,6 +27,7 @@ class ScriptedBackend:
     @dataclass(frozen=True)
     class Options:
         model: str
+        says: str = "the digit is"
 
     batches: ClassVar[int] = 1_000
     failing: ClassVar[set[str]] = set()
@@ -32,6 +35,7 @@ class ScriptedBackend:
 
     def __init__(self, options: Options) -> None:
         self.usage = Usage()
+        self.says = options.says
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         if not type(self).batches:
@@ -44,7 +48,7 @@ class ScriptedBackend:
         if request.prompt in self.failing:
             return Failure("timeout")
         digit = int(request.prompt[6])
-        return [Sample(f"the digit is {(digit + more) % 2 * (digit + more)}", 4, True) for more in range(count)]
+        return [Sample(f"{self.says} {(digit + more) % 2 * (digit + more)}", 4, True) for more in range(count)]
 
 
 @pytest.fixture
@@ -80,6 +84,16 @@ def test_answers_stand_beside_labels(predict) -> None:
         "prediction": "the digit is 0",
         "correct": 0.0,
     }
+
+
+def test_more_about_the_model_reaches_it(predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "q.json", tmp_path / "a.json"
+    source.write_text(json.dumps(ROWS[3:4]))
+    settings = PredictSettings(source, output, "m", backend="scripted", model_options={"says": "It is"})
+    predict_command(settings)
+    assert json.loads(output.read_text())[0]["prediction"] == "It is 3"
+    with pytest.raises(UniDPOError, match=r"model_options\.say: .*says"):
+        predict_command(replace(settings, model_options={"say": "It is"}))
 
 
 def test_several_samples_give_a_mean_an_interval_and_pass_at_k(predict) -> None:

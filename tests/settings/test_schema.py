@@ -23,7 +23,7 @@ def command_of(path: Path) -> str:
     """The command that a configuration is for."""
     if path.name == "config.json":
         return "eval"
-    if path.parent.name in ("engine", "align"):
+    if path.parent.name in ("engine", "align") and "stage" not in read_mapping(path):
         return path.parent.name
     online = re.match(r"ppo|grpo", path.name)
     return online.group() if online else "train"

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from uni_dpo.models.backends.base import parse_model
 from uni_dpo.settings.losses import compares, is_ours
 from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
+from uni_dpo.vlmeval.config import ModelSettings
 
 PLACEHOLDERS = {name: f"{{{name}}}" for name in ("model", "base", "previous")}
 """What a configuration of the engine says before it is known which models a round has."""
@@ -124,17 +125,26 @@ class Commands:
     def _predict(self, part: str, model: str, output: Path) -> Command:
         options, root = self.settings.evaluate, self.config.image_root
         prompt = (self.settings.engine.get("sample") or {}).get("prompt")
-        backend, _ = parse_model(self.config.engine(PLACEHOLDERS)["models"]["sampler"], "sampler")
+        backend, about = self._sampler(model)
         words = [
             *("predict", str(self.layout.questions(part)), str(output), "--model", model, "--temperature", "0"),
             *("--grader", options.grader, "--max-tokens", str(options.max_tokens)),
             *("--batch-size", str(options.batch_size), "--seed", str(self.settings.seed)),
             *(("--backend", "vllm") if backend == "vllm" else ()),
+            *(f"--model-options={name}={json.dumps(value)}" for name, value in about.items()),
             *(("--image-root", root) if root else ()),
             *(("--system", options.system) if options.system else ()),
             *(("--prompt", prompt) if prompt not in (None, "answer") else ()),
         ]
         return Command(tuple(words), output)
+
+    def _sampler(self, model: str) -> tuple[str, dict[str, Any]]:
+        """The backend that samples, and what the configuration says of it where a model of this machine answers."""
+        models = {"model": model, "base": self.layout.base(), "previous": model}
+        sampler = self.config.engine(models)["models"]["sampler"]
+        backend, _ = parse_model(sampler, "models.sampler")
+        about = sampler if backend in ("transformers", "vllm") else {}
+        return backend, {name: value for name, value in about.items() if name not in ("backend", "model", "batch_size")}
 
     def _score(self, part: str, model: str, folder: Path) -> list[Command]:
         """The pipeline that scores the samples, on one greedy answer per question."""
@@ -161,12 +171,18 @@ class Commands:
         baselines = {arm.name.replace("/", "-"): arm.choice() for arm in self.layout.baselines()}
         models |= {name: choice.model for name, choice in baselines.items() if choice is not None}
         limit = self.settings.evaluate.max_tokens
-        found = {name: {"model_path": model, "max_new_tokens": limit} for name, model in models.items()}
+        found = {name: self._evaluated(model) | {"max_new_tokens": limit} for name, model in models.items()}
         data = {name: _absolute(options) for name, options in self.settings.benchmarks.items()}
         text = json.dumps({"model": found, "data": data}, indent=1, ensure_ascii=False)
         write_text(folder / "config.json", text + "\n")
         work = ("--work-dir", str(folder / "work"), "--seed", str(self.settings.seed))
         return [Command(("eval", str(folder / "config.json"), *work), leaves=folder / "work" / "results.json")]
+
+    def _evaluated(self, model: str) -> dict[str, Any]:
+        """A model as `eval` takes it, with what it knows of the sampler's settings."""
+        backend, about = self._sampler(model)
+        known = {field.name for field in fields(ModelSettings)} if backend == "transformers" else set()
+        return {"model_path": model} | {name: value for name, value in about.items() if name in known}
 
     def report(self) -> list[Command]:
         """Write one page of all trainings, with their curves, verdicts and pairs."""

@@ -106,7 +106,10 @@ class _Counts:
         reward = engine.get("reward") or {}
         served = {}
         for role, spec in (engine.get("models") or {}).items():
-            if role != "sampler" and parse_model(spec, role, _rater(engine["pipeline"], role))[0] == "openai":
+            if (
+                role != "sampler"
+                and parse_model(spec, f"models.{role}", _rater(engine["pipeline"], role))[0] == "openai"
+            ):
                 served[role] = spec
         if not served:
             return f"at most {answers:,} answers by {engine['pipeline']}"

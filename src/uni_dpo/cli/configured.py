@@ -3,15 +3,16 @@
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.settings.options import load, parse, parts_of, settable
+from uni_dpo.settings.reading import override
 from uni_dpo.settings.schema import described
 
 
@@ -27,7 +28,9 @@ def add(app: typer.Typer, name: str, settings: type, run: Callable[[Any], None])
     """
 
     def call(**values: Any) -> None:
-        run(parse(settings, {key: value for key, value in values.items() if value is not None}, ""))
+        given = {key: value for key, value in values.items() if value is not None}
+        mappings = {key: override({}, given[key]) for key in given if _is_mapping(hints[key])}
+        run(parse(settings, given | mappings, ""))
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -51,6 +54,11 @@ def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
     default: Any = inspect.Parameter.empty if field.default is MISSING else field.default
     (kind, *others), _ = parts_of(kind)
     about: Any
+    if _is_mapping(kind):
+        about = typer.Option(help=text, metavar="<key=value>")
+        return inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, about]
+        )
     if spelling == "argument":
         about = typer.Argument(help=text)
     else:
@@ -65,6 +73,11 @@ def _spelling(kind: Any) -> str:
     return next((bound for bound in parts_of(kind)[1] if isinstance(bound, str)), "")
 
 
+def _is_mapping(kind: Any) -> bool:
+    """Whether a field holds a mapping, which a command line gives as `--field key=value`, one at a time."""
+    return any(get_origin(part) is Mapping for part in parts_of(kind)[0])
+
+
 def _flags(settings: Any) -> list[str]:
     """The words of a command line that say what a dataclass instance does."""
     words, arguments = [], []
@@ -73,6 +86,8 @@ def _flags(settings: Any) -> list[str]:
         value = getattr(settings, name)
         if _spelling(hints[field.name]) == "argument":
             arguments.append(str(value))
+        elif isinstance(value, Mapping):
+            words += [f"--{name.replace('_', '-')}={key}={json.dumps(item)}" for key, item in value.items()]
         elif value is True:
             words.append(f"--{name.replace('_', '-')}")
         elif value is not None and value is not False:

@@ -23,8 +23,12 @@ def compare(settings: CompareSettings) -> None:
     from uni_dpo.inference.compare import Models, changed, page, read_prompts, table, training_facts
     from uni_dpo.inference.compare import compare as answer
     from uni_dpo.models.backends import Sampling
+    from uni_dpo.models.backends.base import parse_model
     from uni_dpo.storage.writing import check_writable, write_text
 
+    about: dict[str, Any] = {"batch_size": settings.batch_size, "dtype": settings.dtype, "device": settings.device}
+    about |= settings.model_options
+    parse_model({**about, "model": settings.trained}, "model_options")
     output = settings.output
     for name in ("comparison.json", "comparison.html"):
         check_writable(output / name)
@@ -37,9 +41,7 @@ def compare(settings: CompareSettings) -> None:
         output / "answers",
         Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, top_p=settings.top_p),
         seed=settings.seed,
-        batch_size=settings.batch_size,
-        dtype=settings.dtype,
-        device=settings.device,
+        **about,
     )
     write_rows(output / "comparison.json", rows)
     write_text(output / "comparison.html", page(rows, f"{models.original} before and after {settings.trained}", facts))
@@ -54,9 +56,9 @@ def predict(settings: PredictSettings) -> None:
     from uni_dpo.inference.predict import predict_file
     from uni_dpo.models.backends import Sampling
 
-    entry: dict[str, Any] = {"backend": settings.backend, "model": settings.model}
+    entry: dict[str, Any] = {"batch_size": settings.batch_size} if settings.backend == "transformers" else {}
+    entry |= {**settings.model_options, "backend": settings.backend, "model": settings.model}
     entry |= {"base_url": settings.base_url} if settings.base_url else {}
-    entry |= {"batch_size": settings.batch_size} if settings.backend == "transformers" else {}
     report = predict_file(
         settings.source,
         settings.output,
@@ -131,7 +133,7 @@ def chat(
         "device": device,
         "trust_remote_code": trust_remote_code,
     }
-    _, options = parse_model(entry, "chat")
+    _, options = parse_model(entry, "")
     find_checkpoint(model)
     talk(Chat(options, sampling, system=system, seed=seed), list(images or []))
 

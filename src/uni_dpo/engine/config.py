@@ -122,7 +122,7 @@ class EngineConfig:
                 self.pairs = parse(self.pipeline_class.PairOptions, given.get("pairs"), "pairs")
             for role, spec in given.get("models", {}).items():
                 with faults.collecting(f"models.{role}"):
-                    self.models[role] = parse_model(spec, role, self.pipeline_class.raters.get(role))
+                    self.models[role] = parse_model(spec, f"models.{role}", self.pipeline_class.raters.get(role))
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "EngineConfig":

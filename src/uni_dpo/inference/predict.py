@@ -113,7 +113,7 @@ def predict_file(
     with replies_for(source, output, "answers") as done:
         grade = load_grader(grader)
         template = load_template(prompt, gaps=("question",)) if prompt else None
-        backend, options = parse_model(model, "model")
+        backend, options = parse_model(model, "model_options")
         extracted = output.parent / f"{output.stem}_images"
         questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
         check_references(grader, [question for question in questions if question.reference is not None])

@@ -1,7 +1,9 @@
 """What `predict`, `score` and `compare` may be told, on the command line or in a file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from uni_dpo.settings.options import Argument, Count, Dtype, ImageRoot, NotNegative, TopP
 
@@ -16,6 +18,7 @@ class PredictSettings:
         model: folder or hub name of a checkpoint, or its name on the server.
         backend: what asks the model; `package.module:Class` for one of your own.
         base_url: of the server, for backend openai; ends in /v1.
+        model_options: more about the model, as the engine's `models:` has it: dtype, quantization, max_pixels, …
         grader: exact, numeric, multiple_choice, math, vqa, or package.module:function.
         system: system prompt; without it what the chat template does.
         prompt: math, or a file with the gap {question}.
@@ -34,6 +37,7 @@ class PredictSettings:
     model: str
     backend: str = "transformers"
     base_url: str | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     grader: str = "exact"
     system: str | None = None
     prompt: str | None = None
@@ -97,6 +101,7 @@ class CompareSettings:
         batch_size: prompts at once.
         dtype: of the weights; auto is the checkpoint's own.
         device: auto takes the GPU if there is one.
+        model_options: more about both models, as the engine's `models:` has it: quantization, max_pixels, …
     """
 
     prompts: Argument
@@ -113,3 +118,4 @@ class CompareSettings:
     batch_size: Count = 8
     dtype: Dtype = "auto"
     device: str = "auto"
+    model_options: Mapping[str, Any] = field(default_factory=dict)

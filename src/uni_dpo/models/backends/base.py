@@ -186,21 +186,23 @@ def first_tokens(
     return own
 
 
-def parse_model(raw: Mapping[str, Any], role: str, rater: str | None = None) -> tuple[str, Any]:
+def parse_model(raw: Mapping[str, Any], where: str, rater: str | None = None) -> tuple[str, Any]:
     """Return the backend's name and the parsed options of one entry under `models:`.
 
     Args:
+        raw: the entry.
+        where: what messages call it, `models.sampler` for example.
         rater: the backend that alone fills this role; None for a role that any model fills which writes text.
     """
     if not isinstance(raw, Mapping):
-        raise SettingsError([(f"models.{role}", f"a mapping with `backend` and `model` is expected, not {raw!r}")])
+        raise SettingsError([(where, f"a mapping with `backend` and `model` is expected, not {raw!r}")])
     settings = dict(raw)
     name = str(settings.pop("backend", rater or "transformers"))
     if name != rater and (rater or name in RATERS):
         wanted = f"only the backend {rater} fits this role" if rater else "it rates answers and writes none"
-        raise SettingsError([(f"models.{role}.backend", f"{name} does not fit here; {wanted}")])
+        raise SettingsError([(f"{where}.backend", f"{name} does not fit here; {wanted}")])
     options = BUILT_IN[name] if name in BUILT_IN else find("backend", name).Options
-    return name, parse(options, settings, f"models.{role}")
+    return name, parse(options, settings, where)
 
 
 def weights_of(options: Any) -> list[list[Any]]:
