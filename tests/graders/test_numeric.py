@@ -156,6 +156,76 @@ def test_numeric_has_a_tolerance_and_tells_wrong_from_ungradable(
     assert numeric(answer, Question("q", "?", reference=reference)) == grade
 
 
+DOGS = "How many dogs are in the image? Answer with a number."
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (DOGS, "None"),
+        (DOGS, "None."),
+        (DOGS, "**Answer:** none"),
+        (DOGS, "There are none."),
+        (DOGS, "none of them"),
+        (DOGS, "No dogs"),
+        (DOGS, "no dog"),
+        (DOGS, "There are no dogs."),
+        (DOGS, "There are no dogs in the image."),
+        (DOGS, "There aren’t any dogs in this picture."),
+        (DOGS, "No dogs are visible in the image."),
+        ("How many dogs are there?", "The answer is none."),
+        ("How many dogs are on the sofa?", "There are no dogs on the sofa."),
+        ("How many dogs are on the sofa?", "No dogs are on the sofa."),
+        ("How many dogs do you see?", "There are no dogs in the picture."),
+        ("Take all red cubes away. How many cubes are left?", "There are none left"),
+        ("How many of the dogs are black?", "None of the dogs are black."),
+        ("How many red cars can be seen?", "There are no red cars."),
+    ],
+)
+def test_none_of_what_is_counted_is_zero(asked: str, answer: str) -> None:
+    assert numeric(answer, Question("q", asked, reference="0")) == 1
+    assert numeric(answer, Question("q", asked, reference="3")) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (DOGS, "No"),
+        (DOGS, "Nothing"),
+        (DOGS, "none of the above"),
+        (DOGS, "None of the dogs is brown."),
+        (DOGS, "no idea"),
+        (DOGS, "No answer"),
+        (DOGS, "no cats"),
+        (DOGS, "There are no brown dogs."),
+        (DOGS, "There are no dogs on the left."),
+        (DOGS, "There are no dogs that I can count with certainty."),
+        (DOGS, "There are no dogs, only some cats."),
+        (DOGS, "No dogs? I see some."),
+        (DOGS, "There are not no dogs"),
+        ("How many dogs and cats are there?", "There are no dogs."),
+        ("How many dogs or cats are there?", "No dogs"),
+        ("How many more dogs than cats are there?", "no more dogs"),
+        ("How many dogs are there more than cats?", "No dogs"),
+        ("How many dogs are not on the sofa?", "No dogs are on the sofa."),
+        ("How many dogs have no collar?", "None"),
+        ("How many dogs aren't black?", "None"),
+        ("How many dogs are there? How many cats?", "None"),
+        ("How many dogs are left of the man on the sofa?", "There are no dogs on the sofa."),
+        ("How many dogs are missing?", "There are no dogs in the image."),
+        ("How many dogs are only partly visible?", "There are no dogs visible."),
+        ("How many fewer dogs are in the first image?", "no fewer dogs"),
+        ("How many legs do the dogs have?", "There are no dogs."),
+        ("What number is on the shirt?", "None"),
+        ("Is there a dog?", "There are no dogs."),
+        ("?", "none"),
+    ],
+)
+def test_what_may_be_no_zero_is_not_graded(asked: str, answer: str) -> None:
+    for reference in ("0", "3"):
+        assert numeric(answer, Question("q", asked, reference=reference)) is None
+
+
 def test_a_reference_without_a_number_is_refused() -> None:
     with pytest.raises(UniDPOError, match="question q: the reference 'x' holds no number"):
         numeric("3", Question("q", "?", reference="x"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
+from uni_dpo.graders.none_words import says_none
 from uni_dpo.graders.number_words import with_digits
 
 
@@ -75,12 +76,15 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
     """Give 1 where the number that the answer states equals the reference within tolerance; None where it states none.
 
     45 % is right for 45 %, for 45 and for 0.45, and 5 million for 5 million, 5 and 5,000,000. A range is no number,
-    unless the reference is a range too: then both ends count.
+    unless the reference is a range too: then both ends count. `None` and `no dogs` are 0 where the question asks how
+    many dogs there are (`says_none`).
     """
     wanted = stated(reference_of(question))
     if wanted is None:
         raise UniDPOError(f"{question.called}: the reference {question.reference!r} holds no number")
     given = stated(answer)
+    if given is None and says_none(answer, question.text):
+        given = Stated(0, 0)
     if given is None or (given.low == given.high) != (wanted.low == wanted.high):
         return None
 
