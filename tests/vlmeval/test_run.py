@@ -337,12 +337,12 @@ def test_each_bad_input_is_named_before_anything_runs(
 def test_answers_are_scored_as_the_texts_they_are(
     kit: str, scripted: Callable, tiny_qwen2_vl: Path, digits: dict[str, list[Digit]], tsv: Callable, tmp_path: Path
 ) -> None:
-    """`= 5` is 5 in VLMEvalKit's normal form, `=7` is not `=5`; and an image in CMYK is given as base64."""
+    """`= 5` is 5 in VLMEvalKit's normal form, `=7` is not `=5`; and an image in CMYK is given as a data URL."""
     from PIL import Image
 
     written = io.BytesIO()
     Image.open(digits["held_out"][0].image).convert("CMYK").save(written, "JPEG")
-    image = base64.b64encode(written.getvalue()).decode()
+    image = "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
     right = {"= 5": ("5", 1), "=7": ("=5", 0), "five\r\nsix": ("five six", 1), "\ud83d": ("x", 0), "007": ("007", 1)}
     rows = [{"index": i, "question": f"Q{i}?", "answer": a, "image": image} for i, (a, _) in enumerate(right.values())]
     said = list(right)
@@ -359,7 +359,7 @@ def test_what_stands_outside_of_the_reasoning_is_scored(
     said = {"<think>A is it?</think>B": 1, "A, it seems</think>\n\nB.": 1, "B": 1, "<think>It is A": 0}
     image = base64.b64encode(digits["held_out"][0].image.read_bytes()).decode()
     rows = [
-        {"index": i, "question": f"Q{i}?", "A": "dog", "B": "cat", "answer": "A" if i == 3 else "B", "image": image}
+        {"index": i, "question": f"Q{i}?", "A": "dog", "B": "cat", "answer": "bBBA"[i], "image": image}
         for i in range(len(said))
     ]
     scripted(lambda request: next(text for i, text in enumerate(said) if f"Q{i}?" in str(request)))
