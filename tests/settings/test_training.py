@@ -17,7 +17,7 @@ from uni_dpo.llamafactory import launch, register, seams
 from uni_dpo.settings import machine
 from uni_dpo.settings.options import parts_of
 from uni_dpo.settings.sources import RANGES, known_settings, known_templates
-from uni_dpo.settings.training import check_early, check_trl, help_lines
+from uni_dpo.settings.training import check_early, check_trl, generation_warning, help_lines
 
 FLAGS = ["--model_name_or_path", "m", "--output_dir", "o"]
 
@@ -82,6 +82,23 @@ def test_trls_settings_are_checked_without_trl(tmp_path: Path) -> None:
     with pytest.raises(UniDPOError, match=r"^lerning_rate: unknown setting"):
         check_trl(["--lerning_rate", "1"])
     check_trl(["--help"])
+
+
+@pytest.mark.parametrize(
+    ("given", "cut"),
+    [
+        ({"stage": "dpo", "max_length": 4096}, "2048"),
+        ({"max_length": 4096, "cutoff_len": 1024}, "1024"),
+        (["--stage", "dpo", "--max_length", "4096", "--cutoff-len", "512"], "512"),
+        ({"stage": "dpo", "cutoff_len": 4096}, None),
+        ({"stage": "ppo", "max_length": 4096}, None),
+        ({"stage": "sft", "max_length": 4096, "predict_with_generate": True}, None),
+        (["--do_predict", "--max_length", "4096"], None),
+    ],
+)
+def test_a_length_that_bounds_generation_is_said_not_to_bound_rows(given: Any, cut: str | None) -> None:
+    words = "max_length bounds generated answers, and this training generates none; rows are cut at cutoff_len: "
+    assert generation_warning(given) == (f"{words}{cut}" if cut else "")
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -15,7 +15,7 @@ from uni_dpo.llamafactory import register
 from uni_dpo.llamafactory.seams import first_process, refuse_uni_dpo, register_web_ui
 from uni_dpo.monitor.console import VERBOSE, readable
 from uni_dpo.settings.reading import FaultCollector, is_config, located, override, read_mapping
-from uni_dpo.settings.training import check_early, flags, help_lines
+from uni_dpo.settings.training import check_early, flags, generation_warning, help_lines
 
 
 def train(arguments: list[str]) -> None:
@@ -50,6 +50,8 @@ def train(arguments: list[str]) -> None:
         faults.raise_any()
         _register()
         refuse_uni_dpo(given)
+    if warning := generation_warning(given):
+        print(f"warning: {warning}", file=sys.stderr)
     if _wants_torchrun():
         _torchrun(arguments)
     else:

@@ -66,6 +66,23 @@ def check_early(given: Mapping[str, Any] | Sequence[str], places: Places = TRAIN
         raise SettingsError(faults)
 
 
+def generation_warning(given: Mapping[str, Any] | Sequence[str]) -> str:
+    """Say that `max_length`, by which TRL bounds training rows, bounds generation in LlamaFactory; else nothing.
+
+    Args:
+        given: a configuration's mapping, or `--key value` flags.
+    """
+    settings = given if isinstance(given, Mapping) else flags(given)
+    generates = settings.get("stage") == "ppo" or any(
+        is_true(settings.get(name)) for name in ("predict_with_generate", "do_predict")
+    )
+    if generates or settings.get("max_length") is None:
+        return ""
+    default = next(setting.default for setting in known_settings() if setting.name == "cutoff_len")
+    row = settings.get("cutoff_len", default)
+    return f"max_length bounds generated answers, and this training generates none; rows are cut at cutoff_len: {row}"
+
+
 def check_trl(arguments: Sequence[str]) -> None:
     """Refuse what can be seen to be wrong in the arguments of `uni-dpo trl-dpo` without importing TRL.
 
