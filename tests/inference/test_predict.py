@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 
 from uni_dpo.cli.models import predict as predict_command
 from uni_dpo.engine import Failure, Request, Sample, Sampling, Usage, register
@@ -156,6 +157,14 @@ def test_a_broken_image_is_named_before_a_model_is_loaded(predict, tmp_path: Pat
     ScriptedBackend.batches = 0
     with pytest.raises(UniDPOError, match=r"row 0 .*broken\.png"):
         predict([{"id": "a", "question": "Digit 1?", "image": str(tmp_path / "broken.png")}])
+
+
+def test_an_image_that_viewers_turn_is_named_in_the_report(predict, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    report, _ = predict([{"id": "a", "question": "Digit 1?", "image": str(tmp_path / "turned.jpg")}])
+    assert report.lines()[0].startswith("warning: images with EXIF orientation: 1 (question a, image 0): ")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,23 @@ def test_an_image_that_no_processor_takes_is_named_before_training(tmp_path: Pat
         check_images(datasets.Dataset.from_list([{"images": [str(tmp_path / "none.png")]}]), "eval")
 
 
+def test_an_image_that_datasets_turns_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from uni_dpo.trl import data
+
+    said: list[str] = []
+    monkeypatch.setattr(data.logger, "warning", lambda line, *parts: said.append(line % parts))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    paths = datasets.Dataset.from_list([{"images": [str(tmp_path / "turned.jpg")]}])
+    for dataset in (paths, paths.cast_column("images", datasets.Sequence(datasets.Image()))):
+        data.check_images(dataset)
+    assert len(said) == 2
+    assert said[0].startswith("the train dataset: images with EXIF orientation: 1 (row 0, image 1): ")
+
+
 def test_scores_come_from_their_columns_into_the_batch() -> None:
     rows = [{"good": 4, "bad": 1.5}, {"good": 3.0, "bad": 1.5}]
     batch = ScoredPairs(lambda examples: {"rows": len(examples)}, ("good", "bad"))(rows)

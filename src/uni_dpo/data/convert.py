@@ -14,7 +14,7 @@ from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, source_format
 from uni_dpo.data.formats.base import Format, Losses, Pairing
 from uni_dpo.data.image_sizes import BrokenImageError
-from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_size
+from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import (
     Row,
@@ -150,7 +150,7 @@ class _Images:
     def _embedded(image: Image, paths: ImagePaths) -> Image:
         try:
             source = image_source(image, paths)
-            source_size(source, str(source) if isinstance(source, Path) else "", decode=False)
+            source_state(source, str(source) if isinstance(source, Path) else "", decode=False)
             encoded = source if isinstance(source, bytes) else source.read_bytes()
         except BrokenImageError as broken:
             raise PreferenceDataError.of([Fault(broken.kind, "images", broken.found, broken.advice)]) from None

@@ -7,6 +7,7 @@ from typing import BinaryIO
 from PIL import Image as PILImage
 
 from uni_dpo.data.faults import stand_in
+from uni_dpo.data.odd_images import oddity
 
 MAX_PIXELS = 100_000_000
 """Images of more pixels are taken for decompression bombs."""
@@ -20,6 +21,24 @@ class BrokenImageError(ValueError):
     def __init__(self, kind: str, found: str, advice: str) -> None:
         super().__init__(f"{found}; {advice}")
         self.kind, self.found, self.advice = f"image_{kind}", found, advice
+
+
+@dataclass(frozen=True, slots=True)
+class ImageState:
+    """What is known of one image.
+
+    Attributes:
+        width, height: in pixels, as it is stored.
+        kind, found, advice: what is wrong with it, as in `Fault`; empty where nothing is.
+        odd: why a viewer shows it in another way, as `oddity` tells.
+    """
+
+    width: int = 0
+    height: int = 0
+    kind: str = ""
+    found: str = ""
+    advice: str = ""
+    odd: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,8 +116,8 @@ def _is_transparency_alone(image: PILImage.Image) -> bool:
     return alpha.getcolors(1) is None and image.convert("RGB").getcolors(1) is not None
 
 
-def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int, int]:
-    """Return width and height of an image that training can use.
+def image_state(stream: BinaryIO, name: str, *, decode: bool = True) -> ImageState:
+    """Return what is known of an image that training can use.
 
     Args:
         stream: the encoded image.
@@ -122,7 +141,7 @@ def image_size(stream: BinaryIO, name: str, *, decode: bool = True) -> tuple[int
             if _is_transparency_alone(image):
                 found = f"{name} differs in its transparency alone, which training leaves out: it would see one colour"
                 raise BrokenImageError("transparency", found, "put it on a background")
-        return width, height
+        return ImageState(width, height, odd=oddity(image))
     except BrokenImageError:
         raise
     except PILImage.DecompressionBombError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
-from uni_dpo.data.image_sizes import BrokenImageError, ImageLimits, image_size
+from uni_dpo.data.image_sizes import BrokenImageError, ImageLimits, ImageState, image_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import is_file
 from uni_dpo.storage.writing import replacing
@@ -108,8 +108,8 @@ def image_source(image: Image, paths: ImagePaths) -> Path | bytes:
     return image
 
 
-def source_size(source: Path | bytes, name: str, *, decode: bool) -> tuple[int, int]:
-    """Return width and height of the image in a file, or in bytes.
+def source_state(source: Path | bytes, name: str, *, decode: bool) -> ImageState:
+    """Return what is known of the image in a file, or in bytes.
 
     Args:
         source: what `image_source` returned.
@@ -120,26 +120,15 @@ def source_size(source: Path | bytes, name: str, *, decode: bool) -> tuple[int, 
         BrokenImageError: it cannot be opened, or training cannot use it.
     """
     if isinstance(source, bytes):
-        return image_size(io.BytesIO(source), "the encoded image", decode=decode)
+        return image_state(io.BytesIO(source), "the encoded image", decode=decode)
     try:
         if source.stat().st_size == 0:
             raise BrokenImageError("zero", f"{name} has zero bytes", "fetch it again")
         with source.open("rb") as stream:
-            return image_size(stream, name, decode=decode)
+            return image_state(stream, name, decode=decode)
     except OSError as error:
         found = f"{name} cannot be opened ({error.strerror})"
         raise BrokenImageError("unreadable", found, "check its permissions") from None
-
-
-@dataclass(frozen=True, slots=True)
-class ImageState:
-    """What is known of one image: its size in pixels, or (`kind` is set) what is wrong with it."""
-
-    width: int = 0
-    height: int = 0
-    kind: str = ""
-    found: str = ""
-    advice: str = ""
 
 
 class ImageChecker:
@@ -206,11 +195,12 @@ class ImageChecker:
     def _check(self, image: Image) -> ImageState:
         source = image_source(image, self.paths)
         decode = self._decode or isinstance(source, bytes)
-        width, height = source_size(source, _named(_path_of(image) or ""), decode=decode)
+        state = source_state(source, _named(_path_of(image) or ""), decode=decode)
+        width, height = state.width, state.height
         if 0 in self._limits.fitted(width, height):
             found = f"{width} × {height} pixels leave nothing of one side at image_max_pixels {self._limits.max_pixels}"
             raise BrokenImageError("shape", found, "crop it")
-        return ImageState(width, height)
+        return state
 
 
 def image_paths(

@@ -23,7 +23,7 @@ from uni_dpo.data.columns import (
 )
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape
-from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_size
+from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, one_split, unreadable_fault
@@ -219,7 +219,8 @@ class _QuestionReader:
         try:
             source = image_source(image, self.paths)
             name = "the encoded image" if isinstance(source, bytes) else str(source)
-            check_shape(*source_size(source, name, decode=False), name)
+            state = source_state(source, name, decode=False)
+            check_shape(state.width, state.height, name)
         except BrokenImageError as broken:
             raise _fault(field, broken.found, broken.advice) from None
         return str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))

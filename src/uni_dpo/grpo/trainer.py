@@ -19,7 +19,7 @@ from uni_dpo.data.questions import Question, read_questions
 from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo.config import GRPOSettings, trl_arguments
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
-from uni_dpo.models.prompt import PromptStyle, detect_style
+from uni_dpo.models.prompt import PromptStyle, detect_style, open_image
 from uni_dpo.online.policy import (
     adapter,
     base_dtype,
@@ -149,7 +149,12 @@ def dataset(questions: Sequence[Question]) -> Any:
     table = datasets.Dataset.from_list(rows)
     if not any(asked.images for asked in questions):
         return table.remove_columns("images")
-    return table.cast_column("images", datasets.Sequence(datasets.Image(mode="RGB")))
+    return table.with_transform(_with_pixels)
+
+
+def _with_pixels(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Open the images of rows as every other command does; `datasets.Image` would turn some (`data.odd_images`)."""
+    return rows | {"images": [[open_image(path) for path in paths] for paths in rows["images"]]}
 
 
 def reward_function(reward: Reward, questions: Sequence[Question]) -> Callable[..., list[float]]:

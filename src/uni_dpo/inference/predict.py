@@ -8,6 +8,7 @@ from typing import Any
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.odd_images import OddImages
 from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.engine.asking import Template, load_template
@@ -40,6 +41,7 @@ class PredictReport:
         grades: of each question with a right answer in the file those of its samples, each from 0 to 1.
         cut: answers that were cut at the limit of tokens.
         seed: of the interval.
+        warnings: what the user should know, one line each.
     """
 
     output: Path
@@ -47,6 +49,7 @@ class PredictReport:
     grades: tuple[tuple[float, ...], ...]
     cut: int = 0
     seed: int = 0
+    warnings: Sequence[str] = ()
 
     @property
     def labelled(self) -> int:
@@ -65,7 +68,8 @@ class PredictReport:
 
     def lines(self) -> list[str]:
         """Return the report, one line per fact."""
-        lines = [f"questions answered: {self.rows:,}", f"output: {self.output}"]
+        lines = [f"warning: {line}" for line in self.warnings]
+        lines += [f"questions answered: {self.rows:,}", f"output: {self.output}"]
         lines += [f"answers cut at the limit of tokens: {self.cut:,}; raise it"] if self.cut else []
         return lines + (accuracy_lines(self.grades, seed=self.seed) if self.grades else [])
 
@@ -117,7 +121,7 @@ def predict_file(
         extracted = output.parent / f"{output.stem}_images"
         questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
         check_references(grader, [question for question in questions if question.reference is not None])
-        _check_images(questions)
+        odd = _check_images(questions)
         if backend in ("transformers", "vllm"):
             find_checkpoint(options.model, options.adapter)
         drawn = [fingerprinted(sampling), seed, *([system] if system else []), *([template.text] if template else [])]
@@ -141,7 +145,7 @@ def predict_file(
         rows = [_row(*answered) for answered in zip(questions, texts, grades, strict=True)]
         write_rows(output, rows)
     cut = sum(not part.get("finished", True) for reply in replies for part in (reply, *reply.get("more", ())))
-    return PredictReport(output, len(rows), tuple(filter(None, grades)), cut, seed)
+    return PredictReport(output, len(rows), tuple(filter(None, grades)), cut, seed, odd.warnings())
 
 
 def _asking(
@@ -166,17 +170,19 @@ def _logged(samples: Sequence[Sample]) -> Row:
     return {**first, "more": more} if more else first
 
 
-def _check_images(questions: Sequence[Question]) -> None:
-    checker = ImageChecker(Path())
+def _check_images(questions: Sequence[Question]) -> OddImages:
+    checker, odd = ImageChecker(Path()), OddImages()
     faults = []
     with checker.running():
         for question in questions:
             for place, state in enumerate(checker.states(question.images)):
+                field = f"question {question.id}, image {place}"
+                odd.add(state.odd, field)
                 if state.kind:
-                    field = f"question {question.id}, image {place}"
                     faults.append(Fault(state.kind, field, state.found, state.advice))
     if faults:
         raise PreferenceDataError.of(faults)
+    return odd
 
 
 def _row(question: Question, texts: Sequence[str], grades: Sequence[float]) -> Row:

@@ -200,7 +200,7 @@ def patch_of(processor: Any) -> int:
 
 
 def open_image(path: str) -> Any:
-    """Open an image file as RGB.
+    """Open an image file as RGB, as training sees it.
 
     Raises:
         UniDPOError: it cannot be read.
@@ -209,9 +209,16 @@ def open_image(path: str) -> Any:
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            pixels = image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UniDPOError(f"image {path} cannot be read: {error}") from error
+    return _unturned(pixels)
+
+
+def _unturned(image: Any) -> Any:
+    """An image without its EXIF orientation, which vLLM would apply, and training does not."""
+    image.info.clear()
+    return image
 
 
 def png_url(image: Any) -> str:
@@ -238,11 +245,12 @@ def load_vision(
     conversation = [{"role": "user", "content": [dict(item) for item in content]}]
     if patch == QWEN2_PATCH:
         images, videos = process_vision_info(conversation)
-        return images or [], videos or [], {}
+        return list(map(_unturned, images or ())), videos or [], {}
     images, videos, told = process_vision_info(
         conversation, image_patch_size=patch, return_video_kwargs=True, return_video_metadata=True
     )
+    shown = list(map(_unturned, images or ()))
     if not videos:
-        return images or [], [], {}
+        return shown, [], {}
     frames, metadata = zip(*videos, strict=True)
-    return images or [], list(frames), {**told, "video_metadata": list(metadata)}
+    return shown, list(frames), {**told, "video_metadata": list(metadata)}

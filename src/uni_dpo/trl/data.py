@@ -1,6 +1,7 @@
 """Score columns and images of a dataset: what is at fault, and how they come into a batch."""
 
 import io
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from uni_dpo.data.columns import VIDEO_COLUMNS, is_empty
 from uni_dpo.data.image_sizes import BrokenImageError, check_shape
+from uni_dpo.data.odd_images import OddImages, oddity
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.texts import KEY
+
+logger = logging.getLogger(f"transformers.{__name__}")  # below transformers', which shows it
 
 SCORES = ("score_chosen", "score_rejected")
 """The scores' names in a batch, whatever their columns are called."""
@@ -102,6 +106,8 @@ def refuse_videos(dataset: Any, name: str = "train") -> None:
 def check_images(dataset: Any, name: str = "train") -> None:
     """Refuse a dataset with an image that cannot be opened or that no processor takes; only their heads are read.
 
+    Images that look different elsewhere (`data.odd_images`) are a warning.
+
     Args:
         dataset: a `datasets.Dataset`; the rows of a stream are seen when they come.
         name: what the dataset is called in the message.
@@ -114,21 +120,27 @@ def check_images(dataset: Any, name: str = "train") -> None:
     images = dataset.select_columns("images")
     if isinstance(getattr(images.features["images"], "feature", None), datasets.Image):
         images = images.cast_column("images", datasets.Sequence(datasets.Image(decode=False)))
+    odd = OddImages()
     for row, example in enumerate(images):
         for at, image in enumerate(example["images"] or ()):
-            _check_image(image, f"the {name} dataset, row {row}, image {at + 1}")
+            odd.add(_check_image(image, f"the {name} dataset, row {row}, image {at + 1}"), f"row {row}, image {at + 1}")
+    for line in odd.warnings():
+        logger.warning("the %s dataset: %s", name, line)
 
 
-def _check_image(image: Any, name: str) -> None:
+def _check_image(image: Any, name: str) -> str:
+    """Refuse an image, or return its oddity."""
     path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
     try:
         with PIL.Image.open(io.BytesIO(content) if content else str(path)) as opened:
             width, height = opened.size
+            odd = oddity(opened)
         check_shape(width, height, name)
     except BrokenImageError as error:
         raise UniDPOError(f"{error}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise UniDPOError(f"{name} cannot be read: {error}; fix or remove the row") from None
+    return odd
 
 
 def batch_scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str] | None) -> dict[str, Tensor]:

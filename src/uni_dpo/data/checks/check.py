@@ -18,6 +18,7 @@ from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.odd_images import OddImages
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import is_file, source_files
@@ -43,6 +44,7 @@ class CheckReport:
         stopped: why the reading ended before the end of the data; empty where it did not.
         audit: what the usable rows are like.
         lengths: their tokens, where a model was named.
+        odd_images: the images of usable rows that a viewer shows in another way than a model sees them.
         repairs: what was put right in the file of good rows → how often.
         fixed: the file of good rows, and the file of the others with the reasons.
     """
@@ -60,6 +62,7 @@ class CheckReport:
     stopped: str = ""
     audit: Audit | None = None
     lengths: Lengths | None = None
+    odd_images: OddImages = field(default_factory=OddImages)
     repairs: Counter[str] = field(default_factory=Counter)
     fixed: tuple[Path, Path] | None = None
 
@@ -225,6 +228,8 @@ def _note(report: CheckReport, row: CheckedRow) -> None:
     report.usable += not row.faults
     report.pairless += not row.faults and not row.pairs
     report.columns.update(row.row or ())
+    for name, why in () if row.faults else row.odd_images:
+        report.odd_images.add(why, f"row {row.index}, {name}")
     report.fault_counts.update(fault.kind for fault in row.faults)
     report.faults += row.faults[: max(0, KEPT_FAULTS - len(report.faults))]
 
@@ -257,6 +262,7 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
             report.warnings.append(f"{what} in {rows.count:,} of {report.rows:,} rows ({rows})")
     if report.pairless:
         report.warnings.append(f"no two answers make a pair in {report.pairless:,} of {report.rows:,} rows")
+    report.warnings += report.odd_images.warnings()
     report.warnings += scale_warnings(audit)
     if reason := refused_by_llamafactory(entry.path, files):
         report.warnings.append(reason)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.images import ImageChecker, ImageState
+from uni_dpo.data.image_sizes import ImageState
+from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair, is_image, listed_images, read_pair
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, unreadable_fault
@@ -40,6 +41,7 @@ class CheckedRow:
         pairs: what the row says; none where no pair can be made of it.
         image_states: one per image, in the row's order; empty where images are left alone.
         video_states: likewise for videos.
+        odd_images: the field of every image that a viewer shows in another way, with why, as `oddity` tells.
         line: the line of `file` that it starts in, from 1; None where the file has no lines.
     """
 
@@ -51,6 +53,7 @@ class CheckedRow:
     image_states: list[ImageState] = field(default_factory=list)
     video_states: list[VideoState] = field(default_factory=list)
     line: int | None = None
+    odd_images: list[tuple[str, str]] = field(default_factory=list)
 
     def placed(self, fault: Fault) -> Fault:
         """Return a fault of this row, with the row's place."""
@@ -169,8 +172,10 @@ def _check_column(batch: list[CheckedRow], images: ImageChecker, column: str, *,
             state = next(states)
             if keep:
                 row.image_states.append(state)
+            where = f"{column}[{place}]"
+            if state.odd:
+                row.odd_images.append((where, state.odd))
             if state.kind:
-                where = f"{column}[{place}]"
                 row.faults.append(row.placed(Fault(state.kind, where, state.found, state.advice)))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from uni_dpo.data.odd_images import encoded_oddity
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.models.backends.base import Request
 from uni_dpo.models.backends.replies import (
@@ -25,6 +26,7 @@ from uni_dpo.models.backends.replies import (
     sound,
 )
 from uni_dpo.models.backends.settings import OpenAIOptions
+from uni_dpo.models.prompt import load_vision, open_image, png_url
 
 LONGEST_WAIT = 60.0
 """Seconds that a server's Retry-After is followed, at most."""
@@ -258,8 +260,6 @@ def request_body(model: str, request: Request, settings: dict[str, Any]) -> dict
 
 def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Items in the order of the asker, images within their own pixel limits."""
-    from uni_dpo.models.prompt import load_vision, png_url
-
     images, videos, _ = load_vision(items)
     if videos:
         raise UniDPOError("backend openai sends images only; evaluate videos with backend transformers")
@@ -274,5 +274,9 @@ def _resized(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=64)
 def _data_url(path: str) -> str:
+    """The bytes of the file; where a server may show other pixels than training does, the pixels that training sees."""
+    encoded = Path(path).read_bytes()
+    if encoded_oddity(encoded):
+        return png_url(open_image(path))
     kind = mimetypes.guess_type(path)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
