@@ -34,7 +34,7 @@ def test_ours_and_trls(tmp_path: Path) -> None:
         (GOOD + "kl_coef: 0.1\n", "TRL calls it beta"),
         (GOOD + "learning_rate: fast\n", "learning_rate: 'fast' is not a finite number"),
         (GOOD + "num_generations: 3\n", "divisible by num_generations"),
-        (GOOD + "max_prompt_length: 64\n", "tear its images"),
+        (GOOD + "max_prompt_length: 64\n", "cut its images too"),
         (GOOD + "temperature: -1\n", "temperature: -1 is out of range; it can be above 0"),
         (GOOD + "learning_rate: 0\n", "learning_rate: 0 is out of range; it can be above 0"),
         (GOOD + "max_steps: 0\n", "max_steps: 0 trains nothing; name how many"),

@@ -292,7 +292,11 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16(family: str) -> None:
-    """Equal within 1e-2; gradients within that or what rounding to bfloat16 itself costs them."""
+    """Equal within 1e-2; gradients within that or what rounding to bfloat16 itself costs them.
+
+    Of a single parameter, whose rounding differs from processor to processor, half as much again: two roundings that
+    have nothing to do with each other lie √2 times as far apart as each lies from float64.
+    """
     model = tiny_model(family).bfloat16()
     batch = pair_batch(model, MIXED)
     exact_logps, _, exact = run(copy.deepcopy(model).double(), ordinary, batch)
@@ -305,7 +309,7 @@ def test_bfloat16(family: str) -> None:
     assert difference(my_gradients, gradients) <= max(1e-2 * whole, difference(gradients, exact))
     assert difference(my_gradients, exact) <= 1.1 * difference(gradients, exact)
     for name, gradient in gradients.items():
-        bound = max(1e-2 * float(exact[name].norm()), float((gradient.double() - exact[name]).norm()))
+        bound = max(1e-2 * float(exact[name].norm()), 1.5 * float((gradient.double() - exact[name]).norm()))
         assert float((my_gradients[name] - gradient).double().norm()) <= bound + 1e-4 * whole, name
 
 
