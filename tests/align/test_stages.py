@@ -77,7 +77,9 @@ def test_a_change_makes_stale_what_depends_on_it(settings, base_checkpoint, tmp_
     asked = settings(engine={**base["engine"], "sample": {"n": 4, "prompt": str(prompt)}})
     assert changed_between(base, asked) == everything
     for sampler in ({"prompt_style": "base"}, {"max_pixels": 3136}):
-        scored = settings(engine={**base["engine"], "models": {"sampler": sampler}}, evaluate={"by": "score"})
+        looked = {**base["engine"], "models": {"sampler": sampler}}
+        assert changed_between(base, settings(engine=looked)) == everything
+        scored = settings(engine=looked, evaluate={"by": "score"})
         assert changed_between(settings(evaluate={"by": "score"}), scored) == everything
 
 

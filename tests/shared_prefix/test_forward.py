@@ -294,8 +294,8 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 def test_bfloat16(family: str) -> None:
     """Equal within 1e-2; gradients within that or what rounding to bfloat16 itself costs them.
 
-    Of a single parameter, whose rounding differs from processor to processor, half as much again: two roundings that
-    have nothing to do with each other lie √2 times as far apart as each lies from float64.
+    A parameter whose two gradients are rounded farther apart than that has to be nearer to float64 than the ordinary
+    path's: how a convolution rounds differs from processor to processor.
     """
     model = tiny_model(family).bfloat16()
     batch = pair_batch(model, MIXED)
@@ -309,8 +309,10 @@ def test_bfloat16(family: str) -> None:
     assert difference(my_gradients, gradients) <= max(1e-2 * whole, difference(gradients, exact))
     assert difference(my_gradients, exact) <= 1.1 * difference(gradients, exact)
     for name, gradient in gradients.items():
-        bound = max(1e-2 * float(exact[name].norm()), 1.5 * float((gradient.double() - exact[name]).norm()))
-        assert float((my_gradients[name] - gradient).double().norm()) <= bound + 1e-4 * whole, name
+        error = float((gradient.double() - exact[name]).norm())
+        bound = max(1e-2 * float(exact[name].norm()), error) + 1e-4 * whole
+        equal = float((my_gradients[name] - gradient).double().norm()) <= bound
+        assert equal or float((my_gradients[name].double() - exact[name]).norm()) <= error, name
 
 
 def scored_states(model: nn.Module, forward: Callable[..., Tensor], batch: dict[str, Tensor]) -> Tensor:

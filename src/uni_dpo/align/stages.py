@@ -222,8 +222,8 @@ class AlignStages:
             scoring = EngineConfig(self.commands.scoring_options(part, PLACEHOLDERS))
             asked |= {"sampling": scoring.describe("sample"), "scoring": scoring.describe("reward")}
         else:
-            engine = EngineConfig(self.config.engine(PLACEHOLDERS))
-            asked |= {"prompt": engine.describe("sample").get("prompt"), "backend": engine.models["sampler"][0]}
+            sampling = EngineConfig(self.config.engine(PLACEHOLDERS)).describe("sample")
+            asked |= {name: sampling[name] for name in ("prompt", "models.sampler") if name in sampling}
             asked |= {"code": code} if (code := own_code(find("grader", evaluate.grader))) else {}
         root = self.config.image_root
         return asked | (self.contents.questions(given, root) if isinstance(given, str) else {})
