@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from count_step import Step, count, flop_counter
+from count_step import Step, count
+from counters import flop_counter
 from pair_step_models import SHAPES, RandomPairs, Setting, build_models
 
 VARIANTS = {
