@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from uni_dpo.objective import PairLogps, UniDPOConfig, named_loss, uni_dpo_loss
 from uni_dpo.settings.losses import UNI_DPO
+from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
@@ -141,8 +142,7 @@ class WeightedLosses:
 
     def load(self, folder: Path) -> None:
         """Take up BCO's mean from a checkpoint."""
-        if (folder / SHIFT).is_file():
-            kept = json.loads((folder / SHIFT).read_text(encoding="utf-8"))
+        if kept := read_json(folder / SHIFT):
             self._shift, self._batches = float(kept["shift"]), int(kept["batches"])
 
 
