@@ -79,9 +79,8 @@ def trajectory(folder: Path, name: str, *overrides: str, ranks: int = 0) -> list
     if ranks:
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(ranks)}
     command = [sys.executable, "-c", "from uni_dpo.cli import main; main()", "train", str(folder / "config.yaml")]
-    run = subprocess.run(
-        [*command, f"output_dir={folder / name}", *overrides], env=environment, capture_output=True, text=True
-    )
+    command += [f"output_dir={folder / name}", *overrides]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     log = json.loads((folder / name / "trainer_state.json").read_text())["log_history"]
     names = ("loss", "grad_norm", "uni_dpo/score_margin")

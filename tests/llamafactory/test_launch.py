@@ -88,18 +88,28 @@ def test_no_arguments_at_all() -> None:
         launch.train([])
 
 
-def flags(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, str]:
+def topology(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
     for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "RDZV_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = launch._topology()
+    return launch._topology()
+
+
+def flags(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, str]:
+    found = topology(monkeypatch, **environment)
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
-def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = flags(monkeypatch, NPROC_PER_NODE="4")
-    assert (found["--nnodes"], found["--nproc-per-node"], found["--master-addr"]) == ("1", "4", "127.0.0.1")
+def test_one_machine_whose_port_torchrun_binds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = topology(monkeypatch, NPROC_PER_NODE="4")
+    assert found == ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "4"]
+
+
+def test_one_machine_with_a_port_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flags(monkeypatch, NPROC_PER_NODE="4", MASTER_PORT="29500")
+    assert (found["--nnodes"], found["--nproc-per-node"]) == ("1", "4")
+    assert (found["--master-addr"], found["--master-port"]) == ("127.0.0.1", "29500")
 
 
 def test_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def _torchrun(arguments: list[str]) -> None:
 
 def _topology() -> list[str]:
     """The machines and processes of this run, as torchrun's flags."""
-    from llamafactory.extras.misc import find_available_port, get_device_count
+    from llamafactory.extras.misc import get_device_count
 
     env = os.environ
     nodes = env.get("NNODES", "1")
@@ -216,8 +216,10 @@ def _topology() -> list[str]:
             "for one another in different places"
         )
     processes = env.get("NPROC_PER_NODE", str(max(1, get_device_count())))
-    address = env.get("MASTER_ADDR", "127.0.0.1")
-    port = env.get("MASTER_PORT") or str(find_available_port())
+    if not {"MASTER_PORT", "RDZV_ID"} & env.keys():
+        # torchrun binds a free port itself: one that is looked up first may be taken by another run in between.
+        return ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", processes]
+    address, port = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT", "0")
     if "RDZV_ID" not in env:
         return [
             *("--nnodes", nodes, "--node-rank", env.get("NODE_RANK", "0"), "--nproc-per-node", processes),
