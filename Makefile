@@ -124,12 +124,12 @@ fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/configs.py --count 2000
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/replies.py --count 1000
 
-# What takes too long for every change: the first commands of README.md and of every page, as written, all fuzzers, twenty
-# kills of one run of align, and its training over two machines.
-nightly: setup fuzz
+# What takes too long for every change: the first commands of README.md and of every page, as written, all fuzzers, the
+# tests that are marked so, and twenty kills of one run of align.
+nightly: setup upstream oldest fuzz
 	$(BIN)/python tests/pages/first_commands.py
+	UNI_DPO_NIGHTLY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 	UNI_DPO_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_align_cli.py -k killed_at_random
-	UNI_DPO_MACHINES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_align_machines.py
 
 check: setup
 	$(BIN)/ruff check .

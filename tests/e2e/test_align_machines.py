@@ -16,10 +16,7 @@ from uni_dpo.align.stages import AlignStages
 from uni_dpo.align.state import AlignState, Fingerprints
 from uni_dpo.ledger.reading import read_ledger
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("UNI_DPO_MACHINES" not in os.environ, reason="UNI_DPO_MACHINES=1 runs it; a minute or two"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 ONE = "env FORCE_TORCHRUN=1 NPROC_PER_NODE=2 {command}"
 TWO = (
     "setsid --wait sh -c 'export NPROC_PER_NODE=1 NNODES=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=<port>; "

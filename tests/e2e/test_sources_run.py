@@ -47,6 +47,16 @@ MORE = {
     "bash examples": "--max_steps 1 --use_cpu true --plot_loss false",
 }
 """What a line gets at its end: the settings of a CPU, and another place for what stands under its own already."""
+NIGHTLY = (
+    "uni-dpo train examples/vision_alignment/dpo.yaml",
+    "uni-dpo train examples/vision_alignment/sft.yaml",
+    "uni-dpo train examples/uni_dpo/text.yaml",
+    "bash examples/uni_dpo/Qwen2_vl_2B_",
+    "uni-dpo predict questions.jsonl answers.jsonl --model saves/vision_alignment",
+    "uni-dpo predict textvqa.jsonl",
+    "uni-dpo chat saves/vqa_rad",
+)
+"""Lines that differ from others in their settings alone."""
 ENVIRONMENT = {"GPU_LIST": "", "BF16": "false", "FLASH_ATTN": "auto", "GLOBAL_BATCH_SIZE": "2"}
 ENVIRONMENT |= {"PREPROCESSING_NUM_WORKERS": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 """What the published scripts take from the environment on a CPU."""
@@ -168,12 +178,19 @@ def write_tables(folder: Path, taken: list[Any]) -> None:
 
 
 def test_a_reason_is_given_only_for_commands_of_the_page() -> None:
-    assert all(any(command.startswith(start) for command in COMMANDS) for start in (*ELSEWHERE, *MORE))
+    assert all(any(command.startswith(start) for command in COMMANDS) for start in (*ELSEWHERE, *MORE, *NIGHTLY))
     assert sum(command.startswith(tuple(ELSEWHERE)) for command in COMMANDS) < len(COMMANDS) / 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(tuple(ELSEWHERE))])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(line, marks=[pytest.mark.nightly] if line.startswith(NIGHTLY) else [])
+        for line in COMMANDS
+        if not line.startswith(tuple(ELSEWHERE))
+    ],
+)
 def test_the_command_of_a_row_runs(command: str, work: Path) -> None:
     line = command.replace("/data/MM-RLHF", str(work / "MM-RLHF"))
     if "/path/to/LlamaFactory" in line:

@@ -156,10 +156,12 @@ def test_an_unknown_model_says_what_is_known(tmp_path: Path) -> None:
     "sizes",
     [
         {"answers": 2, "image_tokens": 576, "answer": 128},
-        {"answers": 3, "image_tokens": 576, "answer": 128},
-        {"answers": 4, "image_tokens": 256, "answer": 192},
-        {"answers": 3, "image_tokens": 1024, "answer": 192},
-        {"answers": 3, "image_tokens": 1024, "answer": 192, "checkpointing": True},
+        pytest.param({"answers": 3, "image_tokens": 576, "answer": 128}, marks=pytest.mark.nightly),
+        pytest.param({"answers": 4, "image_tokens": 256, "answer": 192}, marks=pytest.mark.nightly),
+        pytest.param({"answers": 3, "image_tokens": 1024, "answer": 192}, marks=pytest.mark.nightly),
+        pytest.param(
+            {"answers": 3, "image_tokens": 1024, "answer": 192, "checkpointing": True}, marks=pytest.mark.nightly
+        ),
     ],
     ids=str,
 )
