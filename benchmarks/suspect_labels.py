@@ -18,8 +18,8 @@ from recorded_runs import GOOD
 
 from uni_dpo.demo.digits import write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE
-from uni_dpo.ledger.groups import SUSPECT_LABEL, group_pairs, pair_history
 from uni_dpo.ledger.reading import read_ledger
+from uni_dpo.ledger.summary import SUSPECT_LABEL, group_pairs, pair_history
 
 
 def swap(rows: list[dict[str, Any]], share: float, seed: int) -> set[int]:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from uni_dpo.align.choice import Choice, choose, read_choice, write_choice
-from uni_dpo.align.outcomes import gain, read_grades
+from uni_dpo.align.choice import Choice, choose, gain, read_choice, read_grades, write_choice
 from uni_dpo.errors import UniDPOError
 
 BEFORE = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.0}

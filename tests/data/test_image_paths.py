@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from uni_dpo.data.columns import IMAGE_COLUMNS
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.image_paths import rebase_images
 from uni_dpo.data.tables.reading import iter_rows
@@ -95,6 +96,16 @@ def test_the_first_root_that_has_the_file_wins(tmp_path, images) -> None:
     result = rebase_images(file, [images, other], anchor="pool")
     assert [r["image"] for r in iter_rows(file)] == [str(other / "mcq/3.png"), str(images / "gone.png")]
     assert (result.changed, result.missing) == (2, 1)
+
+
+def test_paths_move_under_every_name_of_an_image_column(tmp_path, images) -> None:
+    file, moved = tmp_path / "d.jsonl", str(images / "long/1.png")
+    old = "/their/MM-RLHF/long/1.png"
+    file.write_text("\n".join(json.dumps({name: old}) for name in (*IMAGE_COLUMNS, "rejected_images", "source")))
+    assert rebase_images(file, [images]).changed == len(IMAGE_COLUMNS) + 1
+    *rows, other = iter_rows(file)
+    assert rows == [{name: moved} for name in (*IMAGE_COLUMNS, "rejected_images")]
+    assert other == {"source": old}
 
 
 def test_a_broken_row_stops_it_and_the_input_stays_whole(tmp_path, images) -> None:

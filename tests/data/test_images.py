@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.image_sizes import BrokenImageError, check_shape
+from uni_dpo.data.image_state import BrokenImageError, check_shape
 from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths
 
 

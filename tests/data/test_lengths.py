@@ -4,7 +4,7 @@ import pytest
 
 from uni_dpo.data.checks.lengths import LengthCounter, kept_lengths
 from uni_dpo.data.checks.rows import CheckedRow
-from uni_dpo.data.image_sizes import ImageLimits
+from uni_dpo.data.image_state import ImageLimits
 from uni_dpo.data.images import ImageState
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError

@@ -9,7 +9,7 @@ from PIL import Image
 
 from uni_dpo.data.checks.check import check_dataset
 from uni_dpo.data.checks.preflight import preflight
-from uni_dpo.data.odd_images import ANIMATED, TURNED, encoded_oddity
+from uni_dpo.data.image_state import ANIMATED, TURNED, encoded_oddity
 from uni_dpo.models.backends.base import Request
 from uni_dpo.models.backends.server import request_body
 from uni_dpo.models.prompt import load_vision, open_image

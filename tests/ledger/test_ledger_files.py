@@ -9,11 +9,9 @@ import torch
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import ledger_folder
-from uni_dpo.ledger.groups import GROUPS, group_pairs, pair_history
 from uni_dpo.ledger.reading import read_ledger, read_record
-from uni_dpo.ledger.summary import windows
-from uni_dpo.ledger.texts import fingerprint, names_of, pair_key, pair_texts
-from uni_dpo.ledger.writing import PairLedger, PairNames
+from uni_dpo.ledger.summary import GROUPS, group_pairs, pair_history, windows
+from uni_dpo.ledger.writing import PairLedger, PairNames, fingerprint, names_of, pair_key, pair_texts
 
 NAMES = PairNames(np.array([30, 10, 20]), pa.array(["c", "a", "b"]))
 

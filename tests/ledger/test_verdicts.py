@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from uni_dpo.ledger.groups import GROUPS
+from uni_dpo.ledger.summary import GROUPS
 from uni_dpo.ledger.verdicts import BAD, GOOD, RULES, Evidence, judge
 from uni_dpo.ledger.words import METRICS, SENTENCES
 from uni_dpo.ledger.words import RULES as GROUP_RULES

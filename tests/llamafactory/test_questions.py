@@ -141,7 +141,7 @@ def test_the_tower_and_the_files_are_looked_at_once_per_question(
 
 
 def test_question_by_question_is_every_pair_once_and_the_same_each_time() -> None:
-    from uni_dpo.llamafactory.question_sampler import QuestionSampler
+    from uni_dpo.llamafactory.question_pairs import QuestionSampler
 
     rows = [
         {"chosen_input_ids": [question, answers[0]], "chosen_labels": [-100, answers[0]],
@@ -181,7 +181,7 @@ def test_a_run_resumes_inside_a_question_as_if_it_had_not_stopped(
 
 def test_questions_of_like_length_follow_each_other_where_asked(train: Any, register_ranked: Any) -> None:
     """Two hundred questions of two pairs and lengths 3 … 202: half of what random order pads, or less."""
-    from uni_dpo.llamafactory.question_sampler import QuestionSampler
+    from uni_dpo.llamafactory.question_pairs import QuestionSampler
 
     rows = []
     for question in range(200):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from uni_dpo.ledger.reading import read_ledger
-from uni_dpo.monitor.distributions import NAMES
+from uni_dpo.monitor.pairs import HISTOGRAMS
 
 OURS = {"uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin"}
 
@@ -31,7 +31,7 @@ def test_tensorboard_gets_every_metric_of_the_log_by_its_name(train: Any, tmp_pa
         logged = [line[name.removeprefix("train/")] for line in log if "loss" in line]
         assert [event.value for event in events.Scalars(name)] == pytest.approx(logged, rel=1e-5)
     rows = read_ledger(tmp_path / "out").to_pylist()
-    assert {*events.Tags()["histograms"]} == {f"train/uni_dpo/pairs/{name}" for name in NAMES}
+    assert {*events.Tags()["histograms"]} == {f"train/uni_dpo/pairs/{name}" for name in HISTOGRAMS}
     for event in events.Histograms("train/uni_dpo/pairs/reward_margin"):
         seen = [row["policy_margin"] - row["reference_margin"] for row in rows if row["step"] == event.step]
         shown = event.histogram_value

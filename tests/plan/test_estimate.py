@@ -14,8 +14,7 @@ from uni_dpo.data.register import register_file
 from uni_dpo.errors import UniDPOError
 from uni_dpo.plan.estimate import Estimate, estimate, memory_of, total_of
 from uni_dpo.plan.gpus import GPUS, gpu_named
-from uni_dpo.plan.training import read_run
-from uni_dpo.plan.workload import read_workload
+from uni_dpo.plan.workload import read_run, read_workload
 from uni_dpo.settings.reading import read_mapping
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,7 @@ import torch
 from uni_dpo.demo.digits import closeness
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.online.policy import language_model
-from uni_dpo.online.rewards import graded
+from uni_dpo.online.policy import graded, language_model
 from uni_dpo.ppo.losses import advantages_and_returns, token_rewards
 from uni_dpo.ppo.policy import Rollout, answer_logps
 from uni_dpo.ppo.trainer import PPOTrainer

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from uni_dpo.ledger.columns import ledger_folder, record_file, texts_file
-from uni_dpo.ledger.texts import KEY, NAME, names_of, pair_key, pair_texts, write_texts
-from uni_dpo.ledger.writing import PairLedger
+from uni_dpo.ledger.writing import KEY, NAME, PairLedger, names_of, pair_key, pair_texts, write_texts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028 \x1b[31m “日本”"
 

@@ -1,4 +1,7 @@
-"""Which checkpoint of a round is the best on the validation questions, and whether a further round is worth it."""
+"""Which checkpoint of a round is the best on the validation questions, and whether a further round is worth it.
+
+A model's outcome is a grade for each question, from the file that `predict` or the engine wrote.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +9,84 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from uni_dpo.align.outcomes import gain, mean
+from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.reading import read_json
+from uni_dpo.storage.rowlog import Row, log_lines
 from uni_dpo.storage.writing import write_text
+from uni_dpo.vlmeval.score import Outcomes, difference_interval
+
+
+def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]:
+    """Return question id → grade (0 … 1), or the pipeline's score.
+
+    An empty answer, which no pipeline is asked about, gets the lowest score that the file holds.
+
+    Args:
+        path: without its ending: `predict` wrote PATH.jsonl, the engine the folder PATH.
+        by: which of them.
+
+    Raises:
+        UniDPOError: nothing in it is graded, or a question got no reply.
+    """
+    if by == "answers":
+        file = path.with_name(f"{path.name}.jsonl")
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        grades = {str(row["id"]): float(row["correct"]) for row in rows if "correct" in row}
+        advice = "give the questions a column `answer`, or set evaluate.by: score"
+    else:
+        file = path / "1-reward.jsonl"
+        grades = _scores(path)
+        advice = "look at its log"
+    if not grades:
+        raise UniDPOError(f"{file}: no question in it has a grade; {advice}")
+    return grades
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    sampled, scored = (_last_rows(folder / name) for name in ("0-sample.jsonl", "1-reward.jsonl"))
+    failed = [str(row["failed"]) for row in (*sampled.values(), *scored.values()) if "failed" in row]
+    if failed:
+        raise UniDPOError(f"{folder}: {len(failed)} questions got no reply ({failed[0]}); run again to ask them")
+    scores = {key: float(row["answers"][0]["score"]) for key, row in scored.items() if row["answers"]}
+    lowest = min(scores.values(), default=0.0)
+    return {key: scores.get(key, lowest) for key in sampled} if scores else {}
+
+
+def _last_rows(file: Path) -> dict[str, Row]:
+    """The rows of a stage of the engine; a question that was asked again counts as asked last."""
+    return {str(row["id"]): row for row, _ in log_lines(file) if row is not None and "id" in row}
+
+
+def gain(
+    before: Mapping[str, float], after: Mapping[str, float], *, unit: float, seed: int
+) -> tuple[float, tuple[float, float], int]:
+    """Return mean of `after` − `before` over the questions that both have, its 95 % interval, and their number.
+
+    Args:
+        before, after: question id → grade.
+        unit: what grades are multiplied by.
+        seed: of the bootstrap.
+
+    Raises:
+        UniDPOError: they share no question.
+    """
+    import numpy as np
+
+    shared = sorted(before.keys() & after.keys())
+    if not shared:
+        raise UniDPOError("before and after share no graded question; evaluate both on the same file")
+    parts = [
+        np.array([[grades[key] * unit / len(shared)] for key in shared], dtype=np.float64) for grades in (before, after)
+    ]
+    ours, theirs = (Outcomes(shared, part, "sum") for part in parts)
+    interval = difference_interval(ours, theirs, seed=seed)
+    return theirs.score() - ours.score(), interval, len(shared)
+
+
+def mean(grades: Mapping[str, float], unit: float) -> float:
+    """Return the mean grade, times `unit`."""
+    return unit * sum(grades.values()) / len(grades)
+
 
 GoOn = Literal["better", "surely_better", "always"]
 

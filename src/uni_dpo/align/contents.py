@@ -8,7 +8,7 @@ from typing import Any
 
 from uni_dpo.data.columns import CONVERSATION_COLUMNS, IMAGE_COLUMNS
 from uni_dpo.data.dataset_info import read_entry, tokenized
-from uni_dpo.data.image_sizes import BrokenImageError
+from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths, image_paths
 from uni_dpo.data.tables.reading import numbered_rows, one_split
 from uni_dpo.errors import UniDPOError

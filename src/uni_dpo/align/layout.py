@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.align.choice import Choice, read_choice
+from uni_dpo.align.choice import Choice, read_choice, read_grades
 from uni_dpo.align.config import AlignConfig, training
-from uni_dpo.align.outcomes import read_grades
 from uni_dpo.storage.reading import read_json
 
 LAST = "final"

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.align.choice import choose, write_choice
+from uni_dpo.align.choice import choose, read_grades, write_choice
 from uni_dpo.align.commands import PLACEHOLDERS, Command, Commands
 from uni_dpo.align.config import AlignConfig, training
 from uni_dpo.align.contents import Contents
 from uni_dpo.align.layout import Arm, WorkLayout
-from uni_dpo.align.outcomes import read_grades
 from uni_dpo.align.summary import write_summary
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.settings.losses import compares, written

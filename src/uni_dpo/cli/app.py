@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from uni_dpo import __version__
-from uni_dpo.cli import align, configured, data, engine, eval, models, overlay, train
+from uni_dpo.cli import align, configured, data, engine, models, overlay, train
 from uni_dpo.inference.settings import CompareSettings, PredictSettings, ScoreSettings
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ app.command("webui")(train.webui)
 app.command("trl-dpo", context_settings=train.SETTINGS)(train.trl_dpo)
 app.add_typer(data.app, name="data")
 app.add_typer(engine.app, name="engine")
-app.command("eval")(eval.evaluate)
+app.command("eval")(models.evaluate)
 app.command("chat")(models.chat)
 configured.add(app, "compare", CompareSettings, models.compare)
 app.command("compose")(models.compose)

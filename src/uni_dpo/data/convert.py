@@ -13,7 +13,7 @@ from uni_dpo.data.columns import is_empty
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, source_format
 from uni_dpo.data.formats.base import Format, Losses, Pairing
-from uni_dpo.data.image_sizes import BrokenImageError
+from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import (

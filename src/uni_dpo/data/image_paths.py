@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.data.columns import IMAGE_COLUMNS
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, is_file, shown_rows
 from uni_dpo.data.tables.writing import row_writer
 
-MOVED_COLUMNS = ("images", "image", "rejected_images")
+MOVED_COLUMNS = (*IMAGE_COLUMNS, "rejected_images")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
-from uni_dpo.data.image_sizes import BrokenImageError, ImageLimits, ImageState, image_state
+from uni_dpo.data.image_state import BrokenImageError, ImageLimits, ImageState, image_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import is_file
 from uni_dpo.storage.writing import replacing

@@ -22,7 +22,7 @@ from uni_dpo.data.columns import (
     plain_text,
 )
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
-from uni_dpo.data.image_sizes import BrokenImageError, check_shape
+from uni_dpo.data.image_state import BrokenImageError, check_shape
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import Image, is_image

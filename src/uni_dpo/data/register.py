@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.columns import VIDEO_COLUMNS
+from uni_dpo.data.columns import IMAGE_COLUMNS, VIDEO_COLUMNS
 from uni_dpo.data.dataset_info import (
     FILE_NAME,
     OPENAI_TAGS,
@@ -61,7 +61,7 @@ _CANDIDATES = {
     "rejected": ("rejected",),
     "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating", "chosen_reward"),
     "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating", "rejected_reward"),
-    "images": ("images", "image", "image_path"),
+    "images": IMAGE_COLUMNS,
     "rejected_images": ("rejected_images",),
     "videos": VIDEO_COLUMNS,
     "system": ("system",),

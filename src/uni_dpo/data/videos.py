@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import shown
-from uni_dpo.data.image_sizes import BrokenImageError, ImageLimits
+from uni_dpo.data.image_state import BrokenImageError, ImageLimits
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import is_image
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
-from uni_dpo.graders.none_words import says_none
-from uni_dpo.graders.number_words import with_digits
+from uni_dpo.graders.number_words import says_none, with_digits
 
 
 class Stated(NamedTuple):

@@ -21,17 +21,19 @@ from uni_dpo.grpo.config import GRPOSettings, trl_arguments
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.models.prompt import PromptStyle, detect_style, open_image
 from uni_dpo.online.policy import (
+    Reward,
     adapter,
     base_dtype,
     check_model,
+    check_reward,
     freeze_vision_tower,
     load_model,
+    make_reward,
     media_tokens,
     messages,
     plain_sampling,
     prompt_text,
 )
-from uni_dpo.online.rewards import Reward, check_reward, make_reward
 from uni_dpo.shared_prefix import SharedBatch, in_place_of_head, share_rows, shares_rows, unwrapped
 from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text

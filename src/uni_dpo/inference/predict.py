@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.image_state import OddImages
 from uni_dpo.data.images import ImageChecker
-from uni_dpo.data.odd_images import OddImages
 from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.engine.asking import Template, load_template

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import LEDGER, TEXTS, ledger_folder, record_file, texts_file
-from uni_dpo.ledger.groups import group_pairs, pair_history
-from uni_dpo.ledger.summary import windows
+from uni_dpo.ledger.summary import group_pairs, pair_history, windows
 from uni_dpo.ledger.verdicts import Evidence
 from uni_dpo.storage.reading import read_json
 

@@ -27,7 +27,7 @@ class Evidence:
             `averaged` (whether log-probabilities are means over tokens); what a loss does not have is missing.
         log: the training's log lines, as in `trainer_state.json`.
         windows: see `summary.windows`.
-        groups: how many pairs are in each of `groups.GROUPS`.
+        groups: how many pairs are in each of `summary.GROUPS`.
     """
 
     settings: Mapping[str, Any]

@@ -22,7 +22,7 @@ from uni_dpo.data.dataset_info import SCORE_ROLES, Columns, DatasetEntry, Tags
 from uni_dpo.data.images import image_paths
 from uni_dpo.data.ranking import PairChoice, answer_scores, answer_text
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.texts import KEY
+from uni_dpo.ledger.writing import KEY
 from uni_dpo.llamafactory.question_pairs import MEDIA, QUESTION_COLUMNS, REJECTED_IMAGES, QuestionPairs
 from uni_dpo.llamafactory.run_context import current_run
 

@@ -5,12 +5,11 @@ from typing import Any
 
 from llamafactory.extras import logging
 
-from uni_dpo.ledger.texts import KEY
-from uni_dpo.ledger.writing import PairLedger
+from uni_dpo.ledger.writing import KEY, PairLedger
 from uni_dpo.llamafactory.reference_cache import DigestedPairs
 from uni_dpo.llamafactory.run_context import current_run
+from uni_dpo.monitor.opening import changed_settings, device_words, versions
 from uni_dpo.monitor.opening import open_ledger as _open
-from uni_dpo.monitor.record import changed_settings, device_words, versions
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 

@@ -9,7 +9,7 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.extras.constants import IGNORE_INDEX
 
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
-from uni_dpo.ledger.texts import KEY, NAME, pair_key
+from uni_dpo.ledger.writing import KEY, NAME, pair_key
 from uni_dpo.llamafactory.question_pairs import (
     MEDIA,
     QUESTION_COLUMNS,

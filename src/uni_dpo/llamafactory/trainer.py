@@ -14,7 +14,7 @@ from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
 from uni_dpo.llamafactory.ledger import open_ledger
 from uni_dpo.llamafactory.pair_forward import PairForward
-from uni_dpo.llamafactory.question_sampler import QuestionSampler
+from uni_dpo.llamafactory.question_pairs import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
 from uni_dpo.llamafactory.run_context import current_run, progress_lines
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs

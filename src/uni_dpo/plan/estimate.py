@@ -9,8 +9,7 @@ from typing import Any
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.plan.counting import StepBytes, StepShape, adapter_weights, step_bytes, step_flops
 from uni_dpo.plan.gpus import Gpu
-from uni_dpo.plan.training import PlannedRun, read_run
-from uni_dpo.plan.workload import Workload, read_workload
+from uni_dpo.plan.workload import PlannedRun, Workload, read_run, read_workload
 
 OPTIMIZER_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0.1, "sgd": 0}
 """Bytes of state per trained number; 8 (two float32 numbers) for all others."""

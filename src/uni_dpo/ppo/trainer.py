@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from uni_dpo.data.questions import Question, read_questions
 from uni_dpo.errors import UniDPOError
-from uni_dpo.online.policy import check_model, plain_sampling
-from uni_dpo.online.rewards import Reward, check_reward, make_reward
+from uni_dpo.online.policy import Reward, check_model, check_reward, make_reward, plain_sampling
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.losses import advantages_and_returns, policy_loss, token_rewards, value_loss, whitened
 from uni_dpo.ppo.policy import (

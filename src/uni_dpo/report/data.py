@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.dataset_info import pair_entry
-from uni_dpo.data.image_sizes import BrokenImageError
+from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths, image_paths, image_source
 from uni_dpo.data.pair import read_pair
 from uni_dpo.data.tables.reading import iter_rows, read_rows

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.groups import GROUPS, SUSPECT_LABEL, PairHistory, group_pairs, pair_history
 from uni_dpo.ledger.reading import read_ledger, read_log, read_record, read_texts
-from uni_dpo.ledger.summary import windows
+from uni_dpo.ledger.summary import GROUPS, SUSPECT_LABEL, PairHistory, group_pairs, pair_history, windows
 from uni_dpo.ledger.verdicts import Evidence, judge
 from uni_dpo.ledger.words import METRICS, RULES
 from uni_dpo.report.page import Thumbnails, write_page

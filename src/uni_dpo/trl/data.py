@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from uni_dpo.data.columns import VIDEO_COLUMNS, is_empty
-from uni_dpo.data.image_sizes import BrokenImageError, check_shape
-from uni_dpo.data.odd_images import OddImages, oddity
+from uni_dpo.data.image_state import BrokenImageError, OddImages, check_shape, oddity
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.texts import KEY
+from uni_dpo.ledger.writing import KEY
 
 logger = logging.getLogger(f"transformers.{__name__}")  # below transformers', which shows it
 

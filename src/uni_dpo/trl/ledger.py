@@ -7,9 +7,8 @@ from typing import Any
 import datasets
 from trl.data_utils import maybe_extract_prompt
 
-from uni_dpo.ledger.texts import KEY, NAME, image_files, pair_key
-from uni_dpo.monitor.opening import KeptImages
-from uni_dpo.monitor.record import changed_settings, device_words, versions
+from uni_dpo.ledger.writing import KEY, NAME, image_files, pair_key
+from uni_dpo.monitor.opening import KeptImages, changed_settings, device_words, versions
 from uni_dpo.trl.data import SCORES, is_score
 
 logger = logging.getLogger(f"transformers.{__name__}")  # below transformers', which shows it
@@ -44,7 +43,7 @@ class NamedRows:
         return bool(rows) and all(row[side] is not None for row in rows for side in SCORES)
 
     def texts(self) -> list[dict[str, Any]]:
-        """Return the rows of `texts.COLUMNS`, none of a stream; no image is decoded."""
+        """Return the rows of `ledger.writing.COLUMNS`, none of a stream; no image is decoded."""
         if self._texts is None:
             self._texts = [self._text(row, at) for at, row in enumerate(self._plain_rows())]
         return self._texts

@@ -11,7 +11,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.texts import KEY
+from uni_dpo.ledger.writing import KEY
 from uni_dpo.monitor.opening import open_ledger
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
 from uni_dpo.monitor.progress import ProgressLines

@@ -16,7 +16,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVisionPreference, DPOTrainer
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.texts import KEY
+from uni_dpo.ledger.writing import KEY
 from uni_dpo.objective import PairLogps
 from uni_dpo.trl.data import SCORES, ScoredPairs, opened
 

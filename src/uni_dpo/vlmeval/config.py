@@ -14,7 +14,6 @@ from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, named, 
 from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, object_schema, schema_of
 
-BACKENDS = ("transformers", "vllm", "openai")
 KINDS = {"mcq": "MCQ", "y/n": "Y/N", "yes/no": "Y/N", "yorn": "Y/N", "vqa": "VQA"}
 """How a user may write the type of their own data, and VLMEvalKit's name for it."""
 _MODEL_CLASS = "Qwen2VLChat"

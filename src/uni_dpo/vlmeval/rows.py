@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from uni_dpo.data.image_sizes import check_shape
+from uni_dpo.data.image_state import check_shape
 from uni_dpo.models.checkpoint import Checkpoint
 from uni_dpo.storage.identity import file_digest
 from uni_dpo.storage.rowlog import RowLog, log_lines

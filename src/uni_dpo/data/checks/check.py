@@ -17,8 +17,8 @@ from uni_dpo.data.checks.lengths import LengthCounter, Lengths
 from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
+from uni_dpo.data.image_state import OddImages
 from uni_dpo.data.images import ImageChecker
-from uni_dpo.data.odd_images import OddImages
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import is_file, source_files

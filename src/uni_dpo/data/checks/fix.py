@@ -10,7 +10,7 @@ from typing import Any
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
 from uni_dpo.data.dataset_info import DatasetEntry
-from uni_dpo.data.image_sizes import BrokenImageError
+from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths
 from uni_dpo.data.tables.reading import Row, is_file
 from uni_dpo.data.tables.writing import RowWriter, row_writer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import MEDIA_TOKENS, CheckedRow
-from uni_dpo.data.image_sizes import ImageLimits
+from uni_dpo.data.image_state import ImageLimits
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.videos import FRAME, VideoLimits
 from uni_dpo.errors import UniDPOError

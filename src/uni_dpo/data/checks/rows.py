@@ -8,7 +8,7 @@ from pathlib import Path
 
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.image_sizes import ImageState
+from uni_dpo.data.image_state import ImageState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair, is_image, listed_images, read_pair
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, read_ranked

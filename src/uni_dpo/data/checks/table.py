@@ -14,7 +14,7 @@ from typing import Any
 
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import PreferenceDataError, shown
-from uni_dpo.data.image_sizes import BrokenImageError
+from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_source
 from uni_dpo.data.ranking import answer_scores, answer_text
 from uni_dpo.data.tables.reading import Row, iter_rows, source_files

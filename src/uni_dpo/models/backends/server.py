@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from uni_dpo.data.odd_images import encoded_oddity
+from uni_dpo.data.image_state import encoded_oddity
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.models.backends.base import Request
 from uni_dpo.models.backends.replies import (
