@@ -412,16 +412,20 @@ def prompt_logprobs_of(local: Any, inputs: dict[str, Any], answer: str) -> list[
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """`write_video(path)` writes a grey that grows lighter, by the package that LlamaFactory opens it with."""
+    """`write_video(path)` writes noise, or a grey that grows lighter, by the package that LlamaFactory uses."""
     av = pytest.importorskip("av")
     import numpy as np
 
-    def write(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), rate: int = 4) -> Path:
+    def write(
+        path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), rate: int = 4, *, noise: bool = False
+    ) -> Path:
+        draw = np.random.default_rng(0)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=rate)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             for at in range(frames):
-                picture = np.full((size[1], size[0], 3), 10 * at % 255, dtype=np.uint8)
+                shape = (size[1], size[0], 3)
+                picture = draw.integers(0, 256, shape, np.uint8) if noise else np.full(shape, 10 * at % 255, np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
         return path

@@ -252,7 +252,7 @@ def test_questions_need_ids_of_their_own(tmp_path, questions):
 
 
 def test_a_missing_image_is_named(tmp_path, questions):
-    with pytest.raises(UniDPOError, match=r"question q: there is no image file gone.png"):
+    with pytest.raises(UniDPOError, match=r"question q: there is no file gone.png"):
         run_engine(config(), tmp_path, questions=[Question("q", "?", ("gone.png",))])
 
 

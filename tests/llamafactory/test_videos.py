@@ -1,11 +1,15 @@
 """Pairs with a video, a file or frames given one by one, train in one sequence per question as they do in two."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from uni_dpo.demo.tiny_model import write_tiny_qwen2_vl
+from uni_dpo.engine import run_engine
 
 
 @pytest.mark.parametrize("kind", ["frames", "files"])
@@ -53,3 +57,28 @@ def test_videos_train_alike(
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
     assert len(scored) == 4, "two steps of policy and reference, in one of the two runs"
     assert all(names >= {"segments", "pixel_values_videos", "video_grid_thw"} for names in scored)
+
+
+def test_what_is_sampled_about_videos_trains(
+    tiny_qwen2_vl: Path, train: Callable[..., list[dict[str, Any]]], write_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The engine samples from the model, scores by its log-probabilities against another's, and its pairs train."""
+    for length in (4, 9):
+        write_video(tmp_path / f"film{length}.mp4", length)
+    rows = [{"question": f"Which digit?{at}", "video": f"film{(4, 9)[at % 2]}.mp4"} for at in range(4)]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    model = {"model": str(tiny_qwen2_vl)}
+    spec = {
+        "pipeline": "dpo_reward",
+        "input": {"path": str(tmp_path / "questions.json")},
+        "models": {"sampler": model, "aligned": model},
+        "sample": {"n": 6, "max_tokens": 8},
+        "pairs": {"allow_cut_answers": True, "max_mean_word_difference": 10},
+    }
+    spec["models"]["reference"] = {"model": str(write_tiny_qwen2_vl(tmp_path / "other", seed=1))}
+    result = run_engine(spec, tmp_path / "work")
+    assert result.report["pair"]["questions"] == 4
+    dataset = {"dataset_dir": str(tmp_path / "work" / "dataset"), "dataset": "uni_dpo_engine"}
+    losses = [line["loss"] for line in train(**dataset, max_steps=2) if "loss" in line]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.columns import CONVERSATION_COLUMNS, IMAGE_COLUMNS
+from uni_dpo.data.columns import CONVERSATION_COLUMNS, IMAGE_COLUMNS, VIDEO_COLUMNS
 from uni_dpo.data.dataset_info import read_entry, tokenized
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths, image_paths
@@ -18,7 +18,7 @@ from uni_dpo.storage.writing import write_text
 
 
 class Contents:
-    """Digests of files and of the images that their rows name.
+    """Digests of files and of the images and videos that their rows name.
 
     Each file is read once: its digest is kept with its size and time in `contents.json` of the work dir.
     """
@@ -82,10 +82,10 @@ class Contents:
 
 
 def _images(file: Path, paths: ImagePaths) -> Iterator[Path]:
-    """The image files that rows name, in the order of the rows; what is missing or broken is found by others."""
+    """The images and videos that rows name, in the order of the rows; what is missing or broken is found by others."""
     for _, _, row in numbered_rows(file):
         if isinstance(row, dict):
-            for text in _texts([row.get(column) for column in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS)]):
+            for text in _texts([row.get(column) for column in (*IMAGE_COLUMNS, *VIDEO_COLUMNS, *CONVERSATION_COLUMNS)]):
                 with suppress(BrokenImageError):
                     yield paths.find(text)
 

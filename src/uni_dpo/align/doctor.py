@@ -188,7 +188,7 @@ def _engine(config: AlignConfig) -> Iterator[Finding]:
         yield _tried("server", ask)
 
     def rate() -> str:
-        engine.check_models("reward", images=True)
+        engine.check_models("reward", [Question("", "", images=("some",))])
         return f"fit the pipeline {config.settings.engine['pipeline']}"
 
     yield _tried("models", rate)

@@ -1,4 +1,4 @@
-"""Moving the image paths of a dataset to where its images are now."""
+"""Moving the paths of a dataset to where its images and videos are now."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.columns import IMAGE_COLUMNS
+from uni_dpo.data.columns import IMAGE_COLUMNS, VIDEO_COLUMNS
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, is_file, shown_rows
 from uni_dpo.data.tables.writing import row_writer
 
-MOVED_COLUMNS = (*IMAGE_COLUMNS, "rejected_images")
+MOVED_COLUMNS = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "rejected_images")
 
 
 @dataclass

@@ -3,36 +3,31 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.columns import (
-    CONVERSATION_COLUMNS,
-    ID_COLUMNS,
-    IMAGE_COLUMNS,
-    OPTION_COLUMNS,
-    PROMPT_COLUMNS,
-    REFERENCE_COLUMNS,
-    TEXT_COLUMNS,
-    VIDEO_COLUMNS,
-    first_filled,
-    is_empty,
-    items_of,
-    plain_text,
-)
+from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, first_filled, is_empty, plain_text
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
 from uni_dpo.data.image_state import BrokenImageError, check_shape
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
-from uni_dpo.data.messages import Turn, placed_images, turns_of
-from uni_dpo.data.pair import Image, is_image
+from uni_dpo.data.messages import placed_images
+from uni_dpo.data.pair import Image
+from uni_dpo.data.question_cells import (
+    are_people_s,
+    asked_in,
+    cell_fault,
+    choices_of,
+    images_under,
+    texts_of,
+    videos_under,
+    without_placeholders,
+)
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, one_split, unreadable_fault
+from uni_dpo.data.videos import DECODER, Video, VideoState, check_listed, file_state, has_decoder
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import Count
 from uni_dpo.storage.identity import digest
-
-_PEOPLE = 10
-"""VQAv2 and TextVQA have the answers of ten people to every question."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +50,18 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class Question:
-    """One question about zero or more images.
+    """One question about zero or more images and videos.
 
     Attributes:
         id: unique in its data set; every later record of this question carries it.
-        text: what is asked, without image placeholders.
+        text: what is asked, without placeholders of images and videos.
         images: paths of the image files, in the order in which the question means them.
         reference: the right answer, where the data has one; of several the most frequent.
         options: letter → text of a multiple-choice question.
         answers: answers that came with the data, for the `given` sampler.
         references: all right answers where the data has several, with repeats; any of them is right.
         system: the system prompt.
+        videos: those that the question is about, behind its images.
         place: file and row that it was read from, for messages.
     """
 
@@ -77,6 +73,7 @@ class Question:
     answers: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     system: str = ""
+    videos: tuple[Video, ...] = ()
     place: str = field(default="", compare=False)
 
     @property
@@ -92,7 +89,7 @@ class Question:
     def to_row(self) -> Row:
         """Return the question as JSON values.
 
-        Its place is no part of it, and what it lacks of the last two is left out.
+        Its place is no part of it, and what it lacks of the last three is left out.
         """
         row: Row = {
             "id": self.id,
@@ -102,14 +99,16 @@ class Question:
             "options": dict(self.options),
             "answers": list(self.answers),
         }
-        several: Row = {"references": list(self.references)} if self.references else {}
-        return row | several | ({"system": self.system} if self.system else {})
+        videos = [video if isinstance(video, str) else list(video) for video in self.videos]
+        more: Row = {"references": list(self.references), "system": self.system, "videos": videos}
+        return row | {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_row(cls, row: Row) -> "Question":
         """Undo `to_row`: read what it wrote."""
         tuples = {name: tuple(row.get(name, ())) for name in ("images", "answers", "references")}
-        return cls(**{**row, **tuples})
+        videos = tuple(video if isinstance(video, str) else tuple(video) for video in row.get("videos", ()))
+        return cls(**{**row, **tuples, "videos": videos})
 
 
 def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
@@ -165,8 +164,36 @@ def sort_questions(questions: Iterable[Question], limit: int | None = None) -> l
     return ordered
 
 
-def _fault(field: str, found: str, advice: str = "") -> PreferenceDataError:
-    return PreferenceDataError.of([Fault("question", field, found, advice)])
+def check_media(questions: Sequence[Question]) -> None:
+    """See that pairs can be made of questions: their files are there, and videos are all files or all lists of frames.
+
+    Raises:
+        UniDPOError: one is not; the question is named.
+    """
+    first = next((question for question in questions if question.videos), None)
+    for question in questions:
+        frames = [[video] if isinstance(video, str) else video for video in question.videos]
+        for path in (*question.images, *chain(*frames)):
+            if not Path(path).is_file():
+                raise UniDPOError(f"question {question.id}: there is no file {path}")
+        if first and len({isinstance(video, str) for asked in (first, question) for video in asked.videos}) > 1:
+            raise UniDPOError(
+                f"{question.called}, field 'videos': in one file of pairs videos are all files or all lists of frames, "
+                f"and those of {first.called} are not as these; make two runs of them"
+            )
+
+
+def refuse_videos(questions: Iterable[Question], what: str) -> None:
+    """Refuse questions with videos on behalf of `what`, which shows a model images only.
+
+    Raises:
+        UniDPOError: there is one; it is named.
+    """
+    for question in questions:
+        if question.videos:
+            raise UniDPOError(
+                f"{question.called}, field 'videos': {what} shows images only: write frames into `images`"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,6 +201,8 @@ class _QuestionReader:
     options: InputOptions
     paths: ImagePaths
     folder: ImageFolder
+    films: dict[str, VideoState] = field(default_factory=dict)
+    """What is known of the video files seen so far."""
 
     def question(self, row: Row) -> Question:
         """Return the question that a row holds; the caller adds its place.
@@ -181,20 +210,19 @@ class _QuestionReader:
         Raises:
             PreferenceDataError: there is none.
         """
-        if film := next((name for name in VIDEO_COLUMNS if not is_empty(row.get(name))), None):
-            raise _fault(film, "a video", "only images can be asked about: write frames into `images`")
-        system, asked = _asked(row)
+        system, asked = asked_in(row)
         column = next((name for name in IMAGE_COLUMNS if not is_empty(row.get(name))), "images")
-        turns, images = placed_images([asked], _images(row, column))
-        text = turns[0].text.replace(IMAGE_TOKEN, "").strip()
-        choices = _choices(first_filled(row, OPTION_COLUMNS) or _lettered(row))
+        turns, images = placed_images([asked], images_under(row, column))
+        text = without_placeholders(turns[0].text)
+        choices = choices_of(row)
         text += "".join(f"\n{letter}. {choice}" for letter, choice in choices.items())
         paths = tuple(self._file(image, column) for image in images)
+        videos = tuple(self._video(video, name) for name, found in [videos_under(row, asked)] for video in found)
         references, answers = self._answers(row)
         reference = Counter(references).most_common(1)[0][0] if references else None
         identity = plain_text(first_filled(row, ID_COLUMNS))
         if identity is None and first_filled(row, ID_COLUMNS) is not None:
-            raise _fault("id", shown(first_filled(row, ID_COLUMNS)), "a number or a text belongs there")
+            raise cell_fault("id", shown(first_filled(row, ID_COLUMNS)), "a number or a text belongs there")
         for name, said in (
             ("question", text),
             ("id", identity or ""),
@@ -202,9 +230,9 @@ class _QuestionReader:
             ("answer", "".join((*references, *answers))),
         ):
             if not encodable(said):
-                raise _fault(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
+                raise cell_fault(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
         return Question(
-            digest([text, paths, reference]) if identity is None else identity,
+            digest([text, paths, reference, *([videos] if videos else [])]) if identity is None else identity,
             text,
             paths,
             reference,
@@ -212,6 +240,7 @@ class _QuestionReader:
             tuple(answers),
             tuple(references) if len(references) > 1 else (),
             system,
+            videos,
         )
 
     def _file(self, image: Image, field: str) -> str:
@@ -222,82 +251,32 @@ class _QuestionReader:
             state = source_state(source, name, decode=False)
             check_shape(state.width, state.height, name)
         except BrokenImageError as broken:
-            raise _fault(field, broken.found, broken.advice) from None
+            raise cell_fault(field, broken.found, broken.advice) from None
         return str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
+
+    def _video(self, video: Any, field: str) -> Video:
+        """The path of a video's file, or those of its frames, which are images as others are."""
+        if not isinstance(video, str):
+            try:
+                check_listed(video)
+            except BrokenImageError as broken:
+                raise cell_fault(field, broken.found, broken.advice) from None
+            return tuple(self._file(frame, field) for frame in video)
+        if not has_decoder():
+            raise cell_fault(
+                field, f"the package {DECODER}, which opens videos, is not installed", f"pip install {DECODER}"
+            )
+        if video not in self.films:
+            self.films[video] = file_state(video, self.paths)
+        if (state := self.films[video]).kind:
+            raise cell_fault(field, state.found, state.advice)
+        return str(self.paths.find(video).resolve())
 
     def _answers(self, row: Row) -> tuple[list[str], list[str]]:
         """The right answers of a row, and the answers to rate."""
         references = texts_of(row, REFERENCE_COLUMNS)
         given = texts_of(row, ("answers",))
         kind = self.options.answers
-        if kind == "references" or (kind == "auto" and not references and _are_people_s(row.get("answers"), given)):
+        if kind == "references" or (kind == "auto" and not references and are_people_s(row.get("answers"), given)):
             return references or given, []
         return references, given
-
-
-def _images(row: Row, column: str) -> list[Image]:
-    images = [image for image in items_of(row.get(column)) if not is_empty(image)]
-    for image in images:
-        if not is_image(image):
-            raise _fault(column, shown(image), "a path, base64 text or {bytes, path} belongs there")
-    return images
-
-
-def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
-    """Return what stands under the first of `columns` that holds something, as texts.
-
-    Raises:
-        PreferenceDataError: an item that has no text.
-    """
-    column = next((name for name in columns if not is_empty(row.get(name))), None)
-    values = [] if column is None else [value for value in items_of(row[column]) if not is_empty(value)]
-    texts = [plain_text(value) for value in values]
-    for value, text in zip(values, texts, strict=True):
-        if text is None and not isinstance(value, str):
-            raise _fault(str(column), shown(value), "a text, a number, or an object with a `text` belongs there")
-    return [text for text in texts if text is not None]
-
-
-def _are_people_s(value: object, texts: Sequence[str]) -> bool:
-    if any(isinstance(answer, Mapping) and "answer_id" in answer for answer in items_of(value)):
-        return True
-    return len(texts) == _PEOPLE and all(len(text) <= 80 and "\n" not in text for text in texts)
-
-
-def _asked(row: Row) -> tuple[str, Turn]:
-    """The system prompt of a row, and what the user says first."""
-    value = first_filled(row, TEXT_COLUMNS)
-    if value is None:
-        value = first_filled(row, CONVERSATION_COLUMNS)
-    if value is None or (isinstance(value, str) and not value.replace(IMAGE_TOKEN, "").strip()):
-        names = " or ".join(f"`{name}`" for name in TEXT_COLUMNS)
-        found = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-        raise _fault("question", f"a text is expected, not {shown(found)}", f"name its column {names}")
-    turns = turns_of(value, "question", "user")
-    asked = next((turn for turn in turns if turn.role == "user" and turn.text.replace(IMAGE_TOKEN, "").strip()), None)
-    if asked is None:
-        raise _fault("question", "a conversation in which the user says nothing", "write the question")
-    system = row.get("system")
-    if not is_empty(system) and not isinstance(system, str):
-        raise _fault("system", shown(system), "a text belongs there")
-    said = [turn.text for turn in turns if turn.role == "system"]
-    return (system if isinstance(system, str) and system.strip() else "\n".join(said)), asked
-
-
-def _lettered(row: Row) -> Row | None:
-    """The options that stand in columns `A`, `B` and so on, as in VLMEvalKit's files; None where there are no two."""
-    letters = {letter: row[letter] for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter in row}
-    return letters if {"A", "B"} <= letters.keys() else None
-
-
-def _choices(value: Any) -> dict[str, str]:
-    if is_empty(value):
-        return {}
-    if isinstance(value, list):
-        if len(value) > 26:
-            raise _fault("options", f"{len(value)} of them", "at most 26 have a letter")
-        value = {chr(ord("A") + index): choice for index, choice in enumerate(value)}
-    if not isinstance(value, Mapping):
-        raise _fault("options", shown(value), "a list of texts or a mapping letter → text is expected")
-    choices = {str(letter).upper(): plain_text(choice) for letter, choice in value.items() if not is_empty(choice)}
-    return {letter: choice for letter, choice in choices.items() if choice is not None}

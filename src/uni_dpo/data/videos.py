@@ -1,4 +1,4 @@
-"""Whether a video is there, whether it can be shown to a model, and how much of it LlamaFactory shows."""
+"""Whether a video is there, whether it can be shown to a model, and which frames of it LlamaFactory shows."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ from typing import Any
 
 from uni_dpo.data.faults import shown
 from uni_dpo.data.image_state import BrokenImageError, ImageLimits
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, ImagePaths
 from uni_dpo.data.pair import is_image
 
+Video = str | tuple[str, ...]
+"""The path of a file, or those of the frames."""
 DECODER = "av"
 """The package that LlamaFactory opens videos with."""
 _COUNTED = 10_000
@@ -60,12 +62,24 @@ class VideoLimits:
 
     def taken(self, video: VideoState) -> int:
         """Tell how many frames a model is shown; an odd one out is shown twice."""
-        taken = video.frames
-        if video.seconds is not None:
-            taken = min(taken, self.most, max(1, math.floor(video.seconds * self.fps)))
-        elif not video.listed:
-            taken = min(taken, self.most)
+        taken = video.frames if video.listed else self._count(video.frames, video.seconds)
         return taken + taken % 2
+
+    def places(self, frames: int, seconds: float | None) -> list[int]:
+        """Tell which frames of a file are taken, from 0.
+
+        Args:
+            frames: how many it has; where it does not tell, the first ones are taken, as many as there may be.
+            seconds: how long it is; None where it does not tell how many frames it has.
+        """
+        import numpy as np
+
+        last = frames if seconds is not None else min(frames, self.most)
+        return [int(place) for place in np.linspace(0, last - 1, self._count(frames, seconds)).astype(np.int32)]
+
+    def _count(self, frames: int, seconds: float | None) -> int:
+        wanted = self.most if seconds is None else max(1, math.floor(seconds * self.fps))
+        return min(frames, self.most, wanted)
 
     def tokens(self, video: VideoState) -> int:
         """Tell how many tokens Qwen2-VL makes of a video: two frames are one."""
@@ -80,54 +94,74 @@ def has_decoder() -> bool:
 class VideoChecker:
     """Checks videos, each path once, and remembers what it found.
 
-    A file is opened and its first frame decoded, not all of it.
-
     Args:
         images: looks at frames that a row names one by one; its paths lead to videos too.
+        whole: see `file_state`.
     """
 
-    def __init__(self, images: ImageChecker) -> None:
-        self._images = images
+    def __init__(self, images: ImageChecker, *, whole: bool = False) -> None:
+        self.images, self._whole = images, whole
         self._known: dict[str, VideoState] = {}
 
     def state(self, video: Any) -> VideoState:
         """Return what is known of a video: a path, or a list of its frames."""
-        try:
-            if isinstance(video, str):
-                if video not in self._known:
-                    self._known[video] = self._file(video)
-                return self._known[video]
-            return self._frames(video)
-        except BrokenImageError as broken:
-            kind, advice = broken.kind.replace("image", "video"), broken.advice.replace("image", "video")
-            return VideoState(kind=kind, found=broken.found, advice=advice.replace("an video", "a video"))
+        if not isinstance(video, str):
+            try:
+                return self._frames(video)
+            except BrokenImageError as broken:
+                return _broken(broken)
+        if video not in self._known:
+            self._known[video] = file_state(video, self.images.paths, whole=self._whole)
+        return self._known[video]
 
     def _frames(self, video: Any) -> VideoState:
-        if not isinstance(video, list) or not all(map(is_image, video)):
-            advice = "write the path of a video file, or a list of the paths of its frames"
-            raise BrokenImageError("type", "null" if video is None else shown(video), advice)
-        if not video:
-            raise BrokenImageError("empty", "a list without a frame", "name its frames, or remove the row")
-        states = self._images.states(video)
+        check_listed(video)
+        states = self.images.states(video)
         for at, state in enumerate(states):
             if state.kind:
                 raise BrokenImageError("frame", f"frame {at}: {state.found}", state.advice)
         return VideoState(states[0].width, states[0].height, len(states), listed=True)
 
-    def _file(self, path: str) -> VideoState:
-        file = self._images.paths.find(path)
+
+def check_listed(video: Any) -> None:
+    """See that a video which is no path is a list of images.
+
+    Raises:
+        BrokenImageError: it is not, or is empty.
+    """
+    if not isinstance(video, list | tuple) or not all(map(is_image, video)):
+        advice = "write the path of a video file, or a list of the paths of its frames"
+        raise BrokenImageError("type", "null" if video is None else shown(video), advice)
+    if not video:
+        raise BrokenImageError("empty", "a list without a frame", "name its frames, or remove the row")
+
+
+def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> VideoState:
+    """Return what is known of a video file: it is opened, its first frame decoded, and its others counted.
+
+    Args:
+        path: as the row has it.
+        paths: where that leads.
+        whole: decode all frames, as training does. That takes long, and finds damage within a file.
+    """
+    try:
+        file = paths.find(path)
         if file.stat().st_size == 0:
             raise BrokenImageError("zero", f"{path} has zero bytes", "fetch it again")
-        try:
-            return _opened(file, path)
-        except BrokenImageError as broken:
-            return VideoState(kind=broken.kind.replace("image", "video"), found=broken.found, advice=broken.advice)
-        except Exception as error:  # a decoder's own error on a broken file may be of any class
-            found = f"{path} cannot be opened as a video ({error})"
-            return VideoState(kind="video_unreadable", found=found, advice="fetch or convert it again")
+        return _opened(file, path, whole)
+    except BrokenImageError as broken:
+        return _broken(broken)
+    except Exception as error:  # a decoder's own error on a broken file may be of any class
+        found = f"{path} cannot be opened as a video ({error})"
+        return VideoState(kind="video_unreadable", found=found, advice="fetch or convert it again")
 
 
-def _opened(file: Path, name: str) -> VideoState:
+def _broken(broken: BrokenImageError) -> VideoState:
+    kind, advice = broken.kind.replace("image", "video"), broken.advice.replace("image", "video")
+    return VideoState(kind=kind, found=broken.found, advice=advice.replace("an video", "a video"))
+
+
+def _opened(file: Path, name: str, whole: bool) -> VideoState:
     import av
 
     opened: Any = av.open(str(file), "r")
@@ -144,4 +178,57 @@ def _opened(file: Path, name: str) -> VideoState:
             raise BrokenImageError("unreadable", f"{name} does not tell how long it is", "convert it to MP4")
         if not told:
             return VideoState(width, height, 1 + sum(1 for _ in islice(frames, _COUNTED - 1)))
+        if whole:
+            there = 1 + sum(1 for _ in frames)
+        else:
+            container.seek(0)
+            there = sum(bool(packet.size) for packet in container.demux(stream))
+        if there < told:  # training looks for the last one
+            found = f"{name} says that it has {told:,} frames, and has {there:,}"
+            raise BrokenImageError("cut", found, "fetch or convert it again")
         return VideoState(width, height, told, float(stream.duration * stream.time_base))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a model is shown of a video.
+
+    Attributes:
+        pictures: Pillow's images, RGB, of the size that LlamaFactory gives them.
+        times: when each is shown, in seconds.
+        seconds: how long the video is.
+    """
+
+    pictures: list[Any]
+    times: list[float]
+    seconds: float
+
+
+def read_frames(video: Video, limits: VideoLimits) -> Frames:
+    """Take the frames of a video that LlamaFactory's training takes, as large as it takes them.
+
+    Raises:
+        OSError, ValueError: a file cannot be read (those of `av` are among them).
+    """
+    from PIL import Image
+
+    if not isinstance(video, str):
+        pictures = [_sized(Image.open(frame), limits.frame) for frame in video]
+        return Frames(pictures, [at / limits.fps for at in range(len(pictures))], len(pictures) / limits.fps)
+    import av
+
+    opened: Any = av.open(video, "r")
+    with opened as container:
+        stream: Any = next(stream for stream in container.streams if stream.type == "video")
+        seconds = float(stream.duration * stream.time_base) if stream.frames else None
+        places = limits.places(stream.frames or limits.most, seconds)
+        decoded = enumerate(islice(container.decode(stream), places[-1] + 1))
+        pictures = [_sized(frame.to_image(), limits.frame) for at, frame in decoded if at in places]
+        rate = float(stream.average_rate)
+    times = [place / rate for place in places[: len(pictures)]]
+    return Frames(pictures, times, len(pictures) / limits.fps if seconds is None else seconds)
+
+
+def _sized(picture: Any, limits: ImageLimits) -> Any:
+    size = limits.fitted(picture.width, picture.height)
+    return (picture if size == picture.size else picture.resize(size)).convert("RGB")

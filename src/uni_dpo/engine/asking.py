@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from uni_dpo.data.videos import Video
 from uni_dpo.engine.records import Aside
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import without_reasoning
@@ -125,10 +126,11 @@ def listed_lines(reply: str) -> tuple[list[str], bool]:
 
 @dataclass(frozen=True)
 class Check:
-    """A yes/no question about images."""
+    """A yes/no question about images and videos."""
 
     question: str
     images: tuple[str, ...] = ()
+    videos: tuple[Video, ...] = ()
 
 
 class Checker(ABC):
@@ -171,7 +173,12 @@ class FirstTokenChecker(Checker):
         """See `Checker.check`."""
         distinct = list(dict.fromkeys(checks))
         requests = [
-            Request(self.template.render(question=check.question), check.images, derive_seed(self.seed, check.question))
+            Request(
+                self.template.render(question=check.question),
+                check.images,
+                derive_seed(self.seed, check.question),
+                videos=check.videos,
+            )
             for check in distinct
         ]
         replies = self.models["checker"].choice_logprobs(requests, YES_NO)

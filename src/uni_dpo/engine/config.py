@@ -8,7 +8,7 @@ from typing import Any, Literal
 from uni_dpo.data.questions import InputOptions, Question
 from uni_dpo.engine.asking import load_template
 from uni_dpo.models.backends.base import parse_model, weights_of
-from uni_dpo.models.backends.settings import BUILT_IN
+from uni_dpo.models.backends.settings import BUILT_IN, check_videos
 from uni_dpo.settings.options import Count, NotNegative, Share, fingerprinted, parse
 from uni_dpo.settings.reading import FaultCollector, located, override, read_mapping
 from uni_dpo.settings.registry import find, load_plugins, names, own_code
@@ -156,16 +156,15 @@ class EngineConfig:
             if backend == "openai" and options.base_url is not None:
                 find("backend", backend)(options).check()
 
-    def check_models(self, stage: str, *, images: bool) -> None:
-        """Raise a UniDPOError where a stage's model is seen not to fit without being loaded.
-
-        Args:
-            images: whether the questions have some.
-        """
+    def check_models(self, stage: str, questions: Sequence[Question]) -> None:
+        """Raise a UniDPOError where a stage's model is seen not to fit these questions without being loaded."""
+        images = any(question.images or question.videos for question in questions)
         for role in self.roles(stage):
-            options = self.models[role][1]
+            backend, options = self.models[role]
             if hasattr(options, "check"):
                 options.check(images=images)
+            if role not in self.pipeline_class.read_only:
+                check_videos(backend, options, questions)
 
     def check_questions(self, questions: Sequence[Question]) -> None:
         """Raise a UniDPOError where the pipeline can't score answers to these questions."""

@@ -12,6 +12,7 @@ from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.data.dataset_info import register_entry
 from uni_dpo.data.questions import Question
 from uni_dpo.data.ranking import wide_enough
+from uni_dpo.data.videos import Video
 from uni_dpo.engine.asking import Template
 from uni_dpo.engine.records import Pair, ScoredAnswer, wording
 from uni_dpo.settings.options import Count, NotNegative, added, check_ranges
@@ -236,6 +237,7 @@ COLUMNS = {
     "chosen": "chosen",
     "rejected": "rejected",
     "images": "images",
+    "videos": "videos",
     "score_chosen": "score_chosen",
     "score_rejected": "score_rejected",
 }
@@ -247,7 +249,7 @@ def write_dataset(
     """Write `pairs.json`, `pairs.parquet` and the entry `name` in `dataset_info.json`, and check the result.
 
     Args:
-        folder: of the data set; images inside it are named relative to it.
+        folder: of the data set; images and videos inside it are named relative to it.
         questions: by id.
         instruction: the prompt under which the pairs are trained on, with the gap {question}.
 
@@ -262,8 +264,8 @@ def write_dataset(
     write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     with replacing(path.with_suffix(".parquet")) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
-    with_images = any(row["images"] for row in rows)
-    columns = {key: value for key, value in COLUMNS.items() if with_images or key != "images"}
+    shown = {medium for medium in ("images", "videos") if any(row.get(medium) for row in rows)}
+    columns = {key: value for key, value in COLUMNS.items() if key in shown or key not in ("images", "videos")}
     register_entry(name, {"file_name": path.name, "ranking": True, "columns": columns}, folder)
     return path, preflight([name], folder).warnings
 
@@ -275,23 +277,27 @@ def _rows(
     numbers: dict[str, int] = {}
     for pair in pairs:
         question = questions[pair.question_id]
+        shown = "<image>" * len(question.images) + "<video>" * len(question.videos)
         number = numbers[pair.question_id] = numbers.get(pair.question_id, -1) + 1
         rows.append(
             {
                 "id": f"{question.id}-{number}",
-                "instruction": "<image>" * len(question.images) + instruction.render(question=question.text),
+                "instruction": shown + instruction.render(question=question.text),
                 "chosen": pair.chosen,
                 "rejected": pair.rejected,
                 "images": [_relative(image, folder) for image in question.images],
+                "videos": [_relative(video, folder) for video in question.videos],
                 "score_chosen": pair.score_chosen,
                 "score_rejected": pair.score_rejected,
                 "question_id": question.id,
             }
         )
-    return rows
+    filmed = any(row["videos"] for row in rows)
+    return rows if filmed else [{name: row[name] for name in row if name != "videos"} for row in rows]
 
 
-def _relative(image: str, folder: Path) -> str:
-    path = Path(image)
-    root = folder.resolve()
+def _relative(shown: Video, folder: Path) -> Any:
+    if not isinstance(shown, str):
+        return [_relative(frame, folder) for frame in shown]
+    path, root = Path(shown), folder.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from uni_dpo.data.checks.rows import MEDIA_TOKENS, MODEL_MARKERS
-from uni_dpo.data.questions import Question, read_questions, sort_questions
+from uni_dpo.data.questions import Question, check_media, read_questions, sort_questions
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.engine.pairing import Choosable, may_be_chosen, write_dataset
 from uni_dpo.engine.records import Pair, Row, ScoredAnswer
@@ -88,9 +88,8 @@ class _Run:
 
     def go(self, only: int | None, continue_from: int | None) -> EngineResult:
         wanted = range(continue_from or 0, len(STAGES)) if only is None else [only]
-        images = any(question.images for question in self.questions.values())
         for number in wanted:
-            self.config.check_models(STAGES[number], images=images)
+            self.config.check_models(STAGES[number], list(self.questions.values()))
             if self.questions.keys() - self._log(number).rows.keys():
                 self.config.check_servers(STAGES[number])
             if STAGES[number] == "reward":
@@ -273,10 +272,7 @@ class _Run:
 def _by_id(config: EngineConfig, work: WorkDir, given: Sequence[Question] | None) -> dict[str, Question]:
     options = config.settings.input
     ordered = read_questions(options, work.images) if given is None else sort_questions(given, options.limit)
-    for question in ordered:
-        for image in question.images:
-            if not Path(image).is_file():
-                raise UniDPOError(f"question {question.id}: there is no image file {image}")
+    check_media(ordered)
     by_id = {question.id: question for question in ordered}
     if len(by_id) != len(ordered):
         raise UniDPOError(f"of {len(ordered)} questions only {len(by_id)} have an id of their own")

@@ -98,7 +98,8 @@ class ModelSampler(Sampler):
         prompt = self.template.render(question=question.text)
         parts = (self.seed, "sample", question.id)
         seeds = [derive_seed(*parts, seed) for seed in self.options.seeds] or [derive_seed(*parts)]
-        return [Request(prompt, question.images, seed, question.system or None) for seed in seeds]
+        system, videos = question.system or None, question.videos
+        return [Request(prompt, question.images, seed, system, videos=videos) for seed in seeds]
 
 
 def _merge(replies: Sequence[list[Sample] | Failure]) -> Sampled | Failure:

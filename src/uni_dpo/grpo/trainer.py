@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from uni_dpo.data.questions import Question, read_questions
+from uni_dpo.data.questions import Question, read_questions, refuse_videos
 from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo.config import GRPOSettings, trl_arguments
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
@@ -64,6 +64,7 @@ def train_grpo(settings: GRPOSettings) -> list[dict[str, Any]]:
     arguments = trl_arguments(settings)
     output = Path(settings.output_dir)
     questions = read_questions(settings.questions, output / "images")
+    refuse_videos(questions, "grpo")
     _check_images(questions, processes=arguments.world_size)
     check_reward(settings.reward, questions)
     check_model(settings)

@@ -10,6 +10,7 @@ from uni_dpo.data.formats.stance import count_stances
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import Row, iter_rows
+from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
@@ -37,6 +38,7 @@ class Prompt:
     text: str
     images: tuple[str, ...] = ()
     system: str | None = None
+    videos: tuple[Video, ...] = ()
 
 
 def read_prompts(
@@ -74,7 +76,7 @@ def read_prompts(
             for image, state in zip(question.images, checker.states(question.images), strict=True):
                 if state.kind:
                     raise UniDPOError(f"{question.place}, images, {image}: {state.found}; {state.advice}")
-            prompts.append(Prompt(identity, question.text, question.images, question.system or None))
+            prompts.append(Prompt(identity, question.text, question.images, question.system or None, question.videos))
     return prompts
 
 
@@ -168,9 +170,9 @@ def compare(
 
     Returns:
         One row per prompt, in their order: `id`, `prompt`, both responses (only what the model wrote, without the
-        prompt and without special tokens), and `images` where the prompt has some.
+        prompt and without special tokens), and `images` and `videos` where the prompt has some.
     """
-    asked = [[p.id, p.text, p.images, *([p.system] if p.system else [])] for p in prompts]
+    asked = [[p.id, p.text, p.images, *filter(None, (p.system, p.videos))] for p in prompts]
     with holding(Path(folder) / ".lock", str(folder)):
         logs = [
             RowLog(Path(folder) / f"{name}-{digest([asked, version, fingerprinted(sampling), seed, options])}.jsonl")
@@ -206,7 +208,7 @@ def _asking(model: Mapping[str, Any], sampling: Sampling, seed: int) -> Ask[Prom
     backend = make_backend(model)
 
     def ask(batch: Sequence[Prompt]) -> list[Row | Failure]:
-        requests = [Request(p.text, p.images, derive_seed(seed, str(p.id)), p.system) for p in batch]
+        requests = [Request(p.text, p.images, derive_seed(seed, str(p.id)), p.system, videos=p.videos) for p in batch]
         replies = backend.generate(requests, sampling)
         return [reply if isinstance(reply, Failure) else {"response": reply[0].text} for reply in replies]
 
@@ -215,8 +217,8 @@ def _asking(model: Mapping[str, Any], sampling: Sampling, seed: int) -> Ask[Prom
 
 def _row(prompt: Prompt, original: str, trained: str) -> dict[str, Any]:
     row = {"id": prompt.id, "prompt": prompt.text, ORIGINAL: original, TRAINED: trained}
-    system = {"system": prompt.system} if prompt.system else {}
-    return row | system | ({"images": list(prompt.images)} if prompt.images else {})
+    more = {"system": prompt.system, "images": list(prompt.images), "videos": list(prompt.videos)}
+    return row | {name: value for name, value in more.items() if value}
 
 
 HEADER = ("id", "prompt", "original model", "trained model")

@@ -24,6 +24,7 @@ from uni_dpo.models.backends.base import (
     parse_model,
     weights_of,
 )
+from uni_dpo.models.backends.settings import check_videos
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.report.statistics import mean_interval
 from uni_dpo.settings.options import fingerprinted
@@ -90,10 +91,10 @@ def predict_file(
 ) -> PredictReport:
     """Answer the questions in `source` and write them, sorted by id, with answers and labels to `output`.
 
-    A row of `output` has `id, question, images, prediction`, and where the question has a right answer, `answer`
-    and `correct`; with several samples also `predictions` and `grades`, of which `correct` is the mean. What is
-    answered is kept beside `output` in `OUTPUT.answers.jsonl` until the file is written, so a run that was stopped
-    resumes.
+    A row of `output` has `id, question, images, prediction`, where the question has some `videos`, and where it has a
+    right answer, `answer` and `correct`; with several samples also `predictions` and `grades`, of which `correct` is
+    the mean. What is answered is kept beside `output` in `OUTPUT.answers.jsonl` until the file is written, so a run
+    that was stopped resumes.
 
     Args:
         source: a file that `uni_dpo.data.questions` reads: a question, its images, and maybe its answer per row.
@@ -122,6 +123,7 @@ def predict_file(
         questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
         check_references(grader, [question for question in questions if question.reference is not None])
         odd = _check_images(questions)
+        check_videos(backend, options, questions)
         if backend in ("transformers", "vllm"):
             find_checkpoint(options.model, options.adapter)
         drawn = [fingerprinted(sampling), seed, *([system] if system else []), *([template.text] if template else [])]
@@ -154,7 +156,7 @@ def _asking(
     def ask(batch: Sequence[Question]) -> list[Row | Failure]:
         texts = [template.render(question=q.text) if template else q.text for q in batch]
         requests = [
-            Request(text, q.images, derive_seed(seed, q.id), q.system or system)
+            Request(text, q.images, derive_seed(seed, q.id), q.system or system, videos=q.videos)
             for text, q in zip(texts, batch, strict=True)
         ]
         return [
@@ -187,6 +189,7 @@ def _check_images(questions: Sequence[Question]) -> OddImages:
 
 def _row(question: Question, texts: Sequence[str], grades: Sequence[float]) -> Row:
     row: Row = {"id": question.id, "question": question.text, "images": list(question.images)}
+    row |= {"videos": question.to_row()["videos"]} if question.videos else {}
     row |= {"answer": question.reference} if grades else {}
     row |= {"prediction": texts[0]} | ({"predictions": list(texts)} if len(texts) > 1 else {})
     if grades:

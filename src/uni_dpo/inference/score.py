@@ -10,16 +10,18 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from uni_dpo.data.checks.rows import RowChecker
-from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, is_empty
+from uni_dpo.data.checks.rows import MEDIA_TOKENS, RowChecker
+from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import images_of, refuse, text_of, with_placeholders
+from uni_dpo.data.image_state import ImageState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, one_split, read_rows, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
+from uni_dpo.data.videos import VideoChecker, VideoState
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
 from uni_dpo.models.backends.base import Failure
@@ -33,8 +35,6 @@ from uni_dpo.models.rewards.options import (
 )
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.rowlog import RowLog
-
-UNRATED = "answers about videos are not rated; write frames into `images`"
 
 
 @dataclass
@@ -97,13 +97,14 @@ def score_file(
     checkpoint = find_reward_checkpoint(options)
     layout = layout_of(source, answer_column)
     images = ImageChecker(media_dir or files[0].parent, media_dir)
+    videos = VideoChecker(images)
     model_digest = digest(checkpoint_identity(options))
     with replies_for(source, output, "ratings") as done, images.running():
         rateable: dict[str, Conversation] = {}
-        for row in _usable_rows(files, layout, images, sees_images=checkpoint.kind == "value_head"):
+        for row in _usable_rows(files, layout, videos, sees_images=checkpoint.kind == "value_head"):
             rateable |= {_key(conversation, model_digest): conversation for conversation in row.conversations}
         ask_all(rateable, done, lambda: _rating(options), title="Rating", unit="answers", batch_size=batch_size)
-        return _write(files, layout, images, done, model_digest, output)
+        return _write(files, layout, videos, done, model_digest, output)
 
 
 @dataclass(slots=True)
@@ -118,8 +119,8 @@ class RateableRow:
 class Layout(Protocol):
     """How the rows of a file are read, and where their ratings go."""
 
-    def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
-        """Return all rows of one file, in order."""
+    def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
+        """Return all rows of one file, in order; `videos` looks at what they show, images included."""
         ...
 
     def rated(self, row: Row, ratings: Sequence[float]) -> Row:
@@ -153,16 +154,14 @@ class PairLayout:
 
     entry: DatasetEntry
 
-    def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
+    def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
         """See `Layout.read`."""
-        for checked in RowChecker(self.entry, images, scores_required=False).rows(file):
+        for checked in RowChecker(self.entry, videos.images, videos, scores_required=False).rows(file):
             conversations: tuple[Conversation, ...] = ()
-            if checked.pairs and checked.pairs[0].videos:
-                column = str(self.entry.columns.videos)
-                checked.faults.append(checked.placed(Fault("video", column, "a video", UNRATED)))
             if checked.pairs and not checked.faults:
-                pair = replace(checked.pairs[0], images=_resolved(checked.pairs[0].images, images))
-                conversations = both_answers(pair)
+                pair, images = checked.pairs[0], videos.images
+                shown = _resolved(pair.images, images), _films(pair.videos, images)
+                conversations = both_answers(replace(pair, images=shown[0], videos=shown[1]))
             yield RateableRow(checked.row or {}, conversations, checked.faults)
 
     def rated(self, row: Row, ratings: Sequence[float]) -> Row:
@@ -177,14 +176,14 @@ class AnswerLayout:
 
     column: str
 
-    def read(self, file: Path, images: ImageChecker) -> Iterator[RateableRow]:
+    def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
         """See `Layout.read`."""
         for index, row in read_rows(file):
             if isinstance(row, Unreadable):
                 yield RateableRow({}, faults=[unreadable_fault(row, index, file)])
                 continue
             try:
-                yield RateableRow(row, self._conversations(row, images))
+                yield RateableRow(row, self._conversations(row, videos))
             except PreferenceDataError as error:
                 yield RateableRow(row, faults=[replace(fault, row=index, file=file) for fault in error.faults])
 
@@ -194,17 +193,19 @@ class AnswerLayout:
             return row | {"scores": list(ratings)}
         return row | {"score": ratings[0]}
 
-    def _conversations(self, row: Row, images: ImageChecker) -> tuple[Conversation, ...]:
-        for name in VIDEO_COLUMNS:
-            if not is_empty(row.get(name)):
-                refuse(name, "a video", UNRATED)
-        found = images_of(row, *IMAGE_COLUMNS)
+    def _conversations(self, row: Row, videos: VideoChecker) -> tuple[Conversation, ...]:
+        images, found = videos.images, images_of(row, *IMAGE_COLUMNS)
         question = with_placeholders(text_of(row, *TEXT_COLUMNS), found, Counter())
-        faults = [
-            Fault(state.kind, f"image {place}", state.found, state.advice)
-            for place, state in enumerate(images.states(found))
-            if state.kind
+        films = tuple(items_of(first_filled(row, VIDEO_COLUMNS)))
+        token = MEDIA_TOKENS["videos"]
+        if (waiting := question.count(token)) > len(films):
+            refuse("videos", f"{waiting} × {token}, {len(films)} videos", f"remove the surplus {token}")
+        question = token * (len(films) - waiting) + question
+        states: list[tuple[str, ImageState | VideoState]] = [
+            *((f"image {place}", state) for place, state in enumerate(images.states(found))),
+            *((f"video {place}", videos.state(film)) for place, film in enumerate(films)),
         ]
+        faults = [Fault(state.kind, name, state.found, state.advice) for name, state in states if state.kind]
         answers = row.get(self.column)
         texts: list[Any] = answers if isinstance(answers, list) else [answers]
         if not texts or not all(isinstance(text, str) for text in texts):
@@ -213,7 +214,8 @@ class AnswerLayout:
             )
         if faults:
             raise PreferenceDataError.of(faults)
-        return tuple(Conversation(question, text, _resolved(found, images)) for text in texts)
+        shown, films = _resolved(found, images), _films(films, images)
+        return tuple(Conversation(question, text, shown, videos=films) for text in texts)
 
 
 def _resolved(found: tuple[Image, ...], images: ImageChecker) -> tuple[Image, ...]:
@@ -221,19 +223,27 @@ def _resolved(found: tuple[Image, ...], images: ImageChecker) -> tuple[Image, ..
     return tuple(str(images.resolve(image)) if isinstance(image, str) else image for image in found)
 
 
+def _films(found: tuple[Any, ...], images: ImageChecker) -> tuple[Any, ...]:
+    """Likewise for videos."""
+    return tuple(
+        str(images.resolve(video)) if isinstance(video, str) else _resolved(tuple(video), images) for video in found
+    )
+
+
 def _usable_rows(
-    files: list[Path], layout: Layout, images: ImageChecker, *, sees_images: bool
+    files: list[Path], layout: Layout, videos: VideoChecker, *, sees_images: bool
 ) -> Iterator[RateableRow]:
     """All rows; in the end an error that names those which cannot be rated."""
     faults: list[Fault] = []
     count = 0
     for file in files:
         for index, row in enumerate(
-            tqdm(layout.read(file, images), desc=f"Checking {file.name}", unit=" rows", delay=2)
+            tqdm(layout.read(file, videos), desc=f"Checking {file.name}", unit=" rows", delay=2)
         ):
-            if not sees_images and any(conversation.images for conversation in row.conversations):
+            if not sees_images and any(each.images or each.videos for each in row.conversations):
                 advice = "rate it with a reward model that LlamaFactory trained (stage: rm)"
-                row.faults.append(Fault("image_unseen", "images", "a classifier sees no images", advice, index, file))
+                column = "images" if row.conversations[0].images else "videos"
+                row.faults.append(Fault("image_unseen", column, f"a classifier sees no {column}", advice, index, file))
             count += len(row.faults)
             faults += row.faults[: KEPT_FAULTS - len(faults)]
             if not count:
@@ -243,8 +253,8 @@ def _usable_rows(
 
 
 def _key(conversation: Conversation, model: str) -> str:
-    parts = (conversation.messages(), conversation.system, [str(image) for image in conversation.images], model)
-    return digest(parts)
+    shown = [str(image) for image in (*conversation.images, *conversation.videos)]
+    return digest((conversation.messages(), conversation.system, shown, model))
 
 
 def _rating(options: RewardModelOptions) -> Ask[Conversation]:
@@ -260,13 +270,13 @@ def _rating(options: RewardModelOptions) -> Ask[Conversation]:
 
 
 def _write(
-    files: list[Path], layout: Layout, images: ImageChecker, done: RowLog, model: str, output: Path
+    files: list[Path], layout: Layout, videos: VideoChecker, done: RowLog, model: str, output: Path
 ) -> ScoreReport:
     report = ScoreReport(output)
     agreeing, first_ratings = 0, []
     with row_writer(output) as writer:
         for file in files:
-            for row in layout.read(file, images):
+            for row in layout.read(file, videos):
                 ratings = [float(done.rows[_key(conversation, model)]["rating"]) for conversation in row.conversations]
                 writer.write(layout.rated(row.row, ratings))
                 report.rows += 1

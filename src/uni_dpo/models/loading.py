@@ -175,12 +175,15 @@ def load_processor(
     Raises:
         UniDPOError: it cannot be loaded.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, AutoVideoProcessor
 
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     given = {name: value for name, value in limits.items() if value is not None}
     with one_line(checkpoint.processor, "tokenizer and processor of "):
         processor = AutoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code, **given)
+        if given and hasattr(processor, "video_processor"):  # it takes the limits of images for its own
+            own = AutoVideoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code)
+            processor.video_processor = own
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

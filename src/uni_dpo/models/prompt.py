@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.data.videos import Video, VideoLimits, read_frames
 from uni_dpo.errors import UniDPOError
 
 if TYPE_CHECKING:
@@ -183,15 +184,42 @@ QWEN2_PATCH = 14
 """Pixels per side of an image patch in Qwen2-VL and Qwen2.5-VL; Qwen3-VL has 16."""
 
 
-def load_pixels(request: "Request", patch: int = QWEN2_PATCH) -> tuple[list[Any], list[Any], dict[str, Any]]:
+def load_pixels(
+    request: "Request", patch: int = QWEN2_PATCH, limits: VideoLimits | None = None
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
     """Load what a request shows; see `load_vision`.
 
+    Args:
+        limits: which frames of a video are taken; those of LlamaFactory's training where none are given.
+
     Raises:
-        UniDPOError: an image cannot be read.
+        UniDPOError: an image or a video cannot be read.
     """
     if request.content:
         return load_vision(request.content, patch)
-    return [open_image(path) for path in request.images], [], {}
+    videos, told = _films(request.videos, limits or VideoLimits()) if request.videos else ([], {})
+    return [open_image(path) for path in request.images], videos, told
+
+
+def _films(videos: Sequence[Video], limits: VideoLimits) -> tuple[list[Any], dict[str, Any]]:
+    """The frames of videos, and what a processor must be told of them, as LlamaFactory's training tells it."""
+    films, told = [], []
+    for video in videos:
+        try:
+            frames = read_frames(video, limits)
+        except Exception as error:  # a decoder's own error on a broken file may be of any class
+            name = video if isinstance(video, str) else ", ".join(video)
+            raise UniDPOError(f"video {name} cannot be read: {error}") from error
+        films.append(frames.pictures)
+        told.append(
+            {
+                "fps": limits.fps,
+                "duration": frames.seconds,
+                "total_num_frames": frames.seconds * limits.fps,
+                "frames_indices": [time * limits.fps for time in frames.times],
+            }
+        )
+    return films, {"video_metadata": told, "do_sample_frames": False}
 
 
 def patch_of(processor: Any) -> int:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from uni_dpo.data.questions import Question, read_questions
+from uni_dpo.data.questions import Question, read_questions, refuse_videos
 from uni_dpo.errors import UniDPOError
 from uni_dpo.online.policy import Reward, check_model, check_reward, make_reward, plain_sampling
 from uni_dpo.ppo.config import PPOConfig
@@ -49,6 +49,7 @@ def train_ppo(config: PPOConfig) -> list[Metrics]:
     """
     output = Path(config.output_dir)
     questions = read_questions(config.questions, output / "images")
+    refuse_videos(questions, "ppo")
     check_reward(config.reward, questions)
     check_model(config)
     reward = make_reward(config.reward, batch_size=config.micro_batch_size, trust_remote_code=config.trust_remote_code)

@@ -8,6 +8,7 @@ from uni_dpo.shared_prefix.families import (
     logit_cap,
     tells_images_apart,
     unwrapped,
+    video_token_id,
     why_not_shared,
 )
 from uni_dpo.shared_prefix.forward import (
@@ -51,5 +52,6 @@ __all__ = [
     "tells_images_apart",
     "unwrapped",
     "use_attention",
+    "video_token_id",
     "why_not_shared",
 ]

@@ -137,7 +137,7 @@ def test_what_cannot_rate_is_refused_before_anything_is_sampled(models, tmp_path
 @pytest.mark.parametrize("pipeline", ["reward_model", "process_reward"])
 def test_images_that_a_text_model_would_not_see_are_refused(models, tmp_path, digits, pipeline):
     seen = [Question("x", "Which?", (str(digits["train"][0].image),), "1", answers=("1", "2"))]
-    with pytest.raises(UniDPOError, match="sees no images, and the questions have some"):
+    with pytest.raises(UniDPOError, match="sees no images or videos, and the questions have some"):
         run_engine(config(pipeline, models / pipeline), tmp_path / "work", questions=seen)
 
 

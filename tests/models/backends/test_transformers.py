@@ -51,6 +51,25 @@ def first_token_distribution(backend, request):
         return backend.model(**inputs).logits[0, -1].double().softmax(-1)
 
 
+def test_videos_are_seen_whatever_else_is_in_the_batch(backend, digits, write_video, tmp_path, tiny_qwen2_vl):
+    """Images' own limits of pixels are not those of videos, which are as large as training shows them."""
+    grey, noise = (str(write_video(tmp_path / f"{name}.mp4", 8, noise=name == "noise")) for name in ("grey", "noise"))
+    told = {film: first_token_distribution(backend, Request("Which?", videos=(film,))) for film in (grey, noise)}
+    assert not told[grey].allclose(told[noise], atol=1e-6)
+    frames = tuple(str(digit.image) for digit in digits["train"][:2])
+    asked = [
+        Request("Which?", frames[:1], videos=(grey, frames)),
+        Request("Which?"),
+        Request("Which?", videos=(noise,)),
+    ]
+    greedy = Sampling(temperature=0.0, max_tokens=3)
+    assert backend.generate(asked, greedy) == [backend.generate([request], greedy)[0] for request in asked]
+    limited = make_backend({"model": str(tiny_qwen2_vl), "max_pixels": 28 * 28 * 4, "video_maxlen": 2})
+    shown = limited._encode([Request("Which?", videos=(noise,))])
+    assert shown["video_grid_thw"].tolist() == [[1, 20, 28]]
+    assert not first_token_distribution(limited, Request("Which?", videos=(noise,))).allclose(told[noise], atol=1e-6)
+
+
 def test_samples_follow_the_models_distribution(backend, requests):
     """Of 2,000 first tokens, those of the ten likeliest tokens lie within 4 standard errors of their shares."""
     request = requests[0]

@@ -31,7 +31,7 @@ def test_ratings_do_not_depend_on_the_batch(classifier: Path) -> None:
 
 def test_images_are_refused(classifier: Path) -> None:
     model = load_reward_model(RewardModelOptions(classifier))
-    with pytest.raises(UniDPOError, match="does not see images"):
+    with pytest.raises(UniDPOError, match="sees no images or videos"):
         model.rate([Conversation("<image>What?", "A dog.", ("dog.png",))])
 
 

@@ -61,6 +61,26 @@ def test_a_value_head_rates_as_it_does_one_by_one(value_head: Path, digits: dict
     assert max(expected) - min(expected) > 1e-3
 
 
+def test_a_value_head_rates_answers_about_videos(
+    value_head: Path, digits: dict[str, list[Digit]], write_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two films of unlike sizes, one as its frames, and one beside an image; then one film alone."""
+    image, frame = (str(digit.image) for digit in digits["held_out"][:2])
+    films: list[Any] = [str(write_video(tmp_path / "film.mp4", 4)), (frame, frame, image)]
+    conversations = [
+        *(Conversation("<video>What?", answer, videos=(films[0],)) for answer in ANSWERS[:3]),
+        *(Conversation("<video>What?", answer, videos=(films[1],)) for answer in ANSWERS[1:3]),
+        Conversation("<image><video>What?", "one", (image,), videos=(films[0],)),
+    ]
+    model = load_reward_model(RewardModelOptions(value_head))
+    for rated, sequences in ((conversations, 3), (conversations[:3], 1)):
+        expected = alone(model.rate, rated)
+        with rows_run(model.model.pretrained_model.model) as counts:
+            assert model.rate(rated) == pytest.approx(expected, abs=1e-5)
+        assert counts == [sequences]
+    assert max(expected) - min(expected) > 1e-4
+
+
 def test_a_value_head_of_every_family_rates_as_it_does_one_by_one(
     family_checkpoint: Path, family_template: str, unlike_images: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ class Judging(TypedDict, total=False):
 
     scores_required: bool
     check_images: bool
+    whole_videos: bool
     qual_eta: float
     tau_good: float
     lengths: LengthCounter | None
@@ -155,6 +156,7 @@ def check_entry(
     root: str | Path | None,
     scores_required: bool = True,
     check_images: bool = True,
+    whole_videos: bool = False,
     qual_eta: float = 0.7,
     tau_good: float = 2.5,
     lengths: LengthCounter | None = None,
@@ -170,6 +172,7 @@ def check_entry(
         root: the folder that no image path may leave; None where there is no such rule.
         scores_required: whether a row without scores is at fault.
         check_images: whether to open the images and videos.
+        whole_videos: whether to decode videos to their end, as training does, and not their first frames alone.
         qual_eta: the η for which w_qual is reported.
         tau_good: the τ_good for which the share of pairs above it is reported.
         lengths: counts tokens; None leaves them out.
@@ -190,7 +193,7 @@ def check_entry(
         images = videos = None
         if check_images:
             images = stack.enter_context(ImageChecker(start, root, beside=entry.beside).running())
-            videos = VideoChecker(images) if entry.columns.videos and has_decoder() else None
+            videos = VideoChecker(images, whole=whole_videos) if entry.columns.videos and has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required, choice)
         sorter = None
         if fix is not None:

@@ -21,7 +21,7 @@ from uni_dpo.data.formats.base import (
     with_placeholders,
 )
 from uni_dpo.data.pair import Image, PreferencePair
-from uni_dpo.data.questions import texts_of
+from uni_dpo.data.question_cells import texts_of
 from uni_dpo.data.tables.reading import Row
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

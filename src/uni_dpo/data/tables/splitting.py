@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, first_filled
+from uni_dpo.data.checks.rows import MEDIA_TOKENS
+from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
@@ -27,16 +27,17 @@ def group_keys(row: Row, by: str) -> list[Hashable]:
 
     Args:
         row: the row.
-        by: `image` (each of its images), `prompt`, or a column; a row without it stands alone.
+        by: `image` (each of its images and videos), `prompt`, or a column; a row without it stands alone.
     """
     if by == "image":
-        value = first_filled(row, IMAGE_COLUMNS)
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        return [_image_key(item) for item in items]
+        shown = (item for columns in (IMAGE_COLUMNS, VIDEO_COLUMNS) for item in items_of(first_filled(row, columns)))
+        return [_image_key(image) for item in shown for image in (item if isinstance(item, list) else [item])]
     if by == "prompt":
         value = first_filled(row, PROMPT_COLUMNS)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
-        return [] if value is None else [_digest(text.replace(IMAGE_TOKEN, "").strip().encode(errors="surrogatepass"))]
+        for medium in ("images", "videos"):
+            text = text.replace(MEDIA_TOKENS[medium], "")
+        return [] if value is None else [_digest(text.strip().encode(errors="surrogatepass"))]
     if by not in row:
         raise PreferenceDataError(f"column {by!r}: not in a row (it has {', '.join(map(str, row))})")
     return [] if row[by] is None else [_digest(repr(row[by]).encode(errors="surrogatepass"))]

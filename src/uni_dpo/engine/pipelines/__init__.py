@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from uni_dpo.data.questions import Question
+from uni_dpo.data.videos import Video
 from uni_dpo.engine.asking import ask
 from uni_dpo.engine.pairing import PairOptions, balance_lengths, choose_pairs
 from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer
@@ -32,6 +33,8 @@ class Pipeline(ABC):
     roles: ClassVar[tuple[str, ...]] = ()
     raters: ClassVar[Mapping[str, str]] = {}
     """Role → backend, for the roles whose models rate answers and write none."""
+    read_only: ClassVar[tuple[str, ...]] = ()
+    """Roles whose models are shown neither images nor videos."""
 
     def __init__(self, reward: Any, models: Mapping[str, Any], seed: int) -> None:
         self.options = reward
@@ -43,9 +46,9 @@ class Pipeline(ABC):
         """Return roles of the models that scoring asks under these options."""
         return cls.roles
 
-    def request(self, prompt: str, images: tuple[str, ...] = ()) -> Request:
+    def request(self, prompt: str, images: tuple[str, ...] = (), videos: tuple[Video, ...] = ()) -> Request:
         """Return a request whose seed depends on what is asked: the same question twice is the same request."""
-        return Request(prompt, images, derive_seed(self.seed, prompt))
+        return Request(prompt, images, derive_seed(self.seed, prompt), videos=videos)
 
     def put(self, role: str, requests: Sequence[Request], parse: Callable[[str], Any], what: str) -> list[Any]:
         """Return `asking.ask` of the model in `role`, under the options `max_tokens` and `attempts`."""

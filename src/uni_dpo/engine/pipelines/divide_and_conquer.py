@@ -77,6 +77,7 @@ class DivideAndConquer(Pipeline):
     RewardOptions = DivideAndConquerOptions
     PairOptions = DivideAndConquerPairs
     roles = ("splitter", "asker")
+    read_only = ("splitter", "asker")
 
     def __init__(self, reward: DivideAndConquerOptions, models: Mapping[str, Backend], seed: int) -> None:
         super().__init__(reward, models, seed)
@@ -135,7 +136,8 @@ class DivideAndConquer(Pipeline):
 
     def _check(self, answers: Sequence[_Progress]) -> None:
         slots = [(answer, claim) for answer in answers for claim in answer.claims]
-        checks = [Check(claim.question, answer.item.question.images) for answer, claim in slots]
+        asked = [(claim.question, answer.item.question) for answer, claim in slots]
+        checks = [Check(claim, question.images, question.videos) for claim, question in asked]
         for (answer, claim), reply in zip(slots, self.checker.check(checks), strict=True):
             if isinstance(reply, Failure | Aside):
                 _drop(answer, claim, reply)

@@ -71,7 +71,10 @@ class DpoReward(Pipeline):
         answers = [text for item in items for text in item.distinct]
         requests = [
             Request(
-                template.render(question=item.question.text), item.question.images, system=item.question.system or None
+                template.render(question=item.question.text),
+                item.question.images,
+                system=item.question.system or None,
+                videos=item.question.videos,
             )
             for item in items
             for _ in item.distinct

@@ -62,7 +62,11 @@ class Judge(Pipeline):
     def _grade(self, items: Sequence[Answered]) -> list[Scored | Failure]:
         slots = [(item, text) for item in items for text in item.distinct]
         requests = [
-            self.request(self.grade_template.render(question=item.question.text, answer=text), item.question.images)
+            self.request(
+                self.grade_template.render(question=item.question.text, answer=text),
+                item.question.images,
+                item.question.videos,
+            )
             for item, text in slots
         ]
         replies = iter(self.put("judge", requests, parse_grade, "score"))
@@ -93,6 +97,7 @@ class Judge(Pipeline):
                     question=item.question.text, first=item.distinct[first], second=item.distinct[second]
                 ),
                 item.question.images,
+                item.question.videos,
             )
             for item, (first, second) in slots
         ]

@@ -28,7 +28,7 @@ class RewardModelPipeline(Pipeline):
         """See `Pipeline.reward`."""
         rated = [item.distinct if len(item.distinct) > 1 else () for item in items]
         requests = [
-            Request(item.question.text, item.question.images)
+            Request(item.question.text, item.question.images, videos=item.question.videos)
             for item, texts in zip(items, rated, strict=True)
             for _ in texts
         ]

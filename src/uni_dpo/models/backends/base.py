@@ -8,7 +8,8 @@ from typing import Annotated, Any, Protocol
 
 from annotated_types import Ge
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.checks.rows import MEDIA_TOKENS
+from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.settings import BUILT_IN, RATERS, ProcessRewardSettings, RewardModelSettings
 from uni_dpo.models.checkpoint import adapter_base, is_adapter
@@ -21,15 +22,16 @@ from uni_dpo.storage.identity import WEIGHTS, file_stamps
 
 @dataclass(frozen=True)
 class Request:
-    """One user turn: a text after its images, or items in the order of the asker.
+    """One user turn: a text after its images and videos, or items in the order of the asker.
 
     Attributes:
-        prompt: the text of the turn, without image placeholders.
+        prompt: the text of the turn, without placeholders.
         images: paths of the images, which stand before the text.
         seed: decides everything drawn for this request, whatever else is in its batch.
         system: the system prompt; None for what the chat template does by itself.
-        content: items `{"type": "image" | "video", ...}` and `{"type": "text", "text": ...}`, in place of `prompt` and
-            `images`; images and videos carry their own `min_pixels` and `max_pixels`, as `qwen_vl_utils` reads them.
+        content: items `{"type": "image" | "video", ...}` and `{"type": "text", "text": ...}`, in place of the others;
+            images and videos carry their own `min_pixels` and `max_pixels`, as `qwen_vl_utils` reads them.
+        videos: they stand between the images and the text.
     """
 
     prompt: str = ""
@@ -37,13 +39,15 @@ class Request:
     seed: int = 0
     system: str | None = None
     content: tuple[Mapping[str, Any], ...] = ()
+    videos: tuple[Video, ...] = ()
 
     def items(self) -> list[dict[str, Any]]:
         """Return the turn as content items, in order."""
         if self.content:
             return [dict(item) for item in self.content]
         images = [{"type": "image", "image": path} for path in self.images]
-        return [*images, {"type": "text", "text": self.prompt}]
+        videos = [{"type": "video", "video": video} for video in self.videos]
+        return [*images, *videos, {"type": "text", "text": self.prompt}]
 
 
 @dataclass(frozen=True)
@@ -241,8 +245,14 @@ class RewardModelBackend:
 
     def rate(self, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
         """Tell how good `answers[i]` is as the reply to `requests[i]`, on the model's own scale."""
+        image, video = MEDIA_TOKENS["images"], MEDIA_TOKENS["videos"]
         conversations = [
-            Conversation(IMAGE_TOKEN * len(request.images) + request.prompt, answer, request.images)
+            Conversation(
+                image * len(request.images) + video * len(request.videos) + request.prompt,
+                answer,
+                request.images,
+                videos=request.videos,
+            )
             for request, answer in zip(requests, answers, strict=True)
         ]
         ratings: list[float] = []

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from uni_dpo.data.image_state import encoded_oddity
+from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.models.backends.base import Request
 from uni_dpo.models.backends.replies import (
@@ -248,8 +249,9 @@ def request_body(model: str, request: Request, settings: dict[str, Any]) -> dict
     content: Any = sound(request.prompt)
     if request.content:
         content = _resized(request.content)
-    elif request.images:
+    elif request.images or request.videos:
         content = [{"type": "image_url", "image_url": {"url": _data_url(path)}} for path in request.images]
+        content += [{"type": "video_url", "video_url": {"url": _video_url(video)}} for video in request.videos]
         content.append({"type": "text", "text": sound(request.prompt)})
     messages = [{"role": "system", "content": sound(request.system)}] if request.system is not None else []
     messages.append({"role": "user", "content": content})
@@ -280,3 +282,13 @@ def _data_url(path: str) -> str:
         return png_url(open_image(path))
     kind = mimetypes.guess_type(path)[0] or "image/png"
     return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
+
+
+def _video_url(video: Video) -> str:
+    """The bytes of the file; not kept, since it may be large."""
+    if not isinstance(video, str):
+        raise UniDPOError(
+            "backend openai sends videos as files only; ask about lists of frames with backend transformers"
+        )
+    kind = mimetypes.guess_type(video)[0] or "video/mp4"
+    return f"data:{kind};base64,{base64.b64encode(Path(video).read_bytes()).decode()}"

@@ -1,11 +1,13 @@
 """Settings of the built-in backends, apart from their code: a config is checked without importing any of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
+from uni_dpo.data.questions import Question
+from uni_dpo.data.videos import FRAME, VideoLimits
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.rewards.options import (
     ProcessModelOptions,
@@ -28,6 +30,8 @@ class TransformersOptions:
         dtype: `auto` is the checkpoint's own; None is what suits the device.
         quantization: `4bit` or `8bit` by bitsandbytes.
         min_pixels, max_pixels: limits of the image processor, where it has such.
+        video_fps, video_maxlen, video_max_pixels, video_min_pixels: which frames of a video are taken, and how large,
+            as training has them under these names.
         batch_size: sequences (answers, not questions) in one forward pass; halved where they do not fit into memory.
         device: `auto` takes the accelerator if there is one.
         device_map: spreads one model over several devices (`auto`) instead of placing it on one.
@@ -43,9 +47,19 @@ class TransformersOptions:
     max_pixels: Count | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    video_fps: Positive = added(VideoLimits.fps)
+    video_maxlen: Count = added(VideoLimits.most)
+    video_max_pixels: Count = added(FRAME.max_pixels)
+    video_min_pixels: Count = added(FRAME.min_pixels)
     batch_size: Count = runtime(64)
     device: str = runtime("auto")
     device_map: str | None = runtime(None)
+    shows_videos: ClassVar[tuple[str, ...]] = ("file", "frames")
+
+    def video_limits(self) -> VideoLimits:
+        """Return which frames of a video are taken, and how large."""
+        frame = replace(FRAME, max_pixels=self.video_max_pixels, min_pixels=self.video_min_pixels)
+        return VideoLimits(self.video_fps, self.video_maxlen, frame)
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class OpenAIOptions:
     price_prompt: NotNegative = runtime(0.0)
     price_completion: NotNegative = runtime(0.0)
     join_parts: bool = added(False)
+    shows_videos: ClassVar[tuple[str, ...]] = ("file",)
 
 
 @dataclass(frozen=True)
@@ -115,13 +130,18 @@ class RewardModelSettings(RewardModelOptions):
     """Settings of a `reward_model`; `batch_size` answers are rated in one forward pass."""
 
     batch_size: Count = runtime(8)
+    shows_videos: ClassVar[tuple[str, ...]] = ("file", "frames")
 
     def check(self, *, images: bool) -> None:
-        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
+        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions.
+
+        Args:
+            images: whether they have images or videos.
+        """
         if find_reward_checkpoint(self).kind == "classifier" and images:
             raise UniDPOError(
-                f"{self.model}: a sequence classifier sees no images, and the questions have some; take a reward model "
-                "that LlamaFactory trained (stage: rm)"
+                f"{self.model}: a sequence classifier sees no images or videos, and the questions have some; take a "
+                "reward model that LlamaFactory trained (stage: rm)"
             )
 
 
@@ -132,10 +152,12 @@ class ProcessRewardSettings(ProcessModelOptions):
     batch_size: Count = runtime(8)
 
     def check(self, *, images: bool) -> None:
-        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions."""
+        """See `RewardModelSettings.check`."""
         find_process_loader(self)
         if images:
-            raise UniDPOError(f"{self.model}: a process reward model sees no images, and the questions have some")
+            raise UniDPOError(
+                f"{self.model}: a process reward model sees no images or videos, and the questions have some"
+            )
 
 
 BUILT_IN = {
@@ -147,3 +169,25 @@ BUILT_IN = {
 }
 RATERS = ("reward_model", "process_reward")
 """Backends that rate answers and write none."""
+
+
+def check_videos(backend: str, options: Any, questions: Sequence[Question]) -> None:
+    """See that a model can be shown the videos of questions.
+
+    Args:
+        backend: its name.
+        options: parsed; `shows_videos` says what the backend shows, `file` or `frames`, nothing where it lacks.
+
+    Raises:
+        UniDPOError: it cannot; the first such question is named.
+    """
+    shows = getattr(options, "shows_videos", ())
+    what = {"file": "a video", "frames": "a video as a list of frames"}
+    for question in questions:
+        for kind in ("file" if isinstance(video, str) else "frames" for video in question.videos):
+            if kind not in shows:
+                advice = "name its file" if "file" in shows else "write frames into `images`"
+                raise UniDPOError(
+                    f"{question.called}, field 'videos': {what[kind]}, which the backend {backend} does not show; "
+                    f"{advice}, or take the backend transformers"
+                )

@@ -18,7 +18,16 @@ from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Reques
 from uni_dpo.models.backends.settings import TransformersOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
-from uni_dpo.models.prompt import by_request, detect_style, load_pixels, parse_style, patch_of, prompt_of, sees_images
+from uni_dpo.models.prompt import (
+    by_request,
+    detect_style,
+    load_pixels,
+    parse_style,
+    patch_of,
+    placeholder,
+    prompt_of,
+    sees_images,
+)
 from uni_dpo.shared_prefix import projection, share_rows, sharing_rows, unwrapped
 
 
@@ -192,13 +201,15 @@ class TransformersBackend(Backend):
         videos: list[Any] = []
         told: dict[str, Any] = {}
         for request in requests:
-            more_images, more_videos, more_told = load_pixels(request, patch)
+            more_images, more_videos, more_told = load_pixels(request, patch, self.options.video_limits())
             images.append(more_images)
             videos += more_videos
             for key, value in more_told.items():
                 told[key] = told.get(key, []) + value if isinstance(value, list) else value
         if any(images) and not self.sees_images:
             raise UniDPOError(f"{self.options.model} cannot see images, but its requests carry some")
+        if videos and placeholder(self.processor, "video") is None:
+            raise UniDPOError(f"{self.options.model} takes no videos, but its requests carry some")
         shown = {"images": by_request(self.processor, images)} if any(images) else {}
         shown |= {"videos": videos} if videos else {}
         texts = [prompt_of(self.processor, request.items(), self.style, request.system) for request in requests]

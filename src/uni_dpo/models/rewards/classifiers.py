@@ -73,10 +73,10 @@ class SequenceClassifier:
         return (column * (ids != self.model.config.pad_token_id)).argmax(1)
 
     def _laid_out(self, conversation: Conversation) -> str:
-        if conversation.images:
+        if shown := len(conversation.images) + len(conversation.videos):
             raise UniDPOError(
-                f"{self.name}: a sequence classifier does not see images, and {conversation.instruction[:60]!r} has "
-                f"{len(conversation.images)}; train a reward model with LlamaFactory's `stage: rm`"
+                f"{self.name}: a sequence classifier sees no images or videos; {conversation.instruction[:60]!r} has "
+                f"{shown}; train a reward model with LlamaFactory's `stage: rm`"
             )
         system = [{"role": "system", "content": conversation.system}] if conversation.system else []
         messages = [*system, *conversation.messages()]

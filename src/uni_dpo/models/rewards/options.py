@@ -30,6 +30,7 @@ class Conversation:
         images: paths or encoded images, in the order of their `<image>`.
         system: the system prompt; empty for the template's own.
         history: earlier turns as (question, answer).
+        videos: paths, or lists of frames, in the order of their `<video>`.
     """
 
     instruction: str
@@ -37,9 +38,10 @@ class Conversation:
     images: tuple[Image, ...] = ()
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
+    videos: tuple[Any, ...] = ()
 
     def question(self) -> tuple[str, ...]:
-        """Return what is asked, images aside: answers to one question can be rated together."""
+        """Return what is asked, images and videos aside: answers to one question can be rated together."""
         return (self.system, *(text for turn in self.history for text in turn), self.instruction)
 
     def messages(self) -> list[dict[str, str]]:
@@ -54,7 +56,7 @@ class Conversation:
 
 def both_answers(pair: PreferencePair) -> tuple[Conversation, Conversation]:
     """Return the conversation that ends with a pair's chosen answer, and the one that ends with the rejected."""
-    before = (pair.images, pair.system, pair.history)
+    before = (pair.images, pair.system, pair.history, pair.videos)
     return Conversation(pair.instruction, pair.chosen, *before), Conversation(pair.instruction, pair.rejected, *before)
 
 

@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix import IMAGE_KEYS, image_token_id, keys_worth_a_token, share_rows, sharing_rows, unwrapped
+from uni_dpo.shared_prefix import (
+    IMAGE_KEYS,
+    image_token_id,
+    keys_worth_a_token,
+    share_rows,
+    sharing_rows,
+    unwrapped,
+    video_token_id,
+)
 
 POSITIONS = ("position_ids", "rope_deltas")
 """Inputs that are made anew for the shared sequences."""
@@ -28,26 +36,27 @@ def shared_states(model: nn.Module, inputs: dict[str, Any], questions: Sequence[
         return None
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     asked = {name: value for name, value in inputs.items() if name not in POSITIONS}
-    sees = bool(((ids == image_token_id(model)) & mask).any()) if image_token_id(model) is not None else False
+    tokens = [token for token in (image_token_id(model), video_token_id(model)) if token is not None]
+    media = torch.isin(ids, ids.new_tensor(tokens)) & mask
+    sees = bool(media.any())
     if not sees:  # LlamaFactory puts an image behind the padding of a batch without any
         asked = {name: value for name, value in asked.items() if name not in IMAGE_KEYS} | {
             "input_ids": ids.where(mask, 0)
         }
     with sharing_rows(model) as shares:
-        images = ids.eq(image_token_id(model) or -1) & mask
-        shared = share_rows(model, asked, _answers(ids, mask, images, questions)) if shares else None
+        shared = share_rows(model, asked, _answers(ids, mask, media, questions)) if shares else None
         if shared is None or not (sees or _pays(model, ids, shared.inputs["input_ids"])):
             return None
         states = unwrapped(model).base_model(**shared.inputs, use_cache=False).last_hidden_state
     return shared.rows(states)
 
 
-def _answers(ids: Tensor, mask: Tensor, images: Tensor, questions: Sequence[Hashable]) -> Tensor:
+def _answers(ids: Tensor, mask: Tensor, media: Tensor, questions: Sequence[Hashable]) -> Tensor:
     """Where the rows of each question part, (rows, T): true from there to the end of each.
 
-    Images of unlike sizes make another question: rows would part within them.
+    Images or videos of unlike sizes make another question: rows would part within them.
     """
-    questions = [(asked, images[row].cpu().numpy().tobytes()) for row, asked in enumerate(questions)]
+    questions = [(asked, media[row].cpu().numpy().tobytes()) for row, asked in enumerate(questions)]
     lengths = mask.sum(1)
     starts = torch.zeros_like(lengths)
     for question in set(questions):

@@ -78,20 +78,20 @@ class ValueHeadModel:
 
     def _features(self, conversation: Conversation) -> dict[str, Any]:
         images = list(conversation.images)
-        messages = self.template.mm_plugin.process_messages(conversation.messages(), images, [], [], self.processor)
+        videos = [video if isinstance(video, str) else list(video) for video in conversation.videos]
+        shown: tuple[list[Any], ...] = (images, videos, [])
+        messages = self.template.mm_plugin.process_messages(conversation.messages(), *shown, self.processor)
         prompt, answer = self.template.encode_oneturn(self.tokenizer, messages, conversation.system or None, None)
         if self.template.efficient_eos:
             answer = [*answer, self.tokenizer.eos_token_id]
-        prompt, _ = self.template.mm_plugin.process_token_ids(
-            prompt, None, images, [], [], self.tokenizer, self.processor
-        )
+        prompt, _ = self.template.mm_plugin.process_token_ids(prompt, None, *shown, self.tokenizer, self.processor)
         tokens = [*prompt, *answer]
         return {
             "input_ids": tokens,
             "attention_mask": [1] * len(tokens),
             "labels": tokens,
             "images": images,
-            "videos": [],
+            "videos": videos,
             "audios": [],
         }
 

@@ -1,0 +1,134 @@
+"""What stands in the cells of a question's row, whatever its columns are called: what is asked, shown and answered."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uni_dpo.data.checks.rows import MEDIA_TOKENS
+from uni_dpo.data.columns import (
+    CONVERSATION_COLUMNS,
+    OPTION_COLUMNS,
+    PROMPT_COLUMNS,
+    TEXT_COLUMNS,
+    VIDEO_COLUMNS,
+    first_filled,
+    is_empty,
+    items_of,
+    plain_text,
+)
+from uni_dpo.data.faults import Fault, PreferenceDataError, shown
+from uni_dpo.data.messages import Turn, turns_of
+from uni_dpo.data.pair import Image, is_image
+from uni_dpo.data.tables.reading import Row
+
+_PEOPLE = 10
+"""VQAv2 and TextVQA have the answers of ten people to every question."""
+
+
+def cell_fault(field: str, found: str, advice: str = "") -> PreferenceDataError:
+    """Return the error of a cell that cannot be used; the caller adds file and row."""
+    return PreferenceDataError.of([Fault("question", field, found, advice)])
+
+
+def without_placeholders(text: str) -> str:
+    """Return a text without what stands for images and videos in it."""
+    for medium in ("images", "videos"):
+        text = text.replace(MEDIA_TOKENS[medium], "")
+    return text.strip()
+
+
+def images_under(row: Row, column: str) -> list[Image]:
+    """Return what stands under a column of images.
+
+    Raises:
+        PreferenceDataError: an item that cannot be one.
+    """
+    images = [image for image in items_of(row.get(column)) if not is_empty(image)]
+    for image in images:
+        if not is_image(image):
+            raise cell_fault(column, shown(image), "a path, base64 text or {bytes, path} belongs there")
+    return images
+
+
+def videos_under(row: Row, asked: Turn) -> tuple[str, list[Any]]:
+    """Return the column of a row's videos, and what stands there for each.
+
+    Raises:
+        PreferenceDataError: there are fewer than the question has `<video>`.
+    """
+    column = next((name for name in VIDEO_COLUMNS if not is_empty(row.get(name))), VIDEO_COLUMNS[0])
+    videos = items_of(row.get(column))
+    token = MEDIA_TOKENS["videos"]
+    if (waiting := asked.text.count(token)) > len(videos):
+        raise cell_fault(column, f"{waiting} × {token}, {len(videos)} videos", f"remove the surplus {token}")
+    return column, videos
+
+
+def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
+    """Return what stands under the first of `columns` that holds something, as texts.
+
+    Raises:
+        PreferenceDataError: an item that has no text.
+    """
+    column = next((name for name in columns if not is_empty(row.get(name))), None)
+    values = [] if column is None else [value for value in items_of(row[column]) if not is_empty(value)]
+    texts = [plain_text(value) for value in values]
+    for value, text in zip(values, texts, strict=True):
+        if text is None and not isinstance(value, str):
+            raise cell_fault(str(column), shown(value), "a text, a number, or an object with a `text` belongs there")
+    return [text for text in texts if text is not None]
+
+
+def are_people_s(value: object, texts: Sequence[str]) -> bool:
+    """Tell whether a list of answers, with its texts, is what ten people said: TextVQA's, or VQAv2's."""
+    if any(isinstance(answer, Mapping) and "answer_id" in answer for answer in items_of(value)):
+        return True
+    return len(texts) == _PEOPLE and all(len(text) <= 80 and "\n" not in text for text in texts)
+
+
+def asked_in(row: Row) -> tuple[str, Turn]:
+    """Return the system prompt of a row, and what the user says first.
+
+    Raises:
+        PreferenceDataError: the row has no question.
+    """
+    value = first_filled(row, TEXT_COLUMNS)
+    if value is None:
+        value = first_filled(row, CONVERSATION_COLUMNS)
+    if value is None or (isinstance(value, str) and not without_placeholders(value)):
+        names = " or ".join(f"`{name}`" for name in TEXT_COLUMNS)
+        found = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), None)
+        raise cell_fault("question", f"a text is expected, not {shown(found)}", f"name its column {names}")
+    turns = turns_of(value, "question", "user")
+    asked = next((turn for turn in turns if turn.role == "user" and without_placeholders(turn.text)), None)
+    if asked is None:
+        raise cell_fault("question", "a conversation in which the user says nothing", "write the question")
+    system = row.get("system")
+    if not is_empty(system) and not isinstance(system, str):
+        raise cell_fault("system", shown(system), "a text belongs there")
+    said = [turn.text for turn in turns if turn.role == "system"]
+    return (system if isinstance(system, str) and system.strip() else "\n".join(said)), asked
+
+
+def _lettered(row: Row) -> Row | None:
+    """The options that stand in columns `A`, `B` and so on, as in VLMEvalKit's files; None where there are no two."""
+    letters = {letter: row[letter] for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter in row}
+    return letters if {"A", "B"} <= letters.keys() else None
+
+
+def choices_of(row: Row) -> dict[str, str]:
+    """Return letter → text of a multiple-choice question's options; none where the row has none.
+
+    Raises:
+        PreferenceDataError: options that are neither a list nor a mapping.
+    """
+    value: Any = first_filled(row, OPTION_COLUMNS) or _lettered(row)
+    if is_empty(value):
+        return {}
+    if isinstance(value, list):
+        if len(value) > 26:
+            raise cell_fault("options", f"{len(value)} of them", "at most 26 have a letter")
+        value = {chr(ord("A") + index): choice for index, choice in enumerate(value)}
+    if not isinstance(value, Mapping):
+        raise cell_fault("options", shown(value), "a list of texts or a mapping letter → text is expected")
+    choices = {str(letter).upper(): plain_text(choice) for letter, choice in value.items() if not is_empty(choice)}
+    return {letter: choice for letter, choice in choices.items() if choice is not None}
