@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
+from uni_dpo.ledger.reading import Evidence
 from uni_dpo.ledger.summary import GROUPS
-from uni_dpo.ledger.verdicts import BAD, GOOD, RULES, Evidence, judge
-from uni_dpo.ledger.words import METRICS, SENTENCES
-from uni_dpo.ledger.words import RULES as GROUP_RULES
+from uni_dpo.ledger.verdicts import BAD, GOOD, GROUP_RULES, METRICS, RULES, SENTENCES, judge
 
 RECORDED = Path(__file__).parent / "recorded"
 SAID = {

@@ -13,7 +13,7 @@ from tests.llamafactory.test_trainer import NaiveRun
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import ledger_folder
 from uni_dpo.ledger.reading import read_ledger, read_texts
-from uni_dpo.ledger.words import METRICS
+from uni_dpo.ledger.verdicts import METRICS
 
 LOSSES = ("uni_dpo", "sigmoid", "hinge", "ipo", "simpo", "orpo")
 

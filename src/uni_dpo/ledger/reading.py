@@ -1,16 +1,17 @@
 """Reading a ledger, the files of all processes as one table, and putting together what verdicts rest on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import LEDGER, TEXTS, ledger_folder, record_file, texts_file
 from uni_dpo.ledger.summary import group_pairs, pair_history, windows
-from uni_dpo.ledger.verdicts import Evidence
 from uni_dpo.storage.reading import read_json
 
 
@@ -68,6 +69,53 @@ def _table(file: Path, schema: pa.Schema) -> pa.Table:
         raise UniDPOError(
             f"{file}: cannot be read ({str(error).splitlines()[0]}); delete it to do without its rows"
         ) from error
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What verdicts rest on; JSON-like, so that runs can be recorded.
+
+    Attributes:
+        settings: `pref_loss`, `beta`, `eta`, `tau_ref`, `gamma`, `nll_lambda`, `tau_good`, `learning_rate`,
+            `averaged` (whether log-probabilities are means over tokens); what a loss does not have is missing.
+        log: the training's log lines, as in `trainer_state.json`.
+        windows: see `summary.windows`.
+        groups: how many pairs are in each of `summary.GROUPS`.
+    """
+
+    settings: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    windows: Sequence[Mapping[str, Any]]
+    groups: Mapping[str, int] = field(default_factory=dict)
+
+    def setting(self, name: str, default: float = 0.0) -> float:
+        """Return a setting that is a number; `default` where it is missing or 0."""
+        return float(self.settings.get(name) or default)
+
+    def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric of the log."""
+        points = [(line["step"], line[metric]) for line in self.log if metric in line and "step" in line]
+        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+
+    def window_means(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and means of a quantity over the windows that have it."""
+        points = [(window["step"], window[quantity]["mean"]) for window in self.windows if quantity in window]
+        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Of each window the share of pairs whose reward margin is above 0."""
+        return np.array([window["accuracy"] for window in self.windows])
+
+    @property
+    def steps(self) -> int:
+        """The last step that something is known of."""
+        return max((int(line["step"]) for line in (*self.log, *self.windows) if "step" in line), default=0)
+
+    @property
+    def uses_uni_dpo(self) -> bool:
+        """Whether Uni-DPO is among the run's losses."""
+        return "uni_dpo" in str(self.settings.get("pref_loss"))
 
 
 def evidence_of(output: str | Path, count: int = 48) -> Evidence:

@@ -88,7 +88,7 @@ def _window(values: dict[str, np.ndarray]) -> dict[str, Any]:
 LEARNT, STILL, NEVER, FORGOTTEN = "learnt", "still to learn", "never learnt", "forgotten"
 SUSPECT_LABEL, SUSPECT_LENGTH = "suspect label", "suspect length"
 GROUPS = (LEARNT, STILL, NEVER, FORGOTTEN, SUSPECT_LABEL, SUSPECT_LENGTH)
-"""The first four exclude each other; a pair may be suspect beside. `words.RULES` says what each means."""
+"""The first four exclude each other; a pair may be suspect beside. `verdicts.GROUP_RULES` says what each means."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def pair_history(rows: pa.Table, split: str = "train") -> PairHistory:
 
 
 def group_pairs(history: PairHistory) -> dict[str, np.ndarray]:
-    """Tell which pairs are in each of `GROUPS`, by `words.RULES`: booleans of shape (n,)."""
+    """Tell which pairs are in each of `GROUPS`, by `verdicts.GROUP_RULES`: booleans of shape (n,)."""
     margins, visits = history.reward_margins, history.visits
     last, first = history.last["reward_margin"], history.first["reward_margin"]
     ever = (margins > 0).any(1) if margins.size else np.zeros(len(visits), bool)

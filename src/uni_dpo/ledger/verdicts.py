@@ -3,14 +3,23 @@
 Every rule is a function from `Evidence` to a `Verdict`, or to None where it has nothing to say.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uni_dpo.ledger.words import SENTENCES
+from uni_dpo.ledger.reading import Evidence
 
+_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+METRICS: dict[str, dict[str, str]] = _WORDS["metrics"]
+"""What a verdict speaks of → its name in each language, `en` and `zh`."""
+SENTENCES: dict[str, dict[str, str]] = _WORDS["sentences"]
+"""Key of a sentence → its text in each language, with the places of its numbers: the number, then what to set."""
+GROUP_RULES: dict[str, dict[str, str]] = _WORDS["rules"]
+"""Group of pairs → its rule in each language."""
 GOOD, WATCH, BAD = "good", "watch", "bad"
 FALL, FALLING = 0.3, 0.1
 """Nats per token that chosen answers have lost against the reference where it is bad, and where it is to be watched."""
@@ -19,60 +28,13 @@ ENOUGH = 12
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What verdicts rest on; JSON-like, so that runs can be recorded.
-
-    Attributes:
-        settings: `pref_loss`, `beta`, `eta`, `tau_ref`, `gamma`, `nll_lambda`, `tau_good`, `learning_rate`,
-            `averaged` (whether log-probabilities are means over tokens); what a loss does not have is missing.
-        log: the training's log lines, as in `trainer_state.json`.
-        windows: see `summary.windows`.
-        groups: how many pairs are in each of `summary.GROUPS`.
-    """
-
-    settings: Mapping[str, Any]
-    log: Sequence[Mapping[str, Any]]
-    windows: Sequence[Mapping[str, Any]]
-    groups: Mapping[str, int] = field(default_factory=dict)
-
-    def setting(self, name: str, default: float = 0.0) -> float:
-        """Return a setting that is a number; `default` where it is missing or 0."""
-        return float(self.settings.get(name) or default)
-
-    def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric of the log."""
-        points = [(line["step"], line[metric]) for line in self.log if metric in line and "step" in line]
-        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
-
-    def window_means(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and means of a quantity over the windows that have it."""
-        points = [(window["step"], window[quantity]["mean"]) for window in self.windows if quantity in window]
-        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
-
-    @property
-    def accuracies(self) -> np.ndarray:
-        """Of each window the share of pairs whose reward margin is above 0."""
-        return np.array([window["accuracy"] for window in self.windows])
-
-    @property
-    def steps(self) -> int:
-        """The last step that something is known of."""
-        return max((int(line["step"]) for line in (*self.log, *self.windows) if "step" in line), default=0)
-
-    @property
-    def uses_uni_dpo(self) -> bool:
-        """Whether Uni-DPO is among the run's losses."""
-        return "uni_dpo" in str(self.settings.get("pref_loss"))
-
-
-@dataclass(frozen=True)
 class Verdict:
     """What one metric says.
 
     Attributes:
-        metric: what it speaks of, a key of `words.METRICS`.
+        metric: what it speaks of, a key of `METRICS`.
         state: `good`, `watch` or `bad`.
-        key: the sentence, a key of `words.SENTENCES`.
+        key: the sentence, a key of `SENTENCES`.
         numbers: what stands in the sentence.
     """
 

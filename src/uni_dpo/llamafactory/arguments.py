@@ -8,7 +8,7 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from uni_dpo.data.ranking import PairChoice, Pairing
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.arguments import LedgerArguments
+from uni_dpo.ledger import LedgerArguments
 from uni_dpo.objective import ObjectiveArguments, UniDPOConfig
 from uni_dpo.settings.losses import LOSSES, UNI_DPO, LossFacts, averages_of, betas_of, read_losses, written
 from uni_dpo.settings.options import NotNegative, check_ranges

@@ -12,11 +12,10 @@ from torch.utils.data import SequentialSampler
 from uni_dpo.ledger.columns import NUMBERS
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
 from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
-from uni_dpo.llamafactory.ledger import open_ledger
 from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.question_pairs import QuestionSampler
 from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
-from uni_dpo.llamafactory.run_context import current_run, progress_lines
+from uni_dpo.llamafactory.run_context import current_run, open_ledger, progress_lines
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
 from uni_dpo.monitor.progress import PairAverages
 from uni_dpo.objective import PairLogps

@@ -17,12 +17,11 @@ from trl import DPOTrainer
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import media_places, pairs_to_train
-from uni_dpo.llamafactory.ledger import run_record
 from uni_dpo.llamafactory.processor import media_token_ids
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
-from uni_dpo.llamafactory.run_context import RunContext, current_run, running
-from uni_dpo.monitor.callbacks import write_run_card
+from uni_dpo.llamafactory.run_context import RunContext, current_run, run_record, running
+from uni_dpo.monitor.ledger import write_run_card
 from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 from uni_dpo.weighted_losses import METRICS

@@ -16,11 +16,11 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.arguments import LedgerArguments
+from uni_dpo.ledger import LedgerArguments
 from uni_dpo.ledger.verdicts import ENOUGH, FALL
 from uni_dpo.ledger.writing import PairLedger
-from uni_dpo.monitor.callbacks import LedgerCallback, RunPage, VerdictLines, write_run_card
 from uni_dpo.monitor.console import VERBOSE
+from uni_dpo.monitor.ledger import LedgerCallback, RunPage, VerdictLines, write_run_card
 from uni_dpo.monitor.progress import Pace, PairAverages, ProgressLines
 
 HISTOGRAMS = ("w_qual", "w_perf", "policy_margin", "reward_margin", "chosen_drift")

@@ -12,8 +12,7 @@ import yaml
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.ledger.columns import own_folder
 from uni_dpo.ledger.reading import evidence_of, read_log, read_record, read_texts
-from uni_dpo.ledger.verdicts import judge
-from uni_dpo.ledger.words import METRICS
+from uni_dpo.ledger.verdicts import METRICS, judge
 from uni_dpo.storage.writing import replacing, write_text
 
 CARD = "README.md"

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.reading import read_ledger, read_log, read_record, read_texts
+from uni_dpo.ledger.reading import Evidence, read_ledger, read_log, read_record, read_texts
 from uni_dpo.ledger.summary import GROUPS, SUSPECT_LABEL, PairHistory, group_pairs, pair_history, windows
-from uni_dpo.ledger.verdicts import Evidence, judge
-from uni_dpo.ledger.words import METRICS, RULES
+from uni_dpo.ledger.verdicts import GROUP_RULES, METRICS, judge
 from uni_dpo.report.page import Thumbnails, write_page
 
 PAGE = "report.html"
@@ -48,7 +47,7 @@ def write_run_page(
         runs.append(_run(folder, rows, history, read_log(folder) if log is None else log))
         if pairs is None:
             pairs = pair_columns(history, read_texts(folder), thumbnails)
-    data = {"runs": runs, "pairs": pairs, "images": thumbnails.images, "groups": list(GROUPS), "rules": RULES}
+    data = {"runs": runs, "pairs": pairs, "images": thumbnails.images, "groups": list(GROUPS), "rules": GROUP_RULES}
     return write_page(file or folders[0] / PAGE, ", ".join(folder.absolute().name for folder in folders), data)
 
 

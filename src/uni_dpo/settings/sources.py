@@ -22,13 +22,13 @@ Places = tuple[tuple[str, tuple[str, ...]], ...]
 """Package, and the files or folders in it."""
 TRANSFORMERS = ("transformers", ("trainer_utils.py", "training_args.py"))
 TRAIN: Places = (
-    ("uni_dpo", ("data/ranking.py", "objective.py", "ledger/arguments.py", "llamafactory/arguments.py")),
+    ("uni_dpo", ("data/ranking.py", "objective.py", "ledger/__init__.py", "llamafactory/arguments.py")),
     ("llamafactory", ("extras/constants.py", "hparams")),
     TRANSFORMERS,
     ("transformers", ("training_args_seq2seq.py",)),
 )
 TRL_DPO: Places = (
-    ("uni_dpo", ("objective.py", "ledger/arguments.py", "trl/arguments.py")),
+    ("uni_dpo", ("objective.py", "ledger/__init__.py", "trl/arguments.py")),
     ("trl", ("scripts/utils.py", *(f"trainer/{name}_config.py" for name in ("base", "dpo", "model")))),
     TRANSFORMERS,
 )

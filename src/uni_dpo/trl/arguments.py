@@ -6,7 +6,7 @@ from typing import Any
 from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.ledger.arguments import LedgerArguments
+from uni_dpo.ledger import LedgerArguments
 from uni_dpo.objective import ObjectiveArguments
 from uni_dpo.objective import UniDPOConfig as Objective
 from uni_dpo.settings.losses import LOSSES, UNI_DPO, averages_of, betas_of, read_trl_losses, written

@@ -22,9 +22,8 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import Checkpoint, find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
-from uni_dpo.monitor.callbacks import write_run_card
 from uni_dpo.monitor.console import VERBOSE, readable
-from uni_dpo.monitor.opening import changed_settings
+from uni_dpo.monitor.ledger import changed_settings, write_run_card
 from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import process_group, refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig

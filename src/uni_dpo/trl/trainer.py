@@ -12,7 +12,7 @@ from trl.trainer.dpo_config import DPOConfig
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
-from uni_dpo.monitor.opening import open_ledger
+from uni_dpo.monitor.ledger import open_ledger
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
 from uni_dpo.monitor.progress import ProgressLines
 from uni_dpo.objective import PairLogps
