@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.report.runs import HOSTILE, write_run
 
+from uni_dpo.data.checks.check import check_dataset
+from uni_dpo.report.check import write_check_page
 from uni_dpo.report.data import write_data_page
 from uni_dpo.report.page import write_page
 from uni_dpo.report.run import write_run_page
@@ -43,6 +45,21 @@ def test_a_page_draws_everything_without_an_error_or_a_request(browser: Any, run
     assert browser.run("document.querySelectorAll('canvas').length") == 1
     assert len(rows(browser)) > 5
     assert browser.run("document.querySelector('.row img').naturalWidth") > 0
+
+
+def test_the_page_of_a_check_has_its_tables_and_histograms(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    row = {"instruction": "Which?", "chosen": "this", "rejected": "that", "score_rejected": 1.0}
+    file.write_text(json.dumps([row | {"score_chosen": score} for score in (2.0, 3.0, HOSTILE)]))
+    browser.open(write_check_page(tmp_path / "page.html", check_dataset(str(file))))
+    assert (browser.complaints(), browser.requests()) == ([], [])
+    titles = browser.run("[...document.querySelectorAll('h2')].map((one) => one.textContent)")
+    assert titles == ["Summary", "Faults", "The first faults", "Pairs", "Distributions", "Scores"]
+    assert browser.run(
+        "[...document.querySelectorAll('#histograms svg')].map((one) => one.querySelectorAll('rect').length)"
+    ) == [40, 20]
+    assert browser.run("document.body.textContent.includes('onerror=alert')")
+    assert browser.run("document.querySelectorAll('img[src=x]').length") == 0
 
 
 def test_texts_are_shown_as_texts(browser: Any, run_page: Path) -> None:

@@ -50,8 +50,8 @@ def check(
     from uni_dpo.data.checks.check import check_dataset
     from uni_dpo.data.checks.lengths import LengthCounter
     from uni_dpo.data.ranking import PairChoice
-    from uni_dpo.report.check import page
-    from uni_dpo.storage.writing import check_writable, write_text
+    from uni_dpo.report.check import write_check_page
+    from uni_dpo.storage.writing import check_writable
 
     if html is not None:
         check_writable(html)
@@ -80,7 +80,7 @@ def check(
         choice=PairChoice(pairing, min_gap),
     )
     if html is not None:
-        write_text(html, page(report))
+        write_check_page(html, report)
     _print_report(report, as_json)
     raise typer.Exit(0 if report.faultless else 1)
 

@@ -1,15 +1,14 @@
-"""How the findings of a check are shown: tables in a terminal, and a page with figures."""
+"""How the findings of a check are shown: tables in a terminal, and a page with histograms."""
 
-import base64
-import html
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.data.checks.audit import QUANTILES, Audit, Repeats, Spread
 from uni_dpo.data.checks.check import CheckReport
 from uni_dpo.data.faults import SHOWN_FAULTS, Fault, shown
+from uni_dpo.report.page import write_page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,50 +144,15 @@ def tables(report: CheckReport) -> "Iterator[Table]":
         yield table
 
 
-def page(report: CheckReport) -> str:
-    """Return the report as one HTML page that needs nothing beside it."""
-    body = []
-    for title, header, rows in sections(report):
-        cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-        lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        body.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{lines}</table>")
-    if report.audit is not None and report.audit.margins.count:
-        body += [f'<img alt="{name}" src="data:image/png;base64,{png}">' for name, png in _figures(report.audit)]
-    return _PAGE.format(title=html.escape(report.dataset), body="\n".join(body))
+def write_check_page(file: str | Path, report: CheckReport) -> Path:
+    """Write the report as a page: the tables, and histograms of scores and margins."""
+    titled = [{"title": title, "header": header, "rows": rows} for title, header, rows in sections(report)]
+    histograms = list(_histograms(report.audit)) if report.audit is not None and report.audit.margins.count else []
+    return write_page(file, report.dataset, {"check": {"tables": titled, "histograms": histograms}})
 
 
-def _figures(audit: Audit) -> Iterator[tuple[str, str]]:
+def _histograms(audit: Audit) -> Iterator[dict[str, Any]]:
     edges, chosen, rejected = audit.score_histograms
-    yield "Scores", _bars("score", edges, {"chosen": chosen, "rejected": rejected})
+    yield {"title": "Scores", "edges": edges, "series": {"chosen": chosen, "rejected": rejected}}
     edges, counts = audit.histogram
-    yield "Margins", _bars("margin: chosen − rejected score", edges, {"pairs": counts})
-
-
-def _bars(label: str, edges: Sequence[float], series: dict[str, Sequence[int]]) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes: Any = figure.subplots()
-    for name, counts in series.items():
-        axes.stairs(counts, edges, fill=True, alpha=0.55, label=name)
-    axes.set(xlabel=label, ylabel="pairs")
-    if len(series) > 1:
-        axes.legend()
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=120)
-    return base64.b64encode(encoded.getvalue()).decode()
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-td, th {{ border-bottom: 1px solid #ccc; padding: .25rem .75rem; text-align: left; overflow-wrap: anywhere; }}
-img {{ max-width: 100%; }}
-</style>
-<body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
+    yield {"title": "margin: chosen − rejected score", "edges": edges, "series": {"pairs": counts}}

@@ -15,7 +15,7 @@ from typing import IO, Any
 from uni_dpo.storage.writing import finite, write_text
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("core.js", "charts.js", "run.js", "evaluation.js", "browser.js")
+SCRIPTS = ("core.js", "charts.js", "run.js", "check.js", "evaluation.js", "browser.js")
 SIDE = 192
 """Longest side of an image on a page, in pixels."""
 
@@ -26,7 +26,7 @@ def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
     Args:
         file: the HTML file.
         title: its heading.
-        data: JSON-like; its keys say what sections there are (`summary`, `runs`, `pairs`, `evaluation`). Texts
+        data: JSON-like; its keys say what sections there are (`summary`, `runs`, `check`, `evaluation`, `pairs`). Texts
             in it are shown as text, whatever is in them.
     """
     write_text(file, page(title, data))

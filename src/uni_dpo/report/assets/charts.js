@@ -71,3 +71,19 @@ function scatter(title, x, y, marked, labels) {
   for (const at of kept) { pen.fillStyle = marked[at] ? strong : plain; pen.fillRect(px(x[at]) - 2, py(y[at]) - 2, 4, 4); }
   return el("figure", { class: "card" }, el("figcaption", {}, title), canvas);
 }
+
+/** How many pairs lie between each two edges; series {name: counts}, drawn over one another. */
+function histogram(title, edges, series) {
+  const [width, height, bottom] = [320, 150, 18], colours = ["var(--good)", "var(--bad)"];
+  const [first, last] = [edges[0], edges.at(-1)], most = Math.max(1, ...Object.values(series).flat());
+  const px = (x) => 6 + ((x - first) / (last - first || 1)) * (width - 12);
+  const picture = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  Object.entries(series).forEach(([name, counts], at) => counts.forEach((count, bin) => {
+    const tall = (count / most) * (height - bottom - 10);
+    picture.append(el("rect", { x: px(edges[bin]), width: Math.max(px(edges[bin + 1]) - px(edges[bin]) - 0.5, 0.5), y: height - bottom - tall, height: tall, fill: colours[at], opacity: 0.5 },
+      el("title", {}, `${say(name)}: ${show(count)}`)));
+  }));
+  for (const value of [first, last]) picture.append(el("text", { x: px(value), y: height - 4, "text-anchor": value === first ? "start" : "end" }, show(value)));
+  const names = Object.keys(series).map((name, at) => el("span", { style: `color: ${colours[at]}` }, ` ${say(name)}`));
+  return el("figure", { class: "card" }, el("figcaption", {}, el("span", {}, title), el("span", {}, ...names)), picture);
+}

@@ -5,7 +5,7 @@ const state = { language: (navigator.language || "en").startsWith("zh") ? "zh" :
 
 /** The words for a key in the language of the page; the key itself where there are none. */
 function say(key) {
-  const found = WORDS[key];
+  const found = Object.hasOwn(WORDS, key) ? WORDS[key] : null;
   return found ? found[state.language] : key;
 }
 
