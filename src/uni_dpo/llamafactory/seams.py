@@ -38,7 +38,7 @@ SEAMS: tuple[tuple[str, str, str], ...] = (
     (
         "llamafactory.model.patcher",
         "prepare_valuehead_model",
-        "uni_dpo.models.rewards.classifiers:prepare_valuehead_model",
+        "uni_dpo.models.rewards.value_head:prepare_valuehead_model",
     ),
 )
 """(upstream module, name in it, what stands there once registered)."""
