@@ -35,6 +35,8 @@ def test_images_lie_beside_the_file(tmp_path: Path, digits: dict[str, list[Any]]
     (tmp_path / "a.png").write_bytes(Path(digits["preference"][0].image).read_bytes())
     (found,) = read_prompts(written(tmp_path, [{"id": "x", "prompt": "<image>What?", "images": ["a.png"]}]))
     assert found == Prompt("x", "What?", (str(tmp_path / "a.png"),))
+    (found,) = read_prompts(written(tmp_path, [{"prompt": "<video>What?", "videos": [["a.png"]]}]))
+    assert found == Prompt(1, "What?", videos=((str(tmp_path / "a.png"),),))
 
 
 @pytest.mark.parametrize(

@@ -259,3 +259,19 @@ def test_a_system_prompt_reaches_the_model_and_is_part_of_what_was_asked(predict
     ScriptedBackend.asked.clear()
     predict(ROWS, system="Be brief.")
     assert [request.system for request in ScriptedBackend.asked] == ["Be brief."] * 6
+
+
+def test_videos_are_shown_where_the_backend_shows_them(
+    predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = tmp_path / "frame.png"
+    Image.new("RGB", (40, 30)).save(frame)
+    filmed = [ROWS[0], ROWS[1] | {"videos": [["frame.png", "frame.png"]]}]
+    with pytest.raises(UniDPOError, match=r"row 1 .*'videos': a video as .*, which the backend scripted does not show"):
+        predict(filmed)
+    assert not ScriptedBackend.asked
+    monkeypatch.setattr(ScriptedBackend.Options, "shows_videos", ("frames",), raising=False)
+    _, rows = predict(filmed)
+    assert [request.videos for request in ScriptedBackend.asked] == [(), ((str(frame),) * 2,)]
+    assert ["videos" in row for row in rows] == [False, True]
+    assert rows[1]["videos"] == [[str(frame)] * 2]

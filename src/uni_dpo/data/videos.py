@@ -152,7 +152,7 @@ def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> VideoSta
     except BrokenImageError as broken:
         return _broken(broken)
     except Exception as error:  # a decoder's own error on a broken file may be of any class
-        found = f"{path} cannot be opened as a video ({error})"
+        found = f"{path} cannot be opened as a video ({getattr(error, 'strerror', None) or error})"
         return VideoState(kind="video_unreadable", found=found, advice="fetch or convert it again")
 
 
