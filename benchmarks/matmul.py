@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from uni_dpo.logprobs import matmul_nt
+from uni_dpo.matmul import matmul_nt
 
 
 def products(tokens: int, width: int, words: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -100,11 +100,14 @@ def build_step(variant: str, policy: Any, reference: Any, setting: Setting) -> C
     folder = tempfile.TemporaryDirectory()
     trainer = build_trainer(variant, policy, reference, pairs, folder.name, pair_attention=setting.attention)
     attention = configs[0]._attn_implementation
+    kinds = {module: type(module) for model in (policy, reference) for module in model.modules()}
     at_once = (setting.micro_batch if variant == "ordinary" else 0) or setting.pairs
 
     def step(*, warming: bool = False, folder: tempfile.TemporaryDirectory[str] = folder) -> float:  # kept as long
-        for config in configs:  # the variants share the models, and each attends in its own way
+        for config in configs:  # the variants share the models, and each attends and multiplies in its own way
             config._attn_implementation = attention
+        for module, kind in kinds.items():
+            module.__class__ = kind
         policy.zero_grad(set_to_none=True)
         total = 0.0
         for start in range(0, at_once if warming else setting.pairs, at_once):

@@ -14,7 +14,7 @@ PACKAGE = Path(uni_dpo.__file__).parent
 LAYERS = (
     {"errors"},
     {"storage"},
-    {"settings"},
+    {"settings", "matmul"},
     {"objective", "logprobs", "shared_prefix", "ledger"},
     {"data"},
     {"report"},

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from uni_dpo.matmul import matmul_nt
+
 IGNORE_INDEX = -100
 """The label of a token that is not scored."""
 
@@ -255,38 +257,3 @@ def _chunks(count: int, others: int, values: Tensor, chunk_bytes: int) -> list[s
 def _working_dtype(values: Tensor) -> torch.dtype:
     """Float32 at least: half precision is too coarse for a sum over a vocabulary."""
     return torch.promote_types(values.dtype, torch.float32)
-
-
-SMALL = 2**24
-"""Products of fewer multiplications are left to BLAS: oneDNN generates code for every new shape, in up to 2 ms."""
-
-
-def matmul_nt(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply by a transposed matrix, in full precision and without a gradient.
-
-    Float32 on a CPU that has AVX-512 goes through oneDNN, which PyTorch has for convolutions and bfloat16: PyTorch's
-    own choice for float32, MKL, takes up to twice as long on an AMD processor (`benchmarks/matmul.py`). Without AVX-512
-    both take as long, and MKL writes to `out` itself.
-
-    Args:
-        left: (M, K), of any strides, as `right`.
-        right: (N, K).
-        out: (M, N), gets the product; None makes it.
-
-    Returns:
-        (M, N) left · rightᵀ.
-    """
-    if not _suits_onednn(left, right):
-        return torch.mm(left, right.t(), out=out)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return product if out is None else out.copy_(product)
-
-
-def _suits_onednn(left: Tensor, right: Tensor) -> bool:
-    if left.device.type != "cpu" or {left.dtype, right.dtype} != {torch.float32}:
-        return False
-    if left.numel() * len(right) < SMALL or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    return bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from llamafactory.extras.env import VERSION
+from torch import nn
 
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj,v_proj"}
 METRICS = ("loss", "grad_norm", "rewards/chosen", "rewards/margins", "logps/chosen", "logps/rejected")
@@ -128,16 +129,20 @@ def test_what_is_not_proved_says_so_and_trains(train: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("wanted", "used"), [("sdpa", "uni_dpo_prefix"), ("flex_attention", "flex_attention")])
-def test_both_language_models_attend_as_asked(tiny_qwen2_vl: Path, wanted: str, used: str) -> None:
+def test_both_models_attend_and_multiply_as_asked(tiny_qwen2_vl: Path, wanted: str, used: str) -> None:
     from transformers import Qwen2VLForConditionalGeneration
 
     from uni_dpo.llamafactory.pair_forward import PairForward
+    from uni_dpo.matmul import OneDNNLinear
 
     policy, reference = (Qwen2VLForConditionalGeneration.from_pretrained(tiny_qwen2_vl) for _ in range(2))
     PairForward.choose(policy, reference, wanted)
     for model in (policy, reference):
         assert model.model.language_model.config._attn_implementation == used
         assert model.model.visual.config._attn_implementation == "sdpa"
+        layers = [type(layer) for layer in model.model.modules() if isinstance(layer, nn.Linear)]
+        assert {*layers} == {OneDNNLinear}
+        assert type(model.lm_head) is nn.Linear
 
 
 def test_sums_match_llamafactorys_with_ld_alpha() -> None:

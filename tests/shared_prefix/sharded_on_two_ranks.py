@@ -13,6 +13,7 @@ from test_image_store import scored
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from uni_dpo import matmul
 from uni_dpo.shared_prefix import ImageStore
 
 
@@ -26,6 +27,9 @@ def main(family: str, checkpointing: bool, kept: Path | None) -> None:
     if checkpointing:
         sharded.gradient_checkpointing_enable({"use_reentrant": False})
         sharded.train()
+    torch.backends.cpu.get_cpu_capability = lambda: "AVX512"  # so every product goes through oneDNN
+    matmul.SMALL = 1
+    matmul.use_onednn(sharded.model)
     mesh = init_device_mesh("cpu", (ranks,))
     for layer in (*sharded.model.language_model.layers, *sharded.model.visual.blocks):
         fully_shard(layer, mesh=mesh)

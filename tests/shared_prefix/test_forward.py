@@ -21,7 +21,9 @@ from families import (
 )
 from torch import Tensor, nn
 
+from uni_dpo import matmul
 from uni_dpo.logprobs import ResponseTokens
+from uni_dpo.matmul import OneDNNLinear, use_onednn
 from uni_dpo.shared_prefix import (
     ImageFeatures,
     image_token_id,
@@ -69,8 +71,16 @@ def run(
     return logps.detach(), loss.detach(), gradients
 
 
-def assert_equal_steps(model: nn.Module, batch: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+def assert_equal_steps(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    tolerance: float = 1e-5,
+    change: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Two sequences per pair against one, before which the model is changed."""
     logps, loss, gradients = run(model, ordinary, batch)
+    if change is not None:
+        change(model)
     mine, my_loss, my_gradients = run(model, shared, batch)
     torch.testing.assert_close(mine, logps, rtol=tolerance, atol=0)
     torch.testing.assert_close(my_loss, loss, rtol=tolerance, atol=0)
@@ -97,6 +107,19 @@ def test_all_parameters_trained(family: str, side: str) -> None:
     use_attention(model, "sdpa")
     assert_equal_steps(model, pair_batch(model, MIXED, side=side))
     assert_equal_steps(model, pair_batch(model, ODD, seed=1, side=side))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_products_by_onednn(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(matmul, "SMALL", 1)
+    shapes: list[torch.Size] = []
+    multiply = matmul._by_onednn
+    monkeypatch.setattr(matmul, "_by_onednn", lambda left, *more: shapes.append(left.shape) or multiply(left, *more))
+    model = tiny_model(family)
+    assert_equal_steps(model, pair_batch(model, MIXED), change=lambda model: use_onednn(model.model))
+    layers = [layer for layer in model.model.modules() if type(layer) is OneDNNLinear]
+    assert len(shapes) > 2 * len(layers) > 0
 
 
 WINDOWS = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import CARRIED, ScoredPairCollator, sees_apart
 from uni_dpo.logprobs import ResponseTokens
+from uni_dpo.matmul import use_onednn
 from uni_dpo.shared_prefix import (
     ImageFeatures,
     ImageStore,
@@ -22,6 +23,7 @@ from uni_dpo.shared_prefix import (
     share_questions,
     shared_attention,
     tells_images_apart,
+    unwrapped,
     use_attention,
     why_not_shared,
 )
@@ -113,6 +115,7 @@ class PairForward:
                 return None
         for model in models:
             use_attention(model, attention)
+            use_onednn(unwrapped(model).model)
         logger.info_rank0("pair_forward: one sequence per question, its prompt, images and each answer only once.")
         if store is not None and not tells_images_apart(policy):
             raise UniDPOError(
