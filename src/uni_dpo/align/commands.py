@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from uni_dpo.align.config import training, whole_and_adapter
+from uni_dpo.align.config import training
 from uni_dpo.align.layout import Arm, WorkLayout, checkpoints
 from uni_dpo.ledger.columns import record_file
 from uni_dpo.models.backends.base import parse_model
+from uni_dpo.models.checkpoint import ADAPTER_CONFIG, is_adapter
 from uni_dpo.settings.losses import compares, is_ours
 from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
@@ -112,7 +113,7 @@ class Commands:
         found = {"dataset": self.layout.dataset_name, "dataset_dir": str(self.layout.dataset(number))}
         start, base = self.layout.start(number), self.layout.base()
         if self.settings.reference == "base" and start != base and compares(arm.options["pref_loss"]):
-            found["ref_model"], adapter = whole_and_adapter(base)
+            found["ref_model"], adapter = _whole_and_adapter(base)
             found |= {"ref_model_adapters": adapter} if adapter else {}
         return _placed(arm.folder, {**arm.options, **found}, start, self.layout.seed(number))
 
@@ -194,7 +195,7 @@ class Commands:
 
 def _placed(folder: Path, options: Mapping[str, Any], start: str, seed: int) -> dict[str, Any]:
     """A training's settings with the model that it starts from and the folder that it writes to."""
-    whole, adapter = whole_and_adapter(start)
+    whole, adapter = _whole_and_adapter(start)
     placed = {"seed": seed, **options, "model_name_or_path": whole, "output_dir": str(folder / "model")}
     return placed | ({"adapter_name_or_path": adapter} if adapter else {})
 
@@ -248,3 +249,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _whole_and_adapter(model: str | Path) -> tuple[str, str | None]:
+    """Return what LlamaFactory calls `model_name_or_path` and `adapter_name_or_path`."""
+    folder = Path(model)
+    if not is_adapter(folder):
+        return str(folder) if not folder.is_dir() else str(folder.absolute()), None
+    named = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+    return named, str(folder.absolute())

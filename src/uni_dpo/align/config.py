@@ -1,24 +1,18 @@
 """The configuration of `uni-dpo align`, checked before anything is started."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from uni_dpo.align.launch import read_launchers
 from uni_dpo.engine.config import EngineConfig
-from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import load_grader
-from uni_dpo.models.checkpoint import is_adapter
 from uni_dpo.settings.options import Count, NotNegative, parse, runtime
 from uni_dpo.settings.reading import beneath, located, override, read_mapping
 from uni_dpo.settings.training import check_early
 
-KINDS = (
-    "split", "warm-up", "sample", "score", "pair", "calibrate", "register", "check", "train", "validate", "test",
-    "benchmarks", "report",
-)  # fmt: skip
-"""What stages start commands; a launcher may be named for each."""
 OURS = ("model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir", "output_dir", "resume_from_checkpoint")
 """LlamaFactory's settings that follow from the stages before."""
 WRITTEN = ("questions", "warm-up", "base", "benchmarks", "aside", "logs")
@@ -146,7 +140,7 @@ class AlignConfig:
         self._check_engine()
         for name, options in {"train": settings.train, "warm_up": settings.warm_up, **self.baselines}.items():
             _check_training(name, options)
-        self.launchers = _launchers(settings.launcher)
+        self.launchers = read_launchers(settings.launcher)
 
     @classmethod
     def load(cls, path: str | Path, given: Sequence[str] = ()) -> "AlignConfig":
@@ -276,17 +270,6 @@ def parse_mapping(value: object, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def whole_and_adapter(model: str | Path) -> tuple[str, str | None]:
-    """Return what LlamaFactory calls `model_name_or_path` and `adapter_name_or_path`."""
-    folder = Path(model)
-    if not is_adapter(folder):
-        return str(folder) if not folder.is_dir() else str(folder.absolute()), None
-    from uni_dpo.storage.reading import read_json
-
-    named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    return named, str(folder.absolute())
-
-
 def _held_out(value: object, name: str) -> str | float:
     if isinstance(value, str) and value:
         return value
@@ -305,25 +288,6 @@ def _check_training(name: str, options: Mapping[str, Any]) -> None:
     if options or name != "warm_up":
         with beneath(name):
             check_early(dict(options))
-
-
-def _launchers(given: object) -> dict[str, list[str]]:
-    """Stage kind → the words of its launcher's template."""
-    templates = given if isinstance(given, Mapping) else dict.fromkeys(KINDS, given)
-    launchers = {kind: ["{command}"] for kind in KINDS}
-    for kind, template in templates.items():
-        where = f"launcher.{kind}" if isinstance(given, Mapping) else "launcher"
-        if kind not in KINDS:
-            hint = did_you_mean(kind, KINDS) or f"; known: {', '.join(KINDS)}"
-            raise UniDPOError(f"{where}: no stage is of this kind{hint}")
-        try:
-            words = shlex.split(str(template))
-        except ValueError as error:
-            raise UniDPOError(f"{where}: {template!r} cannot be split into words: {error}") from None
-        if not any("{command}" in word for word in words):
-            raise UniDPOError(f"{where}: {template!r} has no {{command}}, which stands for the stage's command")
-        launchers[str(kind)] = words
-    return launchers
 
 
 def _filled(value: Any, models: Mapping[str, str]) -> Any:

@@ -5,18 +5,46 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from uni_dpo.errors import UniDPOError
+from uni_dpo.errors import UniDPOError, did_you_mean
 
 MARK = "UNI_DPO_ALIGN_WORK_DIR"
 """The environment variable by which the processes of a work dir are known."""
 PATIENCE = 1.0
 """Seconds that a command has for its own ending after Ctrl-C."""
 _LAST_LINES = 15
+KINDS = (
+    "split", "warm-up", "sample", "score", "pair", "calibrate", "register", "check", "train", "validate", "test",
+    "benchmarks", "report",
+)  # fmt: skip
+"""What stages start commands; a launcher may be named for each."""
+
+
+def read_launchers(given: object) -> dict[str, list[str]]:
+    """Return stage kind → the words of its launcher's template.
+
+    Raises:
+        UniDPOError: there is no stage of that kind, or no place for the command in a template.
+    """
+    templates = given if isinstance(given, Mapping) else dict.fromkeys(KINDS, given)
+    launchers = {kind: ["{command}"] for kind in KINDS}
+    for kind, template in templates.items():
+        where = f"launcher.{kind}" if isinstance(given, Mapping) else "launcher"
+        if kind not in KINDS:
+            hint = did_you_mean(kind, KINDS) or f"; known: {', '.join(KINDS)}"
+            raise UniDPOError(f"{where}: no stage is of this kind{hint}")
+        try:
+            words = shlex.split(str(template))
+        except ValueError as error:
+            raise UniDPOError(f"{where}: {template!r} cannot be split into words: {error}") from None
+        if not any("{command}" in word for word in words):
+            raise UniDPOError(f"{where}: {template!r} has no {{command}}, which stands for the stage's command")
+        launchers[str(kind)] = words
+    return launchers
 
 
 def launched(words: Sequence[str], template: Sequence[str]) -> list[str]:

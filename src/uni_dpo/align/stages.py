@@ -28,7 +28,7 @@ class AlignStage:
 
     Attributes:
         name: as `1/train`.
-        kind: one of `config.KINDS`, or what this program does by itself: `choose`, `summary`.
+        kind: one of `launch.KINDS`, or what this program does by itself: `choose`, `summary`.
         says: what it does, for a table.
         settings: what its result depends on, beside the stages before it.
         after: names of those stages.

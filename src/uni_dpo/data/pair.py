@@ -59,16 +59,16 @@ def read_pair(
         None where no pair can be made of the row.
     """
     reader = RowReader(row, entry, faults)
-    turns = reader.turns()
-    chosen, rejected = reader.answer(entry.columns.chosen), reader.answer(entry.columns.rejected)
-    system = (turns.system if turns else "") or reader.optional_text(entry.columns.system)
-    images, rejected_images = reader.images(entry.columns.images), reader.images(entry.columns.rejected_images)
+    columns, turns = entry.columns, reader.turns()
+    chosen, rejected = reader.answer(columns.chosen), reader.answer(columns.rejected)
+    system = (turns.system if turns else "") or reader.optional_text(columns.system)
+    images, rejected_images = reader.images(columns.images), reader.images(columns.rejected_images)
     if rejected_images and len(rejected_images) != len(images):
         found = f"{len(rejected_images)} images for the rejected answer, {len(images)} for the chosen one"
         advice = "give as many as in `images`, in the same order, or none"
-        faults.append(Fault("image_count", str(entry.columns.rejected_images), found, advice))
-    score_chosen = read_score(row, entry.columns.score_chosen, faults, required=scores_required)
-    score_rejected = read_score(row, entry.columns.score_rejected, faults, required=scores_required)
+        faults.append(Fault("image_count", str(columns.rejected_images), found, advice))
+    score_chosen = read_score(row, columns.score_chosen, faults, required=scores_required)
+    score_rejected = read_score(row, columns.score_rejected, faults, required=scores_required)
     if turns is None or chosen is None or rejected is None:
         return None
     return PreferencePair(
@@ -78,11 +78,11 @@ def read_pair(
         score_chosen,
         score_rejected,
         images,
-        row.get("id") if isinstance(row.get("id"), str | int) else None,
+        row["id"] if isinstance(row.get("id"), str | int) else None,
         system,
         turns.history,
         rejected_images,
-        tuple(listed_images(row, entry.columns.videos)),
+        tuple(listed_images(row, columns.videos)),
     )
 
 
@@ -93,13 +93,12 @@ def read_score(row: dict[str, Any], column: str, faults: list[Fault], *, require
         score = _as_float(value)
         if abs(score) <= MAX_SCORE:
             return score
-        kind, found = (
-            ("score_nan", "NaN") if math.isnan(score) else ("score_infinite", f"{score:g}, too large for float32")
-        )
+        nan = math.isnan(score)
+        kind, found = ("score_nan", "NaN") if nan else ("score_infinite", f"{score:g}, too large for float32")
+    elif column in row and value is None:
+        kind, found = "score_null", "null"
     elif value is None:
-        kind, found = (
-            ("score_null", "null") if column in row else ("score_missing", f"no such column (it has {_names(row)})")
-        )
+        kind, found = "score_missing", f"no such column (it has {_names(row)})"
     else:
         kind, found = _not_a_number(value)
     if required:
@@ -200,16 +199,16 @@ class RowReader:
     def message_turns(self) -> Turns | None:
         """Return the question and what came before it in a list of messages that ends with the question."""
         present, messages = self.required(self._columns.messages, "messages")
-        column = str(self._columns.messages)
         if not present:
             return None
+        column = str(self._columns.messages)
         if not isinstance(messages, list) or not messages:
             self._fault("messages_type", column, shown(messages), "write a list of messages")
             return None
         parsed = [self._message(message, f"{column}[{index}]") for index, message in enumerate(messages)]
-        if any(message is None for message in parsed):
-            return None
         turns = [message for message in parsed if message is not None]
+        if len(turns) < len(parsed):
+            return None
         system = turns.pop(0)[1] if self._tags.system_tag and turns[0][0] == self._tags.system_tag else ""
         if self._openai:
             turns = _joined_observations(turns, self._tags.observation_tag)
@@ -249,15 +248,14 @@ class RowReader:
         if not present:
             return None
         field = str(column)
-        if self._messages:
-            message = self._message(value, field)
-            if message is None:
-                return None
-            role, text = message
-            if role not in (self._tags.assistant_tag, self._tags.function_tag):
-                self._fault("answer_role", field, f"role {role!r}", f"an answer's role is {self._tags.assistant_tag!r}")
-        else:
+        if not self._messages:
             return self.answer_text(value, field)
+        message = self._message(value, field)
+        if message is None:
+            return None
+        role, text = message
+        if role not in (self._tags.assistant_tag, self._tags.function_tag):
+            self._fault("answer_role", field, f"role {role!r}", f"an answer's role is {self._tags.assistant_tag!r}")
         return self.answer_text(text, field)
 
     def answer_text(self, value: object, field: str) -> str | None:

@@ -223,12 +223,8 @@ class _QuestionReader:
         identity = plain_text(first_filled(row, ID_COLUMNS))
         if identity is None and first_filled(row, ID_COLUMNS) is not None:
             raise cell_fault("id", shown(first_filled(row, ID_COLUMNS)), "a number or a text belongs there")
-        for name, said in (
-            ("question", text),
-            ("id", identity or ""),
-            ("system", system),
-            ("answer", "".join((*references, *answers))),
-        ):
+        said_in = {"question": text, "id": identity or "", "system": system}
+        for name, said in {**said_in, "answer": "".join((*references, *answers))}.items():
             if not encodable(said):
                 raise cell_fault(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
         return Question(

@@ -20,10 +20,10 @@ from torch import Tensor
 from uni_dpo.data.checks.table import training_table
 from uni_dpo.data.dataset_info import SCORE_ROLES, Columns, DatasetEntry, Tags
 from uni_dpo.data.images import image_paths
-from uni_dpo.data.ranking import PairChoice, answer_scores, answer_text
+from uni_dpo.data.ranking import answer_scores, answer_text
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
-from uni_dpo.llamafactory.question_pairs import MEDIA, QUESTION_COLUMNS, REJECTED_IMAGES, QuestionPairs
+from uni_dpo.llamafactory.question_pairs import MEDIA, REJECTED_IMAGES, cut_media_message
 from uni_dpo.llamafactory.run_context import current_run
 
 SCORES = ("score_chosen", "score_rejected")
@@ -281,37 +281,3 @@ def take_scores(batch: Any) -> tuple[Tensor, Tensor] | None:
 def take_keys(batch: Any) -> Tensor | None:
     """Remove from a batch what the ledger knows its pairs by, and return it, int64 (n,)."""
     return batch.pop(KEYS).chunk(2)[0] if KEYS in batch else None
-
-
-def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids: set[int]) -> Any:
-    """Return the pairs of a tokenized dataset.
-
-    Args:
-        dataset: a `datasets.Dataset` of questions; an iterable one, whose pairs the collator checks; or None.
-        choice: which pairs of ranked answers count.
-        cutoff_len: LlamaFactory's limit on prompt and answer.
-        media_ids: see `media_token_ids`.
-
-    Raises:
-        UniDPOError: it was tokenized for another loss, makes no pair, or `cutoff_len` cuts image tokens.
-    """
-    if dataset is None or not hasattr(dataset, "__len__"):
-        return dataset
-    if not {*QUESTION_COLUMNS} <= {*dataset.column_names}:
-        raise UniDPOError(
-            "the data under tokenized_path has no scores: it was tokenized for another loss, or by an earlier version. "
-            "Name another tokenized_path, or delete that folder, and tokenize with pref_loss: uni_dpo"
-        )
-    pairs = QuestionPairs(dataset, choice, cutoff_len, media_ids)
-    if faults := pairs.faults():
-        raise UniDPOError(cut_media_message(faults))
-    return pairs
-
-
-def cut_media_message(faults: list[str]) -> str:
-    """Say which rows lose image tokens, how many they are, and what to do."""
-    shown = "\n".join(f"  {fault}" for fault in faults[:20])
-    return (
-        f"cutoff_len cuts image tokens from {len(faults)} pairs, which would stop the training midway:\n{shown}\n"
-        "raise cutoff_len, or lower image_max_pixels"
-    )

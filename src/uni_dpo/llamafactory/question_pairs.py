@@ -165,6 +165,40 @@ class QuestionPairs(Dataset[dict[str, Any]]):
         return self._last[1]
 
 
+def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids: set[int]) -> Any:
+    """Return the pairs of a tokenized dataset.
+
+    Args:
+        dataset: a `datasets.Dataset` of questions; an iterable one, whose pairs the collator checks; or None.
+        choice: which pairs of ranked answers count.
+        cutoff_len: LlamaFactory's limit on prompt and answer.
+        media_ids: see `media_token_ids`.
+
+    Raises:
+        UniDPOError: it was tokenized for another loss, makes no pair, or `cutoff_len` cuts image tokens.
+    """
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return dataset
+    if not {*QUESTION_COLUMNS} <= {*dataset.column_names}:
+        raise UniDPOError(
+            "the data under tokenized_path has no scores: it was tokenized for another loss, or by an earlier version. "
+            "Name another tokenized_path, or delete that folder, and tokenize with pref_loss: uni_dpo"
+        )
+    pairs = QuestionPairs(dataset, choice, cutoff_len, media_ids)
+    if faults := pairs.faults():
+        raise UniDPOError(cut_media_message(faults))
+    return pairs
+
+
+def cut_media_message(faults: list[str]) -> str:
+    """Say which rows lose image tokens, how many they are, and what to do."""
+    shown = "\n".join(f"  {fault}" for fault in faults[:20])
+    return (
+        f"cutoff_len cuts image tokens from {len(faults)} pairs, which would stop the training midway:\n{shown}\n"
+        "raise cutoff_len, or lower image_max_pixels"
+    )
+
+
 POOL_BATCHES = 50
 """Batches among whose questions those of like length are put together."""
 

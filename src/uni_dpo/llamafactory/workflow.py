@@ -16,8 +16,9 @@ from trl import DPOTrainer
 
 from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.data import media_places, pairs_to_train
+from uni_dpo.llamafactory.data import media_places
 from uni_dpo.llamafactory.processor import media_token_ids
+from uni_dpo.llamafactory.question_pairs import pairs_to_train
 from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, run_record, running

@@ -96,9 +96,8 @@ def _question(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> AskedRow | str:
         except (OSError, ValueError, SyntaxError) as error:
             if "image" not in row:
                 raise
-            if "cannot write mode" in str(
-                error
-            ):  # CMYK and its like: VLMEvalKit unpacks to PNG, which has no such mode
+            # CMYK and its like: VLMEvalKit unpacks to PNG, which has no such mode.
+            if "cannot write mode" in str(error):
                 row = row.copy()
                 row["image"] = _in_rgb(row["image"])
             for path in _unpacked(loaded, row):  # half a file, left by a run that was killed while unpacking

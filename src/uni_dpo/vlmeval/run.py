@@ -4,7 +4,7 @@ import gc
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,11 +216,9 @@ def _report(name: str, faults: Mapping[str, str]) -> str:
 
 
 def _fingerprint(model: "Qwen2VLChat", loaded: Loaded, asked: Sequence[AskedRow], version: str) -> dict[str, Any]:
-    checkpoint = {"server's name": model.model_path}
-    if model.checkpoint is not None:
-        checkpoint = checkpoint_identity(model.checkpoint)
+    served = {"server's name": model.model_path}
     return {
-        "checkpoint": checkpoint,
+        "checkpoint": served if model.checkpoint is None else checkpoint_identity(model.checkpoint),
         "settings": model.settings.identity() | {"prompt_style": str(model.style)},
         "benchmark": describe(loaded.benchmark) | {"file": loaded.digest, "rows": len(asked)},
         "questions": questions_digest(asked),
@@ -277,18 +275,11 @@ def answer(model: "Qwen2VLChat", job: Job, options: Options, ranks: Ranks, title
     _ = model.backend  # load the weights before the clock of the progress bar starts
     finished_before = len(share) - len(still_open)
     with progress_bar(title, len(share), done=finished_before, shown=ranks.first) as progress:
-        for batch in _batches(still_open, model, options.batch_size):
+        size = options.batch_size or model.backend.comfortable_batch
+        for batch in (still_open[start : start + size] for start in range(0, len(still_open), size)):
             for position, said in model.answers([question.message for question in batch], dataset):
                 job.journal.append(batch[position].index, said.text, cut=not said.finished)
                 progress.update()
-
-
-def _batches(
-    questions: Sequence[AskedRow], model: "Qwen2VLChat", batch_size: int | None
-) -> Iterator[Sequence[AskedRow]]:
-    size = batch_size or model.backend.comfortable_batch
-    for start in range(0, len(questions), size):
-        yield questions[start : start + size]
 
 
 def write_predictions(job: Job, model_name: str) -> Path:
