@@ -68,7 +68,7 @@ def warm_policy(
 
     import torch
 
-    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.online import RewardOptions
     from uni_dpo.ppo.config import PPOConfig
     from uni_dpo.ppo.policy import answer_logps, collate, encode, load_policy
 

@@ -21,7 +21,7 @@ def questions(digit_questions: dict[str, list[Question]]) -> list[Question]:
 def settings(tiny_qwen2_vl: Path, tmp_path: Path) -> MakeSettings:
     """`settings(**changes)` is a config of groups of four; names that are not ours go to TRL."""
     from uni_dpo.grpo.config import GRPOSettings
-    from uni_dpo.online.config import OnlineConfig, RewardOptions
+    from uni_dpo.online import OnlineConfig, RewardOptions
 
     ours = {
         "model": str(tiny_qwen2_vl),

@@ -13,7 +13,7 @@ from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.grpo import train_grpo, trainer
 from uni_dpo.grpo.trainer import reward_line
-from uni_dpo.online.config import RewardOptions
+from uni_dpo.online import RewardOptions
 
 
 @pytest.fixture

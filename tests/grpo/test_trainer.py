@@ -55,7 +55,7 @@ def test_log_probabilities_are_those_of_the_policy_that_sees_the_images(
     trainer: Trainer, questions: list[Question], batch_size: int
 ) -> None:
     """Questions with one, no and two images, together or apart, at temperature 0.7: as each alone in PPO's model."""
-    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.online import RewardOptions
     from uni_dpo.ppo.config import PPOConfig
     from uni_dpo.ppo.policy import answer_logps, collate, encode, load_policy
 
@@ -133,7 +133,7 @@ def test_completions_of_every_family_score_as_they_do_alone(
         pytest.skip("TRL 0.24 hands no mm_token_type_ids on, and Gemma 4 does not train without")
     if family_checkpoint.name == "minicpmv4_6":
         pytest.skip("TRL hands no target_sizes on, and MiniCPM-V does not see without")
-    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.online import RewardOptions
     from uni_dpo.ppo.config import PPOConfig
     from uni_dpo.ppo.policy import collate, encode, load_policy
 

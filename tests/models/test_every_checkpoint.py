@@ -108,7 +108,7 @@ def score(folder: Path, image: str, made: Path) -> None:
 
 
 def start_ppo(folder: Path, image: str, made: Path) -> None:
-    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.online import RewardOptions
     from uni_dpo.ppo.config import PPOConfig
     from uni_dpo.ppo.policy import encode, load_policy
 
@@ -120,7 +120,7 @@ def start_ppo(folder: Path, image: str, made: Path) -> None:
 def start_grpo(folder: Path, image: str, made: Path) -> None:
     from uni_dpo.grpo.config import GRPOSettings, trl_arguments
     from uni_dpo.grpo.trainer import make_trainer
-    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.online import RewardOptions
 
     settings = GRPOSettings(str(folder), str(made / "out"), RewardOptions(function="exact"))
     asked = [Question("1", ASKED, (image,), "four")]

@@ -7,7 +7,7 @@ import pytest
 
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.online.config import OnlineConfig, RewardOptions
+from uni_dpo.online import OnlineConfig, RewardOptions
 from uni_dpo.online.policy import check_model, load_model, media_tokens, plain_sampling, prompt_text
 
 

@@ -8,7 +8,7 @@ from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import base
 from uni_dpo.models.rewards import Conversation
-from uni_dpo.online.config import RewardOptions
+from uni_dpo.online import RewardOptions
 from uni_dpo.online.policy import check_reward, make_reward
 
 QUESTIONS = [Question("a", "Two and two?", ("1.png", "2.png"), "4"), Question("b", "Three?", (), "3")]

@@ -20,7 +20,7 @@ def _a_process_that_has_not_trained() -> None:
 @pytest.fixture
 def config(tiny_qwen2_vl: Path, tmp_path: Path) -> MakeConfig:
     """`config(**settings)` is a PPO config of small batches over the random tiny model."""
-    from uni_dpo.online.config import RewardOptions
+    from uni_dpo.online import RewardOptions
     from uni_dpo.ppo.config import PPOConfig
 
     base = {

@@ -7,22 +7,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, first_filled, is_empty, plain_text
-from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
-from uni_dpo.data.image_state import BrokenImageError, check_shape
-from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
-from uni_dpo.data.messages import placed_images
-from uni_dpo.data.pair import Image
-from uni_dpo.data.question_cells import (
+from uni_dpo.data.cells import (
     are_people_s,
     asked_in,
     cell_fault,
     choices_of,
     images_under,
+    placed_images,
     texts_of,
     videos_under,
     without_placeholders,
 )
+from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, first_filled, is_empty, plain_text
+from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
+from uni_dpo.data.image_state import BrokenImageError, check_shape
+from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
+from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, one_split, unreadable_fault
 from uni_dpo.data.videos import DECODER, Video, VideoState, check_listed, file_state, has_decoder
 from uni_dpo.errors import UniDPOError

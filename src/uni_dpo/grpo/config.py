@@ -8,7 +8,7 @@ from typing import Any, Self
 from annotated_types import Ge, Gt, Le
 
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.online.config import OnlineConfig
+from uni_dpo.online import OnlineConfig
 from uni_dpo.settings.options import parse
 from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of, schema_of_known

@@ -17,7 +17,7 @@ from llamafactory.data.converter import DatasetConverter
 from llamafactory.data.parser import DatasetAttr
 from torch import Tensor
 
-from uni_dpo.data.checks.table import training_table
+from uni_dpo.data.checks.preflight import training_table
 from uni_dpo.data.dataset_info import SCORE_ROLES, Columns, DatasetEntry, Tags
 from uni_dpo.data.images import image_paths
 from uni_dpo.data.ranking import answer_scores, answer_text

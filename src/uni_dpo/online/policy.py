@@ -17,7 +17,7 @@ from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import detect_style, prompt_of
 from uni_dpo.models.rewards.options import find_reward_checkpoint
-from uni_dpo.online.config import OnlineConfig, RewardOptions
+from uni_dpo.online import OnlineConfig, RewardOptions
 from uni_dpo.settings.registry import find
 from uni_dpo.storage.reading import read_json
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.online.config import OnlineConfig
+from uni_dpo.online import OnlineConfig
 from uni_dpo.settings.options import Count, NotNegative, Positive, Share
 from uni_dpo.storage.identity import digest
 

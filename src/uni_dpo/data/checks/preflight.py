@@ -1,13 +1,27 @@
-"""The look at the training data before a model is loaded: all faults of all datasets, in one run."""
+"""Training data before a model is loaded: all faults of all datasets in one run, and the table that training reads.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+Readers of JSON and CSV guess a column's type from its values, and stop where the values differ: ids that are
+numbers in some rows, an image that is a text in one row and a list in the others, no image in the first thousand
+rows. What the checks took is therefore handed over as an Arrow file with one type per column, which are ours, and a
+file for every image.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from uni_dpo.data.checks.check import CheckReport, check_entry
-from uni_dpo.data.dataset_info import read_entry
-from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
+from uni_dpo.data.dataset_info import DatasetEntry, read_entry
+from uni_dpo.data.faults import Fault, PreferenceDataError, shown
+from uni_dpo.data.image_state import BrokenImageError
+from uni_dpo.data.images import ImageFolder, ImagePaths, image_source
+from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, answer_scores, answer_text
+from uni_dpo.data.tables.reading import Row, iter_rows, source_files
+from uni_dpo.storage.identity import digest
+from uni_dpo.storage.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -96,3 +110,148 @@ def _summary(reports: Sequence[CheckReport], unchecked: list[str], tau_good: flo
             "the NLL term can never be active"
         )
     return Preflight(sum(report.rows for report in reports), sum(audit.margins.count for audit in scored), warnings)
+
+
+_VERSION = 2
+_ROWS_AT_ONCE = 1_000
+_TEXTS = ("prompt", "query", "response", "system", "tools", "kto_tag")
+
+
+def training_table(entry: DatasetEntry, folder: str | Path, paths: ImagePaths, limit: int | None = None) -> Path:
+    """Write the rows of a dataset for training, once for every state of its files.
+
+    Args:
+        entry: a dataset of pairs on this machine, whose rows have been checked.
+        folder: where tables are kept.
+        paths: where the image paths of the rows lead.
+        limit: how many rows to write; None for all.
+
+    Returns:
+        An Arrow file with the columns that `entry` names, and no others.
+
+    Raises:
+        PreferenceDataError: a row cannot be read, or an image of it is not there.
+    """
+    assert entry.path is not None
+    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in source_files(entry.path)]
+    places = [str(folder.absolute()) for folder in (*paths.folders, paths.root or Path())]
+    name = digest([_VERSION, files, asdict(entry), places, limit])
+    table = Path(folder) / f"{name}.arrow"
+    if not table.exists():
+        columns = _columns(entry, ImageFolder(Path(folder) / "images", paths), paths)
+        with replacing(table) as temporary:
+            rows = islice(iter_rows(entry.path), limit)
+            plain = (_plain_answers(row, entry) for row in rows) if entry.ranked else rows
+            _write(temporary, plain, columns, entry.path)
+    return table
+
+
+Column = tuple[Any, Callable[[Any], Any]]
+"""The Arrow type of a column, and the function that brings a value to it."""
+
+
+def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dict[str, Column]:
+    """What the table holds: column → its type, and how a value is brought to it."""
+    import pyarrow as pa
+
+    names, tags = entry.columns, entry.tags
+    message = pa.struct([(str(tags.role_tag), pa.string()), (str(tags.content_tag), pa.string())])
+    found: dict[str | None, Column] = {getattr(names, role): (pa.string(), _as_text) for role in _TEXTS}
+    answer: Column = (pa.string(), _as_text)
+    if entry.formatting == "alpaca":
+        found[names.history] = (pa.list_(pa.list_(pa.string())), _as_list)
+    else:
+        for role in ("prompt", "query", "response"):
+            found.pop(getattr(names, role), None)
+        answer = (message, lambda value: _as_message(value, entry))
+        found[names.messages] = (pa.list_(message), lambda value: [_as_message(item, entry) for item in value])
+    if entry.ranked:
+        found[names.answers] = (pa.list_(pa.string()), list)
+        found[names.scores] = (pa.list_(pa.float64()), lambda scores: [*map(float, scores)])
+    else:
+        found |= {names.chosen: answer, names.rejected: answer}
+        found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
+    files = (pa.list_(pa.string()), lambda value: [_as_file(item, folder, paths) for item in _as_list(value)])
+    found |= {names.images: files, names.rejected_images: files}
+    if names.videos:
+        found[names.videos] = _videos(entry, paths)
+    return {name: column for name, column in found.items() if name is not None}
+
+
+def _videos(entry: DatasetEntry, paths: ImagePaths) -> Column:
+    """Files, or each video a list of its frames: what the first row with a video has, and then every row."""
+    import pyarrow as pa
+
+    assert entry.path is not None
+    rows = (_as_list(row.get(str(entry.columns.videos))) for row in iter_rows(entry.path))
+    first = next((videos[0] for videos in rows if videos), "")
+
+    def place(file: Any) -> str:
+        if not isinstance(file, str):
+            raise TypeError("a file's videos are all files, or all lists of the paths of frames")
+        return str(paths.find(file).absolute())
+
+    def frames(video: Any) -> list[str]:
+        if not isinstance(video, list) or not all(isinstance(frame, str) for frame in video):
+            raise TypeError("a file's videos are all files, or all lists of the paths of frames")
+        return [str(paths.find(frame).absolute()) for frame in video]
+
+    if isinstance(first, list):
+        return pa.list_(pa.list_(pa.string())), lambda value: [frames(video) for video in _as_list(value)]
+    return pa.list_(pa.string()), lambda value: [place(video) for video in _as_list(value)]
+
+
+def _plain_answers(row: Row, entry: DatasetEntry) -> Row:
+    """A row whose ranked answers are texts, with their scores beside them."""
+    columns = entry.columns
+    texts = [answer_text(answer) for answer in row[str(columns.answers)]]
+    return row | {str(columns.answers): texts, columns.scores: answer_scores(row, columns)}
+
+
+def _as_text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _as_message(message: Row, entry: DatasetEntry) -> Row:
+    role, content = str(entry.tags.role_tag), str(entry.tags.content_tag)
+    calls = message.get("tool_calls")
+    if entry.formatting == "openai" and calls:
+        text = json.dumps([call["function"] for call in calls], ensure_ascii=False)
+        return {role: entry.tags.function_tag, content: text}
+    return {role: message[role], content: message[content]}
+
+
+def _as_file(image: Any, folder: ImageFolder, paths: ImagePaths) -> str:
+    try:
+        source = image_source(image, paths)
+    except BrokenImageError as broken:
+        raise PreferenceDataError(str(broken)) from None
+    return str(folder.put(source)) if isinstance(source, bytes) else str(source.absolute())
+
+
+def _write(file: Path, rows: Iterator[Row], columns: dict[str, Column], source: Path) -> None:
+    import pyarrow as pa
+
+    schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
+    count = 0
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+            typed = [_typed(row, columns, f"{source}, row {count + at}") for at, row in enumerate(chunk)]
+            writer.write_batch(pa.RecordBatch.from_pylist(typed, schema))
+            count += len(chunk)
+
+
+def _typed(row: Row, columns: dict[str, Column], place: str) -> Row:
+    typed = {}
+    for name, (_, change) in columns.items():
+        try:
+            typed[name] = change(row.get(name))
+        except (TypeError, ValueError, KeyError) as error:
+            raise PreferenceDataError(f"{place}, {name}: {shown(row.get(name))} cannot be used ({error})") from None
+    return typed

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from uni_dpo.data.cells import refuse as refuse
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.columns import first_filled, is_empty
-from uni_dpo.data.messages import refuse as refuse
 from uni_dpo.data.pair import Image, PreferencePair, is_image
 from uni_dpo.data.ranking import Pairing as Pairing
 from uni_dpo.data.ranking import Ranked as Ranked

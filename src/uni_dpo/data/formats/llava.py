@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from uni_dpo.data.cells import texts_of
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, TEXT_COLUMNS
 from uni_dpo.data.formats.base import (
@@ -21,7 +22,6 @@ from uni_dpo.data.formats.base import (
     with_placeholders,
 )
 from uni_dpo.data.pair import Image, PreferencePair
-from uni_dpo.data.question_cells import texts_of
 from uni_dpo.data.tables.reading import Row
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

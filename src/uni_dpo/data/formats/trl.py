@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from uni_dpo.data.cells import Turn, placed_images, turns_of
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
 from uni_dpo.data.dataset_info import OPENAI_TAGS
@@ -19,7 +20,6 @@ from uni_dpo.data.formats.base import (
     text_only,
 )
 from uni_dpo.data.formats.llamafactory import message_list
-from uni_dpo.data.messages import Turn, placed_images, turns_of
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
 
