@@ -19,7 +19,7 @@ from families import (
 )
 from torch import Tensor
 
-from uni_dpo.shared_prefix.layout import media_dim
+from uni_dpo.shared_prefix.media import media_dim
 from uni_dpo.shared_prefix.rows import share_rows, shares_rows, sharing_rows
 
 SIZES = {1: (4, 6), 2: (8, 4)}

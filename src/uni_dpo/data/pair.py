@@ -12,7 +12,6 @@ from uni_dpo.data.faults import Fault, encodable, shown
 
 _UNSEEN = string.whitespace + "\xa0\u3000\u200b\u200c\u200d\u2060\ufeff"
 """Characters that show nothing: an answer of them alone is empty."""
-
 MAX_SCORE = 3.4e38
 """Scores travel as float32, which has no larger numbers."""
 Image = str | bytes | dict[str, Any]
@@ -25,10 +24,8 @@ class PreferencePair:
 
     Attributes:
         instruction: the question, one `<image>` per image that stands in it.
-        chosen: the better answer.
-        rejected: the worse answer.
-        score_chosen: how good the better answer is; None where the file has no score.
-        score_rejected: likewise for the worse answer.
+        chosen, rejected: the better and the worse answer.
+        score_chosen, score_rejected: how good each answer is; None where the file has no score.
         images: paths or encoded images, in the order of their `<image>`.
         id: what the file calls this pair.
         system: the system prompt.

@@ -232,15 +232,8 @@ def _by_content(pair: Pair) -> tuple[str, str, str]:
     return pair.question_id, pair.chosen, pair.rejected
 
 
-COLUMNS = {
-    "prompt": "instruction",
-    "chosen": "chosen",
-    "rejected": "rejected",
-    "images": "images",
-    "videos": "videos",
-    "score_chosen": "score_chosen",
-    "score_rejected": "score_rejected",
-}
+_SAME = ("chosen", "rejected", "images", "videos", "score_chosen", "score_rejected")
+COLUMNS = {"prompt": "instruction", **{name: name for name in _SAME}}
 
 
 def write_dataset(

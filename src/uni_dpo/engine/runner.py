@@ -145,10 +145,8 @@ class _Run:
         log = self._log(number)
         done = log.succeeded()
         size = self.config.settings.batch_size
-        batches = [
-            [row for row in inputs[start : start + size] if row["id"] not in done]
-            for start in range(0, len(inputs), size)
-        ]
+        parts = (inputs[start : start + size] for start in range(0, len(inputs), size))
+        batches = ([row for row in part if row["id"] not in done] for part in parts)
         left = [batch for batch in batches if batch]
         count = sum(row["id"] in done for row in inputs)
         if left:
@@ -243,9 +241,8 @@ class _Run:
             answers = [answer for answer in found if not any(token in answer.text for token in UNTRAINABLE)]
             unfit += len(found) - len(answers)
             rated += answers
-            made = config.pipeline_class.pair(
-                key, answers, config.pairs, derive_seed(config.settings.seed, "pair", key)
-            )
+            seed = derive_seed(config.settings.seed, "pair", key)
+            made = config.pipeline_class.pair(key, answers, config.pairs, seed)
             barred = {answer.text for answer in answers if not choosable(answer)}
             pairs += [pair for pair in made if pair.chosen not in barred]
         pairs.sort(key=lambda pair: pair.question_id)
@@ -262,9 +259,8 @@ class _Run:
                 f"{unfit:,} answers hold a placeholder such as {UNTRAINABLE[0]}, which training takes for an image: "
                 "they are left out"
             )
-        path, warnings = write_dataset(
-            self.work.dataset, config.settings.dataset.name, self.questions, kept, config.instruction
-        )
+        name, instruction = config.settings.dataset.name, config.instruction
+        path, warnings = write_dataset(self.work.dataset, name, self.questions, kept, instruction)
         self.warnings += warnings
         return path
 

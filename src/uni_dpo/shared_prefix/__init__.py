@@ -20,7 +20,8 @@ from uni_dpo.shared_prefix.forward import (
     same_frozen_vision,
 )
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
-from uni_dpo.shared_prefix.layout import IMAGE_KEYS, lay_out_pairs, media_dim, say_once, share_prefix
+from uni_dpo.shared_prefix.layout import lay_out_pairs, say_once, share_prefix
+from uni_dpo.shared_prefix.media import IMAGE_KEYS, media_dim
 from uni_dpo.shared_prefix.questions import question_key, share_questions
 from uni_dpo.shared_prefix.rows import SharedBatch, share_rows, shares_rows, sharing_rows
 

@@ -15,18 +15,12 @@ import torch
 from torch import Tensor
 
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
+from uni_dpo.shared_prefix.media import IMAGE_KEYS, VIDEO_KEYS, images_once
 
 logger = logging.getLogger(__name__)
 
 PADDING, PREFIX, ANSWER = range(3)
 """What a position of a shared sequence belongs to: `ANSWER` + i is the answer that is sequence i of the batch."""
-
-VIDEO_KEYS = ("pixel_values_videos", "video_grid_thw")
-IMAGE_KEYS = (
-    *("pixel_values", "image_grid_thw", "image_sizes", "image_position_ids", "batch_num_images", "target_sizes"),
-    *VIDEO_KEYS,
-)
-"""Model inputs that run over images or videos (or their patches), in the order of the rows; see `media_dim`."""
 
 SETTING_KEYS = ("downsample_mode",)
 """Model inputs that say how all images are seen."""
@@ -103,7 +97,7 @@ def share_prefix(
     known = {*IMAGE_KEYS, *RECOMPUTED_KEYS, *carry}
     if unknown := [key for key, value in batch.items() if key not in known and value is not None]:
         return f"the batch holds {', '.join(unknown)}"
-    images = _images_once(batch, image_token_id)
+    images = images_once(batch, image_token_id)
     if isinstance(images, str):
         return images
     rows = [AnswerRow.of(batch, row) for row in range(len(batch["input_ids"]))]
@@ -247,40 +241,6 @@ def _common_prefix(first: AnswerRow, other: AnswerRow) -> int:
     agree = first.positions[..., :length] == other.positions[..., :length]
     same &= agree.reshape(-1, length).all(0)
     return int(same.int().cumprod(0).sum())
-
-
-def media_dim(key: str, media: Collection[str]) -> int:
-    """Return which dimension of a model's input runs over images: the last where `target_sizes` say their sizes."""
-    return -1 if key == "pixel_values" and "target_sizes" in media else 0
-
-
-def why_not_placed(media: dict[str, Tensor], batch: dict[str, Any]) -> str | None:
-    """Say why images and videos can't be put where `batch` has them; None where they can."""
-    if "pixel_values_videos" in media and "video_grid_thw" not in media:
-        return "the batch holds pixel_values_videos without their grid"
-    if media.keys() & {"image_grid_thw", "video_grid_thw"} and batch.get("position_ids") is None:
-        return "the batch has no position_ids, which images set"
-    return None
-
-
-def _images_once(batch: dict[str, Any], image_token_id: int | None) -> dict[str, Tensor] | str:
-    """The image inputs of the chosen half, or why the halves can't stand for each other."""
-    images = {key: batch[key] for key in IMAGE_KEYS if batch.get(key) is not None}
-    attended = (batch["input_ids"] == image_token_id) & batch["attention_mask"].bool()
-    if image_token_id is None or not (attended.any() or images.keys() & {*VIDEO_KEYS}):
-        return images
-    if ((batch["input_ids"] == image_token_id) & ~batch["attention_mask"].bool()).any():
-        return "there are images behind the padding and before it"
-    if reason := why_not_placed(images, batch):
-        return reason
-    for key, values in images.items():
-        dim = media_dim(key, images)
-        half = values.shape[dim] // 2
-        first, second = values.split([half, values.shape[dim] - half], dim)
-        if not torch.equal(first, second):
-            return f"the chosen and rejected sequences differ in {key}"
-        images[key] = first
-    return images
 
 
 def _append_unattended_images(

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
 from uni_dpo.shared_prefix.layout import (
-    IMAGE_KEYS,
     RECOMPUTED_KEYS,
     SETTING_KEYS,
     AnswerRow,
     SharedRow,
     lay_out,
-    why_not_placed,
 )
+from uni_dpo.shared_prefix.media import IMAGE_KEYS, why_not_placed
 
 MEDIA_COLUMNS = ("images", "videos", "audios")
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]

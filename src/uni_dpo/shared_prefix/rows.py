@@ -23,8 +23,8 @@ from uni_dpo.shared_prefix.families import (
     video_token_id,
     why_not_shared,
 )
-from uni_dpo.shared_prefix.layout import IMAGE_KEYS, SETTING_KEYS, AnswerRow, SharedRow, lay_out, media_dim
-from uni_dpo.shared_prefix.media import Media, media_of_rows, same_media
+from uni_dpo.shared_prefix.layout import SETTING_KEYS, AnswerRow, SharedRow, lay_out
+from uni_dpo.shared_prefix.media import IMAGE_KEYS, Media, media_dim, media_of_rows, same_media
 
 KNOWN_KEYS = (
     *("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "second_per_grid_ts"),
