@@ -187,6 +187,7 @@ def test_bad_data_is_an_error_message_without_a_traceback(workplace: Workplace):
     assert not list(workplace.folder.glob("bad/*.safetensors"))
 
 
+@pytest.mark.nightly  # DeepSpeed's launcher; test_train_cli.py trains with ZeRO through torchrun
 def test_deepspeed_gives_the_numbers_of_uni_dpo_train(workplace: Workplace, trained_here):
     launcher = workplace.python.with_name("deepspeed")
     if not launcher.exists():
