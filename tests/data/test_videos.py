@@ -60,6 +60,7 @@ def films(tmp_path: Path, write_video: Callable[..., Path]) -> Path:
         torn = whole[:middle] + bytes(3000) + whole[middle + 3000 :]
         (tmp_path / name.replace("noise", "torn")).write_bytes(torn if name.endswith("mp4") else whole[:middle])
     Image.new("RGB", (40, 30)).save(tmp_path / "frame.png")
+    Image.new("RGB", (30, 40)).save(tmp_path / "tall.png")
     return tmp_path
 
 
@@ -82,6 +83,7 @@ def test_every_fault_of_a_video_is_named_by_row_and_field(films: Path, row: Call
         row(14, "good.mp4", "good.mp4"),
         row(15, "torn.avi"),
         row(16, "noise.avi"),
+        row(17, ["frame.png", "tall.png"]),
     ]
     (films / "pairs.json").write_text(json.dumps(rows))
     report = check_dataset(str(films / "pairs.json"))
@@ -98,6 +100,7 @@ def test_every_fault_of_a_video_is_named_by_row_and_field(films: Path, row: Call
         (13, "image_count", "videos"),
         (14, "image_count", "videos"),
         (15, "video_cut", "videos[0]"),
+        (17, "video_frame", "videos[0]"),
     ]
     assert "frame 1: no file none.png" in str(report.faults[6])
 
@@ -190,6 +193,7 @@ def test_questions_about_videos_are_read(films: Path, ask: Callable[..., Any]) -
         ({"videos": ["torn.avi"]}, "says that it has 12 frames, and has"),
         ({"videos": ["http://127.0.0.1:9/film.mp4"]}, "download it first"),
         ({"videos": [["frame.png", "none.png"]]}, "no file none.png"),
+        ({"videos": [["frame.png", "tall.png"]]}, "frame 1 has 30 × 40 pixels, frame 0 has 40 × 30"),
         ({"videos": [[]]}, "a list without a frame"),
         ({"videos": [7]}, "write the path of a video file"),
         ({"question": "<video><video>?", "videos": ["good.mp4"]}, "2 × <video>, 1 videos"),

@@ -24,7 +24,7 @@ from uni_dpo.data.image_state import BrokenImageError, check_shape
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, one_split, unreadable_fault
-from uni_dpo.data.videos import DECODER, Video, VideoState, check_listed, file_state, has_decoder
+from uni_dpo.data.videos import DECODER, Video, VideoState, check_listed, check_sizes, file_state, has_decoder
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import Count
 from uni_dpo.storage.identity import digest
@@ -216,7 +216,7 @@ class _QuestionReader:
         text = without_placeholders(turns[0].text)
         choices = choices_of(row)
         text += "".join(f"\n{letter}. {choice}" for letter, choice in choices.items())
-        paths = tuple(self._file(image, column) for image in images)
+        paths = tuple(self._file(image, column)[0] for image in images)
         videos = tuple(self._video(video, name) for name, found in [videos_under(row, asked)] for video in found)
         references, answers = self._answers(row)
         reference = Counter(references).most_common(1)[0][0] if references else None
@@ -239,8 +239,8 @@ class _QuestionReader:
             videos,
         )
 
-    def _file(self, image: Image, field: str) -> str:
-        """The path of an image given as path, as base64 text, or as {bytes, path}."""
+    def _file(self, image: Image, field: str) -> tuple[str, tuple[int, int]]:
+        """The path of an image given as path, as base64 text, or as {bytes, path}; its width and height."""
         try:
             source = image_source(image, self.paths)
             name = "the encoded image" if isinstance(source, bytes) else str(source)
@@ -248,16 +248,19 @@ class _QuestionReader:
             check_shape(state.width, state.height, name)
         except BrokenImageError as broken:
             raise cell_fault(field, broken.found, broken.advice) from None
-        return str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
+        path = str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
+        return path, (state.width, state.height)
 
     def _video(self, video: Any, field: str) -> Video:
         """The path of a video's file, or those of its frames, which are images as others are."""
         if not isinstance(video, str):
             try:
                 check_listed(video)
+                frames = [self._file(frame, field) for frame in video]
+                check_sizes([size for _, size in frames])
             except BrokenImageError as broken:
                 raise cell_fault(field, broken.found, broken.advice) from None
-            return tuple(self._file(frame, field) for frame in video)
+            return tuple(path for path, _ in frames)
         if not has_decoder():
             raise cell_fault(
                 field, f"the package {DECODER}, which opens videos, is not installed", f"pip install {DECODER}"

@@ -1,6 +1,7 @@
 """Whether a video is there, whether it can be shown to a model, and which frames of it LlamaFactory shows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -120,6 +121,7 @@ class VideoChecker:
         for at, state in enumerate(states):
             if state.kind:
                 raise BrokenImageError("frame", f"frame {at}: {state.found}", state.advice)
+        check_sizes([(state.width, state.height) for state in states])
         return VideoState(states[0].width, states[0].height, len(states), listed=True)
 
 
@@ -134,6 +136,19 @@ def check_listed(video: Any) -> None:
         raise BrokenImageError("type", "null" if video is None else shown(video), advice)
     if not video:
         raise BrokenImageError("empty", "a list without a frame", "name its frames, or remove the row")
+
+
+def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
+    """See that the frames of a video are alike in width and height, since they go through a model as one.
+
+    Raises:
+        BrokenImageError: one is not.
+    """
+    first = sizes[0]
+    for at, size in enumerate(sizes):
+        if size != first:
+            found = f"frame {at} has {size[0]} × {size[1]} pixels, frame 0 has {first[0]} × {first[1]}"
+            raise BrokenImageError("frame", found, "give all frames of a video one size")
 
 
 def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> VideoState:

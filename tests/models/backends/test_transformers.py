@@ -186,6 +186,24 @@ def test_every_family_runs_a_request_once(family_checkpoint, unlike_images, sequ
         assert reply.total == pytest.approx(alone.total, abs=1e-5)
 
 
+@pytest.mark.parametrize("family_checkpoint", ["internvl", "gemma3"], indirect=True)
+def test_other_families_see_videos_one_by_one_or_say_that_they_see_none(family_checkpoint, unlike_images):
+    """The processor of InternVL stacks no videos of unlike lengths, which two in one request are."""
+    backend = make_backend({"model": str(family_checkpoint)})
+    red, blue = unlike_images
+    asked = [Request("Which?", videos=((red, red),)), Request("Hello"), Request("Which?", videos=((blue,) * 4,))]
+    if family_checkpoint.name == "gemma3":
+        with pytest.raises(UniDPOError, match="gemma3 takes no videos, but its requests carry some"):
+            backend.generate(asked, Sampling(temperature=0.0, max_tokens=3))
+        return
+    assert [reply[0].tokens for reply in backend.generate(asked, Sampling(temperature=0.0, max_tokens=3))] == [3, 3, 3]
+    answers = ["two", "one", "zero"]
+    alone = [backend.answer_logprobs([request], [answer])[0] for request, answer in zip(asked, answers, strict=True)]
+    assert backend.answer_logprobs(asked, answers) == alone
+    with pytest.raises(UniDPOError, match="internvl: its processor does not take these videos together"):
+        backend.generate([Request("Which?", videos=(*asked[0].videos, *asked[2].videos))], Sampling())
+
+
 def test_answers_to_a_video_run_it_once(backend, digits, sequences_run, monkeypatch):
     monkeypatch.setattr(backend, "options", replace(backend.options, batch_size=5))
     videos = [[str(d.image) for d in digits["train"][start : start + 4]] for start in (0, 4)]

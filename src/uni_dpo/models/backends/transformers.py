@@ -85,7 +85,7 @@ class TransformersBackend(Backend):
         start = 0
         while start < len(requests):
             size = min(self._fits, max(1, self.options.batch_size // sampling.n))
-            batch = requests[start : start + size]
+            batch = self._together(requests, start, size)
             try:
                 replies = self._batch(batch, sampling)
             except torch.cuda.OutOfMemoryError as error:
@@ -98,6 +98,12 @@ class TransformersBackend(Backend):
                 continue
             yield from enumerate(replies, start)
             start += len(batch)
+
+    def _together(self, requests: Sequence[Request], start: int, size: int) -> Sequence[Request]:
+        """The next requests to go through the model at once; one where videos of unlike lengths can't be stacked."""
+        batch = requests[start : start + size]
+        stacks = "video_grid_thw" in self.processor.model_input_names
+        return batch if stacks or not any(request.videos for request in batch) else batch[:1]
 
     @torch.inference_mode()
     def _batch(self, batch: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
@@ -131,9 +137,8 @@ class TransformersBackend(Backend):
         """See `Backend.choice_logprobs`; exact, over the whole vocabulary."""
         tokens = first_tokens(self._token_ids, choices, self.options.model)
         replies: list[dict[str, float] | Failure] = []
-        size = self.options.batch_size
-        for start in range(0, len(requests), size):
-            batch = requests[start : start + size]
+        while len(replies) < len(requests):
+            batch = self._together(requests, len(replies), self.options.batch_size)
             inputs = self._encode(batch)
             output = self.model.generate(
                 **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -148,9 +153,9 @@ class TransformersBackend(Backend):
     def answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob | Failure]:
         """See `Backend.answer_logprobs`."""
         replies: list[AnswerLogprob | Failure] = []
-        for start in range(0, len(requests), self.options.batch_size):
-            batch = slice(start, start + self.options.batch_size)
-            replies += self._answer_logprobs(requests[batch], answers[batch])
+        while len(replies) < len(requests):
+            batch = self._together(requests, len(replies), self.options.batch_size)
+            replies += self._answer_logprobs(batch, answers[len(replies) : len(replies) + len(batch)])
         return replies
 
     def _answer_logprobs(self, requests: Sequence[Request], answers: Sequence[str]) -> list[AnswerLogprob]:
@@ -213,7 +218,15 @@ class TransformersBackend(Backend):
         shown = {"images": by_request(self.processor, images)} if any(images) else {}
         shown |= {"videos": videos} if videos else {}
         texts = [prompt_of(self.processor, request.items(), self.style, request.system) for request in requests]
-        inputs = self.processor(text=texts, padding=True, return_tensors="pt", **shown, **told)
+        try:
+            inputs = self.processor(text=texts, padding=True, return_tensors="pt", **shown, **told)
+        except (ValueError, RuntimeError) as error:
+            if not videos:
+                raise
+            why = str(error).splitlines()[0]
+            raise UniDPOError(
+                f"{self.options.model}: its processor does not take these videos together: {why}"
+            ) from error
         return dict(inputs.to(self.device))
 
     def _sample(self, tokens: list[int]) -> Sample:
