@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from uni_dpo.objective import PairLogps, UniDPOConfig, named_loss, uni_dpo_loss
 from uni_dpo.settings.losses import UNI_DPO
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")

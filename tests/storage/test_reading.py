@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 
 def test_an_object_is_read_and_no_file_is_empty(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from uni_dpo.ledger.columns import record_file
 from uni_dpo.models.backends.base import parse_model
 from uni_dpo.models.checkpoint import ADAPTER_CONFIG, is_adapter
 from uni_dpo.settings.losses import compares, is_ours
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.config import ModelSettings
 

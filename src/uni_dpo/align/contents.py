@@ -12,8 +12,8 @@ from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths, image_paths
 from uni_dpo.data.tables.reading import numbered_rows, one_split
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import digest, file_digest, file_stamps
-from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 
 

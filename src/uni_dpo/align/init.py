@@ -16,7 +16,7 @@ from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.machine import has_accelerator
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
 Language = Literal["en", "zh"]

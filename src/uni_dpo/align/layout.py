@@ -7,7 +7,7 @@ from typing import Any
 
 from uni_dpo.align.choice import Choice, read_choice, read_grades
 from uni_dpo.align.config import AlignConfig, training
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 LAST = "final"
 """What a training's last state is called among its checkpoints."""

@@ -14,7 +14,7 @@ from uni_dpo.align.launch import end_left_over, last_lines, run_command
 from uni_dpo.align.stages import ENGINE_STAGES, AlignStage, AlignStages
 from uni_dpo.align.state import AlignState, Fingerprints, Standing, stale_lines
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import holding
 
 Say = Callable[[str], None]

@@ -8,8 +8,8 @@ from typing import Any
 
 from uni_dpo.align.stages import AlignStage
 from uni_dpo.errors import UniDPOError
+from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import difference, digest
-from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.writing import write_text
 
 

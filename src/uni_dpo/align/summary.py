@@ -10,7 +10,7 @@ from uni_dpo.align.choice import gain, mean, read_grades
 from uni_dpo.align.layout import Arm, WorkLayout
 from uni_dpo.errors import plain
 from uni_dpo.ledger.reading import read_ledger, read_texts
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
 _CHARACTERS = 80

@@ -9,7 +9,7 @@ from uni_dpo.demo import digits, scenes
 from uni_dpo.demo.scene_judges import Rows, judge_rows, ranked_rows
 from uni_dpo.demo.tiny_model import CORPUS, IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
 Task = Literal["digits", "scenes"]

@@ -10,8 +10,8 @@ from typing import Any
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
+from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import difference, digest
-from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import holding, write_text
 

@@ -35,7 +35,7 @@ from uni_dpo.online.policy import (
     prompt_text,
 )
 from uni_dpo.shared_prefix import SharedBatch, in_place_of_head, share_rows, shares_rows, unwrapped
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames, process_group
 from uni_dpo.trl.trainer import SeeingSampler

@@ -18,8 +18,8 @@ from uni_dpo.models.checkpoint import adapter_base, is_adapter
 from uni_dpo.report.page import Thumbnails
 from uni_dpo.report.page import page as report_page
 from uni_dpo.settings.options import fingerprinted
+from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import derive_seed, digest, file_stamps
-from uni_dpo.storage.reading import read_json
 from uni_dpo.storage.rowlog import RowLog
 from uni_dpo.storage.writing import holding
 

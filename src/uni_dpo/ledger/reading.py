@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import LEDGER, TEXTS, ledger_folder, record_file, texts_file
 from uni_dpo.ledger.summary import group_pairs, pair_history, windows
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 
 def read_ledger(output: str | Path) -> pa.Table:

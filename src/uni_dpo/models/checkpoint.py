@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 """`model_type` of the checkpoints that VLMEvalKit's adapter loads."""

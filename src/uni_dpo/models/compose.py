@@ -11,7 +11,7 @@ from typing import Any
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import check_dtype, load_class, load_model, one_line
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"

@@ -11,7 +11,7 @@ from typing import Any
 
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.models.checkpoint import Checkpoint
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 

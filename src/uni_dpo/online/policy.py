@@ -19,7 +19,7 @@ from uni_dpo.models.prompt import detect_style, prompt_of
 from uni_dpo.models.rewards.options import find_reward_checkpoint
 from uni_dpo.online import OnlineConfig, RewardOptions
 from uni_dpo.settings.registry import find
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Names of the modules that `freeze_vision_tower` freezes, in the supported families."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -16,7 +16,7 @@ from uni_dpo.data.image_state import ImageLimits
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.videos import FRAME, VideoLimits
 from uni_dpo.errors import UniDPOError
-from uni_dpo.storage.reading import read_json
+from uni_dpo.storage import read_json
 
 _ROWS_AT_ONCE = 256
 _DEFAULT_SYSTEM = "You are a helpful assistant."

@@ -9,8 +9,8 @@ from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import check_weights, find_checkpoint, is_adapter, tensor_names
 from uni_dpo.settings.options import Dtype
+from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
-from uni_dpo.storage.reading import read_json
 
 VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 VALUE_HEAD_WEIGHTS = ("v_head.summary.weight", "v_head.summary.bias")
