@@ -1,6 +1,7 @@
 """The tables of `gain.py`, computed from its rows: settings that the search chose, and what every method gained."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from rich.table import Table
 
 UNI_DPO, DPO = "Uni-DPO", "DPO"
 START, TWICE, TWO_ROUNDS = "start", "Uni-DPO, twice the pairs and steps", "Uni-DPO, two rounds"
+SHOWN = {"digits": "images answered right", "scenes": "pictures, claims right (F1)"}
+"""Task → what its figures are."""
 RESAMPLES = 10_000
 Right = Mapping[int, np.ndarray]
-"""Seed → 1 or 0 for each test question."""
+"""Seed → how right the answer to each test question is, from 0 to 1."""
 
 
 def best_settings(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, float, int]]:
@@ -33,11 +36,11 @@ def best_settings(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, flo
 
 
 def right_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[int, np.ndarray]]]:
-    """Return kind of scores → method → seed → 1 or 0 for each test question; of a method that ran twice the last."""
+    """Return kind of scores → method → seed → how right each test question is; of a method that ran twice the last."""
     right: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     for row in rows:
         if "right" in row:
-            flags = np.array([int(flag) for flag in row["right"]], dtype=np.float64)
+            flags = np.array([float(one) for one in row["right"]])
             right.setdefault(row["condition"], {}).setdefault(row["method"], {})[row["seed"]] = flags
     return right
 
@@ -54,13 +57,18 @@ def difference(ours: Right, theirs: Right, *, seed: int = 0) -> tuple[float, flo
     """
     shared = sorted(ours.keys() & theirs.keys())
     gaps = 100 * np.stack([ours[key] - theirs[key] for key in shared])  # (seeds, questions)
-    draw = np.random.default_rng(seed)
-    count, questions = gaps.shape
-    by_seed = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-    by_question = draw.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES) / questions
-    means = np.einsum("rs,sq,rq->r", by_seed, gaps, by_question, optimize=True)
+    by_seed, by_question = _weights(*gaps.shape, seed)
+    means = ((by_question @ gaps.T) * by_seed).sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(gaps.mean()), float(low), float(high)
+
+
+@lru_cache
+def _weights(seeds: int, questions: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much each seed and each question counts in each resample: (resamples, seeds) and (resamples, questions)."""
+    draw = np.random.default_rng(seed)
+    by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    return by_seed, draw.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES) / questions
 
 
 def summary(right: Mapping[str, Right], start: Right) -> list[tuple[str, ...]]:
@@ -83,11 +91,10 @@ def _points(found: tuple[float, float, float]) -> str:
 
 
 def print_tables(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Print what the search chose, and one table for each kind of scores."""
+    """Print what the search chose, and one table for each kind of scores; the rows are of one task."""
     rows = list(rows)
-    table = Table(
-        "method", "tried", "right", "settings", title="the search: validation images answered right, in per cent"
-    )
+    shown = SHOWN[next((row["task"] for row in rows if "task" in row), "digits")]  # the oldest rows name no task
+    table = Table("method", "tried", "right", "settings", title=f"the search: validation {shown}, in per cent")
     for method, (settings, share, count) in best_settings(rows).items():
         table.add_row(method, str(count), f"{share:.1f}", settings)
     console.print(table)
@@ -98,7 +105,7 @@ def print_tables(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
         console.print(f"before, by seed: {shares}")
     for condition, right in found.items():
         names = ("method", "seeds", "right", "worst seed", "gain", "against DPO", "against Uni-DPO")
-        table = Table(*names, title=f"{condition}: test images answered right, in per cent")
+        table = Table(*names, title=f"{condition}: test {shown}, in per cent")
         for line in summary(right, start):
             table.add_row(*line)
         console.print(table)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo_training import COLUMNS, write_data
+from demo_training import COLUMNS, DATASET, write_data
 
 from uni_dpo.demo.digits import QUESTION, answer, write_digits
 from uni_dpo.demo.tiny_model import IMAGE_SIDE, write_tiny_qwen2_vl
@@ -61,7 +61,7 @@ def main() -> None:
         write_data(folder, rows, {"ranking": True, "columns": COLUMNS})
         settings = {
             "stage": "dpo", "do_train": True, "pref_loss": "uni_dpo", "finetuning_type": "full", "template": "qwen2_vl",
-            "model_name_or_path": str(write_tiny_qwen2_vl(folder / "model", seed=0)), "dataset": "digits",
+            "model_name_or_path": str(write_tiny_qwen2_vl(folder / "model", seed=0)), "dataset": DATASET,
             "dataset_dir": place, "output_dir": str(folder / "out"), "cutoff_len": 256, "report_to": "none",
             "per_device_train_batch_size": options.batch, "save_steps": 32, "save_only_model": True,
             "logging_steps": 8, "overwrite_cache": True,

@@ -75,7 +75,7 @@ def train_all(folder: Path) -> None:
         if (output / "trainer_state.json").exists():
             continue
         where = {
-            "model_name_or_path": str(start), "output_dir": str(output), "dataset": "digits",
+            "model_name_or_path": str(start), "output_dir": str(output),
             "dataset_dir": str(folder / "data" / how.replace(" ", "_")), "seed": 0,
         }  # fmt: skip
         try:

@@ -36,7 +36,7 @@ def train(start: Path, rows: list[dict[str, Any]], folder: Path, seed: int) -> P
     if not (output / "trainer_state.json").exists():
         write_data(folder / "data", rows, {"ranking": True, "columns": COLUMNS})
         where = {
-            "model_name_or_path": str(start), "output_dir": str(output), "dataset": "digits",
+            "model_name_or_path": str(start), "output_dir": str(output),
             "dataset_dir": str(folder / "data"), "seed": seed,
         }  # fmt: skip
         demo_training.train(GOOD | where)

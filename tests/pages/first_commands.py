@@ -77,7 +77,9 @@ PAGES = {
     ),
     "docs/evaluate.md": Expected(refused=NO_CONFIG),
     "docs/gain.md": Expected(
-        first=0, more=("python benchmarks/gain.py run outputs/gain --minutes 1",), after=has("outputs/gain/rows.jsonl")
+        first=0,
+        more=("python benchmarks/gain.py run outputs/gain --minutes 1",),
+        after=has("outputs/gain/digits/rows.jsonl"),
     ),
     "docs/math_and_text.md": Expected(
         after=has("outputs/text_reward_model_tiny/dataset/pairs.json", "outputs/math_tiny/dataset/pairs.json")
