@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from uni_dpo.data.columns import is_empty
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, source_format
@@ -19,6 +17,7 @@ from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import (
     Row,
     Unreadable,
+    counted,
     numbered_rows,
     one_split,
     splits_of,
@@ -232,8 +231,7 @@ def _changed_rows(
 ) -> Iterator[Row]:
     faults = 0
     for file in files:
-        rows = tqdm(numbered_rows(file), desc=f"Converting {file.name}", unit=" rows", mininterval=1.0, delay=2.0)
-        for index, line, row in rows:
+        for index, line, row in counted(numbered_rows(file), f"Converting {file.name}"):
             result.read += 1
             try:
                 if isinstance(row, Unreadable):

@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from uni_dpo.data.checks.rows import MEDIA_TOKENS, RowChecker
 from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.dataset_info import DatasetEntry
@@ -19,7 +17,7 @@ from uni_dpo.data.image_state import ImageState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import Row, Unreadable, iter_rows, one_split, read_rows, unreadable_fault
+from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, one_split, read_rows, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
 from uni_dpo.data.videos import VideoChecker, VideoState
 from uni_dpo.errors import UniDPOError
@@ -237,9 +235,7 @@ def _usable_rows(
     faults: list[Fault] = []
     count = 0
     for file in files:
-        for index, row in enumerate(
-            tqdm(layout.read(file, videos), desc=f"Checking {file.name}", unit=" rows", delay=2)
-        ):
+        for index, row in enumerate(counted(layout.read(file, videos), f"Checking {file.name}")):
             if not sees_images and any(each.images or each.videos for each in row.conversations):
                 advice = "rate it with a reward model that LlamaFactory trained (stage: rm)"
                 column = "images" if row.conversations[0].images else "videos"

@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from tqdm import tqdm
-
 from uni_dpo.data.checks.audit import Audit, Auditor
 from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, swapped_scores, unseen_columns
 from uni_dpo.data.checks.fix import rejects_path, sorting
@@ -21,7 +19,7 @@ from uni_dpo.data.image_state import OddImages
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import is_file, source_files
+from uni_dpo.data.tables.reading import counted, is_file, source_files
 from uni_dpo.data.tables.writing import keep_inputs
 from uni_dpo.data.videos import DECODER, VideoChecker, has_decoder
 
@@ -203,7 +201,7 @@ def check_entry(
             report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))
         rows = islice(_checked_rows(files, checker, report), left)
-        for row in tqdm(rows, desc=f"Checking {entry.name}", unit=" rows", mininterval=1.0, delay=2.0):
+        for row in counted(rows, f"Checking {entry.name}"):
             _note(report, row)
             auditor.add(row)
             if lengths is not None:

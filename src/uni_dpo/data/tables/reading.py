@@ -4,15 +4,17 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, stand_in, where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
 from uni_dpo.storage.rowlog import Row as Row
+
+T = TypeVar("T")
 
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".arrow", ".csv")
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
@@ -136,7 +138,12 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
 
 def shown_rows(path: str | Path, verb: str) -> Iterator[Row]:
     """Yield the rows of `iter_rows` and show how far they are, as `verb` and the file's name."""
-    yield from tqdm(iter_rows(path), desc=f"{verb} {Path(path).name}", unit=" rows", mininterval=1.0, delay=2.0)
+    return counted(iter_rows(path), f"{verb} {Path(path).name}")
+
+
+def counted(rows: Iterable[T], title: str) -> Iterator[T]:
+    """Yield rows and show how many there were by now, where they take longer than two seconds."""
+    yield from tqdm(rows, desc=title, unit=" rows", mininterval=1.0, delay=2.0)
 
 
 def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None = None) -> Fault:
