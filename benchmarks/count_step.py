@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from count_towers import tower_features
+from count_towers import image_features
 from counters import ATTENTION, LiveBytes, flop_counter
 from torch import Tensor, nn
 
@@ -111,47 +111,6 @@ def counted_attention(
     added = added_mask(attention_mask, query.dtype)
     after = ATTENTION(query[:, :, prompt:], key, value, 0.0, False, attn_mask=added, scale=scale)[0]
     return torch.cat([part.transpose(1, 2) for part in (before, after)], 1), None
-
-
-def image_features(model: nn.Module, images: int, tokens: int) -> Tensor | None:
-    """What the tower makes of images of equal size: (images · tokens, hidden size)."""
-    if not tokens:
-        return None
-    if family_of(model) not in GRID_FAMILIES:
-        return tower_features(model, images)
-    vision = model.config.vision_config  # type: ignore[union-attr]
-    tower = model.model.visual  # type: ignore[union-attr]
-    side = 2 * round(tokens**0.5)
-    grid = torch.tensor([[1, side, 4 * tokens // side]]).repeat(images, 1)
-    patch = 3 * 2 * vision.patch_size**2
-    pixels = torch.empty(int(grid[0].prod()) * images, patch, device="meta", dtype=tower.dtype)
-    with _known_windows(tower):
-        return tower(pixels, grid_thw=grid).pooler_output
-
-
-@contextmanager
-def _known_windows(tower: Any) -> Iterator[None]:
-    """Let towers do without what on the meta device they could not read: Qwen2.5-VL's windows, GLM's positions."""
-    if hasattr(tower, "embeddings"):  # GLM's sample positions between those that it learnt: no products
-        positions = tower.embeddings.position_embedding.weight
-        tower.embeddings.forward = lambda patches, *_: patches + positions[:1]
-    if not hasattr(tower, "get_window_index"):
-        yield
-        return
-    unique, windows = torch.unique_consecutive, tower.get_window_index
-    known: list[Any] = []
-
-    def remembered(grid: Tensor) -> Any:
-        known[:] = windows(grid)
-        return known
-
-    tower.get_window_index = remembered
-    torch.unique_consecutive = lambda *_: unique(torch.tensor(known[1]))
-    try:
-        yield
-    finally:
-        torch.unique_consecutive = unique
-        del tower.get_window_index
 
 
 def hidden_states(

@@ -1,16 +1,36 @@
-"""What the towers of LLaVA, InternVL and Gemma 3 make of images of one size, on PyTorch's meta device."""
+"""What vision towers make of images of one size, on PyTorch's meta device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from uni_dpo.shared_prefix.families import GRID_FAMILIES, family_of
+
 TILED = {"llava_next": 672, "llava_onevision": 768}
 """Families that cut an image into tiles, and the side in pixels of the image that is counted: two by two tiles."""
 
 
+def image_features(model: nn.Module, images: int, tokens: int) -> Tensor | None:
+    """Return what the tower makes of images of equal size, (images · tokens, hidden size)."""
+    if not tokens:
+        return None
+    if family_of(model) not in GRID_FAMILIES:
+        return tower_features(model, images)
+    vision = model.config.vision_config  # type: ignore[union-attr]
+    tower = model.model.visual  # type: ignore[union-attr]
+    side = 2 * round(tokens**0.5)
+    grid = torch.tensor([[1, side, 4 * tokens // side]]).repeat(images, 1)
+    patch = 3 * 2 * vision.patch_size**2
+    pixels = torch.empty(int(grid[0].prod()) * images, patch, device="meta", dtype=tower.dtype)
+    with _known_windows(tower):
+        return tower(pixels, grid_thw=grid).pooler_output
+
+
 def tower_features(model: nn.Module, images: int) -> Tensor:
-    """Return the features of square images, (images · tokens, hidden size)."""
+    """Return the features of square images of LLaVA, InternVL or Gemma, (images · tokens, hidden size)."""
     config: Any = model.config
     family = config.model_type
     if family == "gemma4":
@@ -43,3 +63,28 @@ def gemma4_features(model: Any, images: int, tokens: int = 280) -> Tensor:
 def tokens_per_image(model: nn.Module) -> int:
     """Return how many tokens such an image has."""
     return len(tower_features(model, 1))
+
+
+@contextmanager
+def _known_windows(tower: Any) -> Iterator[None]:
+    """Let towers do without what on the meta device they could not read: Qwen2.5-VL's windows, GLM's positions."""
+    if hasattr(tower, "embeddings"):  # GLM's sample positions between those that it learnt: no products
+        positions = tower.embeddings.position_embedding.weight
+        tower.embeddings.forward = lambda patches, *_: patches + positions[:1]
+    if not hasattr(tower, "get_window_index"):
+        yield
+        return
+    unique, windows = torch.unique_consecutive, tower.get_window_index
+    known: list[Any] = []
+
+    def remembered(grid: Tensor) -> Any:
+        known[:] = windows(grid)
+        return known
+
+    tower.get_window_index = remembered
+    torch.unique_consecutive = lambda *_: unique(torch.tensor(known[1]))
+    try:
+        yield
+    finally:
+        torch.unique_consecutive = unique
+        del tower.get_window_index
