@@ -139,20 +139,20 @@ def compare(setting: Setting) -> dict[str, dict[str, float]]:
     gc.collect()  # the trainers hold themselves, and the models
     for variant, result in results.items():
         counts = variant == "ordinary" and setting.micro_batch
-        memory = {"bytes": counted_bytes(setting)} if counts else peak_memory(variant, setting)
+        memory = {"bytes": counted(setting, "stock")[1]} if counts else peak_memory(variant, setting)
         result |= {"seconds": statistics.median(seconds[variant]), **memory}
     return results
 
 
-def counted_bytes(setting: Setting) -> int:
-    """Bytes that LlamaFactory's step would take for all pairs at once."""
+def counted(setting: Setting, variant: str) -> tuple[int, int]:
+    """Operations of a step of `count_step.py`'s variant, and the bytes that it would take for all pairs at once."""
     text, vision = SHAPES[setting.shape]
     config = {"model_type": "qwen2_vl", **text, "vocab_size": setting.vocabulary, "vision_config": vision}
     step = Step(
         setting.questions, setting.answers, setting.image_tokens, setting.prompt, setting.answer,
         checkpointing=setting.checkpointing,
     )  # fmt: skip
-    return count(config, step, "stock", getattr(torch, setting.dtype))[1]
+    return count(config, step, variant, getattr(torch, setting.dtype))
 
 
 def measure_memory(variant: str, setting: Setting, *, warm: bool = False) -> dict[str, int]:
@@ -252,6 +252,10 @@ def print_table(rows: list[tuple[Setting, dict[str, dict[str, float]]]]) -> None
     )
     if rows[0][0].micro_batch:
         print("LlamaFactory's are counted for all pairs at once.")
+    for setting in (setting for setting, _ in rows if setting.image_tokens):
+        stock, ours = (counted(setting, variant)[0] for variant in ("stock", "ours"))
+        sizes = f"{setting.pairs} pairs, {setting.image_tokens} image and {setting.answer} answer tokens"
+        print(f"Operations alone, {sizes}: {stock / 1e9:,.0f} against {ours / 1e9:,.0f} GFLOP, ÷ {stock / ours:.1f}.")
 
 
 def draw(rows: list[tuple[Setting, dict[str, dict[str, float]]]], size: str, target: Path) -> None:
