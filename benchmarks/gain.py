@@ -1,9 +1,7 @@
 """What Uni-DPO gains over other ways of learning from the same scored pairs, on an embedded task.
 
-    python benchmarks/gain.py run FOLDER [--task digits|scenes] [--seeds 0 1 2 3 4] [--minutes M]
-        run what FOLDER does not hold yet
-    python benchmarks/gain.py table FOLDER|ROWS
-        print the tables of what has run
+    python benchmarks/gain.py run FOLDER [--task scenes] [--seeds 0 1 2 3 4] [--minutes M]    run what is not there yet
+    python benchmarks/gain.py table FOLDER|ROWS                                print the tables of what has run
 
 Started twice on one folder it shares the work. Each method has six settings, tried on a seed of its own with clean
 scores; the best on the validation images is taken. Then each method runs with these on every other seed and every kind
@@ -25,7 +23,7 @@ from typing import Any
 
 import torch
 from demo_training import COLUMNS, DIGITS, SCENES, Pictures, Task, make_pairs, rightness, train, warm_up, write_data
-from gain_table import START, TWICE, TWO_ROUNDS, UNI_DPO, best_settings, print_tables
+from gain_table import ALIKE, START, TWICE, TWO_ROUNDS, UNI_DPO, best_settings, print_tables
 from rich.console import Console
 
 from uni_dpo.errors import UniDPOError
@@ -44,8 +42,7 @@ SWAPPED = 0.15
 """The share of pairs whose judge was sure and wrong."""
 CONDITIONS = ("clean", "noisy scores", "15 % swapped")
 SHARED: dict[str, Any] = {
-    "max_steps": STEPS, "per_device_train_batch_size": 16, "logging_steps": 30,
-    "disable_gradient_checkpointing": True,
+    "max_steps": STEPS, "per_device_train_batch_size": 16, "logging_steps": 30, "disable_gradient_checkpointing": True,
 }  # fmt: skip
 PREFERENCE: dict[str, Any] = {"stage": "dpo", "pair_forward": "shared_prefix", "uni_dpo_ledger": False}
 
@@ -192,8 +189,7 @@ class World:
         finally:
             shutil.rmtree(self.own, ignore_errors=True)
         row: Row = {"id": job.key, "task": self.task.name, "seed": job.seed, "method": job.method}
-        row["settings"] = words(job.settings)
-        row["cpu"] = round(time.process_time() - begun, 1)
+        row |= {"settings": words(job.settings), "cpu": round(time.process_time() - begun, 1)}
         if job.condition:
             return row | {"condition": job.condition, "right": kept(right)}
         return row | {"validation": sum(right) / len(right)}
@@ -228,7 +224,11 @@ def runs(plan: Plan, seeds: Sequence[int], rows: Iterable[Row]) -> list[Job]:
         for seed in seeds:
             jobs += [Job(seed, START, {}, "clean")] if "clean" in conditions else []
             jobs += [Job(seed, method, settings[method], name) for name in conditions for method in settings]
-    return jobs + [Job(seed, method, settings[UNI_DPO], "clean") for method in (TWICE, TWO_ROUNDS) for seed in seeds]
+    jobs += [Job(seed, method, settings[UNI_DPO], "clean") for method in (TWICE, TWO_ROUNDS) for seed in seeds]
+    alike = {**settings[UNI_DPO], "uni_dpo_qual_eta": 0.0}
+    if alike != settings["… without quality"]:  # then the weight is not all that differs
+        jobs += [Job(seed, ALIKE, alike, name) for name in CONDITIONS for seed in seeds]
+    return jobs
 
 
 class Bench:

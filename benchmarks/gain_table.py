@@ -10,6 +10,8 @@ from rich.table import Table
 
 UNI_DPO, DPO = "Uni-DPO", "DPO"
 START, TWICE, TWO_ROUNDS = "start", "Uni-DPO, twice the pairs and steps", "Uni-DPO, two rounds"
+ALIKE = "Uni-DPO with η = 0"
+"""As `… without quality`, with the other settings of Uni-DPO."""
 SHOWN = {"digits": "images answered right", "scenes": "pictures, claims right (F1)"}
 """Task → what its figures are."""
 RESAMPLES = 10_000
