@@ -1,7 +1,6 @@
 """The files that a demo starts from."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,14 @@ from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.stages import AlignStages
 from uni_dpo.demo import scenes
 from uni_dpo.demo.digits import SPLITS, answer, closeness
+from uni_dpo.demo.scene_judges import HOW_MANY, KINDS, NOTHING, parts
 from uni_dpo.demo.task import QUESTION_FILES, write_task
 from uni_dpo.engine import Question
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.engine.pipelines.verifiable import Verifiable
 from uni_dpo.engine.records import Answered
 from uni_dpo.errors import UniDPOError
+from uni_dpo.settings.reading import read_mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,18 +43,31 @@ def test_the_task_is_whole_and_the_example_reads_it(tmp_path: Path, monkeypatch:
         write_task("digits", folder, seed=1)
 
 
+SMALL = {"train": 6, "preference": 3, "validation": 2, "held_out": 2}
+
+
 def test_the_scenes_come_with_what_their_judges_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scenes, "SPLITS", {"train": 6, "preference": 3, "validation": 2, "held_out": 2})
+    monkeypatch.setattr(scenes, "SPLITS", SMALL)
     folder = write_task("scenes", "outputs/scenes")
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("warm_up", "judge", "ranked")}
     assert set(json.loads((folder / "dataset_info.json").read_text())) == set(read)
     truths = {row["images"][0]: row["output"] for row in read["warm_up"]}
-    checks = [row for row in read["judge"] if row["images"]]
-    assert {row["output"] for row in checks} == {"Yes", "No"}
-    for row in checks:
-        claim = row["instruction"].removeprefix("<image>").replace("?", ".")
-        assert (claim in truths[row["images"][0]]) == (row["output"] == "Yes")
+    answers: dict[str, set[str]] = {}
+    for row in read["judge"]:
+        claims = [claim.lower() for claim in parts(truths[row["images"][0]])]
+        question = row["instruction"].removeprefix("<image>")
+        word = row["output"].lower().removesuffix(".")
+        kind, _, place = question.removesuffix("?").partition(" ")
+        if kind in KINDS:
+            assert [word] == ([w for w in KINDS[kind] if f"{w} {place}." in claims] or [NOTHING])
+        elif question == HOW_MANY:
+            assert claims[0].split()[0] == word
+        else:
+            assert (question, row["output"]) == (scenes.QUESTION, truths[row["images"][0]])
+        answers.setdefault(kind, set()).add(word)
+    assert set(answers) == {*KINDS, HOW_MANY[:-1], "Describe"}
+    assert NOTHING in answers["Colour"] & answers["Shape"]
     assert len(read["ranked"]) > 2
     for row in read["ranked"]:
         truth = Question("q", "?", reference=truths[row["images"][0]])
@@ -69,21 +83,22 @@ def test_the_scenes_come_with_what_their_judges_learn_from(tmp_path: Path, monke
     assert [answer.score >= good for answer in scored.answers] == [True, True, False, False]
 
 
-def test_a_trained_judge_stands_in_the_grader_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command of docs/align.md."""
+def test_trained_judges_stand_in_the_grader_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their recipes begin with the same model and compare by the truth, as that of the grader does."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scenes, "SPLITS", {"train": 2, "preference": 1, "validation": 1, "held_out": 1})
+    monkeypatch.setattr(scenes, "SPLITS", SMALL)
     write_task("scenes", "outputs/scenes")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    page = (ROOT / "docs" / "align.md").read_text(encoding="utf-8").replace("\\\n", "")
-    commands = [shlex.split(line) for line in page.splitlines() if "engine.pipeline=" in line]
-    found = []
-    for _, verb, recipe, *given in commands:
-        assert verb == "align"
-        config = AlignConfig.load(recipe, given)
+    graded = AlignConfig.load("examples/align/scenes.yaml").settings
+    for name, pipeline in {"divide": "divide_and_conquer", "rated": "reward_model"}.items():
+        config = AlignConfig.load(f"examples/align/scenes_{name}.yaml")
         engine = EngineConfig(config.engine({"model": "m"}))
-        found.append(engine.settings.pipeline)
-    assert found == ["reward_model"]
+        assert engine.settings.pipeline == pipeline
+        assert config.settings.evaluate == graded.evaluate
+        assert config.settings.model == f"{graded.work_dir}/warm-up/model"
+        trained = read_mapping(ROOT / f"examples/align/scenes_{'judge' if name == 'divide' else 'reward'}.yaml")
+        assert trained["output_dir"] in {model.get("model") for model in config.settings.engine["models"].values()}
+        assert trained["dataset"] in json.loads(Path(trained["dataset_dir"], "dataset_info.json").read_text())
 
 
 @pytest.mark.parametrize(

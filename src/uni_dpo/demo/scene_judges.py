@@ -6,16 +6,24 @@ from dataclasses import replace
 from typing import Any
 
 from uni_dpo.data.questions import Question
-from uni_dpo.demo.scenes import COLOURS, PLACES, QUESTION, SHAPES, Scene, right_claims
+from uni_dpo.demo.scenes import COLOURS, CORPUS, COUNTS, PLACES, QUESTION, SHAPES, Scene, right_claims
 
 Rows = list[dict[str, Any]]
-CHECKS = 2
-"""True claims per picture, and as many false ones."""
-
-
-def sentences(description: str) -> list[str]:
-    """Give the claims of a description as it says them."""
-    return [f"{part.strip()}." for part in description.split(".") if part.strip()]
+NOTHING = "no"
+"""First word of what is said of an empty place."""
+KINDS = {"Colour": tuple(COLOURS), "Shape": SHAPES}
+COUNTED = tuple(count.split()[0] for count in COUNTS[1:4])
+"""How many shapes a picture may have, in words."""
+HOW_MANY = "Shapes?"
+ASKED = 6
+"""Questions per picture about a place, of eight."""
+JUDGE_CORPUS = (
+    *CORPUS,
+    HOW_MANY,
+    *(f"{word.capitalize()} top left?" for word in (*COLOURS, *SHAPES, *KINDS)),
+    *(f"{word.capitalize()} shapes." for word in (*COUNTED, NOTHING)),
+)
+"""What the judge's tokenizer learns its words from: each begins a question or a reply as one token."""
 
 
 def mistaken(scene: Scene, draw: random.Random) -> Scene:
@@ -39,27 +47,30 @@ def mistaken(scene: Scene, draw: random.Random) -> Scene:
 
 
 def judge_rows(scenes: Sequence[Scene], *, seed: int = 0) -> Rows:
-    """Let one model learn to split a description into claims, to turn a claim into a question, and to answer it.
-
-    The prompts are those of `examples/engine/prompts_tiny`.
-    """
+    """Let a model learn to see: descriptions, how many shapes there are, and the colour or the shape in a place."""
     draw, rows = random.Random(seed), []
     for scene in scenes:
-        true = sentences(scene.answer)
-        for _ in range(CHECKS):
-            wrong = mistaken(scene, draw)
-            false = [claim for claim in sentences(wrong.answer) if claim not in true]
-            for claim, says in ((draw.choice(true), "Yes"), (draw.choice(false or true), "No" if false else "Yes")):
-                rows.append(_row(f"<image>{claim[:-1]}?", says, scene))
-        said = mistaken(scene, draw).answer
-        claim = draw.choice(sentences(said))
-        rows.append(_row(f"Split: {said}", "\n".join(f"- {each}" for each in sentences(said))))
-        rows.append(_row(f"Ask: {claim}", f"{claim[:-1]}?"))
+        there = {place: {"Colour": colour, "Shape": shape} for place, colour, shape in scene.things}
+        asked = [(f"{kind} {place}?", there.get(place, {}).get(kind, NOTHING)) for place in PLACES for kind in KINDS]
+        asked = [(HOW_MANY, COUNTED[len(there) - 1]), *draw.sample(asked, ASKED)]
+        replies = [(QUESTION, scene.answer), *((question, f"{word.capitalize()}.") for question, word in asked)]
+        rows += [_row(f"<image>{question}", reply, scene) for question, reply in replies]
     return rows
 
 
-def _row(instruction: str, output: str, scene: Scene | None = None) -> dict[str, Any]:
-    return {"instruction": instruction, "output": output, "images": [str(scene.image)] if scene else []}
+def parts(description: str) -> list[str]:
+    """Give the claims of a description, each of which says one thing: those that `right_claims` counts."""
+    claims = []
+    for words in (sentence.lower().split() for sentence in description.split(".")):
+        if len(words) == 4 and words[0] in COLOURS and words[1] in SHAPES:
+            claims += [f"{words[0]} {words[2]} {words[3]}.", f"{words[1]} {words[2]} {words[3]}."]
+        elif words:
+            claims.append(f"{' '.join(words)}.")
+    return [claim.capitalize() for claim in claims]
+
+
+def _row(instruction: str, output: str, scene: Scene) -> dict[str, Any]:
+    return {"instruction": instruction, "output": output, "images": [str(scene.image)]}
 
 
 def ranked_rows(scenes: Sequence[Scene], *, seed: int = 0) -> Rows:

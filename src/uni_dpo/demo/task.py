@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from uni_dpo.demo import digits, scenes
-from uni_dpo.demo.scene_judges import Rows, judge_rows, ranked_rows
+from uni_dpo.demo.scene_judges import JUDGE_CORPUS, Rows, judge_rows, ranked_rows
 from uni_dpo.demo.tiny_model import CORPUS, IMAGE_SIDE, write_tiny_qwen2_vl
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage import read_json
@@ -29,8 +29,8 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
 
     `model/` is a Qwen2-VL of random weights; `questions`, `validation` and `test.jsonl` are questions about different
     images; `warm_up.json` with `dataset_info.json` is what an SFT learns from. Of the digits, `digits_mcq.tsv` and
-    `digits_vqa.tsv` are the test images as benchmarks of VLMEvalKit's. Of the scenes, `judge.json` is what a model
-    learns from that splits a description into claims and checks them; from `ranked.json` a reward model learns.
+    `digits_vqa.tsv` are the test images as benchmarks of VLMEvalKit's. Of the scenes, `judge.json` is what
+    `judge_model/`, of three layers, learns from to check claims; from `ranked.json` a reward model learns.
 
     Args:
         task: which digit is written here, or a description of several claims (`scenes`).
@@ -58,6 +58,7 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
         drawn = scenes.write_scenes(folder / "images", side=IMAGE_SIDE, seed=seed)
         judge, ranked = judge_rows(drawn["train"], seed=seed), ranked_rows(drawn["train"], seed=seed)
         _write(drawn, scenes.QUESTION, folder, judge=judge, ranked=ranked)
+        write_tiny_qwen2_vl(folder / "judge_model", seed=seed, corpus=JUDGE_CORPUS, spread=scenes.SPREAD, layers=3)
     beginning = {"corpus": CORPUS} if task == "digits" else {"corpus": scenes.CORPUS, "spread": scenes.SPREAD}
     write_tiny_qwen2_vl(folder / "model", seed=seed, **beginning)
     write_text(mark, json.dumps(made))

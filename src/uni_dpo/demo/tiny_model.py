@@ -68,6 +68,7 @@ def write_tiny_qwen2_vl(
     template: str = INSTRUCT_TEMPLATE,
     corpus: Iterable[str] = CORPUS,
     spread: float = 0.02,
+    layers: int = 2,
 ) -> Path:
     """Write model, tokenizer and processor to `folder` and return it.
 
@@ -77,6 +78,7 @@ def write_tiny_qwen2_vl(
         template: the checkpoint's chat template, `INSTRUCT_TEMPLATE` or `BASE_TEMPLATE`.
         corpus: text whose words the tokenizer learns; any other text is spelt in bytes.
         spread: standard deviation of the weights.
+        layers: of the language model.
     """
     import torch
     from transformers import (
@@ -91,7 +93,7 @@ def write_tiny_qwen2_vl(
     tokenizer.chat_template = template
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen2VLForConditionalGeneration(_config(tokenizer, spread)).save_pretrained(folder)
+        Qwen2VLForConditionalGeneration(_config(tokenizer, spread, layers)).save_pretrained(folder)
     pixels = IMAGE_SIDE * IMAGE_SIDE
     processor = Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
@@ -128,7 +130,7 @@ def train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # t
     )
 
 
-def _config(tokenizer, spread):  # type: ignore[no-untyped-def]  # transformers is untyped
+def _config(tokenizer, spread, layers):  # type: ignore[no-untyped-def]  # transformers is untyped
     from transformers import Qwen2VLConfig
 
     token = {name.strip("<|>"): tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
@@ -137,7 +139,7 @@ def _config(tokenizer, spread):  # type: ignore[no-untyped-def]  # transformers 
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
             "intermediate_size": 384,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
