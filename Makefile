@@ -100,7 +100,7 @@ test-trl: trl
 # With UNI_DPO_LLAMAFACTORY=CHECKOUT also that checkout, with the overlay in it; with UNI_DPO_VLMEVALKIT=CHECKOUT that one.
 test-head: head
 	DISABLE_VERSION_CHECK=1 OMP_NUM_THREADS=1 $(HEAD)/bin/python -m pytest -n 2 --dist loadfile tests/llamafactory \
-	tests/shared_prefix tests/models tests/vlmeval tests/e2e/test_eval_cli.py
+	tests/shared_prefix tests/models tests/vlmeval tests/e2e/test_eval_cli.py tests/benchmarks/test_count_families.py
 
 # What starts no other process, by another Python: make test-python VENV=.venv-py313 PYTHON=python3.13
 test-python: setup

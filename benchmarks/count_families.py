@@ -1,6 +1,6 @@
 """Operations of a step on one pair in one sequence against two, for every family of docs/models.md, without weights.
 
-    python benchmarks/count_families.py              all
+    python benchmarks/count_families.py              all that the installed transformers has
     python benchmarks/count_families.py gemma3       some
 
 Qwen-VL has the sizes of src/uni_dpo/plan/models.json, every other family those that transformers gives a configuration
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from count_step import Step, build, count
 from count_towers import tokens_per_image
+from transformers import CONFIG_MAPPING
 
 from uni_dpo.shared_prefix.families import GRID_FAMILIES, TEXT_FAMILIES, TOWER_FAMILIES
 
@@ -67,11 +68,11 @@ def print_table(families: Iterable[str]) -> None:
 def main() -> None:
     """Parse, count, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", default=FAMILIES)
+    parser.add_argument("families", nargs="*")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    print_table(options.families)
+    print_table(options.families or [family for family in FAMILIES if family in CONFIG_MAPPING])
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ def image_features(model: nn.Module, images: int, tokens: int) -> Tensor | None:
 
 
 def tower_features(model: nn.Module, images: int) -> Tensor:
-    """Return the features of square images of LLaVA, InternVL or Gemma, (images · tokens, hidden size)."""
+    """Return the features of square images of LLaVA, InternVL, Gemma or MiniCPM-V, (images · tokens, hidden size)."""
     config: Any = model.config
     family = config.model_type
     if family == "gemma4":
         return gemma4_features(model, images)
+    if family == "minicpmv4_6":
+        return minicpm_features(model, images)
     side = config.vision_config.image_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
     shape, more = (images, 3, height, width), {}
@@ -58,6 +60,18 @@ def gemma4_features(model: Any, images: int, tokens: int = 280) -> Tensor:
     pooled, _ = tower.pooler(seen, places, padding, output_length=tokens)
     found: Tensor = model.model.embed_vision(inputs_embeds=pooled).flatten(0, 1)
     return found
+
+
+def minicpm_features(model: Any, images: int, side: int = 448) -> Tensor:
+    """Return the features of uncut images, whose tower runs on the CPU, as it reads the sizes of images."""
+    patch = model.config.vision_config.patch_size
+    sizes = torch.tensor([[side // patch] * 2] * images, dtype=torch.int32)
+    parts = [part.to_empty(device="cpu") for part in (model.model.vision_tower, model.model.merger)]
+    made = model.model.get_image_features(torch.zeros(1, 3, patch, images * side**2 // patch, dtype=model.dtype), sizes)
+    for part in parts:
+        part.to("meta")
+    found = made.pooler_output
+    return (found if isinstance(found, Tensor) else torch.cat(list(found))).flatten(0, -2).to("meta")
 
 
 def tokens_per_image(model: nn.Module) -> int:
