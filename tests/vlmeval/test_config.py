@@ -50,6 +50,14 @@ def test_vlmevalkits_own_vllm_flag_is_understood() -> None:
     assert ModelSettings.parse({**MODEL, "use_vllm": False}).backend == "transformers"
 
 
+def test_the_younger_class_has_its_own_defaults_and_answers() -> None:
+    older, younger = (ModelSettings.parse({**MODEL, "class": name}) for name in ("Qwen2VLChat", "Qwen3VLChat"))
+    assert (younger.max_new_tokens, younger.top_p, younger.top_k) == (32768, 0.8, 20)
+    assert ModelSettings.parse({**MODEL, "class": "Qwen3VLChat", "top_k": 3}).top_k == 3
+    assert "class_name" not in older.identity()  # answers that were given before there were two
+    assert younger.identity()["class_name"] == "Qwen3VLChat"
+
+
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [

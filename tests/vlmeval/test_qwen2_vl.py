@@ -70,6 +70,24 @@ def test_it_answers_what_transformers_answers(
         assert answer
 
 
+def test_the_younger_class_words_questions_its_own_way(kit: str, tiny_qwen2_vl: Path, digits: dict) -> None:
+    """As VLMEvalKit's `Qwen3VLChat`, whose pixels are counted by patches of 32."""
+    from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat, Qwen3VLChat
+
+    row = {"question": "Which?", "A": "one", "B": "two", "hint": "Look."}
+    image = str(digits["held_out"][0].image)
+    said, floor = [], []
+    for kind in (Qwen2VLChat, Qwen3VLChat):
+        model = kind(str(tiny_qwen2_vl), lazy=True)
+        model.set_dump_image(lambda line: [image])
+        assert model.use_custom_prompt("MMBench_DEV_EN")
+        said.append(model.build_prompt(row, dataset="MMBench_DEV_EN")[-1]["value"])
+        floor.append(model.request(asks(digits["held_out"][:1]), "OCRBench").content[0]["min_pixels"])
+    assert said[1] == "Hint: Look.\nQuestion: Which?\nOptions:\nA. one\nB. two\nAnswer with the option letter only."
+    assert said[0] != said[1]
+    assert floor == [78400, 102400]
+
+
 def test_a_system_prompt_comes_first(adapter: Any, tiny_qwen2_vl: Path, base_checkpoint: Path, digits: dict) -> None:
     for path in (tiny_qwen2_vl, base_checkpoint):
         model = adapter(str(path), system_prompt="Be brief.", lazy=True)

@@ -73,6 +73,12 @@ def test_answers_that_were_cut_are_named(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["results"][0]["cut"] == 7
 
 
+def test_models_whose_questions_unlike_classes_word_are_told_apart(results: Results) -> None:
+    assert "worded by" not in as_markdown(results)
+    lines = [line("a", "POPE", score([1, 0])), line("b", "POPE", score([1, 1]), wording="Qwen3VLChat")]
+    assert "questions are worded by Qwen2VLChat and Qwen3VLChat" in as_markdown(Results(lines, "vlmeval 1"))
+
+
 def test_the_terminal_shows_brackets_as_they_are(results: Results) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(as_rich_table(results))

@@ -16,12 +16,16 @@ from uni_dpo.settings.schema import Schema, object_schema, schema_of
 
 KINDS = {"mcq": "MCQ", "y/n": "Y/N", "yes/no": "Y/N", "yorn": "Y/N", "vqa": "VQA"}
 """How a user may write the type of their own data, and VLMEvalKit's name for it."""
-_MODEL_CLASS = "Qwen2VLChat"
+MODEL_CLASSES: Mapping[str, Mapping[str, Any]] = {
+    "Qwen2VLChat": {},
+    "Qwen3VLChat": {"max_new_tokens": 32768, "top_p": 0.8, "top_k": 20},
+}
+"""VLMEvalKit's classes that word the questions → what one sets that `ModelSettings` sets otherwise."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model, as VLMEvalKit's `Qwen2VLChat` takes it, with what this adapter adds.
+    """One model, as VLMEvalKit's `Qwen2VLChat` or `Qwen3VLChat` takes it, with what this adapter adds.
 
     Names and defaults are VLMEvalKit's, but for sampling: this adapter is greedy unless `do_sample` is set.
 
@@ -29,7 +33,8 @@ class ModelSettings:
         model_path: folder or hub name; for `openai` the name under which the server knows the model.
         adapter: a LoRA adapter to lay on `model_path`.
         seed: of the draws when `do_sample` is set.
-        use_custom_prompt: word each benchmark's question as VLMEvalKit words it for Qwen2-VL.
+        class_name: `Qwen2VLChat` or `Qwen3VLChat`: who words the questions; either takes every checkpoint.
+        use_custom_prompt: word each benchmark's question as that class words it.
         post_process: keep only what stands in the answer's last `\\boxed{…}`.
         device_map: spread one model over several devices (`auto`) instead of placing it on one.
         trust_remote_code: run Python code that comes with the checkpoint.
@@ -42,6 +47,7 @@ class ModelSettings:
     """
 
     model_path: str
+    class_name: Literal["Qwen2VLChat", "Qwen3VLChat"] = named("class", "Qwen2VLChat")
     adapter: str | None = None
     backend: Literal["transformers", "vllm", "openai"] = "transformers"
     prompt_style: Literal["auto", "instruct", "base"] = "auto"
@@ -86,13 +92,13 @@ class ModelSettings:
         """Check the entry of one model and fill in the rest.
 
         Args:
-            options: keys and values as they stand in the file; `class` and VLMEvalKit's `use_vllm` are understood.
+            options: keys and values as they stand in the file; VLMEvalKit's `use_vllm` is understood.
             where: the dotted key of the entry, for messages.
 
         Raises:
             SettingsError: every unknown key, and every value of another type or out of range.
         """
-        given = {key: value for key, value in options.items() if key != "class"}
+        given = {**MODEL_CLASSES.get(str(options.get("class")), {}), **options}
         if given.pop("use_vllm", False):
             given["backend"] = "vllm"
         settings = parse(cls, given, where)
@@ -113,7 +119,9 @@ class ModelSettings:
         return {
             name: dict(value) if isinstance(value, Mapping) else value
             for name, value in vars(self).items()
-            if name not in speed_only and not (name == "join_parts" and not value)
+            if name not in speed_only
+            and not (name == "join_parts" and not value)
+            and not (name == "class_name" and value == "Qwen2VLChat")
         }
 
 
@@ -197,10 +205,10 @@ def _model(name: str, entry: Any, overrides: Mapping[str, Any], where: str) -> M
     _check_name(name)
     if not isinstance(entry, dict):
         raise UniDPOError(f"a mapping of settings is expected, not {entry!r}")
-    if (class_name := entry.get("class", _MODEL_CLASS)) != _MODEL_CLASS:
+    if (class_name := entry.get("class", "Qwen2VLChat")) not in MODEL_CLASSES:
         raise UniDPOError(
-            f"unknown class {class_name!r}; this command evaluates {_MODEL_CLASS}, from Qwen2-VL to Qwen3.5; "
-            "other models and other wordings of the questions run with VLMEvalKit's own run.py"
+            f"unknown class {class_name!r}; this command evaluates {' and '.join(MODEL_CLASSES)}, from Qwen2-VL to "
+            "Qwen3.5; other models and other wordings of the questions run with VLMEvalKit's own run.py"
         )
     return ModelSettings.parse({**entry, **overrides}, where)
 
@@ -247,6 +255,6 @@ def describe(benchmark: Benchmark) -> dict[str, str]:
 def schema() -> Schema:
     """Make the JSON schema of the configuration file."""
     model, data = schema_of(ModelSettings), schema_of(Benchmark)
-    model["properties"] |= {"class": {"enum": [_MODEL_CLASS]}, "use_vllm": {"type": "boolean"}}
+    model["properties"] |= {"use_vllm": {"type": "boolean"}}
     sections = {"model": object_schema({}, (), model), "data": object_schema({}, (), data)}
     return object_schema(sections, sections)

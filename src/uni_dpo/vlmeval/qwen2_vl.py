@@ -1,8 +1,8 @@
-"""VLMEvalKit's `Qwen2VLChat` for any device, any backend, and base as well as instruct checkpoints.
+"""VLMEvalKit's `Qwen2VLChat` and `Qwen3VLChat` for any device, any backend, base as well as instruct checkpoints.
 
-VLMEvalKit's class asserts an NVIDIA GPU and FlashAttention 2, and prompts every checkpoint with role
-messages. This one keeps its per-benchmark questions, its pixel limits and its handling of videos, and
-replaces how the model is loaded, prompted and run.
+VLMEvalKit's classes assert an NVIDIA GPU and FlashAttention 2, and prompt every checkpoint with role
+messages. These keep their per-benchmark questions, their pixel limits and their handling of videos, and
+replace how the model is loaded, prompted and run.
 """
 
 import sys
@@ -12,6 +12,8 @@ from typing import Any
 
 from vlmeval.vlm.qwen2_vl.model import Qwen2VLChat as _UpstreamChat
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
+from vlmeval.vlm.qwen3_vl.model import Qwen3VLChat as _Upstream3Chat
+from vlmeval.vlm.qwen3_vl.prompt import Qwen3VLPromptMixin
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sample
@@ -34,6 +36,8 @@ class Qwen2VLChat(_UpstreamChat):
     VLMEvalKit expects, or with the first answer when `lazy` is set.
     """
 
+    class_name = "Qwen2VLChat"
+
     def __init__(self, model_path: str, *positional: Any, lazy: bool = False, **options: Any) -> None:
         """Take VLMEvalKit's arguments and those of `ModelSettings`.
 
@@ -42,7 +46,7 @@ class Qwen2VLChat(_UpstreamChat):
                 or the checkpoint's template loses question or images.
         """
         first = dict(zip(("min_pixels", "max_pixels", "total_pixels", "max_new_tokens"), positional, strict=False))
-        settings = ModelSettings.parse({"model_path": model_path, **first, **options})
+        settings = ModelSettings.parse({"model_path": model_path, "class": self.class_name, **first, **options})
         # Upstream's own __init__ asserts a GPU; only its prompt part applies here.
         Qwen2VLPromptMixin.__init__(self, use_custom_prompt=settings.use_custom_prompt)
         self.settings = settings
@@ -113,6 +117,13 @@ class Qwen2VLChat(_UpstreamChat):
         if self.verbose:
             print(answer.text)
         return answer.text
+
+
+class Qwen3VLChat(Qwen3VLPromptMixin, Qwen2VLChat):
+    """The same checkpoints, with the questions and the pixel limits of VLMEvalKit's `Qwen3VLChat`."""
+
+    class_name = "Qwen3VLChat"
+    _prepare_content = _Upstream3Chat._prepare_content
 
 
 def last_boxed(answer: str) -> str:

@@ -38,6 +38,8 @@ class Line:
     """Answers that the limit of tokens cut; they are scored as they are."""
     reasoned: int = 0
     """Answers with reasoning in `<think>…</think>`; what they say outside of it is scored."""
+    wording: str = "Qwen2VLChat"
+    """The class that worded the questions."""
 
     def scored(self, score: Score) -> "Line":
         """This line with its score."""
@@ -154,6 +156,7 @@ def _record(results: Results, line: Line) -> dict[str, Any]:
         "limit": line.limit,
         "data": line.data,
         "prompt_style": line.prompt_style,
+        "class": line.wording,
         "failed": line.reason,
         "metrics": dict(score.metrics) if score else {},
     }
@@ -189,7 +192,7 @@ def _rows(line: Line) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    """What the reader has to know beside the scores, a line each: what failed, and answers that were cut or reason."""
+    """What the reader has to know beside the scores, a line each."""
     cut = [
         f"{line.model} on {line.benchmark}: {line.cut:,} of {line.rows:,} answers were cut; raise max_new_tokens"
         for line in results.lines
@@ -201,7 +204,10 @@ def _notes(results: Results) -> list[str]:
         for line in results.lines
         if line.reasoned
     ]
-    return [*(f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures), *cut, *reasoned]
+    failed = [f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures]
+    classes = list(dict.fromkeys(line.wording for line in results.lines))
+    unlike = [f"questions are worded by {' and '.join(classes)}, so compare models of one class only"]
+    return [*failed, *cut, *reasoned, *(unlike if len(classes) > 1 else [])]
 
 
 def as_markdown(results: Results) -> str:

@@ -166,9 +166,10 @@ def _load_all(benchmarks: Iterable[Benchmark], work_dir: Path, options: Options)
 
 
 def _model(settings: ModelSettings) -> "Qwen2VLChat":
-    from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
+    from uni_dpo.vlmeval import qwen2_vl
 
-    model = Qwen2VLChat(lazy=True, **vars(settings))
+    given = dict(vars(settings))
+    model: Qwen2VLChat = getattr(qwen2_vl, given.pop("class_name"))(lazy=True, **given)
     if settings.backend == "openai":
         _ = model.backend  # is the server there?
     return model
@@ -237,6 +238,7 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
         limit=options.limit,
         data=job.loaded.source,
         prompt_style=str(model.style or "server's"),
+        wording=model.class_name,
     )
     try:
         answer(model, job, options, ranks, f"{name} on {benchmark}")
