@@ -239,6 +239,7 @@ def test_llamafactory_accepts_every_recipe(python, tmp_path):
         [*["sigmoid:", "0.8,", "bco_pair:", "0.2,", "sft:", "1"], "6e-05", "0", dataset],
         ["uni_dpo", "6e-06", "0", dataset],
         *[["uni_dpo", "6e-05", "0", dataset]] * 3,
+        ["uni_dpo", "6e-05", "0", "videos"],
     ]
 
 
