@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text_reward_model", "math"])
+@pytest.mark.parametrize("name", [pytest.param("text_reward_model", marks=pytest.mark.nightly), "math"])
 def test_recipes_on_tiny_models(folder, name):
     command = [str(Path(sys.executable).with_name("uni-dpo")), "engine", "run", f"examples/engine/{name}_tiny.yaml"]
     work = Path("outputs") / name

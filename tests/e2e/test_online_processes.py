@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", [pytest.param("ppo", marks=pytest.mark.nightly), "grpo"])
 def test_two_processes_make_one_run(
     stage: str, tiny_qwen2_vl: Path, digits: dict[str, list[Digit]], tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ NIGHTLY = (
     "uni-dpo train examples/vision_alignment/dpo.yaml",
     "uni-dpo train examples/vision_alignment/sft.yaml",
     "uni-dpo train examples/uni_dpo/text.yaml",
+    "uni-dpo train examples/text_dpo/qlora.yaml",
     "bash examples/uni_dpo/Qwen2_vl_2B_",
     "uni-dpo predict questions.jsonl answers.jsonl --model saves/vision_alignment",
     "uni-dpo predict textvqa.jsonl",

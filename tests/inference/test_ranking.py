@@ -39,6 +39,7 @@ def ratings(policy: Policy, inputs: Inputs, labels: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trained_reward_model_ranks_held_out_answers(
     tiny_qwen2_vl: Path, digits: dict[str, list[Digit]], tmp_path: Path
 ) -> None:

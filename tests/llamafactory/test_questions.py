@@ -210,7 +210,7 @@ def test_questions_of_like_length_follow_each_other_where_asked(train: Any, regi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("accumulation", "steps"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("accumulation", "steps"), [pytest.param(1, 4, marks=pytest.mark.nightly), (2, 2)])
 def test_two_ranks_train_as_one_does(
     accumulation: int, steps: int, config: Any, train: Any, register_ranked: Any, tmp_path: Path
 ) -> None:

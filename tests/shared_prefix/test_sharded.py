@@ -9,7 +9,12 @@ import pytest
 
 @pytest.mark.parametrize(
     "settings",
-    [["qwen2_vl"], ["qwen3_vl", "checkpointing"], ["qwen3_5", "checkpointing"], ["qwen3_vl", "kept"]],
+    [
+        pytest.param(["qwen2_vl"], marks=pytest.mark.nightly),
+        pytest.param(["qwen3_vl", "checkpointing"], marks=pytest.mark.nightly),
+        ["qwen3_5", "checkpointing"],
+        ["qwen3_vl", "kept"],
+    ],
     ids=" ".join,
 )
 def test_two_ranks_with_a_part_of_the_model_each_have_the_gradients_of_the_whole(
