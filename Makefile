@@ -10,7 +10,7 @@ PYTHONS := python3.12 python3.13
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
-SLOW := e2e demo report/test_browser.py grpo inference llamafactory models/rewards models/test_every_checkpoint.py online ppo trl vlmeval shared_prefix/test_forward.py shared_prefix/test_sharded.py
+SLOW := e2e demo engine/test_ray.py settings/test_newcomer.py report/test_browser.py grpo inference llamafactory models/rewards models/test_every_checkpoint.py online ppo trl vlmeval shared_prefix/test_forward.py shared_prefix/test_sharded.py
 # All but trl, which no environment holds together with LlamaFactory.
 EXTRAS := $(addprefix --extra ,train eval engine math dev)
 export HF_HUB_OFFLINE ?= 1

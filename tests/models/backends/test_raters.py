@@ -91,6 +91,7 @@ def test_the_batch_size_changes_nothing(models, tmp_path, pipeline):
     assert scores(tmp_path / "1") == pytest.approx(scores(tmp_path / "7"), abs=1e-3)
 
 
+@pytest.mark.slow  # it starts Ray
 def test_rows_over_ray_equal_those_of_one_process(models, tmp_path):
     """The grader's process and the process reward model both live in the worker; Ray lives in a process of its own."""
     spec = config("process_reward", models / "process_reward", batch_size=2)
