@@ -15,6 +15,8 @@ from uni_dpo.storage.rowlog import Row, log_lines
 from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.score import Outcomes, difference_interval
 
+GoOn = Literal["better", "surely_better", "always"]
+
 
 def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]:
     """Return question id → grade (0 … 1), or the pipeline's score.
@@ -86,9 +88,6 @@ def gain(
 def mean(grades: Mapping[str, float], unit: float) -> float:
     """Return the mean grade, times `unit`."""
     return unit * sum(grades.values()) / len(grades)
-
-
-GoOn = Literal["better", "surely_better", "always"]
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from uni_dpo.vlmeval.config import ModelSettings
 Message = Sequence[Mapping[str, str]]
 """VLMEvalKit's message: items with `type` (text, image or video) and `value`."""
 MOST_IMAGES = 24
-SERVER_RETRIES = 3
 """Images that VLMEvalKit lets one vLLM prompt hold."""
+SERVER_RETRIES = 3
 
 
 class Qwen2VLChat(_UpstreamChat):
