@@ -10,7 +10,7 @@ from typing import Any
 from uni_dpo.data.columns import is_empty
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, source_format
-from uni_dpo.data.formats.base import Format, Losses, Pairing
+from uni_dpo.data.formats.base import Format, Losses, Pairing, SourceRow
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.pair import Image
@@ -107,13 +107,12 @@ def convert(
     paths = image_paths(image_root, image_root, beside)
     read_from = (paths if image_dir is None else ImagePaths()) if output.suffix == "" else None
     images = _Images(ImageFolder(image_dir, paths), read_from)
-    change = _renamed(_row_changer(origin, format_named(to_format), pairing, result.losses, images), result)
+    change = _row_changer(origin, format_named(to_format), pairing, result.losses, images)
+    rows = {name: _changed_rows(split_files, change, result, skip_broken) for name, split_files in splits.items()}
     if output.suffix:
-        result.written = write_rows(output, _changed_rows(files, change, result, skip_broken))
+        result.written = write_rows(output, *rows.values())
     else:
-        _write_folder(
-            output, {name: _changed_rows(splits[name], change, result, skip_broken) for name in splits}, result
-        )
+        _write_folder(output, rows, result)
     return result
 
 
@@ -158,23 +157,6 @@ class _Images:
         return {"bytes": encoded, "path": None if isinstance(source, bytes) else source.name}
 
 
-class _Watched(dict[str, Any]):
-    """A row that remembers which of its columns were looked at."""
-
-    def __init__(self, row: Row) -> None:
-        super().__init__(row)
-        self.seen: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.seen.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Like a dict's."""
-        self.seen.add(name)
-        return super().get(name, default)
-
-
 def _row_changer(
     source: Format, target: Format, pairing: Pairing, losses: Losses, images: _Images
 ) -> Callable[[Row], Iterator[Row]]:
@@ -188,15 +170,20 @@ def _row_changer(
         if remap is None:
             raise UniDPOError(f"{source.name} → {target.name}: fine-tuning data goes to and from llamafactory only")
         change_row = remap
-        return lambda row: iter([_with_images(change_row(row, losses), images)])
+
+        def remapped(row: Row) -> Iterator[Row]:
+            changed = change_row(SourceRow(row, losses))
+            yield changed | ({"images": list(images(changed["images"]))} if changed.get("images") else {})
+
+        return remapped
     if source.read is None or target.write is None:
         which = f"{source.name} is not read" if source.read is None else f"{target.name} is not written"
         raise UniDPOError(f"{source.name} → {target.name}: {which}")
     read, write = source.read, target.write
 
     def change(row: Row) -> Iterator[Row]:
-        watched = _Watched(row)
-        pairs = list(read(watched, losses, pairing))
+        watched = SourceRow(row, losses, pairing)
+        pairs = list(read(watched))
         for name in row.keys() - watched.seen:
             losses[f"column {name}"] += not is_empty(row[name])
         for pair in pairs:
@@ -206,24 +193,13 @@ def _row_changer(
     return change
 
 
-def _renamed(change: Callable[[Row], Iterator[Row]], result: Conversion) -> Callable[[Row], Iterator[Row]]:
-    """`change` for rows in which the columns of the format have other names."""
-
-    def renamed(row: Row) -> Iterator[Row]:
-        result.columns |= dict.fromkeys(row)
-        present = {name: row[column] for name, column in result.mapped.items() if column in row}
-        for name in present.keys() & row.keys():
-            result.losses[f"column {name}, replaced by --map"] += result.mapped[name] != name
-        kept = {name: value for name, value in row.items() if name not in result.mapped.values()}
-        return change(kept | present)
-
-    return renamed if result.mapped else change
-
-
-def _with_images(row: Row, images: _Images) -> Row:
-    if not row.get("images"):
-        return row
-    return row | {"images": list(images(row["images"]))}
+def _renamed(row: Row, result: Conversion) -> Row:
+    """A row whose columns have the format's names, where they are called otherwise."""
+    result.columns |= dict.fromkeys(row)
+    present = {name: row[column] for name, column in result.mapped.items() if column in row}
+    for name in present.keys() & row.keys():
+        result.losses[f"column {name}, replaced by --map"] += result.mapped[name] != name
+    return {name: value for name, value in row.items() if name not in result.mapped.values()} | present
 
 
 def _changed_rows(
@@ -236,7 +212,7 @@ def _changed_rows(
             try:
                 if isinstance(row, Unreadable):
                     raise PreferenceDataError.of([unreadable_fault(row, index, file, line)])
-                yield from change(row)
+                yield from change(_renamed(row, result) if result.mapped else row)
             except PreferenceDataError as error:
                 faults += len(error.faults)
                 room = max(0, KEPT_FAULTS - len(result.skipped))

@@ -1,7 +1,6 @@
 """`uni-dpo score`: rate every answer of a file, keep what is done, write the file when all is done."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from uni_dpo.data.checks.rows import MEDIA_TOKENS, RowChecker
 from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
-from uni_dpo.data.formats.base import images_of, refuse, text_of, with_placeholders
+from uni_dpo.data.formats.base import SourceRow, refuse
 from uni_dpo.data.image_state import ImageState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
@@ -192,8 +191,9 @@ class AnswerLayout:
         return row | {"score": ratings[0]}
 
     def _conversations(self, row: Row, videos: VideoChecker) -> tuple[Conversation, ...]:
-        images, found = videos.images, images_of(row, *IMAGE_COLUMNS)
-        question = with_placeholders(text_of(row, *TEXT_COLUMNS), found, Counter())
+        images, given = videos.images, SourceRow(row)
+        found = given.images(*IMAGE_COLUMNS)
+        question = given.with_placeholders(given.text(*TEXT_COLUMNS), found)
         films = tuple(items_of(first_filled(row, VIDEO_COLUMNS)))
         token = MEDIA_TOKENS["videos"]
         if (waiting := question.count(token)) > len(films):

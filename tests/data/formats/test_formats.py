@@ -6,6 +6,7 @@ import pytest
 
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.formats import FORMATS, format_named, format_table
+from uni_dpo.data.formats.base import SourceRow
 from uni_dpo.data.formats.stance import make_stance_pairs, stance_pairs
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
@@ -97,7 +98,7 @@ def fixture(name: str) -> list[dict]:
 def pairs_of(name: str, rows: list[dict], losses: Counter[str], pairing="all") -> list[PreferencePair]:
     read = FORMATS[name].read
     assert read is not None
-    return [pair for row in rows for pair in read(row, losses, pairing)]
+    return [pair for row in rows for pair in read(SourceRow(row, losses, pairing))]
 
 
 def test_every_format_has_a_fixture() -> None:
@@ -185,18 +186,18 @@ def test_pairs_of_a_ranked_list(pairing, answers) -> None:
 def test_llava_fine_tuning_rows_go_to_sharegpt_and_back() -> None:
     losses: Counter[str] = Counter()
     to_llamafactory, back = FORMATS["llava-sft"].remap
-    row = to_llamafactory(fixture("llava-sft")[0], losses)
+    row = to_llamafactory(SourceRow(fixture("llava-sft")[0], losses))
     assert row["images"] == ["coco/1.jpg", "coco/2.jpg"]
     assert row["conversations"][0]["value"] == "<image><image>\nWhat differs?"
     assert losses == {"<image> added beside the first one": 1}
-    again = back(row, losses)
+    again = back(SourceRow(row, losses))
     assert again == fixture("llava-sft")[0] | {"conversations": row["conversations"]}
 
 
 def test_people_s_answers_become_fine_tuning_data_with_the_most_frequent_one() -> None:
     losses: Counter[str] = Counter()
     to_llamafactory, back = FORMATS["textvqa"].remap
-    assert to_llamafactory(fixture("textvqa")[0], losses) == {
+    assert to_llamafactory(SourceRow(fixture("textvqa")[0], losses)) == {
         "id": 34602,
         "conversations": [
             {"from": "human", "value": "<image>What is the brand of this camera?"},
@@ -378,7 +379,7 @@ def test_stance_pairs_from_file_to_file(tmp_path) -> None:
 )
 def test_the_input_below_an_instruction_is_part_of_the_question(row, instruction) -> None:
     losses: Counter[str] = Counter()
-    (pair,) = format_named("llamafactory").read({**row, "chosen": "a", "rejected": "b"}, losses, "all")
+    (pair,) = pairs_of("llamafactory", [{**row, "chosen": "a", "rejected": "b"}], losses)
     assert pair.instruction == instruction
     assert not losses
 

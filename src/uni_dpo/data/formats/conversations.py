@@ -9,52 +9,54 @@ from dataclasses import replace
 
 from uni_dpo.data.columns import items_of
 from uni_dpo.data.formats import trl
-from uni_dpo.data.formats.base import Format, Losses, Pairing, images_of, refuse, text_of
+from uni_dpo.data.formats.base import Format, SourceRow, refuse
 from uni_dpo.data.pair import PreferencePair
-from uni_dpo.data.tables.reading import Row
 
 
-def read_swift(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def read_swift(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pair of `messages`, or of `query` and `response`, with the rejected answer or conversation."""
     if (chosen := row.get("messages")) is None:
         turns = [turn for pair in row.get("history") or [] for turn in zip(("user", "assistant"), pair, strict=False)]
-        turns += [("user", text_of(row, "query")), ("assistant", text_of(row, "response"))]
-        system = [("system", text_of(row, "system"))] if row.get("system") else []
+        turns += [("user", row.text("query")), ("assistant", row.text("response"))]
+        system = [("system", row.text("system"))] if row.get("system") else []
         chosen = [{"role": role, "content": text} for role, text in (*system, *turns)]
     rejected = row.get("rejected_messages")
     if rejected is None:
-        answer = {"role": "assistant", "content": text_of(row, "rejected_response")}
+        answer = {"role": "assistant", "content": row.text("rejected_response")}
         rejected = [*_turns(chosen, "messages")[:-1], answer]
-    for pair in _read(row, chosen, rejected, losses, pairing):
+    for pair in _read(row, chosen, rejected):
         videos = tuple(items_of(row.get("videos")))
-        yield replace(pair, rejected_images=images_of(row, "rejected_images"), videos=videos)
+        yield replace(pair, rejected_images=row.images("rejected_images"), videos=videos)
 
 
-def read_povid(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def read_povid(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pair of two whole conversations."""
-    yield from _read(row, row.get("conversations"), row.get("rejected_conversations"), losses, pairing)
+    yield from _read(row, row.get("conversations"), row.get("rejected_conversations"))
 
 
-def read_llava_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def read_llava_rlhf(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pair of `output_1` and `output_2`; `preference` is the number of the better one."""
     better, asked = row.get("preference"), _turns(row.get("conversations"), "conversations")
     if better not in (1, 2):
         refuse("preference", better, "1 or 2 belongs there, the number of the better output")
     first, second = ([*asked, _answer(row, f"output_{number}")] for number in (better, 3 - better))
-    yield from _read(row, first, second, losses, pairing)
+    yield from _read(row, first, second)
 
 
-def _read(row: Row, chosen: object, rejected: object, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def _read(row: SourceRow, chosen: object, rejected: object) -> Iterator[PreferencePair]:
     conversations = {"chosen": _turns(chosen, "the chosen conversation"), "rejected": rejected}
     names = ("image", "images", "id", "score_chosen", "score_rejected")
     given = {name: value for name in names if (value := row.get(name)) is not None}
-    yield from trl.read(given | conversations, losses, pairing)
+    yield from trl.read(SourceRow(given | conversations, row.losses))
 
 
-def _answer(row: Row, column: str) -> dict[str, str]:
+def _answer(row: SourceRow, column: str) -> dict[str, str]:
     """The message under `column`, whose role is the name of a model."""
     said = row.get(column)
-    return {"role": "assistant", "content": text_of(said if isinstance(said, dict) else {"value": said}, "value")}
+    return {
+        "role": "assistant",
+        "content": SourceRow(said if isinstance(said, dict) else {"value": said}).text("value"),
+    }
 
 
 def _turns(value: object, field: str) -> list[object]:

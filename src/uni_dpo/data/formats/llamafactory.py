@@ -6,7 +6,7 @@ from pathlib import Path
 
 from uni_dpo.data.dataset_info import OPENAI_TAGS, PAIR_COLUMNS, RANKED_COLUMNS, DatasetEntry, Tags
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.formats.base import Format, Losses, Pairing, count_message_losses, id_of, optional
+from uni_dpo.data.formats.base import Format, Losses, SourceRow, optional
 from uni_dpo.data.pair import PreferencePair, read_pair
 from uni_dpo.data.ranking import PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row
@@ -20,28 +20,26 @@ SHAREGPT = DatasetEntry("pairs", Path(), formatting="sharegpt", ranking=True, co
 OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messages="messages"), tags=OPENAI_TAGS)
 
 
-def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[PreferencePair]]:
+def reader(entry: DatasetEntry) -> Callable[[SourceRow], Iterator[PreferencePair]]:
     """Yield a function that reads the rows of a layout which `dataset_info.json` could describe."""
 
-    def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+    def read(row: SourceRow) -> Iterator[PreferencePair]:
         faults: list[Fault] = []
         if entry.ranked:
             ranked = read_ranked(row, entry, faults)
-            if faults or ranked is None:
-                raise PreferenceDataError.of(faults)
-            identity = id_of(row, losses, "id")
-            pairs = ranked.pairs(PairChoice(pairing))
-            if not pairs:
-                losses["rows that make no pair, left out"] += 1
-            yield from (replace(pair, id=identity) for pair in pairs)
-            return
-        scores = (row.get(entry.columns.score_chosen), row.get(entry.columns.score_rejected))
-        pair = read_pair(row, entry, faults, scores_required=scores != (None, None))
-        if faults or pair is None:
+            pairs = ranked.pairs(PairChoice(row.pairing)) if ranked else []
+        else:
+            scores = (row.get(entry.columns.score_chosen), row.get(entry.columns.score_rejected))
+            pair = read_pair(row, entry, faults, scores_required=scores != (None, None))
+            pairs = [pair] if pair else []
+        if faults:
             raise PreferenceDataError.of(faults)
+        if not pairs:
+            row.losses["rows that make no pair, left out"] += 1
         if entry.formatting != "alpaca":
-            count_message_losses(losses, row[str(entry.columns.messages)], row["chosen"], row["rejected"])
-        yield replace(pair, id=id_of(row, losses, "id"))
+            row.count_message_losses(row[str(entry.columns.messages)], row["chosen"], row["rejected"])
+        identity = row.id("id")
+        yield from (replace(pair, id=identity) for pair in pairs)
 
     return read
 
@@ -49,13 +47,8 @@ def reader(entry: DatasetEntry) -> Callable[[Row, Losses, Pairing], Iterator[Pre
 def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
     """Return the pair record; columns that the pair does not need are left out."""
     row: Row = {"instruction": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
-    row |= optional(pair)
-    row |= _images(pair)
-    if pair.system:
-        row["system"] = pair.system
-    if pair.history:
-        row["history"] = [list(turn) for turn in pair.history]
-    return row
+    before = {"system": pair.system, "history": [list(turn) for turn in pair.history]}
+    return row | optional(pair) | _images(pair) | {name: value for name, value in before.items() if value}
 
 
 def _images(pair: PreferencePair) -> Row:

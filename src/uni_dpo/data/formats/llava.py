@@ -7,27 +7,16 @@ from typing import Any
 from uni_dpo.data.cells import texts_of
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
 from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, TEXT_COLUMNS
-from uni_dpo.data.formats.base import (
-    Format,
-    Losses,
-    Pairing,
-    Ranked,
-    count_losses,
-    id_of,
-    images_of,
-    ranked_pairs,
-    refuse,
-    score_of,
-    text_of,
-    with_placeholders,
-)
+from uni_dpo.data.dataset_info import Tags
+from uni_dpo.data.formats.base import Format, Losses, Ranked, SourceRow, limited, optional, refuse
+from uni_dpo.data.formats.llamafactory import message_list
 from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.data.tables.reading import Row
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
-def _conversation(row: Row) -> list[dict[str, Any]]:
+def _conversation(row: SourceRow) -> list[dict[str, Any]]:
     turns = row.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2:
         refuse("conversations", turns, "a list of turns with an answer at its end belongs there")
@@ -40,12 +29,12 @@ def _conversation(row: Row) -> list[dict[str, Any]]:
     return turns
 
 
-def _images(row: Row) -> tuple[Image, ...]:
+def _images(row: SourceRow) -> tuple[Image, ...]:
     """The images; LLaVA's loaders take several paths in one text, with commas between them.
 
     A comma is part of a name where not every piece ends like an image file.
     """
-    images = images_of(row, "image", "images")
+    images = row.images("image", "images")
     if len(images) != 1 or isinstance(row.get("image"), list) or not isinstance(images[0], str):
         return images
     pieces = images[0].split(",")
@@ -53,42 +42,40 @@ def _images(row: Row) -> tuple[Image, ...]:
     return tuple(pieces) if several else images
 
 
-def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def _placed(turns: list[dict[str, Any]], images: tuple[Image, ...], row: SourceRow) -> list[dict[str, Any]]:
+    """The turns with an `<image>` for every image: those that are missing stand in the first one."""
+    later = sum(turn["value"].count(IMAGE_TOKEN) for turn in turns[1:])
+    first = row.with_placeholders(turns[0]["value"], images[: len(images) - later])
+    return [{"from": "human", "value": first}, *turns[1:]]
+
+
+def read(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pairs of the list of answers at the end of the conversation."""
     turns, images = _conversation(row), _images(row)
     answers = turns[-1].get("value")
     if not isinstance(answers, list):
         refuse("conversations[-1].value", answers, "a list of answers, best first; one answer only is `llava-sft`")
-    texts = [turn["value"] for turn in turns[:-1]]
-    first = with_placeholders(texts[0], images[: len(images) - sum(t.count(IMAGE_TOKEN) for t in texts[1:])], losses)
-    texts[0] = first
+    texts = [turn["value"] for turn in _placed(turns[:-1], images, row)]
     history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
-    ranked = [Ranked(*_answer(answer, index)) for index, answer in enumerate(answers)]
-    if all(answer.score is not None for answer in ranked):
-        ranked.sort(key=lambda answer: -(answer.score or 0.0))
-    identity = id_of(row, losses, "id")
-    yield from ranked_pairs(ranked, texts[-1], images, pairing, losses, id=identity, history=history)
+    ranked = [_answer(answer, index) for index, answer in enumerate(answers)]
+    yield from row.pairs_of(ranked, texts[-1], images, id=row.id("id"), history=history)
 
 
-def _answer(answer: object, index: int) -> tuple[str, float | None]:
-    """An answer's text, and its score where it is given as an object that has one."""
-    if isinstance(answer, dict):
-        return text_of(answer, "value", "text", "answer", "response"), score_of(answer, "score")
-    if not isinstance(answer, str):
-        refuse(f"conversations[-1].value[{index}]", answer, "a text belongs there")
-    return answer, None
+def _answer(given: object, index: int) -> Ranked:
+    """An answer, with its score where it is given as an object that has one."""
+    if isinstance(given, dict):
+        answer = SourceRow(given)
+        return Ranked(answer.text("value", "text", "answer", "response"), answer.score("score"))
+    if not isinstance(given, str):
+        refuse(f"conversations[-1].value[{index}]", given, "a text belongs there")
+    return Ranked(given)
 
 
 def write(pair: PreferencePair, losses: Losses) -> Row:
     """Return the ranked form with two answers."""
-    count_losses(pair, losses, "images", "history", "id")
-    turns: list[dict[str, Any]] = []
-    for question, answer in pair.history:
-        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    turns.append({"from": "human", "value": pair.instruction})
-    turns.append({"from": "gpt", "value": [pair.chosen, pair.rejected]})
-    row: Row = {"id": pair.id} if pair.id is not None else {}
-    return row | _image_cell(pair.images) | {"conversations": turns}
+    pair = limited(pair, losses, "images", "history", "id")
+    turns = [*message_list(pair, Tags()), {"from": "gpt", "value": [pair.chosen, pair.rejected]}]
+    return optional(pair) | _image_cell(pair.images) | {"conversations": turns}
 
 
 def _image_cell(images: tuple[Image, ...]) -> Row:
@@ -99,36 +86,32 @@ def _image_cell(images: tuple[Image, ...]) -> Row:
     return {"image": images[0] if len(images) == 1 and "," not in str(images[0]) else list(images)}
 
 
-def sft_to_llamafactory(row: Row, losses: Losses) -> Row:
+def sft_to_llamafactory(row: SourceRow) -> Row:
     """Return a fine-tuning row as LlamaFactory's sharegpt layout has it: `conversations` and `images`."""
     turns, images = _conversation(row), _images(row)
     if not isinstance(turns[-1].get("value"), str):
         refuse("conversations[-1].value", turns[-1].get("value"), "text; a list of answers is format `llava`")
-    later = sum(turn["value"].count(IMAGE_TOKEN) for turn in turns[1:])
-    first = with_placeholders(turns[0]["value"], images[: len(images) - later], losses)
-    row = {name: value for name, value in row.items() if name not in ("image", "images", "conversations")}
-    conversation = [{"from": "human", "value": first}, *turns[1:]]
-    return row | {"conversations": conversation} | ({"images": list(images)} if images else {})
+    rest = {name: value for name, value in row.items() if name not in ("image", "images", "conversations")}
+    return rest | {"conversations": _placed(turns, images, row)} | ({"images": list(images)} if images else {})
 
 
-def llamafactory_to_sft(row: Row, losses: Losses) -> Row:
+def llamafactory_to_sft(row: SourceRow) -> Row:
     """Return the other way round."""
     _conversation(row)
-    cell = _image_cell(images_of(row, "images"))
-    return {name: value for name, value in row.items() if name != "images"} | cell
+    return {name: value for name, value in row.items() if name != "images"} | _image_cell(row.images("images"))
 
 
-def textvqa_to_llamafactory(row: Row, losses: Losses) -> Row:
+def textvqa_to_llamafactory(row: SourceRow) -> Row:
     """Return a question with its people's answers as a fine-tuning row whose answer is the most frequent one."""
     answers = texts_of(row, ("answers", *REFERENCE_COLUMNS))
     if not answers:
         refuse("answers", row.get("answers"), "the answers of people belong there")
-    images = images_of(row, *IMAGE_COLUMNS)
-    question = with_placeholders(text_of(row, *TEXT_COLUMNS), images, losses)
-    losses["answers of people beside the most frequent"] += len(set(answers)) - 1
+    images = row.images(*IMAGE_COLUMNS)
+    question = row.with_placeholders(row.text(*TEXT_COLUMNS), images)
+    row.losses["answers of people beside the most frequent"] += len(set(answers)) - 1
     answer = Counter(answers).most_common(1)[0][0]
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    identity = id_of(row, losses, *ID_COLUMNS)
+    identity = row.id(*ID_COLUMNS)
     made: Row = {"id": identity} if identity is not None else {}
     return made | {"conversations": turns} | ({"images": list(images)} if images else {})
 

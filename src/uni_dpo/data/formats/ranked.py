@@ -5,45 +5,32 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from uni_dpo.data.formats.base import (
-    Format,
-    Losses,
-    Pairing,
-    Ranked,
-    id_of,
-    images_of,
-    number_of,
-    ranked_pairs,
-    refuse,
-    text_of,
-    with_placeholders,
-)
+from uni_dpo.data.formats.base import Format, Losses, Ranked, SourceRow, refuse
 from uni_dpo.data.pair import PreferencePair
-from uni_dpo.data.tables.reading import Row
 from uni_dpo.settings.options import as_number
 
 
-def read_mm_rlhf(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def read_mm_rlhf(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pairs of answers that each have a score, or a rank (1 is best, and gives no score)."""
     answers = row.get("responses", row.get("answers"))
     if isinstance(answers, dict):
         answers = [{"model": model} | (a if isinstance(a, dict) else {"response": a}) for model, a in answers.items()]
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         refuse("responses", answers, "a list of answers with `response` and `score` belongs there")
-    if all(answer.get("score") is not None for answer in answers):
-        ranked = [Ranked(text_of(a, "response", "answer", "text"), number_of(a["score"], "score")) for a in answers]
-        ranked.sort(key=lambda answer: -(answer.score or 0.0))
-    elif all(answer.get("rank") is not None for answer in answers):
-        order = sorted(answers, key=lambda answer: number_of(answer["rank"], "rank"))
-        ranked = [Ranked(text_of(a, "response", "answer", "text"), rank=number_of(a["rank"], "rank")) for a in order]
-    else:
+    grades = ("score", "rank")
+    grade = next((name for name in grades if all(answer.get(name) is not None for answer in answers)), None)
+    if grade is None:
         refuse("responses", "answers without score or rank", "give every answer one of the two")
-    images = images_of(row, "image", "images", "image_paths")
-    question = with_placeholders(text_of(row, "prompt", "question"), images, losses)
-    yield from ranked_pairs(ranked, question, images, pairing, losses, id=id_of(row, losses, "id"))
+    ranked = [
+        Ranked(answer.text("response", "answer", "text"), **{grade: answer.score(grade)})
+        for answer in map(SourceRow, answers)
+    ]
+    images = row.images("image", "images", "image_paths")
+    question = row.with_placeholders(row.text("prompt", "question"), images)
+    yield from row.pairs_of(ranked, question, images, id=row.id("id"))
 
 
-def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def read_vlfeedback(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pairs of completions; an answer's score is the mean of its ratings over the aspects."""
     completions = row.get("completions")
     if isinstance(completions, dict):
@@ -55,15 +42,14 @@ def read_vlfeedback(row: Row, losses: Losses, pairing: Pairing) -> Iterator[Pref
         annotations = completion.get("annotations") if isinstance(completion, dict) else None
         if not isinstance(annotations, dict):
             refuse("completions", completion, "every completion needs `response` and `annotations`")
-        ratings = list(_ratings(annotations, losses))
+        ratings = list(_ratings(annotations, row.losses))
         if ratings:
-            ranked.append(Ranked(text_of(completion, "response"), fmean(ratings)))
+            ranked.append(Ranked(SourceRow(completion).text("response"), fmean(ratings)))
         else:
-            losses["answers without a rating, left out"] += 1
-    ranked.sort(key=lambda answer: -(answer.score or 0.0))
-    images = images_of(row, "image", "img_path")
-    question = with_placeholders(text_of(row, "prompt"), images, losses)
-    yield from ranked_pairs(ranked, question, images, pairing, losses, id=id_of(row, losses, "id"))
+            row.losses["answers without a rating, left out"] += 1
+    images = row.images("image", "img_path")
+    question = row.with_placeholders(row.text("prompt"), images)
+    yield from row.pairs_of(ranked, question, images, id=row.id("id"))
 
 
 def _records(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:

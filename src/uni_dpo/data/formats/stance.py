@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from uni_dpo.data.formats.base import Format, Losses, Pairing, id_of, text_of
+from uni_dpo.data.formats.base import Format, SourceRow
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row, iter_rows, one_split
 from uni_dpo.data.tables.writing import keep_inputs, write_rows
@@ -27,13 +27,13 @@ def stance_pairs(rows: Sequence[Row], support_ratio: float, system: str | None =
         raise UniDPOError(f"support_ratio: {support_ratio}; use a share between 0 and 1")
     supporting = int(len(rows) * support_ratio + 1e-9)
     table = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(map(SourceRow, rows)):
         position, other = ("support", "oppose") if index < supporting else ("oppose", "support")
         pair = {
-            "prompt": text_of(row, "prompt"),
+            "prompt": row.text("prompt"),
             "position": position,
-            "chosen": text_of(row, position),
-            "rejected": text_of(row, other),
+            "chosen": row.text(position),
+            "rejected": row.text(other),
         }
         table.append(pair | ({"system": system} if system else {}))
     return table
@@ -67,11 +67,11 @@ def count_stances(rows: Iterable[Row]) -> dict[str, int]:
     return {stance: chosen[stance] for stance in ("support", "oppose")}
 
 
-def read(row: Row, losses: Losses, pairing: Pairing) -> Iterator[PreferencePair]:
+def read(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield a row of the exercise's table as a pair."""
-    prompt, chosen, rejected = (text_of(row, name) for name in ("prompt", "chosen", "rejected"))
-    system = text_of(row, "system") if row.get("system") else ""
-    yield PreferencePair(prompt, chosen, rejected, id=id_of(row, losses, "id"), system=system)
+    prompt, chosen, rejected = (row.text(name) for name in ("prompt", "chosen", "rejected"))
+    system = row.text("system") if row.get("system") else ""
+    yield PreferencePair(prompt, chosen, rejected, id=row.id("id"), system=system)
 
 
 FORMATS = (Format("stance", "`prompt, position, chosen, rejected` (from `id, prompt, support, oppose`)", read),)
