@@ -33,9 +33,7 @@ def row_writer(path: str | Path) -> Iterator[RowWriter]:
     """
     path = Path(path)
     _check_type(path)
-    kinds: dict[str, type[_JsonLinesWriter] | type[_ParquetWriter]]
-    kinds = {".json": _JsonWriter, ".jsonl": _JsonLinesWriter, ".parquet": _ParquetWriter}
-    kind = kinds[path.suffix.lower()]
+    kind = _ParquetWriter if path.suffix.lower() == ".parquet" else _JsonWriter
     with replacing(path) as temporary:
         writer = kind(temporary, path)
         try:
@@ -83,19 +81,17 @@ def _check_type(path: Path) -> None:
         raise PreferenceDataError(f"{path}: {found}; name a file of type {', '.join(WRITTEN_TYPES)}")
 
 
-class _JsonLinesWriter:
-    """One row per line."""
-
-    _between = b"\n"
+class _JsonWriter:
+    """One row per line; a .json file holds them in an array."""
 
     def __init__(self, temporary: Path, name: Path) -> None:
-        self._file = temporary.open("wb")
-        self._name = name
-        self._rows = 0
+        self._file, self._name, self._rows = temporary.open("wb"), name, 0
+        self._array = name.suffix.lower() == ".json"
+        self._file.write(b"[" * self._array)
 
     def write(self, row: Row) -> None:
         try:
-            encoded = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            encoded = _encoded(row)
         except (TypeError, ValueError) as error:
             if any(_encoded_images(row)):
                 advice = "holds encoded images; write Parquet, or copy the images to a folder (--image-dir)"
@@ -103,41 +99,25 @@ class _JsonLinesWriter:
             name = next((name for name, value in row.items() if not _writable(value)), "row")
             place = f"{self._name}, row {self._rows}, {name}"
             raise PreferenceDataError(f"{place}: cannot be written as JSON ({error})") from None
-        if self._rows:
-            self._file.write(self._between)
-        self._file.write(encoded)
+        if self._array:
+            self._file.write(b",\n" if self._rows else b"\n")
+        self._file.write(encoded if self._array else encoded + b"\n")
         self._rows += 1
 
     def finish(self) -> None:
-        if self._rows:
-            self._file.write(b"\n")
+        self._file.write(b"\n]\n" * self._array)
 
     def close(self) -> None:
         self._file.close()
-
-
-class _JsonWriter(_JsonLinesWriter):
-    """An array with one row per line."""
-
-    _between = b",\n"
-
-    def __init__(self, temporary: Path, name: Path) -> None:
-        super().__init__(temporary, name)
-        self._file.write(b"[\n")
-
-    def finish(self) -> None:
-        self._file.write(b"\n]\n" if self._rows else b"]\n")
 
 
 class _ParquetWriter:
     """Batches of rows; where a batch needs a wider type, what is written so far is written again with it."""
 
     def __init__(self, temporary: Path, name: Path) -> None:
-        self._path = temporary
-        self._name = name
+        self._path, self._name, self._rows = temporary, name, 0
         self._batch: list[Row] = []
         self._bytes = 0
-        self._rows = 0
         self._writer: Any = None
 
     def write(self, row: Row) -> None:
@@ -159,40 +139,25 @@ class _ParquetWriter:
         if not self._batch:
             return
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         table = self._table()
-        if self._writer is None:
-            self._writer = self._opened(table.schema)
-        elif table.schema != self._writer.schema:
+        if self._writer is not None:
             try:
-                schema = pa.unify_schemas([self._writer.schema, table.schema], promote_options="permissive")
+                table = _widened(table, self._writer.schema)
             except pa.ArrowException as error:
                 where = f"rows {self._rows} to {self._rows + len(self._batch) - 1}"
                 raise PreferenceDataError(f"{self._name}, {where}: unlike the rows before ({error})") from None
-            if schema != self._writer.schema:
-                self._widen(schema)
-        self._write_table(table)
-        self._rows += len(self._batch)
-        self._batch, self._bytes = [], 0
-
-    def _opened(self, schema: Any) -> Any:
-        import pyarrow.parquet as pq
-
-        with self._said_plainly():
-            return pq.ParquetWriter(self._path, schema)
-
-    def _write_table(self, table: Any) -> None:
-        with self._said_plainly():
-            self._writer.write_table(_as_schema(table, self._writer.schema))
-
-    @contextmanager
-    def _said_plainly(self) -> Iterator[None]:
-        import pyarrow as pa
-
         try:
-            yield
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path, table.schema)
+            elif table.schema != self._writer.schema:
+                self._write_again(table.schema)
+            self._writer.write_table(table)
         except pa.ArrowException as error:
             raise PreferenceDataError(f"{self._name}: Parquet cannot hold these rows ({error}); write JSON") from None
+        self._rows += len(self._batch)
+        self._batch, self._bytes = [], 0
 
     def _table(self) -> Any:
         import pyarrow as pa
@@ -212,43 +177,40 @@ class _ParquetWriter:
                 ) from None
         return pa.table(columns)
 
-    def _widen(self, schema: Any) -> None:
+    def _write_again(self, schema: Any) -> None:
         import pyarrow.parquet as pq
 
         self._writer.close()
         with tempfile.TemporaryFile(dir=self._path.parent) as narrow:
             with self._path.open("rb") as written:
                 shutil.copyfileobj(written, narrow)
-            self._writer = self._opened(schema)
+            self._writer = pq.ParquetWriter(self._path, schema)
             with pq.ParquetFile(narrow) as read:
                 for group in range(read.num_row_groups):
-                    self._write_table(read.read_row_group(group))
+                    self._writer.write_table(_widened(read.read_row_group(group), schema))
 
 
-def _as_schema(table: Any, schema: Any) -> Any:
+def _widened(table: Any, schema: Any) -> Any:
+    """The table with the columns of `schema` too, in types that hold the values of both."""
     import pyarrow as pa
 
-    for field in schema:
-        if field.name not in table.column_names:
-            table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
-    table = table.select(schema.names)
-    return table if table.schema == schema else table.cast(schema)
+    return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
+
+
+def _encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _writable(value: object) -> bool:
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return bool(_encoded(value))
     except (TypeError, ValueError):
         return False
-    return True
 
 
 def _encoded_images(value: object) -> Iterator[bytes]:
     if isinstance(value, bytes):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _encoded_images(item)
-    elif isinstance(value, list):
-        for item in value:
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _encoded_images(item)
