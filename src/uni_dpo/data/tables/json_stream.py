@@ -39,17 +39,6 @@ class _Decoder(json.JSONDecoder):
         return (Unreadable(f"gives {shown(self._repeated[0])} twice") if self._repeated else value), end
 
 
-def refuse_utf16(path: Path) -> None:
-    """Stop at a text file of another encoding than UTF-8.
-
-    Raises:
-        PreferenceDataError: it starts with the mark of UTF-16.
-    """
-    with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise PreferenceDataError(f"{path}: is UTF-16; save it as UTF-8")
-
-
 def json_values(path: Path) -> Iterator[tuple[int, object]]:
     """Yield the elements of a JSON array, or the values of JSON lines, each with the line it starts in, from 1.
 
@@ -61,68 +50,48 @@ def json_values(path: Path) -> Iterator[tuple[int, object]]:
     Raises:
         PreferenceDataError: the rest of the file cannot be read.
     """
-    refuse_utf16(path)
-    with _open(path) as text:
-        first = _first_character(text)
-    if first:
-        yield from _array_elements(path) if first == "[" else _line_values(path)
-
-
-def _open(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", errors="surrogateescape")
-
-
-def _first_character(text: TextIO) -> str:
-    while (character := text.read(1)).isspace():
-        pass
-    return character
-
-
-def _line_values(path: Path) -> Iterator[tuple[int, object]]:
-    decoder = _Decoder()
-    with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            if line.strip() == "{":
-                raise PreferenceDataError(
-                    f"{path}: holds one object; a list of rows, or one row per line, belongs here"
-                )
-            try:
-                yield number, decoder.decode(line)
-            except (ValueError, RecursionError) as error:
-                yield number, Unreadable(f"is not JSON ({_reason(error)})")
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "msg", error))
-
-
-def _array_elements(path: Path) -> Iterator[tuple[int, object]]:
-    with _open(path) as text:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as text:
         window = _Window(text)
-        window.take()
-        if window.peek() == "]":
-            window.take()
-        else:
-            count = 0
-            while True:
-                try:
-                    window.peek()
-                    line = window.line
-                    yield line, window.value()
-                    count += 1
-                    mark = window.take()
-                    if mark not in (",", "]"):
-                        raise ValueError(f"{mark!r} where ',' or ']' belongs" if mark else "the file ends here")
-                except (ValueError, RecursionError) as error:
-                    reason = f"not JSON from here on ({_reason(error)})"
-                    fault = Fault("json_broken", "row", reason, "correct the file there", count, path, window.line)
-                    raise PreferenceDataError.of([fault]) from None
-                if mark == "]":
-                    break
-        if rest := window.peek():
-            raise PreferenceDataError(f"{path}: {shown(rest)} follows the end of the list; remove it")
+        first = window.peek()
+        if first == "[":
+            yield from _array_elements(path, window)
+        elif first:
+            text.seek(0)
+            yield from _line_values(path, text)
+
+
+def _line_values(path: Path, lines: TextIO) -> Iterator[tuple[int, object]]:
+    decoder = _Decoder()
+    for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
+        if line.strip() == "{":
+            raise PreferenceDataError(f"{path}: holds one object; a list of rows, or one row per line, belongs here")
+        try:
+            yield number, decoder.decode(line)
+        except (ValueError, RecursionError) as error:
+            yield number, Unreadable(f"is not JSON ({getattr(error, 'msg', error)})")
+
+
+def _array_elements(path: Path, window: "_Window") -> Iterator[tuple[int, object]]:
+    window.take()
+    mark = window.take() if window.peek() == "]" else ""
+    count = 0
+    while mark != "]":
+        try:
+            window.peek()
+            line = window.line
+            yield line, window.value()
+            count += 1
+            mark = window.take()
+            if mark not in (",", "]"):
+                raise ValueError(f"{mark!r} where ',' or ']' belongs" if mark else "the file ends here")
+        except (ValueError, RecursionError) as error:
+            reason = f"not JSON from here on ({getattr(error, 'msg', error)})"
+            fault = Fault("json_broken", "row", reason, "correct the file there", count, path, window.line)
+            raise PreferenceDataError.of([fault]) from None
+    if rest := window.peek():
+        raise PreferenceDataError(f"{path}: {shown(rest)} follows the end of the list; remove it")
 
 
 class _Window:

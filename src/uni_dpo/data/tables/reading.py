@@ -1,5 +1,6 @@
 """Rows of a table on disk, one at a time, whatever the file's type and size."""
 
+import codecs
 import csv
 import json
 import re
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, stand_in, where_to_get
-from uni_dpo.data.tables.json_stream import Unreadable, json_values, refuse_utf16
+from uni_dpo.data.tables.json_stream import Unreadable, json_values
 from uni_dpo.storage.rowlog import Row as Row
 
 T = TypeVar("T")
@@ -152,11 +153,13 @@ def unreadable_fault(row: Unreadable, index: int, file: Path, line: int | None =
 
 
 def _check_beginning(path: Path) -> None:
-    """Name what often lies under the name of a data file that was not fetched."""
+    """Name what is no text in UTF-8, or often lies under the name of a data file that was not fetched."""
     if is_file(path):
         with path.open("rb") as stream:
-            if found := stand_in(stream.read(64)):
-                raise PreferenceDataError(f"{path}: {found[0]}; {found[1]}")
+            beginning = stream.read(64)
+        utf16 = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if found := ("is UTF-16", "save it as UTF-8") if utf16 else stand_in(beginning):
+            raise PreferenceDataError(f"{path}: {found[0]}; {found[1]}")
 
 
 def _check_type(path: Path) -> None:
@@ -253,16 +256,13 @@ _NUMBER = re.compile(
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
     """Rows of a CSV file; in a column whose every filled cell is a number they are numbers, and integers stay such."""
     csv.field_size_limit(1 << 30)
-    refuse_utf16(path)
-    numeric: set[str] | None = None
+    texts: set[str] = set()
     for _, row in _csv_records(path):
         if isinstance(row, dict):
-            numeric = set(row) if numeric is None else numeric
-            numeric -= {name for name in numeric if row[name] is not None and not _NUMBER.fullmatch(row[name])}
+            texts |= {name for name in row.keys() - texts if row[name] and not _NUMBER.fullmatch(row[name])}
     for line, row in _csv_records(path):
         if isinstance(row, dict):
-            for name in numeric or ():
-                row[name] = None if row[name] is None else _as_number(row[name])
+            row |= {name: _as_number(cell) for name, cell in row.items() if cell and name not in texts}
         yield line, row
 
 
