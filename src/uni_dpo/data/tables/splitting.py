@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.checks.rows import MEDIA_TOKENS
+from uni_dpo.data.cells import without_placeholders
 from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import Row, one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
+from uni_dpo.settings.options import as_number
 
 SLACK = 0.011
 """How far shares may be from 1 together, so that three times 0.33 will do."""
@@ -35,9 +36,7 @@ def group_keys(row: Row, by: str) -> list[Hashable]:
     if by == "prompt":
         value = first_filled(row, PROMPT_COLUMNS)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
-        for medium in ("images", "videos"):
-            text = text.replace(MEDIA_TOKENS[medium], "")
-        return [] if value is None else [_digest(text.strip().encode(errors="surrogatepass"))]
+        return [] if value is None else [_digest(without_placeholders(text).encode(errors="surrogatepass"))]
     if by not in row:
         raise PreferenceDataError(f"column {by!r}: not in a row (it has {', '.join(map(str, row))})")
     return [] if row[by] is None else [_digest(repr(row[by]).encode(errors="surrogatepass"))]
@@ -169,27 +168,18 @@ def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: s
     layout: set[str] = set()
     with row_writer(output) as writer:
         for source in sources:
-            first = True
-            for row in shown_rows(source, "Merging"):
-                if first:
-                    _same_layout(layout, row, source)
-                    first = False
+            for at, row in enumerate(shown_rows(source, "Merging")):
+                # texts must stand under the same names; scores, ids and the like may be there or not
+                texts = row.keys() & set(PROMPT_COLUMNS) if not at else layout
+                layout = layout or texts
+                if texts != layout:
+                    found = f"holds {sorted(texts)} where the first file holds {sorted(layout)}"
+                    raise PreferenceDataError(f"{source}: {found}; convert it first with `uni-dpo data convert`")
                 if source_column in row:
                     raise UniDPOError(f"{source}: has a column {source_column!r} already; name another --source-column")
                 counts[str(source)] = counts.get(str(source), 0) + 1
                 writer.write(row | ({source_column: Path(source).name} if source_column else {}))
     return counts
-
-
-def _same_layout(layout: set[str], row: Row, source: str | Path) -> None:
-    """Texts must stand under the same names; scores, ids and the like may be there or not."""
-    texts = {name for name in row if name in PROMPT_COLUMNS}
-    if layout and texts != layout:
-        advice = "convert it first with `uni-dpo data convert`"
-        raise PreferenceDataError(
-            f"{source}: holds {sorted(texts)} where the first file holds {sorted(layout)}; {advice}"
-        )
-    layout |= texts
 
 
 def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:
@@ -203,10 +193,8 @@ def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:
         file, _, share = part.rpartition("=")
         if file in shares:
             raise UniDPOError(f"{file} is given twice; name another file for each share")
-        try:
-            shares[file] = float(share)
-        except ValueError:
-            raise UniDPOError(f"{part!r}: write FILE=SHARE, such as train.jsonl=0.9") from None
-        if not file:
+        number = as_number(share)
+        if not file or number is None:
             raise UniDPOError(f"{part!r}: write FILE=SHARE, such as train.jsonl=0.9")
+        shares[file] = number
     return shares
