@@ -6,9 +6,11 @@ limits) and of long pairs: the longer of prompt and answer is cut.
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import MEDIA_TOKENS, CheckedRow
@@ -30,29 +32,26 @@ def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageL
     """Tell how images are sized for a checkpoint, by its processor files (transformers 4 and 5 name them so)."""
     config = read_json(Path(folder) / "preprocessor_config.json")
     config = config or read_json(Path(folder) / "processor_config.json").get("image_processor", {})
-    size = config.get("size") or {}
-    return ImageLimits(
-        max_pixels,
-        min_pixels,
-        int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
-        int(config.get("max_pixels") or size.get("longest_edge") or ImageLimits.processor_max),
-        int(config.get("min_pixels") or size.get("shortest_edge") or ImageLimits.processor_min),
-    )
+    plain = {"longest_edge": config.get("max_pixels"), "shortest_edge": config.get("min_pixels")}
+    return _processed(ImageLimits(max_pixels, min_pixels), config, plain)
 
 
 def video_limits(folder: str | Path, fps: float, most: int, max_pixels: int) -> VideoLimits:
     """Tell how videos are sampled and sized for a checkpoint, by its processor files; see `model_limits`."""
     config = read_json(Path(folder) / "video_preprocessor_config.json")
     config = config or read_json(Path(folder) / "processor_config.json").get("video_processor", {})
-    size, plain = config.get("size") or {}, FRAME
-    frame = replace(
-        plain,
-        max_pixels=max_pixels,
+    return VideoLimits(fps, most, _processed(replace(FRAME, max_pixels=max_pixels), config, {}))
+
+
+def _processed(limits: ImageLimits, config: Mapping[str, Any], edges: Mapping[str, Any]) -> ImageLimits:
+    """The limits with those of a processor: `edges` go before what its `size` says."""
+    size = (config.get("size") or {}) | {name: edge for name, edge in edges.items() if edge}
+    return replace(
+        limits,
         side=int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
-        processor_max=int(size.get("longest_edge") or plain.processor_max),
-        processor_min=int(size.get("shortest_edge") or plain.processor_min),
+        processor_max=int(size.get("longest_edge") or limits.processor_max),
+        processor_min=int(size.get("shortest_edge") or limits.processor_min),
     )
-    return VideoLimits(fps, most, frame)
 
 
 def chat_text(pair: PreferencePair) -> str:
@@ -94,8 +93,7 @@ class LengthCounter:
     Args:
         model: folder of a checkpoint with a tokenizer; nothing is downloaded and no code of its own is run.
         cutoff_len: LlamaFactory's limit on prompt and answer.
-        image_max_pixels: LlamaFactory's limit on an image.
-        image_min_pixels: likewise.
+        image_max_pixels, image_min_pixels: LlamaFactory's limits on an image.
         video_max_pixels: LlamaFactory's limit on a frame.
         video_fps: frames that LlamaFactory takes per second.
         video_maxlen: frames that LlamaFactory takes at most.
@@ -140,14 +138,8 @@ class LengthCounter:
         """Return the lengths of what was added."""
         self._count()
         pairs = max(1, len(self._prompt))
-        return Lengths(
-            Spread.of(self._prompt),
-            Spread.of(self._image),
-            Spread.of(self._answer),
-            self._cutoff_len,
-            self._cut / pairs,
-            self._image_cut / pairs,
-        )
+        prompt, image, answer = map(Spread.of, (self._prompt, self._image, self._answer))
+        return Lengths(prompt, image, answer, self._cutoff_len, self._cut / pairs, self._image_cut / pairs)
 
     def _count(self) -> None:
         texts: list[str] = []
@@ -155,23 +147,16 @@ class LengthCounter:
             text = chat_text(pair)
             end = max((found.end() for found in MEDIA.finditer(text)), default=0)
             texts += [MEDIA.sub(_PLACE, text[:end]), text[end:], pair.chosen, pair.rejected]
-        counts = self._token_counts(texts)
-        for index, (_, images) in enumerate(self._waiting):
-            to_images_end, after_images, chosen, rejected = counts[4 * index : 4 * index + 4]
-            # the template ends an answer with <|im_end|> and a line break
-            self._add(to_images_end + images, after_images, images, max(chosen, rejected) + 2)
+        tokens = self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        counts = map(len, tokens)
+        for _, images in self._waiting:
+            to_images_end, after_images, chosen, rejected = islice(counts, 4)
+            prompt = to_images_end + images + after_images
+            answer = max(chosen, rejected) + 2  # the template ends it with <|im_end|> and a line break
+            self._prompt.append(prompt)
+            self._image.append(images)
+            self._answer.append(answer)
+            kept_prompt, kept_answer = kept_lengths(prompt, answer, self._cutoff_len)
+            self._cut += kept_prompt < prompt or kept_answer < answer
+            self._image_cut += images > 0 and kept_prompt < to_images_end + images
         self._waiting.clear()
-
-    def _add(self, images_end: int, after_images: int, images: int, answer: int) -> None:
-        prompt = images_end + after_images
-        self._prompt.append(prompt)
-        self._image.append(images)
-        self._answer.append(answer)
-        kept_prompt, kept_answer = kept_lengths(prompt, answer, self._cutoff_len)
-        self._cut += kept_prompt < prompt or kept_answer < answer
-        self._image_cut += images > 0 and kept_prompt < images_end
-
-    def _token_counts(self, texts: Sequence[str]) -> list[int]:
-        if not texts:
-            return []
-        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
