@@ -64,7 +64,7 @@ def build_trainer(variant: str, policy: Any, reference: Any, pairs: RandomPairs,
     from uni_dpo.llamafactory.reference_cache import LOGPS
     from uni_dpo.llamafactory.run_context import RunContext, running
     from uni_dpo.llamafactory.trainer import LlamaFactoryUniDPOTrainer
-    from uni_dpo.shared_prefix import ImageStore
+    from uni_dpo.shared_prefix.image_store import ImageStore
 
     common: dict[str, Any] = {
         "model": policy,

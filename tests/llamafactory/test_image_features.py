@@ -119,7 +119,7 @@ def test_what_cannot_keep_features_is_refused(kept: Any, settings: dict[str, Any
 def test_features_that_come_as_one_are_not_kept(tmp_path: Path) -> None:
     """Gemma 4 gives those of all images of a batch in one tensor."""
     from uni_dpo.llamafactory.pair_forward import PairForward
-    from uni_dpo.shared_prefix import ImageStore
+    from uni_dpo.shared_prefix.image_store import ImageStore
 
     spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("checkpoints.py"))
     module = importlib.util.module_from_spec(spec)

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from uni_dpo.shared_prefix.layout import AnswerRow, SharedRow, lay_out, response_tokens
+from uni_dpo.shared_prefix.media import IMAGE_KEYS, media_dim
 
 VOCABULARY, IMAGE, VISION_START, VISION_END, VIDEO = 199, 3, 4, 5, 6
 TEXT = {
@@ -282,6 +285,24 @@ def pair_batch(
     if family in GRID_FAMILIES:
         batch |= _positions(model, batch)
     return batch
+
+
+def share_prefix(batch: dict[str, Tensor], image_token_id: int | None) -> Any:
+    """Lay a pair batch out with each prompt, and the images of its chosen half, only once; or say why not."""
+    rows = [AnswerRow.of(batch, row) for row in range(len(batch["input_ids"]))]
+    pairs = len(rows) // 2
+    laid = lay_out(
+        [SharedRow([(row, rows[row]), (row + pairs, rows[row + pairs])]) for row in range(pairs)], batch, image_token_id
+    )
+    if isinstance(laid, str):
+        return laid
+    inputs, places = laid
+    images = {name: values for name, values in batch.items() if name in IMAGE_KEYS}
+    if (
+        batch["input_ids"][batch["attention_mask"].bool()] == (image_token_id or -1)
+    ).any() or "video_grid_thw" in images:
+        images = {name: values.chunk(2, media_dim(name, images))[0] for name, values in images.items()}
+    return {**inputs, **images}, response_tokens(rows, places)
 
 
 def _padded(row: list[int], length: int, pad: int, side: str) -> list[int]:

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from uni_dpo import matmul
-from uni_dpo.shared_prefix import ImageStore
+from uni_dpo.shared_prefix.image_store import ImageStore
 
 
 def main(family: str, checkpointing: bool, kept: Path | None) -> None:

@@ -17,6 +17,7 @@ from families import (
     VISION_FAMILIES,
     Pair,
     pair_batch,
+    share_prefix,
     tiny_model,
 )
 from torch import Tensor, nn
@@ -24,17 +25,9 @@ from torch import Tensor, nn
 from uni_dpo import matmul
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.matmul import OneDNNLinear, use_onednn
-from uni_dpo.shared_prefix import (
-    ImageFeatures,
-    image_token_id,
-    lay_out_pairs,
-    pair_scores,
-    same_frozen_vision,
-    share_prefix,
-    use_attention,
-    why_not_shared,
-)
-from uni_dpo.shared_prefix.families import output_head, text_config
+from uni_dpo.shared_prefix.attention import use_attention
+from uni_dpo.shared_prefix.families import image_token_id, output_head, text_config, why_not_shared
+from uni_dpo.shared_prefix.forward import ImageFeatures, pair_scores, same_frozen_vision
 
 ODD = (Pair(9, 1, 17, [(4, 4), (4, 6)]), Pair(3, 13, 2, [(8, 4)]), Pair(1, 4, 4))
 
@@ -382,10 +375,9 @@ def test_two_sequences_score_only_answers_too(family: str) -> None:
     model = tiny_model(family)
     batch = pair_batch(model, MIXED)
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    _, tokens = lay_out_pairs(batch, image_token_id(model))
     scores = pair_scores(model, inputs, ResponseTokens.from_labels(batch["labels"]), mean_logits=True)
     torch.testing.assert_close(scores.logps, ordinary(model, batch), rtol=1e-5, atol=0)
-    assert scores.lengths.tolist() == tokens.lengths().tolist() == [5, 12, 1, 9, 3, 6]
+    assert scores.lengths.tolist() == [5, 12, 1, 9, 3, 6]
     logits = model(**inputs).logits
     torch.testing.assert_close(scores.mean_logits, logits.mean((1, 2)), rtol=1e-4, atol=1e-6)
 

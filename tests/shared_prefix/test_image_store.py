@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import MIXED, VISION_FAMILIES, Pair, pair_batch, tiny_model
+from families import MIXED, VISION_FAMILIES, Pair, pair_batch, share_prefix, tiny_model
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix import ImageStore, image_keys, image_token_id, pair_scores, share_prefix
-from uni_dpo.shared_prefix.families import FLAT_FAMILIES
+from uni_dpo.shared_prefix.families import FLAT_FAMILIES, image_token_id
+from uni_dpo.shared_prefix.forward import pair_scores
+from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
 
 TOWER = {"model": "tiny", "precision": "float32"}
 TOLD_APART = [family for family in VISION_FAMILIES if family not in FLAT_FAMILIES]

@@ -1,9 +1,13 @@
 """The layout of one small batch, written out by hand."""
 
+from typing import Any
+
 import pytest
 import torch
+from families import share_prefix
 
-from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX, lay_out_pairs, sequence_means, share_prefix
+from uni_dpo.shared_prefix.layout import ANSWER, PADDING, PREFIX, AnswerRow, sequence_means
+from uni_dpo.shared_prefix.questions import share_questions
 
 IMAGE = 99
 
@@ -91,56 +95,60 @@ def test_an_image_behind_the_padding_stays_there() -> None:
     assert len(shared["pixel_values"]) == 1
 
 
+def asked(batch: dict[str, torch.Tensor], **options: Any) -> Any:
+    """What `share_questions` makes of the pairs of a batch, whose longest answers it collates."""
+    rows = [AnswerRow.of(batch, row) for row in range(len(batch["input_ids"]))]
+    pairs = len(rows) // 2
+    features = [
+        {
+            f"{side}_{name}": getattr(rows[row], field).tolist()
+            for side, row in (("chosen", pair), ("rejected", pair + pairs))
+            for name, field in (("input_ids", "ids"), ("labels", "labels"))
+        }
+        for pair in range(pairs)
+    ]
+    longest = [max(pair, pair + pairs, key=lambda row: len(rows[row].ids)) for pair in range(pairs)]
+    collated = {key: values[longest] if len(values) == len(rows) else values for key, values in batch.items()}
+    return share_questions(features, lambda leads: collated, IMAGE, **options)
+
+
+def test_questions_are_laid_out_alike() -> None:
+    expected, tokens = share_prefix(batch(), IMAGE)
+    shared, asked_tokens = asked(batch())
+    assert shared["input_ids"].tolist() == [expected["input_ids"][0].tolist(), [13, 32, 33, 24, 0, 0, 0, 0]]
+    assert asked_tokens.lengths().tolist() == tokens.lengths().tolist() == [3, 1, 1, 2]
+    assert asked_tokens.rows.tolist() == [0, 2, 1, 3]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"pixel_values_videos": torch.ones(2, 2)}, "the batch holds pixel_values_videos without their grid"),
-        ({"pixel_values": torch.arange(4.0)}, "the chosen and rejected sequences differ in pixel_values"),
         ({"image_grid_thw": torch.ones(4, 3)}, "the batch has no position_ids, which images set"),
+        ({"scores": torch.ones(4)}, "the batch holds scores"),
     ],
 )
 def test_what_cannot_be_shared_says_why(changes: dict[str, torch.Tensor], reason: str) -> None:
     foreign = batch(**changes)
     foreign["input_ids"][:, 0] = IMAGE
-    assert share_prefix(foreign, IMAGE) == reason
-
-
-def test_images_behind_the_padding_and_before_it_are_not_shared() -> None:
-    foreign = batch()
-    foreign["input_ids"][:, 0] = foreign["input_ids"][1, 4] = IMAGE
-    assert share_prefix(foreign, IMAGE) == "there are images behind the padding and before it"
+    assert asked(foreign) == reason
 
 
 def test_an_image_in_an_answer_is_not_shared() -> None:
     foreign = batch()
     foreign["input_ids"][[0, 2], 2] = IMAGE
-    assert share_prefix(foreign, IMAGE) == "an answer holds an image"
-
-
-def test_other_keys_are_carried_only_by_name() -> None:
-    scores = torch.ones(4)
-    assert share_prefix(batch(scores=scores), None) == "the batch holds scores"
-    shared, _ = share_prefix(batch(scores=scores), None, carry=["scores"])
-    assert shared["scores"] is scores
-
-
-def test_what_cannot_be_shared_stays_two_sequences(caplog: pytest.LogCaptureFixture) -> None:
-    given = batch(scores=torch.ones(4))
-    inputs, tokens = lay_out_pairs(given, None)
-    assert inputs.keys() == given.keys() - {"labels"}
-    assert tokens.target.tolist() == [21, 22, 23, 24, 31, 32, 33]
-    assert "two sequences per pair: the batch holds scores" in caplog.text
+    assert asked(foreign) == share_prefix(foreign, IMAGE) == "an answer holds an image"
 
 
 @pytest.mark.parametrize(("prompt", "answer", "shares"), [(40, 8, True), (2, 46, False)])
 def test_short_prompts_before_long_answers_stay_two_sequences(prompt: int, answer: int, shares: bool) -> None:
-    input_ids = torch.arange(10, 10 + prompt + answer).repeat(2, 1)
+    input_ids = torch.arange(100, 100 + prompt + answer).repeat(2, 1)
+    input_ids[1, prompt:] += 100
     labels = input_ids.clone()
     labels[:, :prompt] = -100
     pair = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
-    inputs, _ = lay_out_pairs(pair, None, keys_worth_a_token=100)
-    assert ("segments" in inputs) == shares
-    assert "segments" in lay_out_pairs(pair, None)[0]
+    assert (asked(pair, keys_worth_a_token=100) != "") == shares
+    assert asked(pair) != ""
 
 
 def test_means_are_over_prompt_and_answer() -> None:

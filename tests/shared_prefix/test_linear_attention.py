@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import HYBRID_FAMILIES, MIXED, Pair, pair_batch, tiny_model
+from families import HYBRID_FAMILIES, MIXED, Pair, pair_batch, share_prefix, tiny_model
 from test_forward import assert_equal_steps, difference, ordinary, preference_loss, run, shared
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix import image_token_id, pair_scores, share_prefix, why_not_shared
-from uni_dpo.shared_prefix.families import FLEX_ATTENTION, linear_attentions, linear_kernels
+from uni_dpo.shared_prefix.families import (
+    FLEX_ATTENTION,
+    image_token_id,
+    linear_attentions,
+    linear_kernels,
+    why_not_shared,
+)
+from uni_dpo.shared_prefix.forward import pair_scores
 from uni_dpo.shared_prefix.linear_attention import Regrouping, regrouped
 
 pytestmark = pytest.mark.skipif(

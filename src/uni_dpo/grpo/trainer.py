@@ -34,7 +34,9 @@ from uni_dpo.online.policy import (
     plain_sampling,
     prompt_text,
 )
-from uni_dpo.shared_prefix import SharedBatch, in_place_of_head, share_rows, shares_rows, unwrapped
+from uni_dpo.shared_prefix.families import unwrapped
+from uni_dpo.shared_prefix.forward import in_place_of_head
+from uni_dpo.shared_prefix.rows import SharedBatch, share_rows, shares_rows
 from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 from uni_dpo.trainer_mixins import EndsTogether, LoadsByPublishedNames, process_group

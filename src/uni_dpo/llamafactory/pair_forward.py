@@ -11,22 +11,18 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import CARRIED, ScoredPairCollator, sees_apart
 from uni_dpo.logprobs import ResponseTokens
 from uni_dpo.matmul import use_onednn
-from uni_dpo.shared_prefix import (
-    ImageFeatures,
-    ImageStore,
-    image_keys,
+from uni_dpo.shared_prefix.attention import shared_attention, use_attention
+from uni_dpo.shared_prefix.families import (
     image_token_id,
     keys_worth_a_token,
-    pair_scores,
-    same_frozen_vision,
-    say_once,
-    share_questions,
-    shared_attention,
     tells_images_apart,
     unwrapped,
-    use_attention,
     why_not_shared,
 )
+from uni_dpo.shared_prefix.forward import ImageFeatures, pair_scores, same_frozen_vision
+from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
+from uni_dpo.shared_prefix.layout import say_once
+from uni_dpo.shared_prefix.questions import share_questions
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 

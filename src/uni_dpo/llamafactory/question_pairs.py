@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY, NAME, pair_key
-from uni_dpo.shared_prefix import question_key
+from uni_dpo.shared_prefix.questions import question_key
 
 MEDIA = ("images", "videos", "audios")
 REJECTED_IMAGES = "rejected_images"

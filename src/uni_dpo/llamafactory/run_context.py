@@ -14,7 +14,7 @@ from uni_dpo.llamafactory.reference_cache import DigestedPairs, ReferenceCache
 from uni_dpo.monitor.ledger import changed_settings, device_words, versions
 from uni_dpo.monitor.ledger import open_ledger as _open
 from uni_dpo.monitor.progress import ProgressLines
-from uni_dpo.shared_prefix import ImageStore
+from uni_dpo.shared_prefix.image_store import ImageStore
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from uni_dpo.llamafactory.reference_cache import ReferenceCache
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, run_record, running
 from uni_dpo.monitor.ledger import write_run_card
-from uni_dpo.shared_prefix import FLEX_ATTENTION, ImageStore
+from uni_dpo.shared_prefix.families import FLEX_ATTENTION
+from uni_dpo.shared_prefix.image_store import ImageStore
 from uni_dpo.trainer_mixins import refuse_broken_flash_attention
 from uni_dpo.weighted_losses import METRICS
 

@@ -15,7 +15,10 @@ from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.models.prompt import open_image
 from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, media_tokens, prompt_text
 from uni_dpo.ppo.config import PPOConfig
-from uni_dpo.shared_prefix import logit_cap, media_dim, projection, share_rows, shares_rows
+from uni_dpo.shared_prefix.families import logit_cap
+from uni_dpo.shared_prefix.forward import projection
+from uni_dpo.shared_prefix.media import media_dim
+from uni_dpo.shared_prefix.rows import share_rows, shares_rows
 
 Inputs = dict[str, Tensor]
 

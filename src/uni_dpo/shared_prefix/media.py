@@ -151,32 +151,3 @@ def _rows(parts: dict[str, Sequence[Tensor]], counts: Sequence[int]) -> list[Med
 def media_dim(key: str, media: Collection[str]) -> int:
     """Return which dimension of a model's input runs over images: the last where `target_sizes` say their sizes."""
     return -1 if key == "pixel_values" and "target_sizes" in media else 0
-
-
-def why_not_placed(media: dict[str, Tensor], batch: dict[str, Any]) -> str | None:
-    """Say why images and videos can't be put where `batch` has them; None where they can."""
-    if "pixel_values_videos" in media and "video_grid_thw" not in media:
-        return "the batch holds pixel_values_videos without their grid"
-    if media.keys() & {"image_grid_thw", "video_grid_thw"} and batch.get("position_ids") is None:
-        return "the batch has no position_ids, which images set"
-    return None
-
-
-def images_once(batch: dict[str, Any], image_token_id: int | None) -> dict[str, Tensor] | str:
-    """Return the image inputs of a pairwise batch's chosen half, or why the halves can't stand for each other."""
-    images = {key: batch[key] for key in IMAGE_KEYS if batch.get(key) is not None}
-    attended = (batch["input_ids"] == image_token_id) & batch["attention_mask"].bool()
-    if image_token_id is None or not (attended.any() or images.keys() & {*VIDEO_KEYS}):
-        return images
-    if ((batch["input_ids"] == image_token_id) & ~batch["attention_mask"].bool()).any():
-        return "there are images behind the padding and before it"
-    if reason := why_not_placed(images, batch):
-        return reason
-    for key, values in images.items():
-        dim = media_dim(key, images)
-        half = values.shape[dim] // 2
-        first, second = values.split([half, values.shape[dim] - half], dim)
-        if not torch.equal(first, second):
-            return f"the chosen and rejected sequences differ in {key}"
-        images[key] = first
-    return images

@@ -4,13 +4,12 @@ Ranked answers make many pairs: five answers to one image make ten, in which the
 answer four times. The log-probabilities of all pairs follow from one run of the prompt and one of each answer.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
 from uni_dpo.shared_prefix.layout import (
@@ -19,8 +18,9 @@ from uni_dpo.shared_prefix.layout import (
     AnswerRow,
     SharedRow,
     lay_out,
+    response_tokens,
 )
-from uni_dpo.shared_prefix.media import IMAGE_KEYS, why_not_placed
+from uni_dpo.shared_prefix.media import IMAGE_KEYS
 
 MEDIA_COLUMNS = ("images", "videos", "audios")
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -34,20 +34,17 @@ class SharedQuestion:
     Attributes:
         prompt: how many tokens all its rows have in common.
         feature: the first of its pairs, whose media stand for all.
-        answers: (tokens, labels) of a whole row, prompt included → the number of its answer in the batch.
+        answers: the bytes of a whole row's tokens and labels, prompt included → the number of its answer in the batch,
+            and both.
     """
 
     prompt: int
     feature: dict[str, Any]
-    answers: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
+    answers: dict[tuple[bytes, bytes], tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Return the number, tokens and labels of each answer, the longest first."""
-        rows = [
-            (number, np.frombuffer(ids, np.int64), np.frombuffer(labels, np.int64))
-            for (ids, labels), number in self.answers.items()
-        ]
-        return sorted(rows, key=lambda row: -len(row[1]))
+        return sorted(self.answers.values(), key=lambda row: -len(row[1]))
 
     def lead(self) -> dict[str, Any]:
         """Return the row of the longest answer, for a collator."""
@@ -57,7 +54,7 @@ class SharedQuestion:
 
     def length(self) -> int:
         """Return the number of tokens of all answers behind one prompt."""
-        return self.prompt + sum(len(ids) // np.dtype(np.int64).itemsize - self.prompt for ids, _ in self.answers)
+        return self.prompt + sum(len(ids) - self.prompt for _, ids, _ in self.answers.values())
 
 
 def question_key(feature: dict[str, Any]) -> tuple[int, tuple[Any, ...]]:
@@ -81,20 +78,19 @@ def group_questions(features: Sequence[dict[str, Any]]) -> tuple[list[SharedQues
         all pairs, then the rejected ones.
     """
     questions: dict[Any, SharedQuestion] = {}
-    rows: dict[tuple[str, int], int] = {}
+    rows: dict[str, list[int]] = {"chosen": [], "rejected": []}
     answers = 0
-    for place, feature in enumerate(features):
-        sides = {side: _tokens(feature, side) for side in ("chosen", "rejected")}
+    for feature in features:
         prompt, key = question_key(feature)
         question = questions.setdefault(key, SharedQuestion(prompt, feature))
-        for side, (ids, labels) in sides.items():
+        for side, numbers in rows.items():
+            ids, labels = _tokens(feature, side)
             row = (ids.tobytes(), labels.tobytes())
             if row not in question.answers:
-                question.answers[row] = answers
+                question.answers[row] = answers, ids, labels
                 answers += 1
-            rows[side, place] = question.answers[row]
-    order = [rows[side, place] for side in ("chosen", "rejected") for place in range(len(features))]
-    return list(questions.values()), order
+            numbers.append(question.answers[row][0])
+    return list(questions.values()), rows["chosen"] + rows["rejected"]
 
 
 def share_questions(
@@ -103,7 +99,6 @@ def share_questions(
     image_token_id: int | None,
     *,
     keys_worth_a_token: float | None = None,
-    carry: Collection[str] = (),
 ) -> tuple[dict[str, Any], ResponseTokens] | str:
     """Collate pairs with every question's prompt and media once, and every different answer once.
 
@@ -111,8 +106,8 @@ def share_questions(
         features: tokenized pairs, see `group_questions`.
         collate: makes a batch of rows. It is given one row per question, so media are opened and prepared once.
         image_token_id: the id that stands for image features in `input_ids`; None for text models.
-        keys_worth_a_token: see `lay_out_pairs`.
-        carry: keys of the collated batch that are handed on as they are.
+        keys_worth_a_token: how many attended keys cost as much as the rest of a token's way through the model; with
+            it, short prompts before long answers stay two sequences. None shares whatever can be shared.
 
     Returns:
         The model's inputs, with `segments` (questions, T) in place of an attention mask, and the tokens to score,
@@ -123,37 +118,32 @@ def share_questions(
     if keys_worth_a_token is not None and not _pays(features, questions, keys_worth_a_token):
         return ""
     batch = collate([question.lead() for question in questions])
-    carry = (*SETTING_KEYS, *carry)
-    known = {*IMAGE_KEYS, *RECOMPUTED_KEYS, *carry}
-    if unknown := [key for key, value in batch.items() if key not in known and value is not None]:
+    kept = {key: batch[key] for key in (*IMAGE_KEYS, *SETTING_KEYS) if batch.get(key) is not None}
+    if unknown := [key for key in batch if key not in {*kept, *RECOMPUTED_KEYS} and batch[key] is not None]:
         return f"the batch holds {', '.join(unknown)}"
-    media = {key: batch[key] for key in IMAGE_KEYS if batch.get(key) is not None}
-    if reason := why_not_placed(media, batch):
-        return reason
+    if "pixel_values_videos" in kept and "video_grid_thw" not in kept:
+        return "the batch holds pixel_values_videos without their grid"
+    if kept.keys() & {"image_grid_thw", "video_grid_thw"} and batch.get("position_ids") is None:
+        return "the batch has no position_ids, which images set"
+    answers: dict[int, AnswerRow] = {}
     sequences = []
     for place, question in enumerate(questions):
         lead = AnswerRow.of(batch, place)
         if lead.ids.tolist() != question.rows()[0][1].tolist():
             return "its collator changes the tokens of a row"
-        sequences.append(_sequence(question, lead))
-    shared = lay_out(sequences, batch, image_token_id, torch.tensor(rows))
-    if isinstance(shared, str):
-        return shared
-    inputs, tokens = shared
-    return {**inputs, **media, **{key: batch[key] for key in carry if key in batch}}, tokens
-
-
-def _sequence(question: SharedQuestion, lead: AnswerRow) -> SharedRow:
-    """All answers of a question behind its prompt, each at the positions that it has alone, as the longest shows."""
-    answers = [
-        (number, AnswerRow(_tensor(ids), _tensor(labels), lead.positions[..., : len(ids)]))
-        for number, ids, labels in question.rows()
-    ]
-    return SharedRow(answers)
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.copy())
+        # Each answer is at the positions that it has alone, as the longest shows.
+        said = {
+            number: AnswerRow(torch.tensor(ids), torch.tensor(labels), lead.positions[..., : len(ids)])
+            for number, ids, labels in question.rows()
+        }
+        sequences.append(SharedRow([*said.items()]))
+        answers |= said
+    laid = lay_out(sequences, batch, image_token_id)
+    if isinstance(laid, str):
+        return laid
+    inputs, places = laid
+    tokens = response_tokens([answers[number] for number in range(len(answers))], places)
+    return {**inputs, **kept}, replace(tokens, rows=torch.tensor(rows))
 
 
 def _tokens(feature: dict[str, Any], side: str) -> tuple[np.ndarray, np.ndarray]:

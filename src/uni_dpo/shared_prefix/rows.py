@@ -83,22 +83,15 @@ def share_rows(model: nn.Module, inputs: dict[str, Any], answers: Tensor) -> Sha
     laid = lay_out(sequences, batch, image_token_id(model))
     if isinstance(laid, str):
         return None
-    shared, _ = laid
+    shared, places = laid
     for name in IMAGE_KEYS:
         if parts := [media[group[0]][name] for group in groups if name in media[group[0]]]:
             shared[name] = torch.cat(parts, media_dim(name, inputs))
     shared |= {name: inputs[name] for name in SETTING_KEYS if name in inputs}
     shared |= seen_by(model, shared.pop("segments"), shared["input_ids"])
-    return SharedBatch(shared, _places(sequences, shared["input_ids"].shape[1], inputs["attention_mask"]))
-
-
-def _places(sequences: list[SharedRow], length: int, mask: Tensor) -> Tensor:
-    table = mask.new_zeros(mask.shape, dtype=torch.long)
-    for at, sequence in enumerate(sequences):
-        for row, places in sequence.places():
-            table[row] = at * length
-            table[row, mask[row].bool()] = places + at * length
-    return table
+    table = torch.stack([place[0] for place in places])[:, None].repeat(1, answers.shape[1])
+    table[inputs["attention_mask"].bool()] = torch.cat(places)
+    return SharedBatch(shared, table)
 
 
 def _groups(rows: list[AnswerRow], media: list[Media]) -> list[list[int]]:

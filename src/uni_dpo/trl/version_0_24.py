@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
 from uni_dpo.objective import PairLogps
-from uni_dpo.shared_prefix import image_token_id, unwrapped
+from uni_dpo.shared_prefix.families import image_token_id, unwrapped
 from uni_dpo.trainer_mixins import REFERENCE_ADAPTER, add_reference_adapter
 from uni_dpo.trl.data import SCORES, ScoredPairs, opened
 

@@ -28,7 +28,9 @@ from uni_dpo.models.prompt import (
     prompt_of,
     sees_images,
 )
-from uni_dpo.shared_prefix import projection, share_rows, sharing_rows, unwrapped
+from uni_dpo.shared_prefix.families import unwrapped
+from uni_dpo.shared_prefix.forward import projection
+from uni_dpo.shared_prefix.rows import share_rows, sharing_rows
 
 
 class TransformersBackend(Backend):

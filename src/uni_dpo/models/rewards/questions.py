@@ -6,15 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uni_dpo.shared_prefix import (
-    IMAGE_KEYS,
-    image_token_id,
-    keys_worth_a_token,
-    share_rows,
-    sharing_rows,
-    unwrapped,
-    video_token_id,
-)
+from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, unwrapped, video_token_id
+from uni_dpo.shared_prefix.media import IMAGE_KEYS
+from uni_dpo.shared_prefix.rows import share_rows, sharing_rows
 
 POSITIONS = ("position_ids", "rope_deltas")
 """Inputs that are made anew for the shared sequences."""
