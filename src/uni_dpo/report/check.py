@@ -33,7 +33,7 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
         faults = [*report.whole, *report.faults][:SHOWN_FAULTS]
         rows: list[Cells] = [(_named("row", f.row), _named("line", f.line), _what(f)) for f in faults]
         yield "The first faults", ("", "", "what"), rows
-    if report.audit is not None and report.audit.pairs:
+    if report.audit.pairs:
         yield from _audit_sections(report.audit)
     if report.lengths is not None:
         lengths = report.lengths
@@ -147,7 +147,7 @@ def tables(report: CheckReport) -> "Iterator[Table]":
 def write_check_page(file: str | Path, report: CheckReport) -> Path:
     """Write the report as a page: the tables, and histograms of scores and margins."""
     titled = [{"title": title, "header": header, "rows": rows} for title, header, rows in sections(report)]
-    histograms = list(_histograms(report.audit)) if report.audit is not None and report.audit.margins.count else []
+    histograms = list(_histograms(report.audit)) if report.audit.margins.count else []
     return write_page(file, report.dataset, {"check": {"tables": titled, "histograms": histograms}})
 
 

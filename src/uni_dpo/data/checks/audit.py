@@ -76,11 +76,12 @@ class RowList:
         return f"row{'s' if self.count > 1 else ''} {', '.join(map(str, self.first))}{more}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Audit:
     """What `data check` and `data stats` report of the usable rows.
 
     Attributes:
+        qual_eta, tau_good: the η and the τ_good that were asked for.
         pairs: how many there were.
         images: images, counted with repetition.
         distinct_images: distinct image paths.
@@ -89,52 +90,47 @@ class Audit:
         identical: pairs whose two answers are the same.
         ended: pairs with a text that holds what templates end or begin a turn with.
         inverted: scored pairs whose chosen score is lower.
-        chosen_characters: length of the chosen answer.
-        rejected_characters: likewise.
+        chosen_characters, rejected_characters: lengths of the answers.
         length_bias: mean of chosen − rejected length, in characters.
         longer_is_chosen: how often "the longer answer is the chosen one" is right; a tie is half right.
-        score_chosen: the scores of the chosen answers.
-        score_rejected: likewise.
+        score_chosen, score_rejected: the scores of the answers.
         margins: chosen − rejected score.
-        tied_scores: share of the scored pairs with equal scores.
-        inverted_scores: share of the scored pairs whose chosen score is lower.
+        tied_scores, inverted_scores: shares of the scored pairs with equal scores, and with a lower chosen score.
         judges: lowest score, highest score and rows of everyone who is named in `judge_column`.
         judge_column: the column that names who gave the scores; empty where there is none.
         two_scales: share of the pairs on the lower one of two scales, and its upper end; 0 where one scale is seen.
         above_tau_good: share of the scored pairs with chosen score ≥ τ_good.
         quality_weights: σ(η · margin), the w_qual that training will use.
-        qual_eta: the η that was asked for.
-        tau_good: the τ_good that was asked for.
         histogram: edges and counts of the margins, for the figure.
         score_histograms: edges and the counts of chosen and rejected scores.
     """
 
-    pairs: int
-    images: int
-    distinct_images: int
-    duplicates: Repeats
-    contradictions: Repeats
-    identical: RowList
-    ended: RowList
-    inverted: RowList
-    chosen_characters: Spread
-    rejected_characters: Spread
-    length_bias: float
-    longer_is_chosen: float
-    score_chosen: Spread
-    score_rejected: Spread
-    margins: Spread
-    tied_scores: float
-    inverted_scores: float
-    judges: dict[str, tuple[float, float, int]]
-    judge_column: str
-    two_scales: tuple[float, float]
-    above_tau_good: float
-    quality_weights: Spread
     qual_eta: float
     tau_good: float
-    histogram: tuple[list[float], list[int]]
-    score_histograms: tuple[list[float], list[int], list[int]]
+    pairs: int = 0
+    images: int = 0
+    distinct_images: int = 0
+    duplicates: Repeats = field(default_factory=Repeats)
+    contradictions: Repeats = field(default_factory=Repeats)
+    identical: RowList = field(default_factory=RowList)
+    ended: RowList = field(default_factory=RowList)
+    inverted: RowList = field(default_factory=RowList)
+    chosen_characters: Spread = field(init=False)
+    rejected_characters: Spread = field(init=False)
+    length_bias: float = field(init=False)
+    longer_is_chosen: float = field(init=False)
+    score_chosen: Spread = field(init=False)
+    score_rejected: Spread = field(init=False)
+    margins: Spread = field(init=False)
+    tied_scores: float = field(init=False)
+    inverted_scores: float = field(init=False)
+    judges: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    judge_column: str = ""
+    two_scales: tuple[float, float] = field(init=False)
+    above_tau_good: float = field(init=False)
+    quality_weights: Spread = field(init=False)
+    histogram: tuple[list[float], list[int]] = field(init=False)
+    score_histograms: tuple[list[float], list[int], list[int]] = field(init=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; NaN becomes None."""
@@ -145,43 +141,36 @@ class Audit:
 class Auditor:
     """Adds up an `Audit` row by row: about 200 bytes per row stay in memory."""
 
-    def __init__(self, *, qual_eta: float = 0.7, tau_good: float = 2.5) -> None:
-        self._qual_eta = qual_eta
-        self._tau_good = tau_good
+    def __init__(self, qual_eta: float = 0.7, tau_good: float = 2.5) -> None:
+        self._audit = Audit(qual_eta, tau_good)
         self._rows = 0
         self._seen: dict[int, int] = {}
         self._paths: set[int] = set()
-        self._images = 0
         self._lengths = array("l"), array("l")
         self._scores = array("d"), array("d")
-        self._duplicates = Repeats()
-        self._contradictions = Repeats()
-        self._identical, self._ended, self._inverted = RowList(), RowList(), RowList()
-        self._judges: dict[str, tuple[float, float, int]] = {}
-        self._judge_column = ""
 
     def add(self, row: CheckedRow) -> None:
         """Take in a row; rows with faults are left out."""
-        position = self._rows
-        self._rows += 1
         for pair in () if row.faults else row.pairs:
-            self.add_pair(pair, position)
+            self._add_pair(pair)
             self._add_judge(row.row or {}, pair)
+        self._rows += 1
 
-    def add_pair(self, pair: PreferencePair, position: int) -> None:
-        """Take in a pair that stands at `position`."""
+    def _add_pair(self, pair: PreferencePair) -> None:
+        audit, position = self._audit, self._rows
         key, swapped = _keys(pair)
         if key in self._seen:
-            self._duplicates.add(self._seen[key], position)
+            audit.duplicates.add(self._seen[key], position)
         elif swapped in self._seen and swapped != key:
-            self._contradictions.add(self._seen[swapped], position)
+            audit.contradictions.add(self._seen[swapped], position)
         self._seen.setdefault(key, position)
         images = pair.images + pair.rejected_images
         if pair.chosen == pair.rejected and pair.rejected_images in ((), pair.images):
-            self._identical.add(position)
+            audit.identical.add(position)
         if any(_TURN_MARKS.search(text) for text in (pair.instruction, pair.chosen, pair.rejected)):
-            self._ended.add(position)
-        self._images += len(images)
+            audit.ended.add(position)
+        audit.pairs += 1
+        audit.images += len(images)
         self._paths.update(hash(image) for image in images if isinstance(image, str))
         self._lengths[0].append(len(pair.chosen))
         self._lengths[1].append(len(pair.rejected))
@@ -189,57 +178,41 @@ class Auditor:
             self._scores[0].append(pair.score_chosen)
             self._scores[1].append(pair.score_rejected)
             if pair.score_chosen < pair.score_rejected:
-                self._inverted.add(position)
+                audit.inverted.add(position)
 
     def _add_judge(self, row: Row, pair: PreferencePair) -> None:
-        column = self._judge_column or next((name for name in JUDGE_COLUMNS if isinstance(row.get(name), str)), "")
+        audit = self._audit
+        column = audit.judge_column or next((name for name in JUDGE_COLUMNS if isinstance(row.get(name), str)), "")
         name = row.get(column)
         if not isinstance(name, str) or pair.score_chosen is None or pair.score_rejected is None:
             return
-        self._judge_column = column
-        if name in self._judges or len(self._judges) < _JUDGES:
-            low, high, count = self._judges.get(name, (math.inf, -math.inf, 0))
+        audit.judge_column = column
+        if name in audit.judges or len(audit.judges) < _JUDGES:
+            low, high, count = audit.judges.get(name, (math.inf, -math.inf, 0))
             scores = pair.score_chosen, pair.score_rejected
-            self._judges[name] = min(low, *scores), max(high, *scores), count + 1
+            audit.judges[name] = min(low, *scores), max(high, *scores), count + 1
 
     def result(self) -> Audit:
         """Return the audit of what was added."""
-        chosen, rejected = (np.asarray(values, dtype=np.float64) for values in self._scores)
-        margins = chosen - rejected
+        audit = self._audit
+        audit.distinct_images = len(self._paths)
+        audit.chosen_characters, audit.rejected_characters = map(Spread.of, self._lengths)
+        audit.score_chosen, audit.score_rejected = map(Spread.of, self._scores)
         longer = np.asarray(self._lengths[0], dtype=np.float64) - np.asarray(self._lengths[1], dtype=np.float64)
-        edges, margin_edges = _edges(np.concatenate([chosen, rejected])), _edges(margins)
-        counts = np.histogram(margins, bins=margin_edges)[0] if margins.size else np.zeros(0)
-        return Audit(
-            pairs=len(self._lengths[0]),
-            images=self._images,
-            distinct_images=len(self._paths),
-            duplicates=self._duplicates,
-            contradictions=self._contradictions,
-            identical=self._identical,
-            ended=self._ended,
-            inverted=self._inverted,
-            chosen_characters=Spread.of(self._lengths[0]),
-            rejected_characters=Spread.of(self._lengths[1]),
-            length_bias=_mean(longer),
-            longer_is_chosen=_mean(np.where(longer == 0, 0.5, longer > 0)),
-            score_chosen=Spread.of(self._scores[0]),
-            score_rejected=Spread.of(self._scores[1]),
-            margins=Spread.of(margins),
-            tied_scores=_mean(margins == 0),
-            inverted_scores=_mean(margins < 0),
-            judges=self._judges,
-            judge_column=self._judge_column,
-            two_scales=_two_scales(chosen, rejected),
-            above_tau_good=_mean(chosen >= self._tau_good),
-            quality_weights=Spread.of(quality_weights(margins, self._qual_eta)),
-            qual_eta=self._qual_eta,
-            tau_good=self._tau_good,
-            histogram=(margin_edges.tolist(), counts.astype(int).tolist()),
-            score_histograms=(
-                edges.tolist(),
-                *(np.histogram(values, bins=edges)[0].tolist() if chosen.size else [] for values in (chosen, rejected)),
-            ),
-        )
+        audit.length_bias = _mean(longer)
+        audit.longer_is_chosen = _mean(np.where(longer == 0, 0.5, longer > 0))
+        chosen, rejected = (np.asarray(values, dtype=np.float64) for values in self._scores)
+        audit.two_scales = _two_scales(chosen, rejected)
+        audit.above_tau_good = _mean(chosen >= audit.tau_good)
+        margins = chosen - rejected
+        audit.margins = Spread.of(margins)
+        audit.tied_scores, audit.inverted_scores = _mean(margins == 0), _mean(margins < 0)
+        audit.quality_weights = Spread.of(quality_weights(margins, audit.qual_eta))
+        edges = _edges(margins)
+        audit.histogram = edges.tolist(), _counts(margins, edges)
+        edges = _edges(np.concatenate([chosen, rejected]))
+        audit.score_histograms = edges.tolist(), _counts(chosen, edges), _counts(rejected, edges)
+        return audit
 
 
 def quality_weights(margins: np.ndarray, qual_eta: float) -> np.ndarray:
@@ -255,6 +228,10 @@ def _edges(values: np.ndarray) -> np.ndarray:
     if low == high:
         low, high = low - max(0.5, abs(low) * 1e-12), high + max(0.5, abs(high) * 1e-12)
     return np.unique(np.linspace(low, high, 21))
+
+
+def _counts(values: np.ndarray, edges: np.ndarray) -> list[int]:
+    return np.histogram(values, bins=edges)[0].tolist() if values.size else []
 
 
 def _two_scales(chosen: np.ndarray, rejected: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from uni_dpo.data.checks.audit import Audit, Auditor
 from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, swapped_scores, unseen_columns
@@ -19,7 +19,7 @@ from uni_dpo.data.image_state import OddImages
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import counted, is_file, source_files
+from uni_dpo.data.tables.reading import counted, source_files
 from uni_dpo.data.tables.writing import keep_inputs
 from uni_dpo.data.videos import DECODER, VideoChecker, has_decoder
 
@@ -58,7 +58,7 @@ class CheckReport:
     columns: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     stopped: str = ""
-    audit: Audit | None = None
+    audit: Audit = field(init=False)
     lengths: Lengths | None = None
     odd_images: OddImages = field(default_factory=OddImages)
     repairs: Counter[str] = field(default_factory=Counter)
@@ -82,76 +82,33 @@ class CheckReport:
             "faults": [asdict(fault) | {"file": str(fault.file)} for fault in self.whole + self.faults],
             "warnings": self.warnings,
             "stopped": self.stopped,
-            "audit": self.audit.as_dict() if self.audit else None,
+            "audit": self.audit.as_dict(),
             "lengths": asdict(self.lengths) if self.lengths else None,
             "repairs": dict(self.repairs),
             "fixed": [str(path) for path in self.fixed] if self.fixed else None,
         }
 
 
-def find_dataset(dataset: str, dataset_dir: str | Path | None) -> DatasetEntry:
-    """Return the entry of a dataset named by its file or folder, or by its name in `dataset_info.json`.
+def find_dataset(dataset: str, dataset_dir: str | Path | None) -> tuple[DatasetEntry, str | Path | None]:
+    """Return the entry of a file, a folder or a name in `dataset_info.json`, and the folder where its images start.
 
     Raises:
         PreferenceDataError: there is no such file and no such entry.
     """
     if Path(dataset).exists():
-        return detect_entry(dataset)
+        return detect_entry(dataset), None
     if dataset_dir is None or not (Path(dataset_dir) / FILE_NAME).is_file():
         raise PreferenceDataError(
             f"{dataset}: no such file; to name a dataset of a {FILE_NAME}, give its folder with --dataset-dir"
         )
-    return read_entry(dataset, dataset_dir)
-
-
-class Judging(TypedDict, total=False):
-    """What `check_dataset` hands on to `check_entry`, which says what it means and what its default is."""
-
-    scores_required: bool
-    check_images: bool
-    whole_videos: bool
-    qual_eta: float
-    tau_good: float
-    lengths: LengthCounter | None
-    fix: str | Path | None
-    choice: PairChoice
+    return read_entry(dataset, dataset_dir), dataset_dir
 
 
 def check_dataset(
-    dataset: str,
+    dataset: str | DatasetEntry,
     *,
     dataset_dir: str | Path | None = None,
     media_dir: str | Path | None = None,
-    **judging: Unpack[Judging],
-) -> CheckReport:
-    """Check a dataset and say what it is like, in one pass and flat memory.
-
-    Args:
-        dataset: a file, a folder, or a name in `dataset_dir`'s `dataset_info.json`.
-        dataset_dir: the folder of `dataset_info.json`.
-        media_dir: where image paths start, and which none may leave; by default they start beside a file, or in
-            `dataset_dir` for a name.
-        judging: as for `check_entry`.
-
-    Raises:
-        PreferenceDataError: nothing can be read, or `fix` is what is read.
-    """
-    entry = find_dataset(dataset, dataset_dir)
-    start = media_dir or (None if is_file(Path(dataset)) or Path(dataset).is_dir() else dataset_dir)
-    report = check_entry(entry, start=start, root=media_dir, **judging)
-    report.dataset = dataset
-    audit = report.audit
-    if audit is not None and audit.margins.count and audit.above_tau_good == 0:
-        top = audit.score_chosen.quantiles[-1]
-        report.warnings.append(f"no chosen score reaches tau_good = {audit.tau_good:g} (the highest is {top:g})")
-    return report
-
-
-def check_entry(
-    entry: DatasetEntry,
-    *,
-    start: str | Path | None,
-    root: str | Path | None,
     scores_required: bool = True,
     check_images: bool = True,
     whole_videos: bool = False,
@@ -162,17 +119,18 @@ def check_entry(
     limit: int | None = None,
     choice: PairChoice = ALL_PAIRS,
 ) -> CheckReport:
-    """Judge the rows of a dataset: what `data check` and the training ask alike.
+    """Check a dataset and say what it is like, in one pass and flat memory: what `data check` and training ask alike.
 
     Args:
-        entry: what to read, and how.
-        start: where image paths start; then they are tried beside the data, then as they are.
-        root: the folder that no image path may leave; None where there is no such rule.
+        dataset: a file, a folder, or a name in `dataset_dir`'s `dataset_info.json`; or what it says of that name.
+        dataset_dir: the folder of `dataset_info.json`.
+        media_dir: where image paths start, and which none may leave. Without it they start in `dataset_dir` for a
+            name, then beside the data, and may also be absolute.
         scores_required: whether a row without scores is at fault.
         check_images: whether to open the images and videos.
         whole_videos: whether to decode videos to their end, as training does, and not their first frames alone.
         qual_eta: the η for which w_qual is reported.
-        tau_good: the τ_good for which the share of pairs above it is reported.
+        tau_good: the τ_good for which the share of pairs above it is reported; −∞ where none is asked for.
         lengths: counts tokens; None leaves them out.
         fix: where to write the rows without fault, repaired where it is safe; the others go beside it with the reasons.
         limit: how many rows to read, as LlamaFactory's `max_samples`; None for all.
@@ -181,33 +139,30 @@ def check_entry(
     Raises:
         PreferenceDataError: nothing can be read, or `fix` is what is read.
     """
+    known = dataset if isinstance(dataset, DatasetEntry) else None
+    entry, start = (known, dataset_dir) if known else find_dataset(str(dataset), dataset_dir)
     if entry.path is None:
         raise PreferenceDataError(f"{entry.name}: is at {entry.elsewhere}, not on this machine; download it first")
-    report = CheckReport(entry.name, entry)
+    report = CheckReport(entry.name if known else str(dataset), entry)
     files = source_files(entry.path)
-    auditor = Auditor(qual_eta=qual_eta, tau_good=tau_good)
-    left = limit if entry.num_samples is None else None
+    auditor = Auditor(qual_eta, tau_good)
     with ExitStack() as stack:
-        images = videos = None
+        images = videos = sorter = None
         if check_images:
-            images = stack.enter_context(ImageChecker(start, root, beside=entry.beside).running())
+            images = stack.enter_context(ImageChecker(media_dir or start, media_dir, beside=entry.beside).running())
             videos = VideoChecker(images, whole=whole_videos) if entry.columns.videos and has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required, choice)
-        sorter = None
         if fix is not None:
             keep_inputs(fix, files)
-            paths = images.paths if images is not None else None
-            sorter = stack.enter_context(sorting(Path(fix), entry, paths, checker.again))
+            sorter = stack.enter_context(sorting(Path(fix), checker))
             report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))
-        rows = islice(_checked_rows(files, checker, report), left)
+        rows = islice(_checked_rows(files, checker, report), limit if entry.num_samples is None else None)
         for row in counted(rows, f"Checking {entry.name}"):
             _note(report, row)
-            auditor.add(row)
-            if lengths is not None:
-                lengths.add(row)
-            if sorter is not None:
-                sorter.add(row)
+            for taker in (auditor, lengths, sorter):
+                if taker is not None:
+                    taker.add(row)
     report.audit = auditor.result()
     _judge_whole(report, files)
     report.lengths = lengths.result() if lengths is not None else None
@@ -238,7 +193,6 @@ def _note(report: CheckReport, row: CheckedRow) -> None:
 def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     """Faults and warnings that only the whole dataset shows."""
     audit, entry = report.audit, report.entry
-    assert audit is not None
     assert entry.path is not None
     if not report.rows and not report.whole:
         report.whole.append(Fault("no_rows", "", "holds no rows", "", file=entry.path))
@@ -249,7 +203,7 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     if entry.columns.videos in report.columns and not has_decoder():
         found = f"the package {DECODER}, which opens videos, is not installed"
         report.whole.append(Fault("video_decoder", "columns.videos", found, f"pip install {DECODER}", file=entry.path))
-    report.whole += swapped_scores(report.dataset, audit.inverted.count, audit.margins.count)
+    report.whole += swapped_scores(entry.name, audit.inverted.count, audit.margins.count)
     if not entry.ranking:
         found = f"dataset {entry.name!r} is not marked as pairs"
         report.whole.append(Fault("not_ranking", "", found, 'add "ranking": true to its entry'))
@@ -267,3 +221,6 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     report.warnings += scale_warnings(audit)
     if reason := refused_by_llamafactory(entry.path, files):
         report.warnings.append(reason)
+    if audit.margins.count and audit.above_tau_good == 0:
+        top = audit.score_chosen.quantiles[-1]
+        report.warnings.append(f"no chosen score reaches tau_good = {audit.tau_good:g} (the highest is {top:g})")

@@ -1,6 +1,6 @@
 """The faults of a dataset as a whole, which no single row shows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -9,29 +9,24 @@ from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, shown
 
 
-def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> list[Fault]:
-    """Return columns that the entry maps and no row has, on which LlamaFactory stops, and `rejected_images` unmapped.
-
-    Needs at least one row.
-    """
-    if not seen:
-        return []
+def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> Iterator[Fault]:
+    """Yield columns that the entry maps and no row has, on which LlamaFactory stops, and `rejected_images` unmapped."""
+    if "rejected_images" in seen and entry.columns.rejected_images is None and not entry.ranked:
+        found = "rows have it, the entry does not"
+        advice = 'add "rejected_images": "rejected_images" to the columns in dataset_info.json, or rename the column'
+        yield Fault("column_unmapped", "columns.rejected_images", found, advice, file=entry.path)
     names = ["images", "videos", "audios"]
     names += ["system", "tools"] if entry.formatting != "openai" else []
     names += ["query", "history"] if entry.formatting == "alpaca" else []
-    wanted = {name: getattr(entry.columns, name) for name in names}
     have = ", ".join(sorted(map(str, seen)))
-    unnamed = "rejected_images" in seen and entry.columns.rejected_images is None and not entry.ranked
-    advice = 'add "rejected_images": "rejected_images" to the columns in dataset_info.json, or rename the column'
-    ours = Fault(
-        "column_unmapped", "columns.rejected_images", "rows have it, the entry does not", advice, file=entry.path
-    )
-    return [ours] * unnamed + [
-        Fault("column_unseen", f"columns.{name}", f"no row has {column!r} (they have {have})",
-              "correct the entry's columns in dataset_info.json", file=entry.path)
-        for name, column in wanted.items()
-        if column is not None and column not in seen
-    ]  # fmt: skip
+    for name in names if seen else ():
+        column = getattr(entry.columns, name)
+        if column is not None and column not in seen:
+            found, advice = (
+                f"no row has {column!r} (they have {have})",
+                "correct the entry's columns in dataset_info.json",
+            )
+            yield Fault("column_unseen", f"columns.{name}", found, advice, file=entry.path)
 
 
 def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
@@ -66,14 +61,11 @@ def scale_warnings(audit: Audit) -> list[str]:
     if audit.margins.count >= 10:
         low, high = audit.quality_weights.quantiles[1], audit.quality_weights.quantiles[-2]
         middle = abs(audit.margins.quantiles[3]) or 1.0
-        if low > 0.99:
+        small = high < 0.51 and audit.margins.quantiles[-2] > 0
+        if low > 0.99 or small:
+            weight, margins = ("0.5", "small") if small else ("1", "large")
             found.append(
-                f"w_qual is 1 for nearly all pairs at qual_eta = {audit.qual_eta:g}: the margins are large; "
-                f"set uni_dpo_qual_eta to about {2 / middle:.2g}, or run `uni-dpo data calibrate`"
-            )
-        elif high < 0.51 and audit.margins.quantiles[-2] > 0:
-            found.append(
-                f"w_qual is 0.5 for nearly all pairs at qual_eta = {audit.qual_eta:g}: the margins are small; "
+                f"w_qual is {weight} for nearly all pairs at qual_eta = {audit.qual_eta:g}: the margins are {margins}; "
                 f"set uni_dpo_qual_eta to about {2 / middle:.2g}, or run `uni-dpo data calibrate`"
             )
     return found

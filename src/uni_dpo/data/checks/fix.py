@@ -3,15 +3,15 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow
-from uni_dpo.data.dataset_info import DatasetEntry
+from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow, RowChecker
 from uni_dpo.data.image_state import BrokenImageError
-from uni_dpo.data.images import ImagePaths
+from uni_dpo.data.pair import listed_images
 from uni_dpo.data.tables.reading import Row, is_file
 from uni_dpo.data.tables.writing import RowWriter, row_writer
 from uni_dpo.storage.writing import replacing
@@ -25,43 +25,37 @@ def rejects_path(fix: Path) -> Path:
     return fix.with_name(f"{fix.stem}.rejected.jsonl")
 
 
+@dataclass(frozen=True)
 class RowSorter:
     """Writes each row where it belongs, and counts what it repaired.
 
-    Args:
+    Attributes:
         good: takes the rows without fault.
         rest: takes the others, as JSON lines with the reasons.
-        entry: which columns hold what.
-        paths: where image paths lead.
-        check: judges a row anew once it is repaired.
+        checker: judges a row anew once it is repaired.
+        repairs: what was put right → how often.
     """
 
-    def __init__(
-        self,
-        good: RowWriter,
-        rest: Any,
-        entry: DatasetEntry,
-        paths: ImagePaths | None,
-        check: Callable[[CheckedRow, Row], CheckedRow],
-    ) -> None:
-        self.repairs: Counter[str] = Counter()
-        self._good, self._rest, self._entry, self._paths, self._check = good, rest, entry, paths, check
+    good: RowWriter
+    rest: TextIO
+    checker: RowChecker
+    repairs: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: CheckedRow) -> None:
         """Write the row, or the row as it should be, or the reasons why it is left out."""
         if row.row is not None:
             repaired, done = self._repaired(row.row)
-            if not (self._check(row, repaired) if done else row).faults:
-                self._good.write(repaired)
+            if not (self.checker.again(row, repaired) if done else row).faults:
+                self.good.write(repaired)
                 self.repairs.update(done)
                 return
         reasons = [f"{fault.field}: {fault.found}; {fault.advice}" for fault in row.faults]
         record = {"file": str(row.file), "row": row.index, "line": row.line, "reasons": reasons, "data": row.row}
-        self._rest.write(json.dumps(record, default=repr) + "\n")
+        self.rest.write(json.dumps(record, default=repr) + "\n")
 
     def _repaired(self, row: Row) -> tuple[Row, list[str]]:
         """A copy of the row with everything put right that has one right value, and what was done."""
-        columns, done, repaired = self._entry.columns, [], dict(row)
+        columns, done, repaired = self.checker.entry.columns, [], dict(row)
         for column in (columns.score_chosen, columns.score_rejected):
             value = row.get(column)
             if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -69,15 +63,11 @@ class RowSorter:
                 repaired[column] = int(number) if number.is_integer() and abs(number) < 2**53 else number
                 done.append(f"{column}: text to number")
         for name in filter(None, (columns.images, columns.rejected_images)):
-            images = row.get(name)
-            if images is None:
-                continue
-            items = images if isinstance(images, list) else [images]
-            renamed = [self._found(item) if isinstance(item, str) else item for item in items]
-            done += [f"{name}: {what}" for what, changed in (
-                ("text to list", not isinstance(images, list)), ("suffix of the file", renamed != items)
-            ) if changed]  # fmt: skip
-            repaired[name] = renamed
+            images = listed_images(row, name)
+            if row.get(name) is not None:
+                repaired[name] = [self._found(item) if isinstance(item, str) else item for item in images]
+                done += [f"{name}: text to list"] if images is not row[name] else []
+                done += [f"{name}: suffix of the file"] if images != repaired[name] else []
         if with_images := self._with_placeholders(repaired):
             repaired |= with_images
             done.append(f"{IMAGE_TOKEN} put in front of the question")
@@ -89,14 +79,14 @@ class RowSorter:
 
     def _with_placeholders(self, row: Row) -> Row | None:
         """The question with an `<image>` per image, where images are there and no text stands for any; else None."""
-        columns = self._entry.columns
+        columns = self.checker.entry.columns
         images, history = row.get(columns.images or ""), row.get(columns.history or "")
         if not isinstance(images, list) or not images or history or IMAGE_TOKEN in json.dumps(row, default=repr):
             return None
         front = IMAGE_TOKEN * len(images)
         if isinstance(asked := row.get(columns.prompt or ""), str):
             return {str(columns.prompt): front + asked}
-        content, turns = str(self._entry.tags.content_tag), row.get(columns.messages or "")
+        content, turns = str(self.checker.entry.tags.content_tag), row.get(columns.messages or "")
         if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], dict):
             return None
         said = turns[0].get(content)
@@ -105,10 +95,10 @@ class RowSorter:
     def _found(self, path: str) -> str:
         """The path, or the one that differs in its suffix alone where only that one is there."""
         stem, dot, suffix = path.rpartition(".")
-        if self._paths is None or f".{suffix.lower()}" not in _SUFFIXES:
+        if self.checker.images is None or f".{suffix.lower()}" not in _SUFFIXES:
             return path
         try:
-            places = self._paths.places(path)
+            places = self.checker.images.paths.places(path)
         except BrokenImageError:
             return path
         if any(map(is_file, places)):
@@ -119,13 +109,11 @@ class RowSorter:
 
 
 @contextmanager
-def sorting(
-    fix: Path, entry: DatasetEntry, paths: ImagePaths | None, check: Callable[[CheckedRow, Row], CheckedRow]
-) -> Iterator[RowSorter]:
+def sorting(fix: Path, checker: RowChecker) -> Iterator[RowSorter]:
     """Give a sorter whose files get their names when the block ends without an error."""
     with (
         row_writer(fix) as good,
         replacing(rejects_path(fix)) as temporary,
         temporary.open("w", encoding="utf-8") as rest,
     ):
-        yield RowSorter(good, rest, entry, paths, check)
+        yield RowSorter(good, rest, checker)

@@ -7,13 +7,14 @@ file for every image.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.checks.check import CheckReport, check_entry
+from uni_dpo.data.checks.check import CheckReport, check_dataset
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 from uni_dpo.data.image_state import BrokenImageError
@@ -77,11 +78,12 @@ def preflight(
             if entry.path is None:
                 unchecked.append(name)
                 continue
-            report = check_entry(
+            report = check_dataset(
                 entry,
-                start=media_dir or dataset_dir,
-                root=root,
+                dataset_dir=dataset_dir,
+                media_dir=root,
                 scores_required=scores_required,
+                tau_good=-math.inf,
                 limit=max_samples,
                 choice=choice,
             )
@@ -98,8 +100,7 @@ def preflight(
 
 
 def _summary(reports: Sequence[CheckReport], unchecked: list[str], tau_good: float | None) -> Preflight:
-    audits = [report.audit for report in reports if report.audit is not None]
-    scored = [audit for audit in audits if audit.margins.count]
+    scored = [report.audit for report in reports if report.audit.margins.count]
     warnings = [f"{report.dataset}: {line}" for report in reports for line in report.warnings]
     warnings += [f"{name}: is not a local file and was not checked" for name in unchecked]
     highest = max((audit.score_chosen.quantiles[-1] for audit in scored), default=None)
@@ -186,19 +187,16 @@ def _videos(entry: DatasetEntry, paths: ImagePaths) -> Column:
     rows = (_as_list(row.get(str(entry.columns.videos))) for row in iter_rows(entry.path))
     first = next((videos[0] for videos in rows if videos), "")
 
-    def place(file: Any) -> str:
-        if not isinstance(file, str):
+    def place(video: Any, listed: bool) -> Any:
+        if listed and isinstance(video, list):
+            return [place(frame, listed=False) for frame in video]
+        if listed or not isinstance(video, str):
             raise TypeError("a file's videos are all files, or all lists of the paths of frames")
-        return str(paths.find(file).absolute())
+        return str(paths.find(video).absolute())
 
-    def frames(video: Any) -> list[str]:
-        if not isinstance(video, list) or not all(isinstance(frame, str) for frame in video):
-            raise TypeError("a file's videos are all files, or all lists of the paths of frames")
-        return [str(paths.find(frame).absolute()) for frame in video]
-
-    if isinstance(first, list):
-        return pa.list_(pa.list_(pa.string())), lambda value: [frames(video) for video in _as_list(value)]
-    return pa.list_(pa.string()), lambda value: [place(video) for video in _as_list(value)]
+    listed = isinstance(first, list)
+    kind = pa.list_(pa.string()) if listed else pa.string()
+    return pa.list_(kind), lambda value: [place(video, listed) for video in _as_list(value)]
 
 
 def _plain_answers(row: Row, entry: DatasetEntry) -> Row:
