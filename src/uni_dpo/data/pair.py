@@ -3,12 +3,15 @@
 import math
 import numbers
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, encodable, shown
+from uni_dpo.settings.options import as_number
 
 _UNSEEN = string.whitespace + "\xa0\u3000\u200b\u200c\u200d\u2060\ufeff"
 """Characters that show nothing: an answer of them alone is empty."""
@@ -55,68 +58,40 @@ def read_pair(
     Returns:
         None where no pair can be made of the row.
     """
-    reader = RowReader(row, entry, faults)
-    columns, turns = entry.columns, reader.turns()
+    reader, columns = RowReader(row, entry, faults), entry.columns
+    question = reader.question()
     chosen, rejected = reader.answer(columns.chosen), reader.answer(columns.rejected)
-    system = (turns.system if turns else "") or reader.optional_text(columns.system)
-    images, rejected_images = reader.images(columns.images), reader.images(columns.rejected_images)
-    if rejected_images and len(rejected_images) != len(images):
-        found = f"{len(rejected_images)} images for the rejected answer, {len(images)} for the chosen one"
-        advice = "give as many as in `images`, in the same order, or none"
-        faults.append(Fault("image_count", str(columns.rejected_images), found, advice))
     score_chosen = read_score(row, columns.score_chosen, faults, required=scores_required)
     score_rejected = read_score(row, columns.score_rejected, faults, required=scores_required)
-    if turns is None or chosen is None or rejected is None:
+    if question is None or chosen is None or rejected is None:
         return None
-    return PreferencePair(
-        turns.instruction,
-        chosen,
-        rejected,
-        score_chosen,
-        score_rejected,
-        images,
-        row["id"] if isinstance(row.get("id"), str | int) else None,
-        system,
-        turns.history,
-        rejected_images,
-        tuple(listed_images(row, columns.videos)),
-    )
+    return replace(question, chosen=chosen, rejected=rejected, score_chosen=score_chosen, score_rejected=score_rejected)
 
 
 def read_score(row: dict[str, Any], column: str, faults: list[Fault], *, required: bool = True) -> float | None:
     """Return the finite number under `column`; anything else is None, and a fault where scores are `required`."""
     value = row.get(column)
-    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
-        score = _as_float(value)
-        if abs(score) <= MAX_SCORE:
-            return score
-        nan = math.isnan(score)
-        kind, found = ("score_nan", "NaN") if nan else ("score_infinite", f"{score:g}, too large for float32")
-    elif column in row and value is None:
-        kind, found = "score_null", "null"
-    elif value is None:
-        kind, found = "score_missing", f"no such column (it has {_names(row)})"
-    else:
-        kind, found = _not_a_number(value)
+    match value:
+        case bool():
+            kind, found = "score_boolean", f"the truth value {value}"
+        case numbers.Real() | Decimal():
+            score = as_number(value)
+            if score is not None and abs(score) <= MAX_SCORE:
+                return score
+            nan = score is not None and math.isnan(score)
+            kind, found = ("score_nan", "NaN") if nan else ("score_infinite", f"{value:g}, too large for float32")
+        case str():
+            kind, found = "score_text", f"the text {shown(value)}"
+        case None if column in row:
+            kind, found = "score_null", "null"
+        case None:
+            kind, found = "score_missing", f"no such column (it has {_names(row)})"
+        case _:
+            kind, found = "score_type", f"{shown(value)} ({type(value).__name__})"
     if required:
         advice = "map the score columns in dataset_info.json" if kind == "score_missing" else "give a finite number"
         faults.append(Fault(kind, column, found, f"{advice}, or remove the row"))
     return None
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _not_a_number(value: object) -> tuple[str, str]:
-    if isinstance(value, str):
-        return "score_text", f"the text {shown(value)}"
-    if isinstance(value, bool):
-        return "score_boolean", f"the truth value {value}"
-    return "score_type", f"{shown(value)} ({type(value).__name__})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +122,7 @@ class RowReader:
             if not value.isascii() and not encodable(value):
                 self._fault("text_encoding", field, f"broken UTF-8 in {shown(value)}", "write the text as UTF-8")
             return value
-        kind, found = ("text_null", "null") if value is None else ("text_type", f"{shown(value)}")
+        kind, found = ("text_null", "null") if value is None else ("text_type", shown(value))
         self._fault(kind, field, found, "write text there")
         return None
 
@@ -167,17 +142,36 @@ class RowReader:
         value = self._row.get(column) if column else None
         return "" if value is None else self._text(value, str(column)) or ""
 
-    def turns(self) -> Turns | None:
-        """Return the question and what came before it, in whatever format the entry says."""
-        return self.alpaca_turns() if not self._messages else self.message_turns()
-
-    def alpaca_turns(self) -> Turns | None:
-        """Return the question and what came before it in alpaca's columns."""
-        before = len(self._faults)
-        _, prompt = self.required(self._columns.prompt, "prompt")
-        if len(self._faults) > before:
+    def question(self) -> PreferencePair | None:
+        """Return the question with what came before it and what it is about, as a pair whose answers are empty."""
+        asked = self._asked_in_messages() if self._messages else self._asked()
+        columns, row = self._columns, self._row
+        system = (asked.system if asked else "") or self.optional_text(columns.system)
+        images, rejected_images = self.images(columns.images), self.images(columns.rejected_images)
+        if rejected_images and len(rejected_images) != len(images):
+            found = f"{len(rejected_images)} images for the rejected answer, {len(images)} for the chosen one"
+            advice = "give as many as in `images`, in the same order, or none"
+            self._fault("image_count", str(columns.rejected_images), found, advice)
+        if asked is None:
             return None
-        texts = [self._text(prompt, str(self._columns.prompt)), self.optional_text(self._columns.query)]
+        return PreferencePair(
+            asked.instruction,
+            chosen="",
+            rejected="",
+            images=images,
+            id=row["id"] if isinstance(row.get("id"), str | int) else None,
+            system=system,
+            history=asked.history,
+            rejected_images=rejected_images,
+            videos=tuple(listed_images(row, columns.videos)),
+        )
+
+    def _asked(self) -> Turns | None:
+        """The question and its history in alpaca's columns."""
+        before = len(self._faults)
+        present, prompt = self.required(self._columns.prompt, "prompt")
+        texts = [self._text(prompt, str(self._columns.prompt)) if present else ""]
+        texts.append(self.optional_text(self._columns.query))
         history = []
         turns = self._row.get(self._columns.history or "") or []
         if not isinstance(turns, list):
@@ -193,8 +187,8 @@ class RowReader:
             return None
         return Turns("\n".join(text for text in texts if text), tuple(history))
 
-    def message_turns(self) -> Turns | None:
-        """Return the question and what came before it in a list of messages that ends with the question."""
+    def _asked_in_messages(self) -> Turns | None:
+        """The question, its history and the system prompt in a list of messages that ends with the question."""
         present, messages = self.required(self._columns.messages, "messages")
         if not present:
             return None
@@ -274,11 +268,9 @@ class RowReader:
 
 def _joined_observations(turns: list[tuple[str, str]], tag: str | None) -> list[tuple[str, str]]:
     joined: list[tuple[str, str]] = []
-    for role, text in turns:
-        if tag and role == tag and joined and joined[-1][0] == tag:
-            joined[-1] = (tag, f"{joined[-1][1]}\n{text}")
-        else:
-            joined.append((role, text))
+    for role, said in groupby(turns, key=itemgetter(0)):
+        texts = [text for _, text in said]
+        joined += [(role, "\n".join(texts))] if tag and role == tag else [(role, text) for text in texts]
     return joined
 
 

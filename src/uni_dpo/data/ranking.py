@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from uni_dpo.data.dataset_info import Columns, DatasetEntry
 from uni_dpo.data.faults import Fault, shown
-from uni_dpo.data.pair import PreferencePair, RowReader, listed_images, read_score
+from uni_dpo.data.pair import PreferencePair, RowReader, read_score
 
 Pairing = Literal["all", "neighbours", "ends"]
 """Which pairs a ranked list gives: every two answers, each with the next, or the best with the worst."""
@@ -114,24 +114,9 @@ def read_ranked(
         None where they cannot be read.
     """
     reader = RowReader(row, entry, faults)
-    turns = reader.turns()
+    question = reader.question()
     answers = _answers(row, entry.columns, reader, faults, scores_required)
-    system = (turns.system if turns else "") or reader.optional_text(entry.columns.system)
-    images = reader.images(entry.columns.images)
-    if turns is None or answers is None:
-        return None
-    identity = row.get("id") if isinstance(row.get("id"), str | int) else None
-    question = PreferencePair(
-        turns.instruction,
-        "",
-        "",
-        images=images,
-        id=identity,
-        system=system,
-        history=turns.history,
-        videos=tuple(listed_images(row, entry.columns.videos)),
-    )
-    return RankedRow(tuple(answers), question)
+    return None if question is None or answers is None else RankedRow(tuple(answers), question)
 
 
 def answer_text(answer: Any) -> Any:

@@ -135,8 +135,7 @@ def _placeholder_faults(
     asked = [question.instruction, *(text for turn in question.history for text in turn)]
     for medium, token in MEDIA_TOKENS.items():
         column = getattr(entry.columns, medium)
-        value = row.get(column) if column else None
-        media = 0 if value is None else len(value) if isinstance(value, list) else 1
+        media = len(listed_images(row, column))
         before = sum(text.count(token) for text in asked)
         for name, answer in answers:
             count = before + answer.count(token)
