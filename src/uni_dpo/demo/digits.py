@@ -1,9 +1,8 @@
 """Scikit-learn's handwritten digits as image files, in splits that never mix, and as small benchmarks."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from uni_dpo.data.questions import Question
@@ -42,18 +41,15 @@ def write_digits(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, l
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
-    order = np.random.default_rng(seed).permutation(len(digits.target))
-    splits: dict[str, list[Digit]] = {}
-    start = 0
-    for split, count in SPLITS.items():
-        splits[split] = []
-        for index in order[start : start + count]:
-            path = folder / f"digit_{index:04d}.png"
-            pixels = (digits.images[index] * (255 / 16)).astype("uint8")
-            Image.fromarray(pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC).save(path)
-            splits[split].append(Digit(path, int(digits.target[index])))
-        start += count
-    return splits
+
+    def written(index: int) -> Digit:
+        path = folder / f"digit_{index:04d}.png"
+        pixels = (digits.images[index] * (255 / 16)).astype("uint8")
+        Image.fromarray(pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC).save(path)
+        return Digit(path, int(digits.target[index]))
+
+    shuffled = map(written, np.random.default_rng(seed).permutation(len(digits.target)))
+    return {split: list(islice(shuffled, count)) for split, count in SPLITS.items()}
 
 
 def closeness(given: str, question: Question) -> float:
@@ -74,48 +70,31 @@ LETTERS = "ABCD"
 def write_mcq(digits: Sequence[Digit], path: str | Path, *, seed: int = 0) -> Path:
     """Write a VLMEvalKit TSV of four options per image, the right one in a drawn place.
 
-    The options are the digits' words, so a model is scored whether it names the letter or the digit.
-
-    Args:
-        digits: one row each, in this order.
-        path: the file to write.
-        seed: of the wrong options and of the places.
+    The options are the digits' words, so a model is scored whether it names the letter or the digit. `seed` draws the
+    wrong options and the places.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    rows = []
+    asked = []
     for digit in digits:
         wrong = generator.choice([label for label in range(10) if label != digit.label], size=3, replace=False)
-        options = generator.permutation([digit.label, *wrong])
-        rows.append(
-            {
-                "question": QUESTION,
-                **{letter: WORDS[label] for letter, label in zip(LETTERS, options, strict=True)},
-                "answer": LETTERS[list(options).index(digit.label)],
-                **_common(digit),
-            }
-        )
-    return _write(rows, Path(path))
+        options = generator.permutation([digit.label, *wrong]).tolist()
+        choices = {letter: WORDS[label] for letter, label in zip(LETTERS, options, strict=True)}
+        asked.append(choices | {"answer": LETTERS[options.index(digit.label)]})
+    return _write(digits, asked, Path(path))
 
 
 def write_vqa(digits: Sequence[Digit], path: str | Path) -> Path:
     """Write a VLMEvalKit TSV of free answers: the digit's word, its figure, or the sentence that names it."""
-    rows = [
-        {"question": QUESTION, "answer": repr([WORDS[digit.label], str(digit.label), digit.answer]), **_common(digit)}
-        for digit in digits
-    ]
-    return _write(rows, Path(path))
+    asked = ({"answer": repr([WORDS[digit.label], str(digit.label), digit.answer])} for digit in digits)
+    return _write(digits, asked, Path(path))
 
 
-def _common(digit: Digit) -> dict[str, str]:
-    return {"category": WORDS[digit.label], "image_path": str(digit.image.resolve())}
+def _write(digits: Sequence[Digit], asked: Iterable[dict[str, str]], path: Path) -> Path:
+    import pandas as pd
 
-
-def _write(rows: Sequence[dict[str, str]], path: Path) -> Path:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["index", *rows[0]], delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"index": index, **row} for index, row in enumerate(rows))
-    write_text(path, text.getvalue())
+    more = ({"category": WORDS[digit.label], "image_path": str(digit.image.resolve())} for digit in digits)
+    rows = [{"question": QUESTION, **question, **rest} for question, rest in zip(asked, more, strict=True)]
+    write_text(path, pd.DataFrame(rows).to_csv(sep="\t", index_label="index", lineterminator="\n"))
     return path

@@ -14,11 +14,7 @@ from uni_dpo.storage.identity import derive_seed
 
 @dataclass(frozen=True)
 class RuleOptions:
-    """Settings of `Rule`.
-
-    Attributes:
-        model: any name.
-    """
+    """Settings of `Rule`; the model may have any name."""
 
     model: str = "rule"
 

@@ -54,7 +54,7 @@ def judge_rows(scenes: Sequence[Scene], *, seed: int = 0) -> Rows:
         asked = [(f"{kind} {place}?", there.get(place, {}).get(kind, NOTHING)) for place in PLACES for kind in KINDS]
         asked = [(HOW_MANY, COUNTED[len(there) - 1]), *draw.sample(asked, ASKED)]
         replies = [(QUESTION, scene.answer), *((question, f"{word.capitalize()}.") for question, word in asked)]
-        rows += [_row(f"<image>{question}", reply, scene) for question, reply in replies]
+        rows += [_row(scene, question, output=reply) for question, reply in replies]
     return rows
 
 
@@ -69,8 +69,8 @@ def parts(description: str) -> list[str]:
     return [claim.capitalize() for claim in claims]
 
 
-def _row(instruction: str, output: str, scene: Scene) -> dict[str, Any]:
-    return {"instruction": instruction, "output": output, "images": [str(scene.image)]}
+def _row(scene: Scene, question: str, **answers: str) -> dict[str, Any]:
+    return {"instruction": f"<image>{question}", **answers, "images": [str(scene.image)]}
 
 
 def ranked_rows(scenes: Sequence[Scene], *, seed: int = 0) -> Rows:
@@ -83,6 +83,5 @@ def ranked_rows(scenes: Sequence[Scene], *, seed: int = 0) -> Rows:
         pair = sorted((better.answer, worse.answer), key=lambda said: -right_claims(said, truth))
         scores = [right_claims(said, truth) for said in pair]
         if scores[0] > scores[1]:
-            row = {"instruction": f"<image>{QUESTION}", "chosen": pair[0], "rejected": pair[1]}
-            rows.append(row | {"images": [str(scene.image)]})
+            rows.append(_row(scene, QUESTION, chosen=pair[0], rejected=pair[1]))
     return rows

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,10 +78,7 @@ def right_claims(answer: str, question: Question) -> float:
 def write_scenes(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, list[Scene]]:
     """Draw the pictures of all splits, one to three shapes each, to PNG files of `side` × `side` pixels.
 
-    Args:
-        folder: created if missing.
-        side: pixels per side.
-        seed: of what is drawn, and which split it is in.
+    `seed` decides what is drawn, and which split it is in.
     """
     import numpy as np
 
@@ -96,12 +94,8 @@ def write_scenes(folder: str | Path, *, side: int, seed: int = 0) -> dict[str, l
     scenes = [Scene(things, folder / f"scene_{number:04d}.png") for number, things in enumerate(shown)]
     for scene in scenes:
         _draw(scene, side, generator.uniform(0, side / 28, size=(len(scene.things), 2)).tolist())
-    order = generator.permutation(len(scenes)).tolist()  # scenes with one shape are few, and found early
-    splits, start = {}, 0
-    for split, count in SPLITS.items():
-        splits[split] = [scenes[index] for index in order[start : start + count]]
-        start += count
-    return splits
+    order = iter(generator.permutation(len(scenes)).tolist())  # scenes with one shape are few, and found early
+    return {split: [scenes[index] for index in islice(order, count)] for split, count in SPLITS.items()}
 
 
 def _ground(side: int) -> "Image.Image":

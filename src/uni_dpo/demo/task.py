@@ -25,7 +25,7 @@ RANKED = {
 
 
 def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
-    """Write a task and the tiny model that learns it, unless they are there.
+    """Write a task and the tiny model that learns it to `folder`, unless they are there, and return it.
 
     `model/` is a Qwen2-VL of random weights; `questions`, `validation` and `test.jsonl` are questions about different
     images; `warm_up.json` with `dataset_info.json` is what an SFT learns from. Of the digits, `digits_mcq.tsv` and
@@ -36,9 +36,6 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
         task: which digit is written here, or a description of several claims (`scenes`).
         folder: created if missing.
         seed: of the splits, the weights and whatever is drawn.
-
-    Returns:
-        The folder.
 
     Raises:
         UniDPOError: it holds another task, or one of another seed.

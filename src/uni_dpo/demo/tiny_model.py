@@ -7,27 +7,16 @@ are random; a short SFT on the digits teaches it.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 IMAGE_SIDE = 56
 """Pixels per side of an image: 4 × 4 patches of 14, merged 2 × 2 into 4 image tokens."""
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
 
 CORPUS = (
     "You are a helpful assistant. system user assistant",
@@ -38,26 +27,22 @@ CORPUS = (
     "Answer the question using a single word.",
 )
 
+_ITEM = (
+    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif item['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}"
+)
 INSTRUCT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif item['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    f"{{% for item in message['content'] %}}{_ITEM}{{% endfor %}}{{% endif %}}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Role messages and a default system prompt, as the instruct checkpoints have them."""
-
-BASE_TEMPLATE = (
-    "{% for item in messages %}"
-    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif item['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in item %}{{ item['text'] }}{% endif %}{% endfor %}"
-)
+BASE_TEMPLATE = f"{{% for item in messages %}}{_ITEM}{{% endfor %}}"
 """Bare content items, as the base checkpoints have it: role messages render to an empty prompt."""
 
 
@@ -80,29 +65,30 @@ def write_tiny_qwen2_vl(
         spread: standard deviation of the weights.
         layers: of the language model.
     """
-    import torch
-    from transformers import (
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-    )
+    import transformers
 
     folder = Path(folder)
     tokenizer = train_tokenizer(corpus)
     tokenizer.chat_template = template
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        Qwen2VLForConditionalGeneration(_config(tokenizer, spread, layers)).save_pretrained(folder)
+    _save(transformers.Qwen2VLForConditionalGeneration, _config(tokenizer, spread, layers), folder, seed)
     pixels = IMAGE_SIDE * IMAGE_SIDE
-    processor = Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
+    processor = transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
+        video_processor=transformers.Qwen2VLVideoProcessor(),
         chat_template=template,
     )
     processor.save_pretrained(folder)
     return folder
+
+
+def _save(architecture: Any, config: Any, folder: Path, seed: int) -> None:
+    """Write a model of random weights."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        architecture(config).save_pretrained(folder)
 
 
 def train_tokenizer(corpus: Iterable[str]):  # type: ignore[no-untyped-def]  # transformers is untyped
@@ -169,7 +155,6 @@ def _config(tokenizer, spread, layers):  # type: ignore[no-untyped-def]  # trans
 
 STEP_TOKEN = "<extra_0>"
 """Closes a step, as in Qwen2.5-Math-PRM."""
-
 Kind = Literal["writer", "reward_model", "process_reward"]
 
 
@@ -179,31 +164,22 @@ def write_tiny_text_model(
     """Write a Qwen2 and its tokenizer, with the step token and an instruct template, to `folder` and return it.
 
     Args:
-        folder: created if missing.
+        folder, seed, corpus, spread: as for `write_tiny_qwen2_vl`.
         kind: a causal model, a sequence classifier with one label, or a token classifier with two.
-        seed: of the random weights.
-        corpus: text whose words the tokenizer learns; any other text is spelt in bytes.
-        spread: standard deviation of the weights.
     """
-    import torch
-    from transformers import (
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        Qwen2ForSequenceClassification,
-        Qwen2ForTokenClassification,
-    )
+    import transformers
 
     architectures = {
-        "writer": (Qwen2ForCausalLM, {}),
-        "reward_model": (Qwen2ForSequenceClassification, {"num_labels": 1}),
-        "process_reward": (Qwen2ForTokenClassification, {"num_labels": 2}),
+        "writer": (transformers.Qwen2ForCausalLM, {}),
+        "reward_model": (transformers.Qwen2ForSequenceClassification, {"num_labels": 1}),
+        "process_reward": (transformers.Qwen2ForTokenClassification, {"num_labels": 2}),
     }
     folder = Path(folder)
     tokenizer = train_tokenizer(corpus)
     tokenizer.add_tokens([STEP_TOKEN], special_tokens=True)
     tokenizer.chat_template = INSTRUCT_TEMPLATE
     architecture, labels = architectures[kind]
-    config = Qwen2Config(
+    config = transformers.Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=192,
@@ -216,8 +192,6 @@ def write_tiny_text_model(
         pad_token_id=tokenizer.pad_token_id,
         **labels,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        architecture(config).save_pretrained(folder)
+    _save(architecture, config, folder, seed)
     tokenizer.save_pretrained(folder)
     return folder
