@@ -36,7 +36,7 @@ class Calibration:
     """What a calibration did.
 
     Attributes:
-        rows: rows written.
+        rows: those written.
         ranges: rater → (lowest, highest, how many scores) before.
         agreement: Krippendorff's α between raters before and after; None where no row has several.
         suggestions: η and τ_good for the new scores.
@@ -76,15 +76,12 @@ def calibrate(
     `zscore` takes the rater's mean to the middle and ±3 standard deviations to the ends.
 
     Args:
-        source: a file or folder of rows.
-        output: a .json, .jsonl or .parquet file.
+        source, output: a file or folder of rows, and a .json, .jsonl or .parquet file.
         method: the mapping.
-        low: lower end of the new range.
-        high: upper end of the new range.
+        low, high: ends of the new range.
         by: the column that names the rater or source; None treats all scores alike.
         unit: the column by which rows of several raters belong together, for the agreement.
-        score_chosen: column of the chosen answer's score.
-        score_rejected: column of the rejected answer's score.
+        score_chosen, score_rejected: columns of the two answers' scores.
 
     Raises:
         PreferenceDataError: rows without finite scores, or without the column `by`.
@@ -177,17 +174,11 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float:
     Returns:
         α; NaN where no unit has two ratings; 1 where every rating is the same.
     """
-    count, total, squares, within = 0, 0.0, 0.0, 0.0
-    for ratings in units:
-        if len(ratings) < 2:
-            continue
-        values = np.asarray(ratings, dtype=np.float64)
-        # the sum of (a - b)² over ordered pairs is 2·(n·Σa² − (Σa)²)
-        within += 2 * (len(values) * np.square(values).sum() - values.sum() ** 2) / (len(values) - 1)
-        count += len(values)
-        total += values.sum()
-        squares += np.square(values).sum()
-    if count < 2:
-        return float("nan")
-    expected = 2 * (count * squares - total**2) / (count * (count - 1))
-    return 1.0 if expected <= 1e-12 else float(1 - within / count / expected)
+    rated = [np.asarray(ratings, dtype=np.float64) for ratings in units if len(ratings) > 1]
+    if not rated:
+        return math.nan
+    together = np.concatenate(rated)
+    # the mean of (a − b)² over pairs of different ratings is twice their variance
+    within = sum(len(values) * values.var(ddof=1) for values in rated) / len(together)
+    overall = together.var(ddof=1)
+    return 1.0 if overall <= 5e-13 else float(1 - within / overall)
