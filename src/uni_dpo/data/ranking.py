@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from uni_dpo.data.dataset_info import Columns, DatasetEntry
 from uni_dpo.data.faults import Fault, shown
 from uni_dpo.data.pair import PreferencePair, RowReader, read_score
 
+T = TypeVar("T")
 Pairing = Literal["all", "neighbours", "ends"]
 """Which pairs a ranked list gives: every two answers, each with the next, or the best with the worst."""
 TEXT_KEYS = ("response", "answer", "text", "content", "value")
@@ -46,10 +47,9 @@ class PairChoice:
         """
         best_first = sorted(range(len(scores)), key=lambda at: -scores[at])
         return [
-            (best_first[better], best_first[worse])
-            for better, worse in candidates(len(scores), self.pairing)
-            if wide_enough(scores[best_first[better]] - scores[best_first[worse]], self.min_gap)
-            and same_as[best_first[better]] != same_as[best_first[worse]]
+            (better, worse)
+            for better, worse in candidates(best_first, self.pairing)
+            if wide_enough(scores[better] - scores[worse], self.min_gap) and same_as[better] != same_as[worse]
         ]
 
 
@@ -61,13 +61,13 @@ def wide_enough(gap: float, least: float) -> bool:
     return gap > 0 and (gap >= least or math.isclose(gap, least))
 
 
-def candidates(count: int, pairing: Pairing) -> Iterator[tuple[int, int]]:
-    """Return the places (better, worse) that `pairing` takes of `count` answers, best first."""
+def candidates(answers: Sequence[T], pairing: Pairing) -> Iterator[tuple[T, T]]:
+    """Yield the (better, worse) that `pairing` takes of some answers, best first."""
     if pairing == "all":
-        return itertools.combinations(range(count), 2)
+        return itertools.combinations(answers, 2)
     if pairing == "neighbours":
-        return itertools.pairwise(range(count))
-    return iter([(0, count - 1)] if count > 1 else [])
+        return itertools.pairwise(answers)
+    return iter([(answers[0], answers[-1])] if len(answers) > 1 else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +80,17 @@ class RankedRow:
 
     def pairs(self, choice: PairChoice) -> list[PreferencePair]:
         """Give the pairs that `choice` takes, best first; of every two different answers where they have no scores."""
-        question = self.question
         texts = [answer.text for answer in self.answers]
-        scores = [answer.score for answer in self.answers]
-        known = [score for score in scores if score is not None]
-        whole = len(known) == len(scores)
-        places = choice.pairs(known, texts) if whole else list(candidates(len(texts), choice.pairing))
+        scores = [answer.score for answer in self.answers if answer.score is not None]
+        scored = len(scores) == len(texts)
+        places = choice.pairs(scores, texts) if scored else candidates(range(len(texts)), choice.pairing)
         return [
-            PreferencePair(
-                question.instruction,
-                texts[better],
-                texts[worse],
-                scores[better] if whole else None,
-                scores[worse] if whole else None,
-                question.images,
-                question.id,
-                question.system,
-                question.history,
-                videos=question.videos,
+            replace(
+                self.question,
+                chosen=texts[better],
+                rejected=texts[worse],
+                score_chosen=scores[better] if scored else None,
+                score_rejected=scores[worse] if scored else None,
             )
             for better, worse in places
         ]

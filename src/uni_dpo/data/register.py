@@ -1,6 +1,7 @@
 """Making a file of pairs known to LlamaFactory."""
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -21,16 +22,13 @@ from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files
 
 
 def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, replace: bool = False) -> dict[str, Any]:
-    """Write the entry of a file of pairs into `dataset_dir`'s `dataset_info.json`.
+    """Write the entry of a file of pairs, whose columns are detected, into `dataset_info.json`, and return it.
 
     Args:
         name: what the dataset is called from now on.
-        file: the file; its columns are detected.
+        file: holds the pairs.
         dataset_dir: the folder of `dataset_info.json`, which is made where it is missing.
         replace: whether an entry of that name may be replaced.
-
-    Returns:
-        The entry.
 
     Raises:
         PreferenceDataError: the file does not look like pairs, the name is taken, or a configuration cannot name it.
@@ -150,11 +148,11 @@ def _message_layout(keys: Iterable[str]) -> dict[str, Any]:
 
 def _first_rows(path: str | Path) -> list[Row]:
     rows: list[Row] = []
+    found = (row for file in source_files(path) for _, row in read_rows(file))
     try:
-        for file in source_files(path):
-            for _, row in islice(read_rows(file), _LOOKED_AT - len(rows)):
-                if not isinstance(row, Unreadable):
-                    rows.append(row)
+        for row in islice(found, _LOOKED_AT):
+            if not isinstance(row, Unreadable):
+                rows.append(row)
     except PreferenceDataError:
         if not rows:
             raise
@@ -172,10 +170,8 @@ def detect_entry(path: str | Path) -> DatasetEntry:
 
 def _column_kinds(rows: list[Row]) -> dict[str, type]:
     """Column → the type of most of its values."""
-    kinds: dict[str, dict[type, int]] = {}
+    kinds: dict[str, Counter[type]] = defaultdict(Counter)
     for row in rows:
         for name, value in row.items():
-            counts = kinds.setdefault(name, {})
-            if value is not None:
-                counts[type(value)] = counts.get(type(value), 0) + 1
+            kinds[name].update(() if value is None else (type(value),))
     return {name: max(counts, key=lambda kind: counts[kind], default=type(None)) for name, counts in kinds.items()}

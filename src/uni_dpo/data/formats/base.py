@@ -114,8 +114,7 @@ class SourceRow(dict[str, Any]):
             answers = sorted(answers, key=lambda answer: answer.rank or 0.0)
         if len(answers) < 2:
             self.losses["rows with fewer than two answers, left out"] += 1
-        for first, second in candidates(len(answers), self.pairing):
-            better, worse = answers[first], answers[second]
+        for better, worse in candidates(answers, self.pairing):
             ordered = (better.score, better.rank) != (None, None)
             if better.text == worse.text or (ordered and (better.score, better.rank) == (worse.score, worse.rank)):
                 self.losses["pairs of equal answers, scores or ranks, left out"] += 1
