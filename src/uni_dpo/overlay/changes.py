@@ -78,9 +78,7 @@ def apply(checkout: Checkout, *, force: bool = False) -> list[Change]:
 
     What it overwrites is kept under `.uni_dpo_overlay/` together with a record for `revert`, both on disk
     before the first file is touched. An older overlay, or an interrupted one, is reverted first.
-
-    Args:
-        force: also overwrite what is different and not written by the overlay.
+    `force` also overwrites what is different and not written by the overlay.
 
     Returns:
         what was to do, as `check` states it.
@@ -156,8 +154,7 @@ def _state(checkout: Checkout, place: PurePosixPath, source: Path, manifest: Man
     if present == manifest.written.get(str(place)):
         return State.UPDATE
     is_original = present == manifest.originals.get(str(place))
-    path = inside(checkout.root, place)
-    return State.REPLACE if is_original or _is_upstreams(path, str(place)) else State.CHANGED
+    return State.REPLACE if is_original or _is_upstreams(checkout.root, str(place)) else State.CHANGED
 
 
 def _entry_state(info: Path, entry: dict[str, Any], manifest: Manifest) -> State:
@@ -172,8 +169,7 @@ def _entry_state(info: Path, entry: dict[str, Any], manifest: Manifest) -> State
 
 def _our_entry(files: Mapping[PurePosixPath, Path]) -> dict[str, Any]:
     source = files[OUR_DATASET_INFO]
-    entry: dict[str, Any] = datasets(source, source.read_bytes())[DATASET]
-    return entry
+    return dict(datasets(source, source.read_bytes())[DATASET])
 
 
 def _refuse(places: Iterable[str], force: bool) -> None:
@@ -206,22 +202,22 @@ def _write(checkout: Checkout, places: Iterable[str]) -> None:
         _rewrite(info, with_text(info.read_bytes(), manifest.entry_text.encode()))
 
 
-def _is_upstreams(path: Path, place: str) -> bool:
+def _is_upstreams(root: Path, place: str) -> bool:
     """Whether the one file that we overwrite is upstream's, of whatever version, and holds nothing of ours."""
+    path = inside(root, place)
     overwritten = any(place == str(signs.overwritten) for signs in SIGNS.values())
-    return overwritten and MARK not in path.read_bytes()
+    return overwritten and path.is_file() and MARK not in path.read_bytes()
 
 
 def _is_known(root: Path, place: str, manifest: Manifest) -> bool:
-    path = inside(root, place)
     known = (None, manifest.written[place], manifest.originals.get(place))
-    return sha256(path) in known or _is_upstreams(path, place)
+    return sha256(inside(root, place)) in known or _is_upstreams(root, place)
 
 
 def _require_originals(root: Path, manifest: Manifest) -> None:
     for place, wanted in manifest.originals.items():
-        kept, path = original(root, place), inside(root, place)
-        if wanted not in (sha256(kept), sha256(path)) and not (path.is_file() and _is_upstreams(path, place)):
+        kept = original(root, place)
+        if wanted not in (sha256(kept), sha256(inside(root, place))) and not _is_upstreams(root, place):
             raise UniDPOError(f"{kept}: missing or damaged; restore {place} from upstream's sources, then try again")
 
 
@@ -230,7 +226,7 @@ def _restore(root: Path, place: str, manifest: Manifest) -> None:
     wanted = manifest.originals.get(place)
     if wanted is None:
         path.unlink(missing_ok=True)
-    elif sha256(path) != wanted and not (path.is_file() and _is_upstreams(path, place)):
+    elif sha256(path) != wanted and not _is_upstreams(root, place):
         original(root, place).replace(path)
 
 

@@ -27,14 +27,12 @@ class Signs:
 
     Attributes:
         version_file: the file that states the version, relative to the checkout.
-        version: the statement in it, the version as first group.
         tested: versions that the plugin is tested on.
         overwritten: the one upstream file that the overlay overwrites.
         others: further files that tell a checkout from an installed package.
     """
 
     version_file: PurePosixPath
-    version: re.Pattern[str]
     tested: SpecifierSet
     overwritten: PurePosixPath
     others: tuple[PurePosixPath, ...]
@@ -43,14 +41,12 @@ class Signs:
 SIGNS = {
     Upstream.LLAMAFACTORY: Signs(
         version_file=PurePosixPath("src/llamafactory/extras/env.py"),
-        version=re.compile(r"""^VERSION\s*=\s*["']([^"']+)["']""", re.MULTILINE),
         tested=SpecifierSet(f">={OLDEST},<={NEWEST}", prereleases=True),
         overwritten=PurePosixPath("src/llamafactory/train/dpo/__init__.py"),
         others=(PurePosixPath("src/train.py"),),
     ),
     Upstream.VLMEVALKIT: Signs(
         version_file=PurePosixPath("vlmeval/__init__.py"),
-        version=re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE),
         tested=SpecifierSet(">=0.2rc1,<0.3", prereleases=True),
         overwritten=PurePosixPath("vlmeval/vlm/qwen2_vl/__init__.py"),
         others=(PurePosixPath("run.py"),),
@@ -120,7 +116,8 @@ def detect(path: str | Path) -> Checkout:
 
 
 def _version(root: Path, upstream: Upstream, signs: Signs) -> str:
-    stated = signs.version.search((root / signs.version_file).read_text(encoding="utf-8", errors="replace"))
+    text = (root / signs.version_file).read_text(encoding="utf-8", errors="replace")
+    stated = re.search(r"""^(?:VERSION|__version__)\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)
     if stated is None:
         raise UniDPOError(f"{root / signs.version_file}: states no version; is this {upstream}?")
     return stated.group(1)

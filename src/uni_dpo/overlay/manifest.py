@@ -60,10 +60,7 @@ def read_manifest(root: Path) -> Manifest | None:
 
 
 def discard_unused(root: Path) -> bool:
-    """Remove what an `apply` left that was killed before it touched anything, and so before there was a record.
-
-    Returns:
-        Whether there was something.
+    """Remove what an `apply` left that was killed before it had a record; return whether there was something.
 
     Raises:
         UniDPOError: the record is missing, and an original that was kept is not what stands in the checkout.
@@ -109,17 +106,12 @@ def sha256(path: Path) -> str | None:
 PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLE = "_overlay"
 """Folder inside an installed package that holds the repository's other folders."""
-
-PARTS: dict[Upstream, tuple[str, ...]] = {
-    Upstream.LLAMAFACTORY: ("data", "examples", "scripts"),
-    Upstream.VLMEVALKIT: (),
+PLACES = {
+    Upstream.LLAMAFACTORY: {"LlamaFactory": "", "data": "data", "examples": "examples", "scripts": "scripts"},
+    Upstream.VLMEVALKIT: {"VLMEvalKit": ""},
 }
-"""Folders that are copied under their own name, beside the contents of the upstream's own folder."""
-
-PACKAGE_PLACE = {
-    Upstream.LLAMAFACTORY: PurePosixPath("src/uni_dpo"),
-    Upstream.VLMEVALKIT: PurePosixPath("uni_dpo"),
-}
+"""Our folder → where its contents go in a checkout."""
+PACKAGE_PLACE = {Upstream.LLAMAFACTORY: "src/uni_dpo", Upstream.VLMEVALKIT: "uni_dpo"}
 
 
 def overlay_files(upstream: Upstream) -> dict[PurePosixPath, Path]:
@@ -131,11 +123,8 @@ def overlay_files(upstream: Upstream) -> dict[PurePosixPath, Path]:
         UniDPOError: this copy of the package has no overlay folders (it was itself copied into a checkout).
     """
     root = _root()
-    files = dict(_files(root / upstream.value, PurePosixPath()))
-    for part in PARTS[upstream]:
-        files.update(_files(root / part, PurePosixPath(part)))
-    files.update(_files(PACKAGE, PACKAGE_PLACE[upstream]))
-    return dict(sorted(files.items()))
+    folders = {root / folder: place for folder, place in PLACES[upstream].items()} | {PACKAGE: PACKAGE_PLACE[upstream]}
+    return dict(sorted(file for folder, place in folders.items() for file in _files(folder, PurePosixPath(place))))
 
 
 def _root() -> Path:
