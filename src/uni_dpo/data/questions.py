@@ -91,24 +91,18 @@ class Question:
 
         Its place is no part of it, and what it lacks of the last three is left out.
         """
-        row: Row = {
-            "id": self.id,
-            "text": self.text,
-            "images": list(self.images),
-            "reference": self.reference,
-            "options": dict(self.options),
-            "answers": list(self.answers),
-        }
-        videos = [video if isinstance(video, str) else list(video) for video in self.videos]
-        more: Row = {"references": list(self.references), "system": self.system, "videos": videos}
-        return row | {name: value for name, value in more.items() if value}
+        row = {name: _nested(list, value) for name, value in vars(self).items() if name != "place"}
+        return {name: value for name, value in row.items() if value or name not in ("references", "system", "videos")}
 
     @classmethod
     def from_row(cls, row: Row) -> "Question":
         """Undo `to_row`: read what it wrote."""
-        tuples = {name: tuple(row.get(name, ())) for name in ("images", "answers", "references")}
-        videos = tuple(video if isinstance(video, str) else tuple(video) for video in row.get("videos", ()))
-        return cls(**{**row, **tuples, "videos": videos})
+        return cls(**{name: _nested(tuple, value) for name, value in row.items()})
+
+
+def _nested(kind: type[list[Any]] | type[tuple[Any, ...]], value: Any) -> Any:
+    """A value whose lists or tuples are of one kind."""
+    return kind(_nested(kind, item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
@@ -217,14 +211,16 @@ class _QuestionReader:
         choices = choices_of(row)
         text += "".join(f"\n{letter}. {choice}" for letter, choice in choices.items())
         paths = tuple(self._file(image, column)[0] for image in images)
-        videos = tuple(self._video(video, name) for name, found in [videos_under(row, asked)] for video in found)
+        films, found = videos_under(row, asked)
+        videos = tuple(self._video(video, films) for video in found)
         references, answers = self._answers(row)
         reference = Counter(references).most_common(1)[0][0] if references else None
-        identity = plain_text(first_filled(row, ID_COLUMNS))
-        if identity is None and first_filled(row, ID_COLUMNS) is not None:
-            raise cell_fault("id", shown(first_filled(row, ID_COLUMNS)), "a number or a text belongs there")
-        said_in = {"question": text, "id": identity or "", "system": system}
-        for name, said in {**said_in, "answer": "".join((*references, *answers))}.items():
+        own_id = first_filled(row, ID_COLUMNS)
+        identity = plain_text(own_id)
+        if identity is None and own_id is not None:
+            raise cell_fault("id", shown(own_id), "a number or a text belongs there")
+        texts = {"question": text, "id": identity or "", "system": system, "answer": "".join((*references, *answers))}
+        for name, said in texts.items():
             if not encodable(said):
                 raise cell_fault(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
         return Question(
