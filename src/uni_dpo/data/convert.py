@@ -14,15 +14,7 @@ from uni_dpo.data.formats.base import Format, Losses, Pairing, SourceRow
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.pair import Image
-from uni_dpo.data.tables.reading import (
-    Row,
-    Unreadable,
-    counted,
-    numbered_rows,
-    one_split,
-    splits_of,
-    unreadable_fault,
-)
+from uni_dpo.data.tables.reading import Row, Unreadable, counted, numbered_rows, one_split, splits_of, unreadable_fault
 from uni_dpo.data.tables.writing import WRITTEN_TYPES, check_output, write_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.writing import new_folder
@@ -33,14 +25,12 @@ class Conversion:
     """What a conversion did.
 
     Attributes:
-        read: rows read.
-        written: rows written.
-        losses: what the new format could not hold: its name → how often.
-        skipped: rows that are not in the format, where they may be skipped.
-        output: what was written.
         detected: the format of what was read, where it was found by the columns.
         mapped: what a column of the format is called in what was read.
         columns: the columns of what was read, where some are mapped.
+        read, written: rows.
+        losses: what the new format could not hold: its name → how often.
+        skipped: rows that are not in the format, where they may be skipped.
     """
 
     output: Path
@@ -80,8 +70,7 @@ def convert(
         source: a file, a folder of files, or a folder written by `save_to_disk`.
         output: a .json, .jsonl or .parquet file, or (no suffix) a folder that `datasets.load_from_disk` opens, with
             the images in it.
-        from_format: the layout of `source`; `auto` finds it by the columns.
-        to_format: the layout of `output`.
+        from_format, to_format: the layouts of the two; `auto` finds the first by the columns.
         pairing: which pairs a ranked list gives.
         split: which split of `source` to read; None reads the only one, and for a folder all, kept apart.
         columns: what a column of the format is called in `source`.

@@ -30,8 +30,7 @@ class VideoState:
     """What is known of one video, or (`kind` is set) what is wrong with it.
 
     Attributes:
-        width: pixels.
-        height: pixels.
+        width, height: in pixels.
         frames: how many it has.
         seconds: how long it is; None where the row names its frames, or the file does not tell how many it has.
         listed: whether the row names its frames.
@@ -155,8 +154,7 @@ def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> VideoSta
     """Return what is known of a video file: it is opened, its first frame decoded, and its others counted.
 
     Args:
-        path: as the row has it.
-        paths: where that leads.
+        path: as the row has it; `paths` tell where it leads.
         whole: decode all frames, as training does. That takes long, and finds damage within a file.
     """
     try:

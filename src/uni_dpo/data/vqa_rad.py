@@ -34,8 +34,7 @@ def load_and_process_vqa_dpo(
 
     Args:
         csv_path: a CSV file with a column `rejected`: first the training rows', then the test rows', in their order.
-        train_df: columns `image, question, answer`; whatever its index is, rows count by position.
-        test_df: likewise.
+        train_df, test_df: columns `image, question, answer`; whatever their index is, rows count by position.
         grey: turn images to grey-scale.
 
     Returns:

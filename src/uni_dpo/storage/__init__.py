@@ -10,12 +10,8 @@ from uni_dpo.errors import UniDPOError
 def read_json(path: Path, advice: str = "") -> dict[str, Any]:
     """Read the object in a JSON file; empty where there is no file.
 
-    Args:
-        path: the file.
-        advice: what to do where it cannot be read.
-
     Raises:
-        UniDPOError: it cannot be read, is not JSON, or no object.
+        UniDPOError: it cannot be read, is not JSON, or no object; `advice` says what to do then.
     """
     if not path.is_file():
         return {}

@@ -25,9 +25,7 @@ WEIGHTS = (".safetensors", ".bin")
 def file_stamps(folder: str | Path, suffixes: tuple[str, ...] = ()) -> list[list[Any]]:
     """Name, size and time (nanoseconds) of the files in a folder: what a retrained checkpoint is noticed by.
 
-    Args:
-        folder: nothing is stamped where there is none, such as for a name on the hub.
-        suffixes: of the files that count; all of them where there are none.
+    Nothing where there is no folder, as for a name on the hub. Where `suffixes` are given, only files with those.
     """
     here = Path(folder).iterdir() if str(folder) and Path(folder).is_dir() else ()
     files = sorted(file for file in here if file.is_file() and (not suffixes or file.suffix in suffixes))
@@ -67,12 +65,9 @@ def _short(value: object) -> str:
 
 
 def folder_of(identity: dict[str, Any], folder: Path) -> Path:
-    """Return the place in `folder` of what depends on all of `identity`.
+    """Return the place in `folder` of what depends on all of `identity`, with that in its `identity.json`.
 
-    A folder named after it, with it in `identity.json`.
-
-    Args:
-        identity: JSON-like; what is not stands there as text.
+    What is not JSON-like in it stands there as text.
     """
     text = json.dumps(identity, indent=1, sort_keys=True, default=str)
     found = folder / hashlib.sha256(text.encode()).hexdigest()[:24]

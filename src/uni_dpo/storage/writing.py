@@ -28,8 +28,7 @@ _PAUSE = 0.02
 def try_lock(file: int) -> bool:
     """Take the lock of an open file, or return False where another process (or another opening of it) has it.
 
-    Args:
-        file: a descriptor. Closing it frees the lock.
+    Closing the descriptor frees the lock.
 
     Raises:
         OSError: the file system knows no locks.
@@ -50,7 +49,7 @@ def holding(path: str | Path, what: str, patience: float = 0.0) -> Iterator[None
     A file that is empty at the end is removed, together with the folders that were made for it.
 
     Args:
-        path: the file that stands for what is held.
+        path: stands for what is held.
         what: how a message names it, such as a folder or an output.
         patience: seconds to wait for another run.
 

@@ -18,7 +18,7 @@ def stance_pairs(rows: Sequence[Row], support_ratio: float, system: str | None =
     Args:
         rows: objects with `prompt`, `support` and `oppose`.
         support_ratio: share of the rows, 0 to 1; the number of rows is rounded down.
-        system: the system prompt of every row; None for none.
+        system: the system prompt of every row.
 
     Returns:
         Rows with `prompt, position, chosen, rejected`, and `system` where there is one, in the order of `rows`.
@@ -47,10 +47,7 @@ def make_stance_pairs(
     count: int | None = None,
     system: str | None = None,
 ) -> dict[str, int]:
-    """Write the exercise's table of the first `count` rows of `source` (all when None).
-
-    Returns:
-        How many rows choose `support`, and how many `oppose`.
+    """Write the exercise's table of the first `count` rows of `source` (all when None), and count its stances.
 
     Raises:
         PreferenceDataError: a row without the three texts.
