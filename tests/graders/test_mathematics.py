@@ -72,6 +72,9 @@ def test_the_final_result_is_found(text: str, found: str | None) -> None:
         ("12", r"\boxed{12 个}"),
         ("50000", r"\boxed{5万}"),
         ("12", "3 × 4 = 12 m²"),
+        ("12", "所以面积为12平方厘米"),
+        ("-5", "答案是-5。"),
+        ("50000", "共5万元"),
     ],
 )
 def test_equal_results(reference: str, answer: str) -> None:
@@ -96,6 +99,7 @@ def test_equal_results(reference: str, answer: str) -> None:
         ("2", r"\boxed{√2}"),
         ("5", r"\boxed{5x}"),
         ("5", r"\boxed{5万}"),
+        ("5", "共5万元"),
     ],
 )
 def test_unequal_results(reference: str, answer: str) -> None:

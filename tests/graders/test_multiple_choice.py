@@ -222,12 +222,24 @@ PHRASINGS: list[tuple[str, str | None]] = [
     ("ABCD", None),
     ("我不确定", None),
     ("图片里没有这些动物", None),
+    ("The answer cannot be A.", None),
+    ("It can't be A. It must be C.", "C"),
+    ("Correct Answer: **(B)**\nIncorrect: A, C, D", "B"),
+    ("The correct answer is B. Incorrect options: A, C, D.", "B"),
+    ("Between A and B, B is better.", "B"),
+    ("Answer: The animal is a cat.", "B"),
+    ("B\n\nA. dog\nB. cat\nC. fish\nD. cow", "B"),
+    ("A. dog\nB. cat\nC. fish\nD. cow\nAnswer: The animal is a cat.", "B"),
 ]
 """An answer to a question with the options of `ANIMALS`, and the option that a reader takes it for; None: none."""
 
 CHINESE = {"A": "狗", "B": "猫", "C": "鱼"}
+TEN = {letter: f"thing {letter}" for letter in "ABCDEFGHIJ"}
 NUMBERS = {"A": "2", "B": "3", "C": "4"}
 OTHERS: list[tuple[Mapping[str, str], str, str | None]] = [
+    (TEN, "The answer is I.", "I"),
+    (TEN, "The answer is (I).", "I"),
+    (TEN, "I think it is H.", "H"),
     (CHINESE, "猫", "B"),
     (CHINESE, "图中是一只猫。", "B"),
     (CHINESE, "这是猫，不是狗。", "B"),

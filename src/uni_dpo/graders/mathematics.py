@@ -72,12 +72,17 @@ def latex(formula: str) -> str:
 
 
 def typeset(text: str) -> str:
-    """Return a text with the formulas that are written without LaTeX, and have a sign of one, between dollar signs."""
+    """Return a text with the formulas that are written without LaTeX, and have a sign of one, between dollar signs.
+
+    Numbers stand apart from Chinese around them, as math-verify finds them.
+    """
 
     def formula(match: re.Match[str]) -> str:
         found = match[0].rstrip(".,")
         return f"${latex(found)}$" + match[0][len(found) :] if re.search(_SIGN, found) else match[0]
 
+    text = re.sub(r"(?<=\d)\s?([千万亿])", lambda match: f"×10^{_SCALES[match[1]]}", text)
+    text = re.sub(r"(?<=[\u4e00-\u9fff])(?=-?\d)|(?<=\d)(?=[\u4e00-\u9fff])", " ", text)
     parts = _TYPESET.split(text)
     parts[::2] = [_FORMULA.sub(formula, _AREA.sub("", part)) for part in parts[::2]]
     return "".join(parts)

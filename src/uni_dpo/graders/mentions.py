@@ -30,7 +30,7 @@ def _before(*patterns: str) -> re.Pattern[str]:
 
 _CONCLUDED = _before(
     rf"\b(?:answer|option|choice|conclusion|selection|pick|ans)\b[\"'”]?(?: to (?:the|this) question)?\s*{_IS}+",
-    r"\banswer\s*",
+    rf"\banswer\s*(?::\s*(?:it|this|that|the \w+)\b\s*{_IS}+)?",
     r"\b(?:choose|chose|chosen|pick|picked|select|selected|going? (?:with|for)|opt for|settle on|say|bet on)\b:?",
     r"\b(?:therefore|thus|hence|so|consequently|finally|in conclusion|overall)\b[,:]?\s*"
     rf"(?:i (?:think|believe)\s*)?(?:(?:it|this|that|the \w+)\b\s*)?{_IS}*",
@@ -47,8 +47,10 @@ _STATED = _before(
     r"是|为",
 )
 _REJECTED = _before(
-    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)(?: (?:be|it|have))?",
+    r"(?:\b(?:can)?not|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)"
+    r"(?: (?:be|it|have))?",
     r"\b(?:rul\w+ out|exclud\w+|eliminat\w+|reject\w*|discard\w*)",
+    r"\b(?:incorrect|wrong|false)(?: (?:answers?|options?|choices?))?:",
     r"不|没有?|未|非|不是|不选择|不选|不应该选|不应选|不能选|不该选|并非|并不是|排除了?|而非|而不是|不可能是|不会是|除了",
 )
 _DISCUSSED = _before(
@@ -61,7 +63,7 @@ _WRONG = (
 )
 _REJECTED_BEHIND = re.compile(
     r"^[)\]\"'”.,]*\s*(?:(?:is|are|was|seems?|looks?|can|be|must|would|clearly|obviously|also|both)\s+)*"
-    rf"{_WRONG}"
+    rf"{_WRONG}(?! *(?:options?|answers?|choices?)? *:)"
     r"|^[)\]\"'”]*\s*(?:选项|项)?,?\s*(?:都|是|明显|显然|也|被|可以)*(?:错|不对|不正确|不是(?:答案|正确)|不符|不成立|排除|有误|不合)",
     re.IGNORECASE,
 )
@@ -70,7 +72,7 @@ _LETTER_REJECTED_BEHIND = re.compile(
 )
 _CONCLUDED_BEHIND = re.compile(
     r"^[)\]\"'”.,]*\s*(?:is|are|was|would be|should be|must be|seems|looks|fits)\s+"
-    r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|answer|true|final|accurate)\b"
+    r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|better|answer|true|final|accurate)\b"
     r"|^\s+it is\b"
     r"|^[)\]\"'”]*\s*(?:选项|项)?\s*(?:是|为|才是|最|才)*\s*(?:正确|对的|答案|最合适|最佳)",
     re.IGNORECASE,
@@ -125,7 +127,7 @@ def mentions_of(text: str, options: Mapping[str, str]) -> list[Mention]:
         group = next(number for number, value in enumerate(match.groups(), 1) if value)
         start, end = match.span(group)
         word = text[start:end]
-        pronoun = word == "I" and text[end : end + 2].strip()
+        pronoun = word == "I" and re.match(r"['’]|[ \t]+[a-z]", text[end:])
         if pronoun or (word == "A" and _ARTICLE_BEHIND.match(text[end : end + NEAR])):
             continue
         if start not in covered:

@@ -47,11 +47,23 @@ def pick_option(text: str, options: Mapping[str, str]) -> str | None:
     """
     options = {letter: _one_notation(option) for letter, option in options.items()} or _ALPHABET
     said = without_reasoning(text) or ""
-    text = _one_notation(unicodedata.normalize("NFKC", said))
+    text = _without_list(_one_notation(unicodedata.normalize("NFKC", said)), options)
     picked = _picked(text, options)
     if picked is None and not any(mentions_of(_without_markup(text), options)):
         return _by_number(said, options)
     return picked
+
+
+def _without_list(text: str, options: Mapping[str, str]) -> str:
+    """A text without the question's whole list of options, which some answers repeat before or behind their own."""
+    left = text
+    for letter, option in options.items():
+        left = re.sub(
+            rf"(?mi)^[ \t]*[(\[]?{letter}[)\].:、][ \t]*{re.escape(option)}[ \t]*$", "", before := left, count=1
+        )
+        if not option or left == before:
+            return text
+    return left if left.strip() else text
 
 
 def _by_number(text: str, options: Mapping[str, str]) -> str | None:

@@ -22,15 +22,28 @@ _POINTED_AT = re.compile(
     r"\b(?:the|this|that|which|each|every|any|no|some|another|only|other|\w+er|\w+est|red|left|right|last|next)\s+$",
     re.IGNORECASE,
 )
+_PARTS = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+    "ninth": 9, "tenth": 10,
+}  # fmt: skip
+_PART_OF = re.compile(
+    rf"(?P<and>\s+and\s+)?\b(?P<count>an?(?=\s\w+ of\b)|{'|'.join(_WORDS)})[\s-](?P<part>{'|'.join(_PARTS)})s?\b"
+    r"|\bhalf(?= of\b)|^\W*half(?=\W*$)",
+    re.IGNORECASE,
+)
+_AND_A_PART = re.compile(r"(?<=\d)\s+and an? (half|quarter|third)\b(?! of)", re.IGNORECASE)
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-_UNITS = {"十": 10, "百": 100, "千": 1_000}
+_UNITS = {"十": 10, "百": 100, "千": 1_000, "万": 10_000, "亿": 100_000_000}
 _COUNTED = "个只条张本辆人名位头匹支把块件座棵朵杯瓶次年岁天度元米种根架台艘双"
 _SIGNS = "".join((*_DIGITS, *_UNITS))
-_CHINESE = re.compile(rf"(?<![第{_SIGNS}])([{_SIGNS}]+)(?=\s*(?:[{_COUNTED}]|[。,;!]|$))", re.MULTILINE)
+_CHINESE = re.compile(
+    rf"(?<![第点{_SIGNS}])([{_SIGNS}]+(?:点[{''.join(_DIGITS)}]+)?)(?=\s*(?:[{_COUNTED}%/]|[。,;!]|$))", re.MULTILINE
+)
+_SHARE = re.compile(rf"(?<![第{_SIGNS}\d])([{_SIGNS}]+|\d+)分之([{_SIGNS}]+(?:点[{_SIGNS}]+)?|\d+(?:\.\d+)?)")
 
 
 def with_digits(text: str) -> str:
-    """Return a text with `twenty-one`, `two hundred and five`, `十二个` as digits.
+    """Return a text with `twenty-one`, `two hundred and five`, `two thirds`, `十二个`, `三万五千` as digits.
 
     `one` as a pronoun stays, and so do words that are no single number together (`five six`).
     """
@@ -43,8 +56,24 @@ def with_digits(text: str) -> str:
         value = _english_value(words)
         return match[0] if value is None else str(value)
 
-    text = _ENGLISH.sub(english, _DOZEN.sub(lambda match: _dozens(match[1]), text))
-    return _CHINESE.sub(lambda match: str(_chinese_value(match[1])), text)
+    text = _PART_OF.sub(_fraction, _DOZEN.sub(lambda match: _dozens(match[1]), text))
+    text = _ENGLISH.sub(english, text).replace("一半", "1/2")
+    return _CHINESE.sub(lambda match: _chinese_value(match[1]), text)
+
+
+def with_fractions(text: str) -> str:
+    """Return a text with `5 and a half` as 5 1/2, `三分之二` as 2/3 and `百分之12` as 12%."""
+
+    def share(match: re.Match[str]) -> str:
+        whole, part = (text if text[0].isdigit() else _chinese_value(text) for text in match.groups())
+        return f"{part}%" if match[1] == "百" else f" {part}/{whole}"
+
+    return _SHARE.sub(share, _AND_A_PART.sub(lambda match: f" 1/{_PARTS[match[1].lower()]}", text))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    count = _WORDS.get((match["count"] or "one").lower(), 1)
+    return f"{' ' if match['and'] else ''}{count}/{_PARTS[(match['part'] or 'half').lower()]}"
 
 
 def _dozens(count: str) -> str:
@@ -66,14 +95,23 @@ def _english_value(words: list[str]) -> int | None:
     return total + part
 
 
-def _chinese_value(text: str) -> int:
-    total = digit = 0
+def _chinese_value(text: str) -> str:
+    """The digits of 十五万, of 三点五, and of 一百五, which is 150."""
+    text, point, decimals = text.partition("点")
+    total = part = digit = 0
     for sign in text:
-        if sign in _UNITS:
-            total, digit = total + (digit or 1) * _UNITS[sign], 0
-        else:
+        unit = _UNITS.get(sign)
+        if unit is None:
             digit = digit * 10 + _DIGITS[sign]
-    return total + digit
+        elif unit < 10_000:
+            part, digit = part + (digit or 1) * unit, 0
+        elif unit == 10_000:
+            total, part, digit = total + (part + digit or 1) * unit, 0, 0
+        else:
+            total, part, digit = (total + part + digit or 1) * unit, 0, 0
+    if text[-1] in _DIGITS and text[-2:-1] in ("百", "千", "万", "亿"):
+        digit *= _UNITS[text[-2]] // 10
+    return f"{total + part + digit}{'.' if point else ''}{''.join(str(_DIGITS[sign]) for sign in decimals)}"
 
 
 _HOW_MANY = re.compile(r"\bhow many ([^?\n]+)")
@@ -95,13 +133,21 @@ _LONGEST = 4
 """Words that name what is counted, at most: `kinds of red cubes`."""
 
 
+_ASKED_CHINESE = re.compile(rf"(?:几|多少)\s*[{_COUNTED}]?\s*([^?？。\s]*)")
+
+
 def says_none(answer: str, asked: str) -> bool:
-    """Say whether an answer to `how many dogs …?` is `none`, `no dogs` or `there are no dogs`, and nothing else.
+    """Say whether an answer to `how many dogs …?` is `none`, `no dogs`, `there are no dogs` or `没有狗`, and no more.
 
     What is counted must be what the question counts, and so must what it says of it: `no dogs on the left` may leave
     some on the right. Where the question asks what is there at all, `no dogs in the image` will do. A question that has
     a negation or a comparison is left alone.
     """
+    if len(nouns := _ASKED_CHINESE.findall(asked)) == 1 and not re.search("[没不除]|多少?于", asked):
+        none = (
+            rf"(?:答案:)?(?:[图画](?:片|像|面)?[中里上]?)?(?:没有|无)(?:任何|一[{_COUNTED}])?(?:{re.escape(nouns[0])})?"
+        )
+        return re.fullmatch(none, plain(answer)) is not None
     questions = _HOW_MANY.findall(asked.casefold())
     if len(questions) != 1 or _OTHERWISE.search(questions[0]):
         return False

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
-from uni_dpo.graders.number_words import says_none, with_digits
+from uni_dpo.graders.number_words import says_none, with_digits, with_fractions
 
 
 class Stated(NamedTuple):
@@ -21,9 +21,9 @@ class Stated(NamedTuple):
 
 _SCALES = {
     "%": 0.01, "percent": 0.01, "per cent": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12,
-    "千": 1e3, "万": 1e4, "亿": 1e8,
+    "百万": 1e6, "千万": 1e7, "万亿": 1e12, "百亿": 1e10, "千亿": 1e11, "千": 1e3, "万": 1e4, "亿": 1e8,
 }  # fmt: skip
-_LETTERS = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9}
+_LETTERS = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, " mn": 1e6, "B": 1e9, "bn": 1e9, " bn": 1e9}
 """Scales close behind a number, as charts write them: 1.5k, 2M. Small m and b are units."""
 _PLAIN = (
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|"  # 1,234,567 and, as in India, 12,34,567
@@ -31,7 +31,7 @@ _PLAIN = (
 )
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]%])[-+](?=[.\d$€£¥\\])|\b(?:minus|negative)\s+|负\s*)?[$€£¥]?\s?(?:"
-    rf"\\[dt]?frac\s*\{{(?P<top>-?(?:{_PLAIN}))\}}\s*\{{(?P<bottom>{_PLAIN})\}}"
+    rf"\\[dtc]?frac\s*\{{(?P<top>-?(?:{_PLAIN}))\}}\s*\{{(?P<bottom>{_PLAIN})\}}"
     r"|(?<![\w.])(?:(?P<whole>\d{1,3})[ -])?(?P<part>\d[\d,]*(?:\.\d+)?)\s?/\s?(?P<of>\d+(?:\.\d+)?)"
     r"|(?<![\w.])(?P<base>\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\{?(?P<exponent>[-+]?\d+)\}?"
     rf"|(?<![A-Za-z_.\d])(?<![A-Za-z]-)(?P<number>{_PLAIN})(?!D\b)"
@@ -42,7 +42,12 @@ _NUMBER = re.compile(
 _RANGE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:-|~|\bto\b|至|到|\band\b)\s*$")
 _UNIT_DIGIT = re.compile(r"(?<=[A-Za-zΩ])\s?\^\s?\{?-?\d+\}?|(?<=m)[23]\b")
 _ENTRY = re.compile(r"(?m)^[ \t]*(?:\(\d{1,2}\)|\d{1,2}[.)、])\s+(?=\S)")
-_LABEL = re.compile(r"(?i)\b(?:step|figure|fig\.?|image|table|equation|option|question)\s+\d+\b|第\s*\d+\s*[步张题]")
+_LABEL = re.compile(
+    r"(?i)\b(?:step|figure|fig\.?|image|table|equation|option|question)\s+\d+\b|第\s*\d+\s*[步张题]|[图表]\s*\d+"
+)
+_YEAR = re.compile(
+    r"(?i)\b(?:in|since|during|until|year)\s+(?:1[5-9]|20)\d\d\b(?!\s*%|\s+[a-z]+s\b)|(?:1[5-9]|20)\d\d\s*年"
+)
 _BULLET = re.compile(r"(?m)^[ \t]*[-+][ \t]+")
 _SAID = re.compile(
     r"(?i)\b(?:answer|result|total|sum)\b[^.\d\n=]{0,20}?(?:\bis\b|\bwas\b|\bbe\b|\bequals\b|:|=|≈|->|→)"
@@ -81,7 +86,7 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
     wanted = stated(reference_of(question))
     if wanted is None:
         raise UniDPOError(f"{question.called}: the reference {question.reference!r} holds no number")
-    given = stated(answer)
+    given = stated(answer, years=wanted.low == wanted.high and wanted.low in range(1500, 2100))
     if given is None and says_none(answer, question.text):
         given = Stated(0, 0)
     if given is None or (given.low == given.high) != (wanted.low == wanted.high):
@@ -101,16 +106,21 @@ def equal(given: Stated, wanted: Stated, relative: float = 1e-3, absolute: float
     return close(given.scale, wanted.scale) or (one_has_a_scale and close(1, 1))
 
 
-def stated(text: str) -> Stated | None:
+def stated(text: str, *, years: bool = True) -> Stated | None:
     """Return the number behind the last `answer is` or in the last box, else the last number; None where there is none.
 
     1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read, and words (`three dogs`, `十二个`)
     where there are no digits. Digits of units (m²) and names (CO2), of times, ratios, dates, points and roots,
     the numbers of list entries, steps and figures, and those that are denied (`not 6`) do not count.
+
+    Args:
+        text: an answer or a reference.
+        years: whether the last number may be a year (`45 in 2019`) where there are others.
     """
     text = _normal(text)
     if not re.search(r"\d", text):
         text = with_digits(text)
+    text = with_fractions(text)
     cues = list(_SAID.finditer(text))
     if cues:
         rest = text[cues[-1].end() :].lstrip()
@@ -118,7 +128,7 @@ def stated(text: str) -> Stated | None:
         if found := _numbers(re.split(r"[=≈]", said)[-1]):
             return found[0]
     without = _LABEL.sub(" ", _ENTRY.sub(" ", text))
-    found = _numbers(without)
+    found = ([] if years else _numbers(_YEAR.sub(" ", without))) or _numbers(without)
     if not found and len(_ENTRY.findall(text)) == 1:
         found = _numbers(text)
     return found[-1] if found else None
@@ -128,8 +138,8 @@ def _normal(text: str) -> str:
     text = re.sub(r"(?<=\d)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + "".join(_SUPERSCRIPTS[c] for c in m[0]), text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉⁻⁺]+", " ", text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda m: unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
-    text = unicodedata.normalize("NFKC", text).translate(DASHES)
+    text = unicodedata.normalize("NFKC", text).translate(DASHES).replace("\u2044", "/")
+    text = re.sub(r"\\([dtc]?frac)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}", text)
     text = _COMMA_DECIMAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
     text = _SHORT_COMMA.sub(lambda m: m[0].replace(",", "."), text)
     text = re.sub(r"(?<=\d)['_](?=\d{3}(?!\d))", "", _DOTTED.sub(lambda m: m[0].replace(".", ""), text))
