@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from uni_dpo.data.dataset_info import pair_entry
+from uni_dpo.data.columns import IMAGE_COLUMNS, is_empty
 from uni_dpo.data.tables.reading import Row, iter_rows
-from uni_dpo.data.tables.writing import check_output, row_writer
+from uni_dpo.data.tables.writing import check_output, keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError, did_you_mean
 
 ACTIONS = ("drop", "rejudge", "swap")
@@ -42,10 +42,10 @@ def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> A
         UniDPOError: a mark cannot be read, or is of another file, of ranked answers, or of a row that is not there.
     """
     source, output = Path(source), Path(output)
+    apart = output.with_suffix(".rejudge.jsonl")
     check_output(output, [source, marked])
+    keep_inputs(apart, [source, marked])
     actions = _actions(Path(marked), source.name)
-    columns = pair_entry(source).columns
-    swaps = ((columns.chosen, columns.rejected), (columns.score_chosen, columns.score_rejected))
     done = Applied()
     again: list[Row] = []
     count = -1
@@ -59,22 +59,28 @@ def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> A
             else:
                 if action == "swap":
                     done.swapped += 1
-                    row = _swapped(row, swaps)
+                    row = _swapped(row, f"{source}, row {count}")
                 done.kept += action is None
                 writer.write(row)
         if actions:
             raise UniDPOError(f"{marked}: marks row {min(actions)}, and {source} has {count + 1:,} rows")
     if again:
-        done.rejudged, done.apart = len(again), output.with_suffix(".rejudge.jsonl")
-        with row_writer(done.apart) as writer:
+        done.rejudged, done.apart = len(again), apart
+        with row_writer(apart) as writer:
             for row in again:
                 writer.write(row)
     return done
 
 
-def _swapped(row: Row, swaps: tuple[tuple[str | None, str | None], ...]) -> Row:
+def _swapped(row: Row, place: str) -> Row:
+    """The row with everything exchanged that is the chosen answer's and the rejected one's: texts, scores, images."""
+    swaps = {name: name.replace("chosen", "rejected") for name in row if "chosen" in name}
+    if swaps.get("chosen") not in row:
+        raise UniDPOError(f"{place}: has no columns `chosen` and `rejected` to swap; swap its answers in the file")
+    if not is_empty(row.get("rejected_images")):
+        swaps |= dict.fromkeys([name for name in IMAGE_COLUMNS if name in row][:1], "rejected_images")
     changed = dict(row)
-    for one, other in swaps:
+    for one, other in swaps.items():
         if one in row and other in row:
             changed[one], changed[other] = row[other], row[one]
     return changed

@@ -1,0 +1,53 @@
+"""Acting on pairs that were marked on a page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uni_dpo.data.marked import apply_marks
+from uni_dpo.errors import UniDPOError
+
+PAIR = {"instruction": "q", "chosen": "good", "rejected": "bad"}
+
+
+def apply(folder: Path, row: dict[str, Any], action: str, name: str = "p.jsonl", output: str = "o.jsonl") -> str:
+    (folder / name).write_text(json.dumps(row) + "\n")
+    (folder / "m.jsonl").write_text(json.dumps({"pair": f"{name}, row 0", "action": action}))
+    apply_marks(folder / name, folder / "m.jsonl", folder / output)
+    return (folder / output).read_text()
+
+
+def test_scores_of_any_name_are_swapped_with_their_answers(tmp_path: Path) -> None:
+    row = PAIR | {"chosen_rating": 5, "rejected_rating": 1, "raw_score_chosen": 9, "raw_score_rejected": 2}
+    assert json.loads(apply(tmp_path, row, "swap")) == {
+        "instruction": "q",
+        "chosen": "bad",
+        "rejected": "good",
+        "chosen_rating": 1,
+        "rejected_rating": 5,
+        "raw_score_chosen": 2,
+        "raw_score_rejected": 9,
+    }
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_an_answer_keeps_the_images_that_it_saw(tmp_path: Path, column: str) -> None:
+    row = PAIR | {column: ["a.png"], "rejected_images": ["b.png"]}
+    swapped = json.loads(apply(tmp_path, row, "swap"))
+    assert (swapped[column], swapped["rejected_images"]) == (["b.png"], ["a.png"])
+    both_see_the_same = PAIR | {column: ["a.png"], "rejected_images": []}
+    assert json.loads(apply(tmp_path, both_see_the_same, "swap"))[column] == ["a.png"]
+
+
+def test_answers_under_other_names_are_not_left_as_they_are(tmp_path: Path) -> None:
+    row = {"instruction": "q", "good": "a", "bad": "b", "score_chosen": 5, "score_rejected": 1}
+    with pytest.raises(UniDPOError, match=r"p.jsonl, row 0: has no columns `chosen` and `rejected`"):
+        apply(tmp_path, row, "swap")
+
+
+def test_the_rows_to_judge_again_never_replace_what_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UniDPOError, match="is what is read"):
+        apply(tmp_path, PAIR, "rejudge", "p.rejudge.jsonl", "p.jsonl")
+    assert json.loads((tmp_path / "p.rejudge.jsonl").read_text()) == PAIR
