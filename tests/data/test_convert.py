@@ -110,7 +110,8 @@ def test_losses_are_reported(pairs, folder) -> None:
     ("options", "message"),
     [
         ({"from_format": "stance", "to_format": "mm-rlhf"}, "mm-rlhf is not written"),
-        ({"from_format": "llava-sft", "to_format": "trl"}, "fine-tuning data goes to and from llamafactory only"),
+        ({"from_format": "llava-sft", "to_format": "trl"}, "fine-tuning data goes to and from llamafactory or"),
+        ({"from_format": "llava-sft", "to_format": "llamafactory-openai"}, "llamafactory-sharegpt only"),
         ({"from_format": "nothing"}, "no format 'nothing'"),
     ],
 )
@@ -244,3 +245,38 @@ def test_auto_puts_a_placeholder_where_a_row_of_texts_has_an_image_and_none(fold
     (folder / "bare.json").write_text(json.dumps([row]))
     convert(folder / "bare.json", folder / "out.json", from_format="auto")
     assert json.loads((folder / "out.json").read_text())[0]["instruction"] == "<image>q"
+
+
+def test_images_of_fine_tuning_data_are_watched_and_copied_on_the_way_back_too(folder) -> None:
+    turns = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
+    source, output = folder / "sft.json", folder / "out" / "llava.json"
+    formats = {"from_format": "llamafactory-sharegpt", "to_format": "llava-sft"}
+    source.write_text(json.dumps([{"images": "images/red.png", "conversations": turns}]))
+    convert(source, output, **formats, image_dir=folder / "copies")
+    assert Path(next(iter_rows(output))["image"]).is_relative_to(folder / "copies")
+    source.write_text(json.dumps([{"images": "../red.png", "conversations": turns}]))
+    with pytest.raises(PreferenceDataError, match="leaves"):
+        convert(source, output, **formats, image_root=folder / "images")
+
+
+def test_columns_that_fine_tuning_data_has_no_place_for_are_counted(folder) -> None:
+    source = folder / "textvqa.json"
+    source.write_text(json.dumps([{"question": "q?", "answers": ["a", "a"], "ocr_tokens": ["STOP"], "set_name": ""}]))
+    assert convert(source, folder / "o.json", from_format="textvqa").losses["column ocr_tokens"] == 1
+
+
+def test_a_lost_video_leaves_no_mark_in_the_text(folder, good_row) -> None:
+    source = folder / "videos.json"
+    source.write_text(json.dumps([good_row(instruction="<video>What?", images=..., videos=["v.mp4"])]))
+    for name in ("trl-text", "rlaif-v", "llava"):
+        assert convert(source, folder / f"{name}.json", to_format=name).losses["videos"] == 1
+        assert "<video>" not in (folder / f"{name}.json").read_text()
+    convert(source, folder / "kept.json", to_format="llamafactory-sharegpt")
+    assert "<video>" in (folder / "kept.json").read_text()
+
+
+def test_values_that_a_saved_folder_cannot_hold_are_named_by_its_own_name(folder, good_row) -> None:
+    source = folder / "ids.json"
+    source.write_text(json.dumps([good_row(id=1, images=..., instruction="q"), good_row(images=..., instruction="q")]))
+    with pytest.raises(PreferenceDataError, match=r"saved, column 'id': .*; give them one type"):
+        convert(source, folder / "saved", to_format="trl")

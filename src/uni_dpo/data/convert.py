@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from uni_dpo.data.columns import is_empty
+from uni_dpo.data.columns import items_of
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats import format_named, source_format
 from uni_dpo.data.formats.base import Format, Losses, Pairing, SourceRow
@@ -18,6 +18,9 @@ from uni_dpo.data.tables.reading import Row, Unreadable, counted, numbered_rows,
 from uni_dpo.data.tables.writing import WRITTEN_TYPES, check_output, write_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.writing import new_folder
+
+_FINE_TUNING = ("llamafactory", "llamafactory-sharegpt")
+"""LlamaFactory's layouts that fine-tuning data come from and go to, as `conversations`."""
 
 
 @dataclass
@@ -152,17 +155,20 @@ def _row_changer(
     """A function from a row of one format to rows of the other."""
     if source.remap or target.remap:
         remap = None
-        if source.remap and target.name.startswith("llamafactory"):
+        if source.remap and target.name in _FINE_TUNING:
             remap = source.remap[0]
-        elif target.remap and source.name.startswith("llamafactory"):
+        elif target.remap and source.name in _FINE_TUNING:
             remap = target.remap[1]
         if remap is None:
-            raise UniDPOError(f"{source.name} → {target.name}: fine-tuning data goes to and from llamafactory only")
+            known = " or ".join(_FINE_TUNING)
+            raise UniDPOError(f"{source.name} → {target.name}: fine-tuning data goes to and from {known} only")
         change_row = remap
 
         def remapped(row: Row) -> Iterator[Row]:
-            changed = change_row(SourceRow(row, losses))
-            yield changed | ({"images": list(images(changed["images"]))} if changed.get("images") else {})
+            watched = SourceRow(_with_images(row, images) if target.remap else row, losses)
+            changed = change_row(watched)
+            watched.count_lost(changed)
+            yield _with_images(changed, images) if source.remap else changed
 
         return remapped
     if source.read is None or target.write is None:
@@ -173,13 +179,17 @@ def _row_changer(
     def change(row: Row) -> Iterator[Row]:
         watched = SourceRow(row, losses, pairing)
         pairs = list(read(watched))
-        for name in row.keys() - watched.seen:
-            losses[f"column {name}"] += not is_empty(row[name])
+        watched.count_lost()
         for pair in pairs:
             moved, rejected = images(pair.images), images(pair.rejected_images)
             yield write(replace(pair, images=moved, rejected_images=rejected), losses)
 
     return change
+
+
+def _with_images(row: Row, images: _Images) -> Row:
+    items = items_of(row.get("images"))
+    return row | {"images": list(images(items))} if items else row
 
 
 def _renamed(row: Row, result: Conversion) -> Row:
@@ -222,7 +232,10 @@ def _write_folder(output: Path, splits: Mapping[str, Iterator[Row]], result: Con
         saved = {}
         for number, (name, rows) in enumerate(splits.items()):
             table = Path(folder) / f"{number}.parquet"
-            result.written += write_rows(table, rows)
+            try:
+                result.written += write_rows(table, rows)
+            except PreferenceDataError as error:
+                raise PreferenceDataError(str(error).replace(str(table), str(output)), error.faults) from None
             split = datasets.Dataset.from_parquet(str(table), cache_dir=str(Path(folder) / "cache"))
             for column, kind in (("images", datasets.Sequence(datasets.Image())), ("image", datasets.Image())):
                 if column in split.column_names and _holds_images(split.features[column]):

@@ -331,6 +331,7 @@ BROKEN = {
     "llava": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "one answer"}]},
     "ultrafeedback": {"chosen": [{"role": "user", "content": "q"}], "rejected": []},
     "math": {"prompt": "What is 2 + 3?", "chosen": "5", "rejected": "6"},
+    "swift": {"query": "q", "response": "a", "rejected_response": "b", "history": ["hello", "hi"]},
 }
 
 
@@ -424,3 +425,13 @@ def test_answers_that_are_no_texts_alone_are_refused(chosen) -> None:
     row = {"prompt": "q", "images": ["a.png"], "rejected": [{"role": "assistant", "content": "r"}]}
     with pytest.raises(PreferenceDataError, match="chosen"):
         pairs_of("trl", [row | {"chosen": [{"role": "assistant"} | chosen]}], Counter())
+
+
+@pytest.mark.parametrize("images", [["a.png"], ["a.png", "b.png"]])
+@pytest.mark.parametrize("name", ["llava", "llava-sft"])
+def test_more_placeholders_after_the_first_turn_than_images_are_refused(name, images) -> None:
+    said = ["hello", "hi", "<image><image><image>q", ["a", "b"] if name == "llava" else "a"]
+    turns = [{"from": ("human", "gpt")[index % 2], "value": value} for index, value in enumerate(said)]
+    row = {"image": images, "conversations": turns}
+    with pytest.raises(PreferenceDataError, match=r"3 × <image> after the first turn, \d images; remove the surplus"):
+        list(FORMATS[name].read(SourceRow(row))) if name == "llava" else FORMATS[name].remap[0](SourceRow(row))

@@ -2,12 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from uni_dpo.data.cells import refuse as refuse
-from uni_dpo.data.checks.rows import IMAGE_TOKEN
+from uni_dpo.data.checks.rows import IMAGE_TOKEN, MEDIA_TOKENS
 from uni_dpo.data.columns import first_filled, is_empty
 from uni_dpo.data.pair import Image, PreferencePair, is_image
 from uni_dpo.data.ranking import Pairing as Pairing
@@ -50,6 +50,11 @@ class SourceRow(dict[str, Any]):
         """Like a dict's."""
         self.seen.add(name)
         return super().get(name, default)
+
+    def count_lost(self, kept: Container[str] = ()) -> None:
+        """Count the filled columns that nobody looked at and that are not among `kept`."""
+        for name in self.keys() - self.seen:
+            self.losses[f"column {name}"] += name not in kept and not is_empty(super().get(name))
 
     def _first(self, names: Sequence[str]) -> tuple[str, Any]:
         return next(((name, self[name]) for name in names if self.get(name) is not None), (names[0], None))
@@ -155,7 +160,7 @@ class Format:
 def limited(pair: PreferencePair, losses: Losses, *kept: str) -> PreferencePair:
     """Return `pair` for a format that holds only `kept` beside the three texts; what it drops is counted.
 
-    Without images there is no `<image>` either that would wait for one.
+    Without images there is no `<image>` either that would wait for one, and without videos no `<video>`.
     """
     dropped: dict[str, Any] = {}
     for name, fields in _PARTS.items():
@@ -163,9 +168,10 @@ def limited(pair: PreferencePair, losses: Losses, *kept: str) -> PreferencePair:
         if name not in kept and any(getattr(pair, field) != value for field, value in nothing.items()):
             losses[name] += 1
             dropped |= nothing
-    if "images" in dropped:
-        history = tuple((question.replace(IMAGE_TOKEN, ""), answer) for question, answer in pair.history)
-        dropped = {"instruction": pair.instruction.replace(IMAGE_TOKEN, ""), "history": history} | dropped
+    for medium in dropped.keys() & MEDIA_TOKENS.keys():
+        token = MEDIA_TOKENS[medium]
+        history = tuple((question.replace(token, ""), answer) for question, answer in pair.history)
+        pair = replace(pair, instruction=pair.instruction.replace(token, ""), history=history)
     return replace(pair, **dropped)
 
 

@@ -16,7 +16,10 @@ from uni_dpo.data.pair import PreferencePair
 def read_swift(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pair of `messages`, or of `query` and `response`, with the rejected answer or conversation."""
     if (chosen := row.get("messages")) is None:
-        turns = [turn for pair in row.get("history") or [] for turn in zip(("user", "assistant"), pair, strict=False)]
+        history = row.get("history") or []
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+            refuse("history", history, "a list of [query, response] belongs there")
+        turns = [turn for pair in history for turn in zip(("user", "assistant"), pair, strict=True)]
         turns += [("user", row.text("query")), ("assistant", row.text("response"))]
         system = [("system", row.text("system"))] if row.get("system") else []
         chosen = [{"role": role, "content": text} for role, text in (*system, *turns)]

@@ -45,6 +45,8 @@ def _images(row: SourceRow) -> tuple[Image, ...]:
 def _placed(turns: list[dict[str, Any]], images: tuple[Image, ...], row: SourceRow) -> list[dict[str, Any]]:
     """The turns with an `<image>` for every image: those that are missing stand in the first one."""
     later = sum(turn["value"].count(IMAGE_TOKEN) for turn in turns[1:])
+    if later > len(images):
+        refuse("images", f"{later} × {IMAGE_TOKEN} after the first turn, {len(images)} images", "remove the surplus")
     first = row.with_placeholders(turns[0]["value"], images[: len(images) - later])
     return [{"from": "human", "value": first}, *turns[1:]]
 

@@ -173,7 +173,8 @@ class _ParquetWriter:
             except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
                 example = shown(next((value for value in values if value is not None), None))
                 raise PreferenceDataError(
-                    f"{self._name}, column {name!r}: values of several types, such as {example} ({error})"
+                    f"{self._name}, column {name!r}: values of several types, such as {example} ({error}); "
+                    "give them one type"
                 ) from None
         return pa.table(columns)
 
