@@ -94,3 +94,10 @@ def test_huge_scores_give_finite_ones_in_their_order(tmp_path, method) -> None:
         run(tmp_path, low=-1e308, high=1e308)
     with pytest.raises(PreferenceDataError, match="too large"):
         run(tmp_path, [{"score_chosen": 1e308, "score_rejected": -1e308}])
+
+
+def test_a_second_calibration_keeps_the_first_scores_and_rows_belong_together_by_any_column(tmp_path) -> None:
+    _, once = run(tmp_path, [row | {"images": [f"{row['id']}.png"]} for row in ROWS], by="judge")
+    again, rows = run(tmp_path, once, by="judge", unit="images", high=1.0)
+    assert [row["raw_score_chosen"] for row in rows] == [3, 90, 2, 80]
+    assert again.agreement == pytest.approx((1, 1))

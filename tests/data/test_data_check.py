@@ -49,6 +49,10 @@ def test_fix_sorts_the_rows_and_gives_the_reasons(mixed, folder) -> None:
     assert check_dataset(str(folder / "good.jsonl"), media_dir=folder).faultless
     with pytest.raises(PreferenceDataError, match="is what is read"):
         check_dataset(str(mixed), fix=mixed)
+    before = (folder / "bad.rejected.jsonl").write_text(json.dumps(original[0]))
+    with pytest.raises(PreferenceDataError, match="is what is read"):
+        check_dataset(str(folder / "bad.rejected.jsonl"), media_dir=folder, fix=folder / "bad.jsonl")
+    assert (folder / "bad.rejected.jsonl").stat().st_size == before
 
 
 def test_broken_text_goes_to_the_second_file_and_not_to_the_first(folder) -> None:
@@ -255,3 +259,14 @@ def test_nearly_equal_scores_have_a_figure(folder, good_row) -> None:
     (folder / "d.json").write_text(json.dumps(rows))
     edges, chosen, rejected = check_dataset(str(folder / "d.json")).audit.score_histograms
     assert (edges, chosen, rejected) == ([2.0**60, 2.0**60 + 256], [2], [2])
+
+
+def test_fix_writes_paths_that_lead_to_the_images_from_there(folder, good_row) -> None:
+    path = folder / "pairs.json"
+    path.write_text(json.dumps([good_row(), good_row(1, score_chosen=math.nan)]))
+    good = folder / "elsewhere" / "good.jsonl"
+    check_dataset(str(path), fix=good)
+    assert check_dataset(str(good)).faultless
+    assert json.loads((good.parent / "good.rejected.jsonl").read_text(), parse_constant=pytest.fail)["row"] == 1
+    check_dataset(str(path), media_dir=folder, fix=good)
+    assert next(iter_rows(good))["images"] == ["images/red.png"]

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,10 @@ def test_a_name_that_no_configuration_can_name_is_refused(tmp_path, name) -> Non
     with pytest.raises(PreferenceDataError, match="cannot be a dataset's name"):
         register_file(name, tmp_path / "d.json", tmp_path)
     assert not (tmp_path / "dataset_info.json").exists()
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path) -> None:
+    file = tmp_path / os.fsdecode(b"p\xff.json")
+    file.write_text(json.dumps([{"instruction": "q", "chosen": "a", "rejected": "b"}]))
+    with pytest.raises(PreferenceDataError, match=r"dataset_info\.json is UTF-8, and a name is not; rename it"):
+        register_file("n", file, tmp_path)

@@ -152,6 +152,12 @@ def test_fifty_megabytes_on_one_line_are_read_in_flat_memory(tmp_path) -> None:
     assert peak < 12_000_000
 
 
+def test_questions_and_answers_of_a_csv_are_texts(tmp_path) -> None:
+    (tmp_path / "d.csv").write_text("instruction,chosen,rejected,score_chosen\n7,3,4,5\n8,1,2,4\n")
+    _, row = next(read_rows(tmp_path / "d.csv"))
+    assert row == {"instruction": "7", "chosen": "3", "rejected": "4", "score_chosen": 5}
+
+
 def test_numbers_of_a_csv_keep_their_kind(tmp_path) -> None:
     file = tmp_path / "d.csv"
     file.write_text("id,count,share,code\n007,3,0.5,1_0\n8,,2,+1\n9,-4,1e2,1\n")

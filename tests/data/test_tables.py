@@ -125,7 +125,7 @@ def test_splits_that_cannot_be_are_refused(table, tmp_path) -> None:
         parse_shares(["a.jsonl"])
     assert parse_shares(["a=b.jsonl=0.5"]) == {"a=b.jsonl": 0.5}
     with pytest.raises(UniDPOError, match=r"a\.jsonl is given twice"):
-        parse_shares(["a.jsonl=0.5", "a.jsonl=0.5"])
+        parse_shares(["./a.jsonl=0.5", "a.jsonl=0.5"])
 
 
 def test_merge_writes_over_no_column(table, tmp_path) -> None:
@@ -156,3 +156,25 @@ def test_a_field_that_stands_twice_is_named(tmp_path, form, bad) -> None:
     assert rows == [json.loads(long), Unreadable("gives 'chosen' twice"), {"id": 3}]
     with pytest.raises(PreferenceDataError, match=r"p\.json.*row 1 \(line 2\).*gives 'chosen' twice"):
         list(iter_rows(path))
+
+
+def test_the_images_of_rejected_answers_stand_in_one_split_too() -> None:
+    rows = [{"images": ["a"], "rejected_images": ["b"]}, {"images": ["b"]}, {"images": ["c"], "rejected_images": []}]
+    groups = row_groups(rows, "image")
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_paths_lead_from_the_output_to_the_same_files(tmp_path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+        (tmp_path / name / "p.json").write_text(json.dumps([{"images": ["1.png", "elsewhere.png", f"/{name}.png"]}]))
+    merge([tmp_path / "a" / "p.json", tmp_path / "b" / "p.json"], tmp_path / "a" / "all.jsonl")
+    rows = [row["images"] for row in iter_rows(tmp_path / "a" / "all.jsonl")]
+    assert rows == [["1.png", "elsewhere.png", "/a.png"], ["../b/1.png", "elsewhere.png", "/b.png"]]
+    sample(tmp_path / "b" / "p.json", tmp_path / "new" / "s.jsonl", 1)
+    assert next(iter_rows(tmp_path / "new" / "s.jsonl"))["images"][0] == "../b/1.png"
+    halves = tmp_path / "new" / "one.jsonl", tmp_path / "a" / "two.jsonl"
+    split(tmp_path / "a" / "all.jsonl", dict.fromkeys(halves, 0.5), by=None)
+    found = [(half.parent / next(iter_rows(half))["images"][0]).resolve() for half in halves]
+    assert sorted(found) == [tmp_path / "a" / "1.png", tmp_path / "b" / "1.png"]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
+from uni_dpo.data.image_paths import led_rows
 from uni_dpo.data.pair import read_score
 from uni_dpo.data.tables.reading import one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
@@ -69,7 +70,7 @@ def calibrate(
     score_chosen: str = "score_chosen",
     score_rejected: str = "score_rejected",
 ) -> Calibration:
-    """Map the scores of every rater onto `low` … `high`; the old ones stay as `raw_score_chosen/_rejected`.
+    """Map the scores of every rater onto `low` … `high`; the first ones stay as `raw_score_chosen/_rejected`.
 
     Each mapping is monotone: no pair changes its order. `linear` takes the rater's lowest score to `low` and the
     highest to `high`; `rank` takes a score to the share of the rater's scores below it (ties in the middle);
@@ -96,14 +97,15 @@ def calibrate(
     units: dict[Any, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     chosen, margins = array("d"), array("d")
     with row_writer(output) as writer:
-        for row in shown_rows(source, "Writing"):
+        for row in led_rows(source, "Writing", output):
             rater = str(row[by]) if by else "all"
             new = {column: mappings[rater](float(row[column])) for column in columns}
             if by and row.get(unit) is not None:
                 for column in columns:
-                    units[row[unit], column][0].append(float(row[column]))
-                    units[row[unit], column][1].append(new[column])
-            writer.write(row | {f"raw_{column}": row[column] for column in columns} | new)
+                    units[str(row[unit]), column][0].append(float(row[column]))
+                    units[str(row[unit]), column][1].append(new[column])
+            raw = {f"raw_{column}": row.get(f"raw_{column}", row[column]) for column in columns}
+            writer.write(row | raw | new)
             chosen.append(new[score_chosen])
             margins.append(new[score_chosen] - new[score_rejected])
             result.rows += 1

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,29 @@ def rebase_images(
             rebaser.result.backup = _keep_copy(target)
     rebaser.result.output = target
     return rebaser.result
+
+
+def led_from(row: Row, source: str | Path, output: str | Path) -> Row:
+    """Return a row for `output`: paths of files that start beside `source` lead to them from there; others stay."""
+    old, new = Path(source) if Path(source).is_dir() else Path(source).parent, Path(output).parent
+    if old.absolute() == new.absolute():
+        return row
+
+    def led(value: Any) -> Any:
+        if isinstance(value, list):
+            return [led(item) for item in value]
+        if isinstance(value, dict) and value.get("bytes") is None:
+            return value | {"path": led(value.get("path"))}
+        if isinstance(value, str) and not Path(value).is_absolute() and is_file(old / value):
+            return os.path.relpath(old / value, new)
+        return value
+
+    return row | {name: led(row[name]) for name in MOVED_COLUMNS if name in row}
+
+
+def led_rows(source: str | Path, verb: str, output: str | Path) -> Iterator[Row]:
+    """Yield the rows of `shown_rows`, each as `led_from` gives it for `output`."""
+    return (led_from(row, source, output) for row in shown_rows(source, verb))
 
 
 class _Rebaser:

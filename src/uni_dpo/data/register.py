@@ -17,7 +17,7 @@ from uni_dpo.data.dataset_info import (
     parse_entry,
     register_entry,
 )
-from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.faults import PreferenceDataError, encodable, shown
 from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files
 
 
@@ -42,6 +42,8 @@ def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, repla
     if not replace and (folder / FILE_NAME).is_file() and name in load_dataset_info(folder):
         raise PreferenceDataError(f"{folder / FILE_NAME}: has a dataset {name!r}; choose another name, or --replace")
     path = Path(file).absolute()
+    if not encodable(f"{path}{name}"):
+        raise PreferenceDataError(f"{shown(str(path))}: {FILE_NAME} is UTF-8, and a name is not; rename it")
     inside = path.is_relative_to(folder.absolute())
     file_name = os.path.relpath(path, folder.absolute()) if inside else str(path)
     attributes = {"file_name": file_name} | detect_attributes(file)

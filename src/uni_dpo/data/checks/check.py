@@ -153,7 +153,8 @@ def check_dataset(
             videos = VideoChecker(images, whole=whole_videos) if entry.columns.videos and has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required, choice)
         if fix is not None:
-            keep_inputs(fix, files)
+            for output in (Path(fix), rejects_path(Path(fix))):
+                keep_inputs(output, files)
             sorter = stack.enter_context(sorting(Path(fix), checker))
             report.repairs = sorter.repairs
             report.fixed = Path(fix), rejects_path(Path(fix))

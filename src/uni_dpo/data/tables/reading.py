@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from uni_dpo.data.columns import PROMPT_COLUMNS
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, stand_in, where_to_get
 from uni_dpo.data.tables.json_stream import Unreadable, json_values
 from uni_dpo.storage.rowlog import Row as Row
@@ -254,9 +255,12 @@ _NUMBER = re.compile(
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
-    """Rows of a CSV file; in a column whose every filled cell is a number they are numbers, and integers stay such."""
+    """Rows of a CSV file; in a column whose every filled cell is a number they are numbers, and integers stay such.
+
+    Questions and answers stay texts.
+    """
     csv.field_size_limit(1 << 30)
-    texts: set[str] = set()
+    texts = {*PROMPT_COLUMNS, "chosen", "rejected"}
     for _, row in _csv_records(path):
         if isinstance(row, dict):
             texts |= {name for name in row.keys() - texts if row[name] and not _NUMBER.fullmatch(row[name])}

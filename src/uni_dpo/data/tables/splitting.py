@@ -14,6 +14,7 @@ from typing import Any
 from uni_dpo.data.cells import without_placeholders
 from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.image_paths import led_from, led_rows
 from uni_dpo.data.tables.reading import Row, one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
 from uni_dpo.errors import UniDPOError
@@ -23,15 +24,19 @@ SLACK = 0.011
 """How far shares may be from 1 together, so that three times 0.33 will do."""
 
 
+_SHOWN = (IMAGE_COLUMNS, ("rejected_images",), VIDEO_COLUMNS)
+
+
 def group_keys(row: Row, by: str) -> list[Hashable]:
     """Return what a row shares with the rows that must stay with it.
 
     Args:
         row: the row.
-        by: `image` (each of its images and videos), `prompt`, or a column; a row without it stands alone.
+        by: `image` (each of its images, those of the rejected answer too, and videos), `prompt`, or a column; a row
+            without it stands alone.
     """
     if by == "image":
-        shown = (item for columns in (IMAGE_COLUMNS, VIDEO_COLUMNS) for item in items_of(first_filled(row, columns)))
+        shown = (item for columns in _SHOWN for item in items_of(first_filled(row, columns)))
         return [_image_key(image) for item in shown for image in (item if isinstance(item, list) else [item])]
     if by == "prompt":
         value = first_filled(row, PROMPT_COLUMNS)
@@ -118,7 +123,7 @@ def split(
     with ExitStack() as stack:
         writers = [stack.enter_context(row_writer(file)) for file in files]
         for group, row in zip(groups, shown_rows(source, "Writing"), strict=True):
-            writers[place[group]].write(row)
+            writers[place[group]].write(led_from(row, source, files[place[group]]))
     return dict(zip(files, filled, strict=True))
 
 
@@ -142,7 +147,7 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
             taken.add(group)
             room -= sizes[group]
     with row_writer(output) as writer:
-        for group, row in zip(groups, shown_rows(source, "Writing"), strict=True):
+        for group, row in zip(groups, led_rows(source, "Writing", output), strict=True):
             if group in taken:
                 writer.write(row)
     return count - room
@@ -168,7 +173,7 @@ def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: s
     layout: set[str] = set()
     with row_writer(output) as writer:
         for source in sources:
-            for at, row in enumerate(shown_rows(source, "Merging")):
+            for at, row in enumerate(led_rows(source, "Merging", output)):
                 # texts must stand under the same names; scores, ids and the like may be there or not
                 texts = row.keys() & set(PROMPT_COLUMNS) if not at else layout
                 layout = layout or texts
@@ -191,7 +196,7 @@ def parse_shares(parts: Sequence[str]) -> dict[str | Path, float]:
     shares: dict[str | Path, float] = {}
     for part in parts:
         file, _, share = part.rpartition("=")
-        if file in shares:
+        if Path(file).resolve() in (Path(other).resolve() for other in shares):
             raise UniDPOError(f"{file} is given twice; name another file for each share")
         number = as_number(share)
         if not file or number is None:
