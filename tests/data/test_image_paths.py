@@ -11,7 +11,7 @@ from PIL import Image
 
 from uni_dpo.data.columns import IMAGE_COLUMNS
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.image_paths import rebase_images
+from uni_dpo.data.image_paths import CHANGED, MISSING, OUTSIDE, RIGHT, WITHOUT_ANCHOR, rebase_images
 from uni_dpo.data.tables.reading import iter_rows
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,8 +58,9 @@ def test_paths_get_the_new_root_and_every_kind_is_counted(dataset, images) -> No
         [],
         None,
     ]
-    assert (result.rows, result.changed, result.kept, result.without_anchor) == (9, 4, 1, 2)
-    assert (result.outside, result.missing) == (1, 3)
+    assert result.rows == 9
+    assert result.paths == {CHANGED: 4, RIGHT: 1, WITHOUT_ANCHOR: 2, OUTSIDE: 1, MISSING: 3}
+    assert "paths point to no file: 3, such as " + str(images / "mcq/9.png") in result.lines()
     assert result.backup == dataset.with_name("pairs.json.bak")
     assert result.backup.read_bytes() == before
 
@@ -72,11 +73,11 @@ def test_an_older_copy_is_never_overwritten(dataset, images) -> None:
 
 def test_check_and_a_second_run_write_nothing(dataset, images) -> None:
     before = dataset.read_bytes()
-    assert rebase_images(dataset, [images], check=True).changed == 4
+    assert rebase_images(dataset, [images], check=True).paths[CHANGED] == 4
     assert dataset.read_bytes() == before
     rebase_images(dataset, [images])
     again = rebase_images(dataset, [images])
-    assert (again.changed, again.output, again.backup) == (0, None, None)
+    assert (again.paths[CHANGED], again.output, again.backup) == (0, None, None)
 
 
 def test_another_output_leaves_the_input_alone(dataset, images, tmp_path) -> None:
@@ -95,14 +96,14 @@ def test_the_first_root_that_has_the_file_wins(tmp_path, images) -> None:
     file.write_text(json.dumps({"image": "x/pool/mcq/3.png"}) + "\n" + json.dumps({"image": "x/pool/gone.png"}))
     result = rebase_images(file, [images, other], anchor="pool")
     assert [r["image"] for r in iter_rows(file)] == [str(other / "mcq/3.png"), str(images / "gone.png")]
-    assert (result.changed, result.missing) == (2, 1)
+    assert (result.paths[CHANGED], result.paths[MISSING]) == (2, 1)
 
 
 def test_paths_move_under_every_name_of_an_image_column(tmp_path, images) -> None:
     file, moved = tmp_path / "d.jsonl", str(images / "long/1.png")
     old = "/their/MM-RLHF/long/1.png"
     file.write_text("\n".join(json.dumps({name: old}) for name in (*IMAGE_COLUMNS, "rejected_images", "source")))
-    assert rebase_images(file, [images]).changed == len(IMAGE_COLUMNS) + 1
+    assert rebase_images(file, [images]).paths[CHANGED] == len(IMAGE_COLUMNS) + 1
     *rows, other = iter_rows(file)
     assert rows == [{name: moved} for name in (*IMAGE_COLUMNS, "rejected_images")]
     assert other == {"source": old}

@@ -9,11 +9,11 @@ from PIL import Image
 
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.image_state import BrokenImageError, check_shape
-from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths
+from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths, source_state
 
 
-def state(folder: Path, image, root=None, **options):
-    with ImageChecker(folder, root, **options).running() as images:
+def state(folder: Path, image, root=None):
+    with ImageChecker(folder, root).running() as images:
         return images.states([image])[0]
 
 
@@ -72,7 +72,7 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(folder, monkeypatch) -> No
 
 def test_headers_only_misses_what_only_decoding_finds(folder) -> None:
     assert state(folder, "images/cut.jpg").kind == "image_unreadable"
-    assert state(folder, "images/cut.jpg", decode=False).kind == ""
+    assert source_state(folder / "images/cut.jpg", "cut.jpg", decode=False).kind == ""
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 20_000)])

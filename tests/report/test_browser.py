@@ -114,7 +114,7 @@ def test_marked_pairs_are_exported_as_the_file_that_data_apply_reads(
     (tmp_path / "pairs.json").write_text(json.dumps(data))
     done = apply_marks(tmp_path / "pairs.json", exported, tmp_path / "kept.json")
     kept = json.loads((tmp_path / "kept.json").read_text())
-    assert (done.dropped, done.swapped, len(kept)) == (3, 1, 37)
+    assert (done.rows["drop"], done.rows["swap"], len(kept)) == (3, 1, 37)
     assert kept[0] == {"instruction": "q", "chosen": "r1", "rejected": "c1", "score_chosen": 1, "score_rejected": 2}
 
 

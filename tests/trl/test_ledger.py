@@ -237,7 +237,7 @@ def test_the_command_leaves_a_page_a_card_and_lines(
     assert "- trl" in (out / "README.md").read_text().split("---")[1]
     marks = tmp_path / "marked.jsonl"
     marks.write_text(json.dumps({"pair": "pairs.json, row 3", "action": "drop"}))
-    assert apply_marks(data, marks, tmp_path / "better.json").dropped == 1
+    assert apply_marks(data, marks, tmp_path / "better.json").rows["drop"] == 1
 
 
 def test_verbose_shows_what_trl_shows(

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +17,46 @@ from uni_dpo.data.tables.writing import row_writer
 MOVED_COLUMNS = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "rejected_images")
 
 
+CHANGED, RIGHT, WITHOUT_ANCHOR = "changed", "already right", "left alone, no anchor"
+OUTSIDE, MISSING = "left alone, leave the image folder", "point to no file"
+"""What becomes of a path; MISSING, after the change, comes to one of the others but `OUTSIDE`."""
+
+
 @dataclass
 class Rebased:
     """What rebasing did, or with `check` would do, to the paths of a file.
 
     Attributes:
         rows: rows read.
-        changed: paths that got a new root.
-        kept: paths that were already right, counted among `missing` too where no file is there.
-        without_anchor: paths without the anchor component, left as they are.
-        outside: paths that would leave the new root through `..`, left as they are.
-        missing: paths (after the change) that point to no file.
-        examples: the first few of the last three, as (what, path).
+        paths: what became of a path → of how many.
+        examples: the first path of each of the last three.
         output: what was written; None where nothing was.
         backup: the copy of what was overwritten; None where nothing was.
     """
 
     rows: int = 0
-    changed: int = 0
-    kept: int = 0
-    without_anchor: int = 0
-    outside: int = 0
-    missing: int = 0
+    paths: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys((CHANGED, RIGHT, WITHOUT_ANCHOR, OUTSIDE, MISSING), 0)
+    )
     examples: dict[str, str] = field(default_factory=dict)
     output: Path | None = None
     backup: Path | None = None
 
     def lines(self) -> list[str]:
         """Return the report, one line per fact."""
-        counts = {
-            "changed": self.changed,
-            "already right": self.kept,
-            "left alone, no anchor": self.without_anchor,
-            "left alone, leave the image folder": self.outside,
-            "point to no file": self.missing,
-        }
         lines = [f"rows read: {self.rows:,}"]
-        for name, count in counts.items():
+        for name, count in self.paths.items():
             example = f", such as {self.examples[name]}" if name in self.examples else ""
             lines.append(f"paths {name}: {count:,}{example}")
         lines += [f"copy of the original: {self.backup}"] if self.backup else []
         lines.append(f"written: {self.output}" if self.output else "nothing written")
         return lines
+
+    def note(self, what: str, path: str) -> None:
+        """Count one more path."""
+        self.paths[what] += 1
+        if what not in (CHANGED, RIGHT):
+            self.examples.setdefault(what, path)
 
 
 def rebase_images(
@@ -94,7 +93,7 @@ def rebase_images(
         counted = _Rebaser(resolved, anchor)
         for row in shown_rows(source, "Reading"):
             counted.rebase_row(row)
-        if check or not counted.result.changed:
+        if check or not counted.result.paths[CHANGED]:
             return counted.result
     rebaser = _Rebaser(resolved, anchor)
     with row_writer(target) as writer:
@@ -133,7 +132,7 @@ class _Rebaser:
     def __init__(self, roots: Sequence[Path], anchor: str) -> None:
         self._roots = roots
         self._anchor = anchor
-        self._exists: dict[Path, bool] = {}
+        self._is_file = lru_cache(200_000)(is_file)
         self.result = Rebased()
 
     def rebase_row(self, row: Row) -> Row:
@@ -149,40 +148,20 @@ class _Rebaser:
         return self._rebase_path(value) if isinstance(value, str) else value
 
     def _rebase_path(self, path: str) -> str:
-        parts = re.split(r"[/\\]", path)
-        if self._anchor not in parts:
-            self.result.without_anchor += 1
-            self._example("left alone, no anchor", path)
-            return self._looked_up(path)
-        after = parts[len(parts) - parts[::-1].index(self._anchor) :]
-        relative = os.path.normpath(Path(*after)) if after else "."
-        if relative.startswith("..") or Path(relative).is_absolute():
-            self.result.outside += 1
-            self._example("left alone, leave the image folder", path)
-            return path
-        candidates = [root / relative for root in self._roots]
-        moved = str(next(filter(self._is_file, candidates), candidates[0]))
-        if moved == path:
-            self.result.kept += 1
-        else:
-            self.result.changed += 1
-        return self._looked_up(moved)
-
-    def _looked_up(self, path: str) -> str:
-        if not self._is_file(Path(path)):
-            self.result.missing += 1
-            self._example("point to no file", path)
-        return path
-
-    def _is_file(self, path: Path) -> bool:
-        if len(self._exists) > 200_000:
-            self._exists.clear()
-        if path not in self._exists:
-            self._exists[path] = is_file(path)
-        return self._exists[path]
-
-    def _example(self, what: str, path: str) -> None:
-        self.result.examples.setdefault(what, path)
+        parts, moved, what = re.split(r"[/\\]", path), path, WITHOUT_ANCHOR
+        if self._anchor in parts:
+            after = parts[len(parts) - parts[::-1].index(self._anchor) :]
+            relative = os.path.normpath(Path(*after)) if after else "."
+            if relative.startswith("..") or Path(relative).is_absolute():
+                self.result.note(OUTSIDE, path)
+                return path
+            candidates = [root / relative for root in self._roots]
+            moved = str(next(filter(self._is_file, candidates), candidates[0]))
+            what = RIGHT if moved == path else CHANGED
+        self.result.note(what, path)
+        if not self._is_file(Path(moved)):
+            self.result.note(MISSING, moved)
+        return moved
 
 
 def _keep_copy(path: Path) -> Path:

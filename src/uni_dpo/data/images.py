@@ -20,6 +20,7 @@ from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import is_file
 from uni_dpo.storage.writing import replacing
 
+_LIMITS = ImageLimits()
 _REMEMBERED = 200_000
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
@@ -138,8 +139,6 @@ class ImageChecker:
         folder: paths are tried below it first, then as they are, as LlamaFactory does; None leaves it out.
         root: the folder that no path may leave; None where there is no such rule.
         beside: the folder of the data file, tried after `folder`; None leaves it out.
-        decode: whether to decode the pixels (finds truncated files) or to read the headers only.
-        limits: how the training sizes images.
     """
 
     def __init__(
@@ -148,12 +147,8 @@ class ImageChecker:
         root: str | Path | None = None,
         *,
         beside: str | Path | None = None,
-        decode: bool = True,
-        limits: ImageLimits | None = None,
     ) -> None:
         self.paths = image_paths(folder, root, beside)
-        self._decode = decode
-        self._limits = limits or ImageLimits()
         self._known: dict[str, ImageState] = {}
         self._threads = ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1))
 
@@ -188,19 +183,14 @@ class ImageChecker:
 
     def _state(self, image: Image) -> ImageState:
         try:
-            return self._check(image)
+            state = source_state(image_source(image, self.paths), _named(_path_of(image) or ""), decode=True)
+            if 0 in _LIMITS.fitted(state.width, state.height):
+                size = f"{state.width} × {state.height} pixels"
+                found = f"{size} leave nothing of one side at image_max_pixels {_LIMITS.max_pixels}"
+                raise BrokenImageError("shape", found, "crop it")
+            return state
         except BrokenImageError as broken:
             return ImageState(kind=broken.kind, found=broken.found, advice=broken.advice)
-
-    def _check(self, image: Image) -> ImageState:
-        source = image_source(image, self.paths)
-        decode = self._decode or isinstance(source, bytes)
-        state = source_state(source, _named(_path_of(image) or ""), decode=decode)
-        width, height = state.width, state.height
-        if 0 in self._limits.fitted(width, height):
-            found = f"{width} × {height} pixels leave nothing of one side at image_max_pixels {self._limits.max_pixels}"
-            raise BrokenImageError("shape", found, "crop it")
-        return state
 
 
 def image_paths(

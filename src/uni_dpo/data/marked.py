@@ -1,12 +1,13 @@
 """Acting on pairs that were marked on a page: dropped, swapped, or set apart to be judged again."""
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from uni_dpo.data.columns import IMAGE_COLUMNS, is_empty
 from uni_dpo.data.tables.reading import Row, iter_rows
-from uni_dpo.data.tables.writing import check_output, keep_inputs, row_writer
+from uni_dpo.data.tables.writing import check_output, keep_inputs, row_writer, write_rows
 from uni_dpo.errors import UniDPOError, did_you_mean
 
 ACTIONS = ("drop", "rejudge", "swap")
@@ -15,19 +16,16 @@ _NAME = re.compile(r"(?P<file>.+), row (?P<row>\d+)", re.DOTALL)
 
 @dataclass
 class Applied:
-    """What was done: rows kept as they are, and rows per action; the file of those to be judged again, if any."""
+    """What was done: rows per action, `keep` among them; the file of those to be judged again, if any."""
 
-    kept: int = 0
-    dropped: int = 0
-    swapped: int = 0
-    rejudged: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
     apart: Path | None = None
 
     def lines(self) -> list[str]:
         """Return the report, one line per fact."""
-        lines = [f"rows kept: {self.kept:,}", f"rows dropped: {self.dropped:,}", f"rows swapped: {self.swapped:,}"]
-        apart = f"rows to judge again: {self.rejudged:,}"
-        return [*lines, f"{apart}, in {self.apart}" if self.apart else apart]
+        names = {"keep": "kept", "drop": "dropped", "swap": "swapped", "rejudge": "to judge again"}
+        lines = [f"rows {name}: {self.rows[action]:,}" for action, name in names.items()]
+        return [*lines[:-1], f"{lines[-1]}, in {self.apart}" if self.apart else lines[-1]]
 
 
 def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> Applied:
@@ -51,24 +49,17 @@ def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> A
     count = -1
     with row_writer(output) as writer:
         for count, row in enumerate(iter_rows(source)):
-            action = actions.pop(count, None)
-            if action == "drop":
-                done.dropped += 1
-            elif action == "rejudge":
+            action = actions.pop(count, "keep")
+            done.rows[action] += 1
+            if action == "rejudge":
                 again.append(row)
-            else:
-                if action == "swap":
-                    done.swapped += 1
-                    row = _swapped(row, f"{source}, row {count}")
-                done.kept += action is None
-                writer.write(row)
+            elif action != "drop":
+                writer.write(_swapped(row, f"{source}, row {count}") if action == "swap" else row)
         if actions:
             raise UniDPOError(f"{marked}: marks row {min(actions)}, and {source} has {count + 1:,} rows")
     if again:
-        done.rejudged, done.apart = len(again), apart
-        with row_writer(apart) as writer:
-            for row in again:
-                writer.write(row)
+        done.apart = apart
+        write_rows(apart, again)
     return done
 
 
