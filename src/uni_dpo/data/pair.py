@@ -59,8 +59,9 @@ def read_pair(
         None where no pair can be made of the row.
     """
     reader, columns = RowReader(row, entry, faults), entry.columns
-    question = reader.question()
+    turns = reader.turns()
     chosen, rejected = reader.answer(columns.chosen), reader.answer(columns.rejected)
+    question = reader.question(turns)
     score_chosen = read_score(row, columns.score_chosen, faults, required=scores_required)
     score_rejected = read_score(row, columns.score_rejected, faults, required=scores_required)
     if question is None or chosen is None or rejected is None:
@@ -75,11 +76,12 @@ def read_score(row: dict[str, Any], column: str, faults: list[Fault], *, require
         case bool():
             kind, found = "score_boolean", f"the truth value {value}"
         case numbers.Real() | Decimal():
-            score = as_number(value)
-            if score is not None and abs(score) <= MAX_SCORE:
+            number = as_number(value)
+            score = math.inf if number is None else number  # an integer beyond every float
+            if abs(score) <= MAX_SCORE:
                 return score
-            nan = score is not None and math.isnan(score)
-            kind, found = ("score_nan", "NaN") if nan else ("score_infinite", f"{value:g}, too large for float32")
+            nan = math.isnan(score)
+            kind, found = ("score_nan", "NaN") if nan else ("score_infinite", f"{score:g}, too large for float32")
         case str():
             kind, found = "score_text", f"the text {shown(value)}"
         case None if column in row:
@@ -142,9 +144,12 @@ class RowReader:
         value = self._row.get(column) if column else None
         return "" if value is None else self._text(value, str(column)) or ""
 
-    def question(self) -> PreferencePair | None:
-        """Return the question with what came before it and what it is about, as a pair whose answers are empty."""
-        asked = self._asked_in_messages() if self._messages else self._asked()
+    def turns(self) -> Turns | None:
+        """Return the question and what came before it, in whatever format the entry says."""
+        return self._asked_in_messages() if self._messages else self._asked()
+
+    def question(self, asked: Turns | None) -> PreferencePair | None:
+        """Return what `turns` returned, with what the question is about, as a pair whose answers are empty."""
         columns, row = self._columns, self._row
         system = (asked.system if asked else "") or self.optional_text(columns.system)
         images, rejected_images = self.images(columns.images), self.images(columns.rejected_images)
@@ -276,10 +281,12 @@ def _joined_observations(turns: list[tuple[str, str]], tag: str | None) -> list[
 
 def listed_images(row: dict[str, Any], column: str | None) -> list[Any]:
     """Return what stands under a column of images or videos, whatever it is, as a list."""
-    value = row.get(column) if column else None
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+    return listed(row.get(column) if column else None)
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, another value as the one item of a list, and nothing as an empty list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def is_image(value: object) -> bool:

@@ -107,8 +107,9 @@ def read_ranked(
         None where they cannot be read.
     """
     reader = RowReader(row, entry, faults)
-    question = reader.question()
+    turns = reader.turns()
     answers = _answers(row, entry.columns, reader, faults, scores_required)
+    question = reader.question(turns)
     return None if question is None or answers is None else RankedRow(tuple(answers), question)
 
 

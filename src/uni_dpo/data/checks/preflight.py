@@ -19,6 +19,7 @@ from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_source
+from uni_dpo.data.pair import listed, listed_images
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, answer_scores, answer_text
 from uni_dpo.data.tables.reading import Row, iter_rows, source_files
 from uni_dpo.storage.identity import digest
@@ -160,7 +161,7 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
     found: dict[str | None, Column] = {getattr(names, role): (pa.string(), _as_text) for role in _TEXTS}
     answer: Column = (pa.string(), _as_text)
     if entry.formatting == "alpaca":
-        found[names.history] = (pa.list_(pa.list_(pa.string())), _as_list)
+        found[names.history] = (pa.list_(pa.list_(pa.string())), listed)
     else:
         for role in ("prompt", "query", "response"):
             found.pop(getattr(names, role), None)
@@ -172,7 +173,7 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
     else:
         found |= {names.chosen: answer, names.rejected: answer}
         found |= {names.score_chosen: (pa.float64(), float), names.score_rejected: (pa.float64(), float)}
-    files = (pa.list_(pa.string()), lambda value: [_as_file(item, folder, paths) for item in _as_list(value)])
+    files = (pa.list_(pa.string()), lambda value: [_as_file(item, folder, paths) for item in listed(value)])
     found |= {names.images: files, names.rejected_images: files}
     if names.videos:
         found[names.videos] = _videos(entry, paths)
@@ -184,19 +185,19 @@ def _videos(entry: DatasetEntry, paths: ImagePaths) -> Column:
     import pyarrow as pa
 
     assert entry.path is not None
-    rows = (_as_list(row.get(str(entry.columns.videos))) for row in iter_rows(entry.path))
+    rows = (listed_images(row, entry.columns.videos) for row in iter_rows(entry.path))
     first = next((videos[0] for videos in rows if videos), "")
 
-    def place(video: Any, listed: bool) -> Any:
-        if listed and isinstance(video, list):
-            return [place(frame, listed=False) for frame in video]
-        if listed or not isinstance(video, str):
+    def place(video: Any, of_frames: bool) -> Any:
+        if of_frames and isinstance(video, list):
+            return [place(frame, of_frames=False) for frame in video]
+        if of_frames or not isinstance(video, str):
             raise TypeError("a file's videos are all files, or all lists of the paths of frames")
         return str(paths.find(video).absolute())
 
-    listed = isinstance(first, list)
-    kind = pa.list_(pa.string()) if listed else pa.string()
-    return pa.list_(kind), lambda value: [place(video, listed) for video in _as_list(value)]
+    of_frames = isinstance(first, list)
+    kind = pa.list_(pa.string()) if of_frames else pa.string()
+    return pa.list_(kind), lambda value: [place(video, of_frames) for video in listed(value)]
 
 
 def _plain_answers(row: Row, entry: DatasetEntry) -> Row:
@@ -210,10 +211,6 @@ def _as_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _as_message(message: Row, entry: DatasetEntry) -> Row:
