@@ -3,13 +3,13 @@
 Turns may be texts, lists of texts, or OpenAI's and TRL's parts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, MEDIA_TOKENS
 from uni_dpo.data.columns import (
-    CONVERSATION_COLUMNS,
     OPTION_COLUMNS,
     PROMPT_COLUMNS,
     TEXT_COLUMNS,
@@ -74,9 +74,7 @@ def _turn(message: dict[str, Any], field: str, role: str) -> Turn:
             refuse(f"{field}.{name}", "a tool call", "only texts and images can be kept; remove it, or --skip-broken")
     content = message.get("content", message.get("value"))
     field = f"{field}.content"
-    if isinstance(content, dict):
-        content = [content]
-    if isinstance(content, str):
+    if isinstance(content, dict | str):
         content = [content]
     if not isinstance(content, list):
         refuse(field, content, "text, or a list of parts, belongs there")
@@ -135,19 +133,8 @@ def placed_images(turns: Sequence[Turn], images: Sequence[Image]) -> tuple[list[
             text = turn.text[:place] + IMAGE_TOKEN * surplus + turn.text[place:]
             turn, surplus = Turn(turn.role, text, (None,) * surplus + turn.images), 0
         placed.append(turn)
-    return placed, tuple(_filled(placed, images))
-
-
-def _filled(turns: Sequence[Turn], images: Sequence[Image]) -> Iterator[Image]:
     rest = iter(images)
-    for turn in turns:
-        for image in turn.images:
-            yield next(rest) if image is None else image
-
-
-def cell_fault(field: str, found: str, advice: str = "") -> PreferenceDataError:
-    """Return the error of a cell that cannot be used; the caller adds file and row."""
-    return PreferenceDataError.of([Fault("question", field, found, advice)])
+    return placed, tuple(next(rest) if image is None else image for turn in placed for image in turn.images)
 
 
 def without_placeholders(text: str) -> str:
@@ -166,7 +153,7 @@ def images_under(row: Row, column: str) -> list[Image]:
     images = [image for image in items_of(row.get(column)) if not is_empty(image)]
     for image in images:
         if not is_image(image):
-            raise cell_fault(column, shown(image), "a path, base64 text or {bytes, path} belongs there")
+            refuse(column, image, "a path, base64 text or {bytes, path} belongs there")
     return images
 
 
@@ -180,7 +167,7 @@ def videos_under(row: Row, asked: Turn) -> tuple[str, list[Any]]:
     videos = items_of(row.get(column))
     token = MEDIA_TOKENS["videos"]
     if (waiting := asked.text.count(token)) > len(videos):
-        raise cell_fault(column, f"{waiting} × {token}, {len(videos)} videos", f"remove the surplus {token}")
+        refuse(column, f"{waiting} × {token}, {len(videos)} videos", f"remove the surplus {token}")
     return column, videos
 
 
@@ -195,7 +182,7 @@ def texts_of(row: Row, columns: Sequence[str]) -> list[str]:
     texts = [plain_text(value) for value in values]
     for value, text in zip(values, texts, strict=True):
         if text is None and not isinstance(value, str):
-            raise cell_fault(str(column), shown(value), "a text, a number, or an object with a `text` belongs there")
+            refuse(str(column), value, "a text, a number, or an object with a `text` belongs there")
     return [text for text in texts if text is not None]
 
 
@@ -212,28 +199,20 @@ def asked_in(row: Row) -> tuple[str, Turn]:
     Raises:
         PreferenceDataError: the row has no question.
     """
-    value = first_filled(row, TEXT_COLUMNS)
-    if value is None:
-        value = first_filled(row, CONVERSATION_COLUMNS)
+    value = first_filled(row, PROMPT_COLUMNS)
     if value is None or (isinstance(value, str) and not without_placeholders(value)):
         names = " or ".join(f"`{name}`" for name in TEXT_COLUMNS)
         found = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-        raise cell_fault("question", f"a text is expected, not {shown(found)}", f"name its column {names}")
+        refuse("question", f"a text is expected, not {shown(found)}", f"name its column {names}")
     turns = turns_of(value, "question", "user")
     asked = next((turn for turn in turns if turn.role == "user" and without_placeholders(turn.text)), None)
     if asked is None:
-        raise cell_fault("question", "a conversation in which the user says nothing", "write the question")
+        refuse("question", "a conversation in which the user says nothing", "write the question")
     system = row.get("system")
     if not is_empty(system) and not isinstance(system, str):
-        raise cell_fault("system", shown(system), "a text belongs there")
+        refuse("system", system, "a text belongs there")
     said = [turn.text for turn in turns if turn.role == "system"]
     return (system if isinstance(system, str) and system.strip() else "\n".join(said)), asked
-
-
-def _lettered(row: Row) -> Row | None:
-    """The options that stand in columns `A`, `B` and so on, as in VLMEvalKit's files; None where there are no two."""
-    letters = {letter: row[letter] for letter in map(chr, range(ord("A"), ord("Z") + 1)) if letter in row}
-    return letters if {"A", "B"} <= letters.keys() else None
 
 
 def choices_of(row: Row) -> dict[str, str]:
@@ -242,14 +221,15 @@ def choices_of(row: Row) -> dict[str, str]:
     Raises:
         PreferenceDataError: options that are neither a list nor a mapping.
     """
-    value: Any = first_filled(row, OPTION_COLUMNS) or _lettered(row)
-    if is_empty(value):
+    lettered = {letter: row[letter] for letter in ascii_uppercase if letter in row}  # as in VLMEvalKit's files
+    value: Any = first_filled(row, OPTION_COLUMNS) or ({"A", "B"} <= lettered.keys() and lettered)
+    if not value:
         return {}
     if isinstance(value, list):
         if len(value) > 26:
-            raise cell_fault("options", f"{len(value)} of them", "at most 26 have a letter")
-        value = {chr(ord("A") + index): choice for index, choice in enumerate(value)}
+            refuse("options", f"{len(value)} of them", "at most 26 have a letter")
+        value = dict(zip(ascii_uppercase, value, strict=False))
     if not isinstance(value, Mapping):
-        raise cell_fault("options", shown(value), "a list of texts or a mapping letter → text is expected")
+        refuse("options", shown(value), "a list of texts or a mapping letter → text is expected")
     choices = {str(letter).upper(): plain_text(choice) for letter, choice in value.items() if not is_empty(choice)}
     return {letter: choice for letter, choice in choices.items() if choice is not None}

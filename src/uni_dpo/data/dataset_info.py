@@ -6,7 +6,7 @@ that it leaves out is not used; likewise `tags`.
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,35 +159,33 @@ def check_named(settings: Mapping[str, Any]) -> None:
     folder = settings.get("dataset_dir", "data")
     if not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:") or tokenized(settings):
         return
-    faults = []
+    if faults := dict.fromkeys(_faults_of_named(settings, folder)):
+        raise PreferenceDataError("\n".join(faults))
+
+
+def _faults_of_named(settings: Mapping[str, Any], folder: str) -> Iterator[str]:
+    stage = settings.get("stage")
     for key in ("dataset", "eval_dataset"):
         names = settings.get(key) or []
         names = names.split(",") if isinstance(names, str) else names
         if not isinstance(names, list):
-            faults.append(f"{key}: the name of a dataset is expected, not {names!r}")
+            yield f"{key}: the name of a dataset is expected, not {names!r}"
             continue
         for name in names:
             try:
                 entry = read_entry(str(name).strip(), folder)
             except PreferenceDataError as error:
-                faults.append(str(error))
+                yield str(error)
                 continue
-            if (fault := _other_stage(entry, settings.get("stage"))) is not None:
-                faults.append(f"{key} {entry.name}: {fault}")
+            if stage in ("dpo", "rm") and not (entry.ranking or entry.ranked):
+                why = "learns from pairs, and this dataset has none; say `ranking: true` if it has"
+                yield f"{key} {entry.name}: stage: {stage} {why}"
+            if stage in ("pt", "sft", "ppo", "kto") and entry.ranking:
+                why = "learns from answers, and this dataset has pairs (`ranking: true`); name another"
+                yield f"{key} {entry.name}: stage: {stage} {why}"
             if entry.path is not None and not entry.path.exists():
                 advice = where_to_get(entry.path) or f"correct file_name in {Path(folder) / FILE_NAME}"
-                faults.append(f"{key} {entry.name}: there is no file {entry.path}; {advice}")
-    if faults:
-        raise PreferenceDataError("\n".join(dict.fromkeys(faults)))
-
-
-def _other_stage(entry: DatasetEntry, stage: Any) -> str | None:
-    """Say where a dataset of pairs is to train a stage without them, or the other way round."""
-    if stage in ("dpo", "rm") and not (entry.ranking or entry.ranked):
-        return f"stage: {stage} learns from pairs, and this dataset has none; say `ranking: true` if it has"
-    if stage in ("pt", "sft", "ppo", "kto") and entry.ranking:
-        return f"stage: {stage} learns from answers, and this dataset has pairs (`ranking: true`); name another"
-    return None
+                yield f"{key} {entry.name}: there is no file {entry.path}; {advice}"
 
 
 def tokenized(settings: Mapping[str, Any]) -> bool:

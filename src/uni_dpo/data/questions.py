@@ -10,10 +10,10 @@ from typing import Any, Literal
 from uni_dpo.data.cells import (
     are_people_s,
     asked_in,
-    cell_fault,
     choices_of,
     images_under,
     placed_images,
+    refuse,
     texts_of,
     videos_under,
     without_placeholders,
@@ -218,11 +218,11 @@ class _QuestionReader:
         own_id = first_filled(row, ID_COLUMNS)
         identity = plain_text(own_id)
         if identity is None and own_id is not None:
-            raise cell_fault("id", shown(own_id), "a number or a text belongs there")
+            refuse("id", shown(own_id), "a number or a text belongs there")
         texts = {"question": text, "id": identity or "", "system": system, "answer": "".join((*references, *answers))}
         for name, said in texts.items():
             if not encodable(said):
-                raise cell_fault(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
+                refuse(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
         return Question(
             digest([text, paths, reference, *([videos] if videos else [])]) if identity is None else identity,
             text,
@@ -243,7 +243,7 @@ class _QuestionReader:
             state = source_state(source, name, decode=False)
             check_shape(state.width, state.height, name)
         except BrokenImageError as broken:
-            raise cell_fault(field, broken.found, broken.advice) from None
+            refuse(field, broken.found, broken.advice)
         path = str(source.resolve()) if isinstance(source, Path) else str(self.folder.put(source))
         return path, (state.width, state.height)
 
@@ -255,16 +255,14 @@ class _QuestionReader:
                 frames = [self._file(frame, field) for frame in video]
                 check_sizes([size for _, size in frames])
             except BrokenImageError as broken:
-                raise cell_fault(field, broken.found, broken.advice) from None
+                refuse(field, broken.found, broken.advice)
             return tuple(path for path, _ in frames)
         if not has_decoder():
-            raise cell_fault(
-                field, f"the package {DECODER}, which opens videos, is not installed", f"pip install {DECODER}"
-            )
+            refuse(field, f"the package {DECODER}, which opens videos, is not installed", f"pip install {DECODER}")
         if video not in self.films:
             self.films[video] = file_state(video, self.paths)
         if (state := self.films[video]).kind:
-            raise cell_fault(field, state.found, state.advice)
+            refuse(field, state.found, state.advice)
         return str(self.paths.find(video).resolve())
 
     def _answers(self, row: Row) -> tuple[list[str], list[str]]:
