@@ -228,15 +228,34 @@ def test_a_failed_benchmark_is_named_and_the_others_stand(
     assert "no such column" in report
 
 
+def _half(image: Path, path: Path) -> None:
+    path.write_bytes(image.read_bytes()[:90])
+
+
+def _of_16_bits(image: Path, path: Path) -> None:
+    """In RGB, as models are shown it, all but its darkest pixels would be white."""
+    from PIL import Image
+
+    Image.open(image).convert("I;16").save(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (_half, r"broken\.png cannot be decoded"),
+        (_of_16_bits, r"broken\.png has more than 8 bits per channel"),
+        (lambda image, path: path.write_text("<svg/>"), r"broken\.png is not an image that Pillow reads"),
+    ],
+)
 def test_a_corrupt_image_stops_the_run_or_is_counted(
-    tiny_qwen2_vl: Path, tables: dict, tmp_path: Path, digits: dict, scripted: Callable
+    spoil: Callable, fault: str, tiny_qwen2_vl: Path, tables: dict, tmp_path: Path, digits: dict, scripted: Callable
 ) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(digits["held_out"][4].image.read_bytes()[:90])
+    spoil(digits["held_out"][4].image, broken)
     text = tables["answers"].read_text(encoding="utf-8")
     tables["answers"].write_text(text.replace(str(digits["held_out"][4].image), str(broken)), encoding="utf-8")
     backend = scripted(lambda request: "one")
-    with pytest.raises(UniDPOError, match=r"answers: 1 bad row: row 5 \(index 4\).*--skip-bad-rows"):
+    with pytest.raises(UniDPOError, match=rf"answers: 1 bad row: row 5 \(index 4\): {fault}.*--skip-bad-rows"):
         evaluate_tables({"tiny": tiny_qwen2_vl}, tables, tmp_path / "work")
     assert not backend.asked
     results = evaluate_tables({"tiny": tiny_qwen2_vl}, tables, tmp_path / "work", Options(skip_bad_rows=True))

@@ -125,8 +125,15 @@ def test_columns_are_asked_for(table: Callable, tmp_path: Path) -> None:
     with pytest.raises(UniDPOError, match="has no rows"):
         read_own_table(tmp_path / "t.tsv", None, None)
     (tmp_path / "t.tsv").write_bytes(b"\xff\xfe\x00question\xff")
-    with pytest.raises(UniDPOError, match="cannot be read as tab-separated values"):
+    with pytest.raises(UniDPOError, match=r"t\.tsv is not UTF-8 .*; save it as UTF-8"):
         read_own_table(tmp_path / "t.tsv", None, None)
+    for header, message in (
+        ("question\tquestion\tanswer", "two columns are named 'question'; rename one"),
+        ("question,answer", "its first line has no tab, which is what divides columns: 'question,answer'"),
+    ):
+        (tmp_path / "t.tsv").write_text(f"{header}\na\tb\tc\n", encoding="utf-8")
+        with pytest.raises(UniDPOError, match=message):
+            read_own_table(tmp_path / "t.tsv", None, None)
     with pytest.raises(UniDPOError, match="no row can be used; row 1: no answer"):
         read_own_table(table({**ROW, "answer": ""}), None, None)
 
@@ -142,13 +149,13 @@ def test_image_paths_start_at_the_file_and_stay_in_the_root(
     assert list(read.frame["image_path"]) == [str((inside / "0.png").resolve())]
     read = read_own_table(table({**row, "image_path": "0.png"}, {**row, "image_path": "../t.tsv"}), None, inside)
     assert list(read.frame["image_path"]) == [str((inside / "0.png").resolve())]
-    assert "leads out of image_root" in read.faults["1"]
+    assert "'../t.tsv' leaves" in read.faults["1"]
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "pictures").symlink_to(inside)  # its owner's link may lead out of it, as everywhere else
     read = read_own_table(table({**row, "image_path": "pictures/0.png"}), None, linked)
     assert list(read.frame["image_path"]) == [str(linked / "pictures" / "0.png")]
-    with pytest.raises(UniDPOError, match="no such image"):
+    with pytest.raises(UniDPOError, match=r"image_path: no file .*1\.png"):
         read_own_table(table({**row, "image_path": "pictures/1.png"}), None, None)
 
 

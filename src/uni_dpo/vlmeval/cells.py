@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uni_dpo.data.faults import shown
 from uni_dpo.errors import UniDPOError
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ def read_frame(path: Path) -> "pd.DataFrame":
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UniDPOError(f"{path} cannot be read as tab-separated values: {error}") from error
+        raise UniDPOError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     cells = [line.split("\t") for line in lines]
+    if len(cells[0]) == 1 and text:
+        raise UniDPOError(f"{path}: its first line has no tab, which is what divides columns: {shown(lines[0])}")
+    if twice := [name for name in cells[0] if cells[0].count(name) > 1]:
+        raise UniDPOError(f"{path}: two columns are named {twice[0]!r}; rename one")
     if len({len(row) for row in cells}) == 1:  # every line is a row, whatever quotation marks say
         header, *rows = [[_unquoted(cell) for cell in row] for row in cells]
         frame = pd.DataFrame(rows, columns=header, dtype=str)

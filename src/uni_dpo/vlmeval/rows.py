@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from uni_dpo.data.image_state import check_shape
+from uni_dpo.data.image_state import BrokenImageError, check_shape, image_state
 from uni_dpo.models.checkpoint import Checkpoint
 from uni_dpo.storage.identity import file_digest
 from uni_dpo.storage.rowlog import RowLog, log_lines
@@ -104,13 +104,14 @@ def _question(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> AskedRow | str:
                 path.unlink(missing_ok=True)
             message, pictures = _worded(model, loaded, row)
     except Exception as error:  # base64, PIL and VLMEvalKit's assertions each raise what they like
-        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        said = "no image that Pillow reads" if "cannot identify image" in str(error) else str(error)
+        return said if isinstance(error, BrokenImageError) else f"{type(error).__name__}: {said}".rstrip(": ")
     return AskedRow(str(row["index"]), message, pictures)
 
 
 def _worded(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> tuple[Any, list[Picture]]:
     message = _message(model, loaded, row)
-    return message, [_read(item["value"], loaded.pictures) for item in message if item["type"] == "image"]
+    return message, [_read(item["value"], loaded) for item in message if item["type"] == "image"]
 
 
 def _unpacked(loaded: Loaded, row: Any) -> list[Path]:
@@ -146,17 +147,19 @@ def _message(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> Any:
     return dataset.build_prompt(row)
 
 
-def _read(path: str, checked: dict[str, Picture]) -> Picture:
-    if path not in checked:
+def _read(path: str, loaded: Loaded) -> Picture:
+    if path not in loaded.pictures:
         from PIL import Image
 
         content = regular(path).read_bytes()
+        if loaded.source != "official":  # whose images are asked about as VLMEvalKit shows them, whatever they are
+            image_state(io.BytesIO(content), Path(path).name)
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             picture = Picture(hashlib.sha256(content).hexdigest(), *image.size)
         check_shape(image.width, image.height, Path(path).name)
-        checked[path] = picture
-    return checked[path]
+        loaded.pictures[path] = picture
+    return loaded.pictures[path]
 
 
 def questions_digest(questions: Iterable[AskedRow]) -> str:

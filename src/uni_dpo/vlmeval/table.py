@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uni_dpo.data.image_state import BrokenImageError
+from uni_dpo.data.images import ImagePaths
 from uni_dpo.errors import UniDPOError
 from uni_dpo.vlmeval.cells import image_cell, read_frame
 
@@ -67,10 +69,11 @@ def read_own_table(path: Path, kind: str | None, image_root: Path | None) -> Tab
         frame["image"] = [image_cell(cell) for cell in frame["image"]]
         _add(faults, frame, _image_fault(frame))
     else:
-        root = image_root or path.parent
-        frame["image_path"] = [_resolved(cell, root) for cell in frame["image_path"]]
-        _add(faults, frame, lambda row: _path_fault(row, image_root))
+        paths = ImagePaths((image_root or path.parent,), image_root)
+        _add(faults, frame, lambda row: _path_fault(row, paths))
     good = _without(frame, faults, path)
+    if "image" not in frame:
+        good["image_path"] = [_resolved(cell.strip(), paths) for cell in good["image_path"]]
     if kind == "MCQ":
         good["answer"] = good["answer"].str.strip().str.upper()
     elif kind == "Y/N":
@@ -244,20 +247,20 @@ def _path_list_fault(row: Row) -> str | None:
     return _NO_LIST if _paths(row["image_path"]) is None else None
 
 
-def _resolved(cell: str, root: Path) -> str:
-    paths = [os.path.normpath((root / path).absolute()) for path in _paths(cell.strip()) or []]
-    return repr(paths) if cell.strip().startswith("[") and paths else "".join(paths)
+def _resolved(cell: str, paths: ImagePaths) -> str:
+    found = [os.path.normpath(paths.find(path).absolute()) for path in _paths(cell) or []]
+    return repr(found) if cell.startswith("[") else found[0]
 
 
-def _path_fault(row: Row, image_root: Path | None) -> str | None:
-    paths = _paths(row["image_path"])
-    if not paths:
+def _path_fault(row: Row, paths: ImagePaths) -> str | None:
+    listed = _paths(row["image_path"].strip())
+    if not listed:
         return "no image_path, or a list of them that is none"
-    for path in map(Path, paths):
-        if image_root is not None and not path.is_relative_to(os.path.normpath(image_root.absolute())):
-            return f"image_path leads out of image_root: {path}"
-        if not path.is_file():
-            return f"no such image: {path}"
+    try:
+        for path in listed:
+            paths.find(path)
+    except BrokenImageError as broken:
+        return f"image_path: {broken}"
     return None
 
 
