@@ -262,7 +262,7 @@ def test_tokens_and_pixels_are_those_of_llamafactory(
 
     write_video(tmp_path / "film.mp4", frames, size, rate)
     (tmp_path / "pairs.json").write_text(json.dumps([row(0, "film.mp4")]))
-    counter = LengthCounter(tiny_qwen2_vl, cutoff_len=2048, video_maxlen=10)
+    counter = LengthCounter(tiny_qwen2_vl, cutoff_len=2048, videos=VideoLimits(most=10))
     counted = check_dataset(str(tmp_path / "pairs.json"), lengths=counter).lengths
     processor = AutoProcessor.from_pretrained(tiny_qwen2_vl)
     processor.video_maxlen, processor.video_max_pixels, processor.video_min_pixels = 10, 256 * 256, 16 * 16

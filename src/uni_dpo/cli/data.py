@@ -47,9 +47,13 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="Write the good rows there, the others beside it.")] = None,
 ) -> None:
     """Find every fault of a dataset, and say what it is like. Exit status 1 where a row is at fault."""
+    from dataclasses import replace
+
     from uni_dpo.data.checks.check import check_dataset
     from uni_dpo.data.checks.lengths import LengthCounter
+    from uni_dpo.data.image_state import ImageLimits
     from uni_dpo.data.ranking import PairChoice
+    from uni_dpo.data.videos import FRAME, VideoLimits
     from uni_dpo.report.check import write_check_page
     from uni_dpo.storage.writing import check_writable
 
@@ -57,14 +61,12 @@ def check(
         check_writable(html)
     counter = None
     if model is not None:
+        frame = replace(FRAME, max_pixels=video_max_pixels)
         counter = LengthCounter(
             model,
             cutoff_len=cutoff_len,
-            image_max_pixels=image_max_pixels,
-            image_min_pixels=image_min_pixels,
-            video_max_pixels=video_max_pixels,
-            video_fps=video_fps,
-            video_maxlen=video_maxlen,
+            images=ImageLimits(image_max_pixels, image_min_pixels),
+            videos=VideoLimits(video_fps, video_maxlen, frame),
         )
     report = check_dataset(
         dataset,

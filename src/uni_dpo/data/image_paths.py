@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +15,6 @@ from uni_dpo.data.tables.reading import Row, is_file, shown_rows
 from uni_dpo.data.tables.writing import row_writer
 
 MOVED_COLUMNS = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "rejected_images")
-
-
 CHANGED, RIGHT, WITHOUT_ANCHOR = "changed", "already right", "left alone, no anchor"
 OUTSIDE, MISSING = "left alone, leave the image folder", "point to no file"
 """What becomes of a path; MISSING, after the change, comes to one of the others but `OUTSIDE`."""
@@ -111,21 +109,29 @@ def led_from(row: Row, source: str | Path, output: str | Path) -> Row:
     if old.absolute() == new.absolute():
         return row
 
-    def led(value: Any) -> Any:
-        if isinstance(value, list):
-            return [led(item) for item in value]
-        if isinstance(value, dict) and value.get("bytes") is None:
-            return value | {"path": led(value.get("path"))}
-        if isinstance(value, str) and not Path(value).is_absolute() and is_file(old / value):
-            return os.path.relpath(old / value, new)
-        return value
+    def led(path: str) -> str:
+        beside = not Path(path).is_absolute() and is_file(old / path)
+        return os.path.relpath(old / path, new) if beside else path
 
-    return row | {name: led(row[name]) for name in MOVED_COLUMNS if name in row}
+    return _with_paths(row, led)
 
 
 def led_rows(source: str | Path, verb: str, output: str | Path) -> Iterator[Row]:
     """Yield the rows of `shown_rows`, each as `led_from` gives it for `output`."""
     return (led_from(row, source, output) for row in shown_rows(source, verb))
+
+
+def _with_paths(row: Row, change: Callable[[str], str]) -> Row:
+    """The row with its paths of images and videos changed."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [changed(item) for item in value]
+        if isinstance(value, dict) and isinstance(value.get("path"), str) and value.get("bytes") is None:
+            return value | {"path": change(value["path"])}
+        return change(value) if isinstance(value, str) else value
+
+    return row | {name: changed(row[name]) for name in MOVED_COLUMNS if name in row}
 
 
 class _Rebaser:
@@ -138,16 +144,9 @@ class _Rebaser:
     def rebase_row(self, row: Row) -> Row:
         """Return a copy of `row` with its paths moved."""
         self.result.rows += 1
-        return row | {name: self._rebase_value(row[name]) for name in MOVED_COLUMNS if name in row}
+        return _with_paths(row, self._rebased)
 
-    def _rebase_value(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._rebase_value(item) for item in value]
-        if isinstance(value, dict) and isinstance(value.get("path"), str) and value.get("bytes") is None:
-            return value | {"path": self._rebase_path(value["path"])}
-        return self._rebase_path(value) if isinstance(value, str) else value
-
-    def _rebase_path(self, path: str) -> str:
+    def _rebased(self, path: str) -> str:
         parts, moved, what = re.split(r"[/\\]", path), path, WITHOUT_ANCHOR
         if self._anchor in parts:
             after = parts[len(parts) - parts[::-1].index(self._anchor) :]

@@ -5,7 +5,7 @@ Settings have LlamaFactory's defaults; data are questions, pairs, tokens and ima
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -14,11 +14,12 @@ from typing import Any
 from uni_dpo.data.checks.lengths import MEDIA, chat_text, model_limits, video_limits
 from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
+from uni_dpo.data.image_state import ImageLimits
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.data.tables.reading import iter_rows, source_files
-from uni_dpo.data.videos import VideoChecker, VideoLimits, has_decoder
+from uni_dpo.data.videos import FRAME, VideoChecker, VideoLimits, has_decoder
 from uni_dpo.errors import UniDPOError
 from uni_dpo.plan.shapes import ModelShape, read_shape
 from uni_dpo.settings.losses import compares, is_ours
@@ -200,9 +201,9 @@ def _measured(rows: list[CheckedRow], count: int, settings: Mapping[str, Any], u
     model = str(settings.get("model_name_or_path", ""))
     tokens = _Tokens(model)
     most, least = (int(settings.get(name, default)) for name, default in _PIXELS)
-    limits = model_limits(model, most, least)
+    limits = model_limits(model, ImageLimits(most, least))
     fps, maxlen, frame = (settings.get(name, default) for name, default in _VIDEOS)
-    filmed = video_limits(model, float(fps), int(maxlen), int(frame))
+    filmed = video_limits(model, VideoLimits(float(fps), int(maxlen), replace(FRAME, max_pixels=int(frame))))
     cutoff = int(settings.get("cutoff_len", 2048))
     prompts, images, answers, lengths, totals, paths = [], [], [], [], [], set[Any]()
     for row in rows:

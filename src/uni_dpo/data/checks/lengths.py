@@ -16,7 +16,7 @@ from uni_dpo.data.checks.audit import Spread
 from uni_dpo.data.checks.rows import MEDIA_TOKENS, CheckedRow
 from uni_dpo.data.image_state import ImageLimits
 from uni_dpo.data.pair import PreferencePair
-from uni_dpo.data.videos import FRAME, VideoLimits
+from uni_dpo.data.videos import VideoLimits
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage import read_json
 
@@ -28,19 +28,22 @@ MEDIA = re.compile("|".join(re.escape(MEDIA_TOKENS[medium]) for medium in ("imag
 """What stands for an image or a video in a text."""
 
 
-def model_limits(folder: str | Path, max_pixels: int, min_pixels: int) -> ImageLimits:
-    """Tell how images are sized for a checkpoint, by its processor files (transformers 4 and 5 name them so)."""
+def model_limits(folder: str | Path, limits: ImageLimits) -> ImageLimits:
+    """Return LlamaFactory's limits on images with a checkpoint's, by its processor files.
+
+    Transformers 4 and 5 name the files so.
+    """
     config = read_json(Path(folder) / "preprocessor_config.json")
     config = config or read_json(Path(folder) / "processor_config.json").get("image_processor", {})
     plain = {"longest_edge": config.get("max_pixels"), "shortest_edge": config.get("min_pixels")}
-    return _processed(ImageLimits(max_pixels, min_pixels), config, plain)
+    return _processed(limits, config, plain)
 
 
-def video_limits(folder: str | Path, fps: float, most: int, max_pixels: int) -> VideoLimits:
-    """Tell how videos are sampled and sized for a checkpoint, by its processor files; see `model_limits`."""
+def video_limits(folder: str | Path, limits: VideoLimits) -> VideoLimits:
+    """Return LlamaFactory's limits on videos with a checkpoint's; see `model_limits`."""
     config = read_json(Path(folder) / "video_preprocessor_config.json")
     config = config or read_json(Path(folder) / "processor_config.json").get("video_processor", {})
-    return VideoLimits(fps, most, _processed(replace(FRAME, max_pixels=max_pixels), config, {}))
+    return replace(limits, frame=_processed(limits.frame, config, {}))
 
 
 def _processed(limits: ImageLimits, config: Mapping[str, Any], edges: Mapping[str, Any]) -> ImageLimits:
@@ -93,10 +96,7 @@ class LengthCounter:
     Args:
         model: folder of a checkpoint with a tokenizer; nothing is downloaded and no code of its own is run.
         cutoff_len: LlamaFactory's limit on prompt and answer.
-        image_max_pixels, image_min_pixels: LlamaFactory's limits on an image.
-        video_max_pixels: LlamaFactory's limit on a frame.
-        video_fps: frames that LlamaFactory takes per second.
-        video_maxlen: frames that LlamaFactory takes at most.
+        images, videos: how LlamaFactory sizes images, and samples and sizes videos.
     """
 
     def __init__(
@@ -104,11 +104,8 @@ class LengthCounter:
         model: str | Path,
         *,
         cutoff_len: int,
-        image_max_pixels: int = 768 * 768,
-        image_min_pixels: int = 32 * 32,
-        video_max_pixels: int = 256 * 256,
-        video_fps: float = 2.0,
-        video_maxlen: int = 128,
+        images: ImageLimits | None = None,
+        videos: VideoLimits | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -118,8 +115,8 @@ class LengthCounter:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise UniDPOError(f"{model}: its tokenizer cannot be loaded ({error})") from None
-        self._limits = model_limits(model, image_max_pixels, image_min_pixels)
-        self._videos = video_limits(model, video_fps, video_maxlen, video_max_pixels)
+        self._limits = model_limits(model, images or ImageLimits())
+        self._videos = video_limits(model, videos or VideoLimits())
         self._cutoff_len = cutoff_len
         self._waiting: list[tuple[PreferencePair, int]] = []
         self._prompt, self._image, self._answer = array("l"), array("l"), array("l")
