@@ -71,8 +71,15 @@ def test_settings_that_llamafactory_refuses_are_one_message(
         ({"adapter_name_or_path": "saves/nope", "finetuning_type": "lora"}, "^adapter_name_or_path: this is no folder"),
         ({"lora_target": "nonsense", "finetuning_type": "lora"}, "target_modules"),
         ({"template": "qwen"}, "correct `template`"),
+        ({"freeze_trainable_modules": "nonsense", "finetuning_type": "freeze"}, "Module nonsense is not found"),
+        ({"val_size": 1000}, "^val_size=1000 should be"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"enable_liger_kernel": True}, "pip install liger-kernel"),
     ],
-    ids=["no checkpoint", "no reference", "no adapter", "no such modules", "a template without images"],
+    ids=[
+        *("no checkpoint", "no reference", "no adapter", "no such modules", "a template without images"),
+        *("no such module to freeze", "more held out than there is", "half a schedule", "no such package"),
+    ],
 )
 def test_what_comes_to_light_later_is_one_message_too(
     config: Any, tmp_path: Path, settings: dict[str, Any], words: str

@@ -124,9 +124,10 @@ def _run(arguments: list[str]) -> None:
     read = read_arguments(arguments)
     try:
         _show(read, run_exp)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, ImportError) as error:
         if _is_about_arguments(error):
-            raise UniDPOError(str(error.args[0] if isinstance(error, KeyError) else error)) from None
+            said = str(error.args[0] if isinstance(error, KeyError) else error)
+            raise UniDPOError(said.replace("test_size", "val_size")) from None
         if _is_about_the_checkpoint(error):
             found = str(error.__cause__ or error).splitlines()[0]
             raise UniDPOError(
@@ -152,10 +153,19 @@ def _show(given: dict[str, Any] | list[str], run_exp: Callable[..., Any]) -> Non
         print(f"{output}: finished; what LlamaFactory said is in {file}", file=sys.stderr)
 
 
+_REFUSING = ("hf_argparser.py", "training_args.py", "optimization.py", "versions.py")
+"""Files of transformers whose errors are about a setting's value, or a package that it needs."""
+
+
 def _is_about_arguments(error: Exception) -> bool:
     """Whether LlamaFactory or transformers refused a setting, rather than stumbled later on."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if raised_in.parent.name == "hparams" or raised_in.name == "hf_argparser.py":
+    import llamafactory
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raised_in = Path(last.filename)
+    if isinstance(error, ValueError) and raised_in.is_relative_to(Path(llamafactory.__file__).parent):
+        return True
+    if raised_in.parent.name == "hparams" or raised_in.name in _REFUSING or last.name == "train_test_split":
         return True
     said = (  # perhaps from a worker's process
         "correct `template`",

@@ -60,11 +60,13 @@ def _version_1(settings: Training) -> Faults:
 
 def _precision(settings: Training) -> Faults:
     on_cpu = is_true(settings.get("use_cpu")) or is_true(settings.get("no_cuda"))
-    for name in ("bf16", "fp16", "pure_bf16"):
+    for name in ("bf16", "fp16", "pure_bf16", "tf32"):
         if is_true(settings.get(name)) and not has_accelerator() and not (on_cpu and name == "bf16"):
             on_cpu_too = "use_cpu=true to compute in bfloat16 on the CPU, or bf16=false"
             remedy = on_cpu_too if name == "bf16" else f"{name}=false"
             yield name, f"true needs a GPU, and this machine shows none; set {remedy}"
+    if settings.get("fsdp") and not has_accelerator():
+        yield "fsdp", "shards a model over GPUs, and this machine shows none; leave it out"
 
 
 def _quantization(settings: Training) -> Faults:
@@ -95,6 +97,9 @@ def _template(settings: Training) -> Faults:
 def _folders(settings: Training) -> Faults:
     """Checkpoints and adapters whose folders are not there, or hold none."""
     resumed = settings.get("resume_from_checkpoint")
+    output = Path(str(settings.get("output_dir"))).expanduser()
+    if is_true(resumed) and not any(output.glob("checkpoint-*")):
+        yield "resume_from_checkpoint", f"there is no checkpoint in {output}; leave it out to start anew"
     if _is_text(resumed) and resumed.lower() not in ("true", "false"):
         folder = Path(resumed).expanduser()
         if not folder.is_dir():
