@@ -1,6 +1,7 @@
 """Rewards: what is refused beforehand, and what a reward model is shown."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import base
 from uni_dpo.models.rewards import Conversation
 from uni_dpo.online import RewardOptions
-from uni_dpo.online.policy import check_reward, make_reward
+from uni_dpo.online.policy import check_reward, graded, make_reward
 
 QUESTIONS = [Question("a", "Two and two?", ("1.png", "2.png"), "4"), Question("b", "Three?", (), "3")]
 
@@ -52,3 +53,20 @@ def test_a_reward_model_sees_the_images_before_the_text_in_batches(monkeypatch: 
     assert [len(batch) for batch in seen] == [2, 1]
     assert seen[0][0] == Conversation("<image><image>Two and two?", "four", ("1.png", "2.png"))
     assert seen[0][1].instruction == "Three?"
+    reward([Question("s", "Four?", system="Be brief.")], ["4"])
+    assert seen[-1][0].system == "Be brief."
+    monkeypatch.setattr(Model, "rate", lambda self, conversations: [float("nan")])
+    with pytest.raises(UniDPOError, match="reward: nan for the answer '4'; a finite number belongs there"):
+        make_reward(RewardOptions(model="m"), batch_size=2)(QUESTIONS[:1], ["4"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, 0.0), (True, 1.0), ("0.5", 0.5), (float("inf"), ...), ("x", ...)]
+)
+def test_the_reward_of_an_own_function_is_a_finite_number(given: Any, expected: Any) -> None:
+    rate = graded(lambda answer, question: given)
+    if expected is not ...:
+        assert rate(QUESTIONS[:1], ["4"]) == [expected]
+        return
+    with pytest.raises(UniDPOError, match="a finite number belongs there"):
+        rate(QUESTIONS[:1], ["4"])

@@ -105,6 +105,9 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(trainer, tmp_path: Path, caps
     assert written == resumed
     with pytest.raises(UniDPOError, match="other settings"):
         trainer(steps=3, kl_coef=0.9, **stopped).train()
+    (tmp_path / "stopped" / "ppo_state.pt").write_bytes(b"cut off")
+    with pytest.raises(UniDPOError, match=r"ppo_state\.pt: is damaged .*; delete it to start anew"):
+        trainer(steps=3, **stopped).train()
 
 
 def test_the_checkpoint_loads_like_any_other(trainer, tmp_path: Path) -> None:

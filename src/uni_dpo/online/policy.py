@@ -1,5 +1,6 @@
 """The model that answers: loading it, what of it learns, how it is asked and samples, and what rates its answers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from uni_dpo.data.faults import shown
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import Grader, check_references, over_references
@@ -154,16 +156,36 @@ def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: b
         return graded(over_references(find("grader", options.function)))
     settings = _model_settings(options, batch_size=batch_size, trust_remote_code=trust_remote_code)
     model = RewardModelBackend(settings)
-    return lambda asked, answers: model.rate([Request(question.text, question.images) for question in asked], answers)
+
+    def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
+        asked = [Request(question.text, question.images, system=question.system or None) for question in questions]
+        return list(map(_number, model.rate(asked, answers), answers))
+
+    return rate
 
 
 def graded(grader: Grader) -> Reward:
     """Return a grader as reward; an answer that it cannot grade earns nothing."""
 
     def rate(questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
-        return [float(grader(answer, question) or 0.0) for question, answer in zip(questions, answers, strict=True)]
+        return [_number(grader(answer, question), answer) for question, answer in zip(questions, answers, strict=True)]
 
     return rate
+
+
+def _number(reward: Any, answer: str) -> float:
+    """The reward of an answer, 0 for None.
+
+    Raises:
+        UniDPOError: it is no finite number, after which every weight would be NaN.
+    """
+    try:
+        number = 0.0 if reward is None else float(reward)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UniDPOError(f"reward: {shown(reward)} for the answer {shown(answer)}; a finite number belongs there")
+    return number
 
 
 def _model_settings(options: RewardOptions, **more: Any) -> RewardModelSettings:

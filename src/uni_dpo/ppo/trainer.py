@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from uni_dpo.ppo.policy import (
     up_to_the_end,
 )
 from uni_dpo.storage.identity import derive_seed
-from uni_dpo.storage.writing import replacing, write_text
+from uni_dpo.storage.writing import check_writable, replacing, write_text
 from uni_dpo.trainer_mixins import process_group
 
 Metrics = dict[str, float]
@@ -48,6 +49,7 @@ def train_ppo(config: PPOConfig) -> list[Metrics]:
         UniDPOError: a question, model or reward that cannot be used, or an output folder of another run.
     """
     output = Path(config.output_dir)
+    check_writable(output / STATE)
     questions = read_questions(config.questions, output / "images")
     refuse_videos(questions, "ppo")
     check_reward(config.reward, questions)
@@ -234,7 +236,13 @@ class PPOTrainer:
         path = self.output / STATE
         if not path.is_file():
             return
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            said = str(error).splitlines()[0]
+            raise UniDPOError(
+                f"{path}: is damaged ({said}); delete it to start anew, or name another output_dir"
+            ) from None
         if state["run"] != self.config.digest():
             raise UniDPOError(f"{self.output} holds a run of other settings: name another output_dir, or delete it")
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """The best and the worst of n by a reward model, with their ratings; numbers by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,14 @@ def test_every_distinct_answer_is_rated_once_with_its_own_question():
         ("X?", ("i.png",), " a"), ("X?", ("i.png",), "bbb"), ("Z?", (), "cc"), ("Z?", (), "nan"), ("Z?", (), "d"),
     ]  # fmt: skip
     assert PIPELINE.summarize([x.detail, y.detail, z.detail]) == {"questions whose answers are all alike": 1}
+
+
+def test_answers_are_rated_behind_the_system_prompt_that_they_were_given():
+    seen = []
+    rater = SimpleNamespace(rate=lambda requests, texts: [seen.append(request.system) or 0.0 for request in requests])
+    items = [Answered(Question("x", "X?", system="Be brief."), ("a", "b")), Answered(Question("y", "Y?"), ("a", "b"))]
+    PIPELINE(RatingOptions(), {"reward": rater}, 0).reward(items)
+    assert seen == ["Be brief."] * 2 + [None] * 2
 
 
 def answers(**scores):

@@ -28,8 +28,8 @@ class RewardModelPipeline(Pipeline):
         """See `Pipeline.reward`."""
         rated = [item.distinct if len(item.distinct) > 1 else () for item in items]
         requests = [
-            Request(item.question.text, item.question.images, videos=item.question.videos)
-            for item, texts in zip(items, rated, strict=True)
+            Request(asked.text, asked.images, system=asked.system or None, videos=asked.videos)
+            for asked, texts in zip((item.question for item in items), rated, strict=True)
             for _ in texts
         ]
         ratings = iter(self.models["reward"].rate(requests, [text for texts in rated for text in texts]))

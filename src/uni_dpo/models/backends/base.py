@@ -251,6 +251,7 @@ class RewardModelBackend:
                 image * len(request.images) + video * len(request.videos) + request.prompt,
                 answer,
                 request.images,
+                request.system or "",
                 videos=request.videos,
             )
             for request, answer in zip(requests, answers, strict=True)
