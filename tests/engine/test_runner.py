@@ -50,6 +50,12 @@ def test_a_run_leaves_a_registered_checked_dataset(tmp_path, questions):
     assert manifest["stages"]["sample"]["counts"]["usage"]["requests"] == 12
 
 
+def test_a_config_is_shown_without_keys_in_addresses():
+    sampler = {"backend": "openai", "model": "m", "base_url": "http://me:secret@host/v1?key=secret"}
+    shown = EngineConfig({"pipeline": "verifiable", "models": {"sampler": sampler}}).shown()
+    assert shown["models"]["sampler"] == {**sampler, "base_url": "http://host/v1"}
+
+
 def test_same_seed_same_file_in_whatever_order_the_questions_come(tmp_path, questions):
     shuffled = random.Random(1).sample(questions, len(questions))
     run_engine(config(), tmp_path / "a", questions=questions)

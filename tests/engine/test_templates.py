@@ -15,6 +15,15 @@ def test_a_user_file_replaces_a_built_in_prompt(tmp_path):
     assert load_template(str(path), gaps=("claim",)).render(claim="c") == "Claim? c"
 
 
+def test_a_prompt_that_windows_saved_is_read_or_named(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("é {claim}", encoding="utf-8-sig")
+    assert load_template(str(path), gaps=()).text == "é {claim}"
+    path.write_text("é {claim}", encoding="cp1252")
+    with pytest.raises(UniDPOError, match=r"mine\.txt is not UTF-8 .*; save it as UTF-8"):
+        load_template(str(path), gaps=())
+
+
 def test_a_missing_gap_and_a_missing_file_are_named(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("no gap", encoding="utf-8")

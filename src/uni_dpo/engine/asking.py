@@ -91,14 +91,17 @@ def load_template(name_or_path: str, *, gaps: tuple[str, ...]) -> Template:
         gaps: names that the text must hold in braces.
 
     Raises:
-        UniDPOError: no such prompt, or a gap is missing from it.
+        UniDPOError: no such prompt, one that is not UTF-8, or a gap is missing from it.
     """
     built_in = PROMPTS / f"{name_or_path}.txt"
     path = built_in if built_in.is_file() else Path(name_or_path)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PROMPTS.glob("*.txt")))
         raise UniDPOError(f"prompt {name_or_path!r}: no such file; built-in prompts: {known}")
-    text = path.read_text(encoding="utf-8").strip()
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UniDPOError(f"prompt {path} is not UTF-8 ({error}); save it as UTF-8") from error
     missing = [gap for gap in gaps if f"{{{gap}}}" not in text]
     if missing:
         raise UniDPOError(f"prompt {path}: {{{missing[0]}}} has to stand somewhere in it")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from uni_dpo.data.questions import InputOptions, Question
 from uni_dpo.engine.asking import load_template
 from uni_dpo.models.backends.base import parse_model, weights_of
-from uni_dpo.models.backends.settings import BUILT_IN, check_videos
+from uni_dpo.models.backends.settings import BUILT_IN, check_videos, without_secrets
 from uni_dpo.settings.options import Count, NotNegative, Share, fingerprinted, parse
 from uni_dpo.settings.reading import FaultCollector, located, override, read_mapping
 from uni_dpo.settings.registry import find, load_plugins, names, own_code
@@ -138,6 +138,13 @@ class EngineConfig:
         given = override(read_mapping(path), overrides)
         with located(given):
             return cls(given)
+
+    def shown(self) -> dict[str, Any]:
+        """Return the mapping of the config file, without what may be a key in the addresses of its models."""
+        models = {role: dict(spec) for role, spec in self.raw.get("models", {}).items()}
+        for spec in filter(lambda spec: spec.get("base_url"), models.values()):
+            spec["base_url"] = without_secrets(spec["base_url"])
+        return {**self.raw, "models": models}
 
     def roles(self, stage: str) -> tuple[str, ...]:
         """Return names of the models that a stage asks."""

@@ -100,7 +100,7 @@ class _Run:
             "versions": versions_of(PACKAGES),
             "seed": self.config.settings.seed,
             "questions": len(self.questions),
-            "config": self.config.raw,
+            "config": self.config.shown(),
             "stages": settle_stages(plan_stages(self.config, source), known, self.work, only, continue_from),
         }
         self.work.write_manifest(self.manifest)

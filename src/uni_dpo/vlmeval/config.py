@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Sampling
+from uni_dpo.models.backends.settings import without_secrets
 from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, named, parse
 from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, object_schema, schema_of
@@ -122,7 +123,7 @@ class ModelSettings:
             if name not in speed_only
             and not (name == "join_parts" and not value)
             and not (name == "class_name" and value == "Qwen2VLChat")
-        }
+        } | ({"base_url": without_secrets(self.base_url)} if self.base_url else {})
 
 
 @dataclass(frozen=True)

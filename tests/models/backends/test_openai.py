@@ -1,6 +1,9 @@
 import base64
 import math
+import time
+from email.utils import formatdate
 
+import httpx
 import pytest
 
 from uni_dpo.engine.asking import YES_NO
@@ -8,6 +11,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import AnswerLogprob, Failure, Request, Sample, Sampling, make_backend
 from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 from uni_dpo.models.backends.replies import sum_choices
+from uni_dpo.models.backends.server import LONGEST_WAIT, Server, retry_after
 
 
 def make(server, **options):
@@ -145,6 +149,24 @@ def test_a_query_in_the_address_stays_behind_the_path(chat_server):
     backend = make_backend({"backend": "openai", "model": "m", "base_url": f"{server.url}?api-version=1"})
     assert str(backend.server._at("/models")) == f"{server.url}/models?api-version=1"
     assert backend.generate([Request("a")], Sampling()) == [[Sample("a", 0, True)]]
+
+
+def test_no_message_holds_what_may_be_a_key_in_the_address():
+    options = OpenAIOptions("m", base_url="https://me:secret@host/v1?key=secret")
+    assert Server(options).name == "https://host/v1"
+
+
+def test_the_wait_that_a_server_asks_for_may_be_a_date():
+    def waits(said):
+        return retry_after(httpx.Response(429, headers={b"Retry-After": said.encode("latin-1")}))
+
+    assert 25 < waits(formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert waits("Wed, 21 Oct 2099 07:28:00 GMT") == waits("9999") == LONGEST_WAIT
+    assert waits("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert [waits(said) for said in ("2", "-5", "soon", "\x80", "nan", "Wed, 99 Oct 2099 99:99:99 GMT")] == [
+        2,
+        *[None] * 5,
+    ]
 
 
 def in_parts(body):

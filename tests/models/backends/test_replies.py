@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from uni_dpo.models.backends.base import Sample
-from uni_dpo.models.backends.replies import UnusableReplyError, read_body, read_error, read_samples, refused_field
+from uni_dpo.models.backends.replies import (
+    LackingError,
+    UnusableReplyError,
+    read_body,
+    read_error,
+    read_first_token,
+    read_samples,
+    refused_field,
+)
 
 
 def completion(finish_reason: Any, **message: Any) -> dict[str, Any]:
@@ -40,6 +48,25 @@ def test_what_is_no_answer_is_named(reply: dict[str, Any], kind: str) -> None:
     with pytest.raises(UnusableReplyError) as caught:
         read_samples(reply)
     assert caught.value.kind == kind
+
+
+def test_one_refusal_takes_no_other_answer_along() -> None:
+    filtered, kept = completion("content_filter", content=None), completion("stop", content="a")
+    assert read_samples({"choices": filtered["choices"] + kept["choices"]}) == [Sample("a", 0, True)]
+
+
+def test_a_reply_of_another_form_is_shown() -> None:
+    for reply in ({"message": {"content": "a"}}, {"choices": [{"text": "a"}]}):
+        with pytest.raises(UnusableReplyError) as caught:
+            read_samples(reply)
+        assert '"a"' in caught.value.detail
+
+
+def test_a_server_without_alternatives_is_told_from_one_that_says_neither() -> None:
+    reply = completion("stop", content="Yes")
+    reply["choices"][0]["logprobs"] = {"content": [{"token": "Yes", "logprob": -0.1, "top_logprobs": []}]}
+    with pytest.raises(LackingError, match="reports no alternatives to a token"):
+        read_first_token(reply)
 
 
 def test_what_came_in_place_of_json_is_shown() -> None:

@@ -88,7 +88,7 @@ class OpenAIBackend:
 
         async def answer(put: "_Put", request: Request) -> list[Sample] | Failure:
             samples: list[Sample] = []
-            for attempt in range(sampling.n):  # some servers take no notice of n and give one answer at a time
+            for attempt in range(sampling.n):  # some servers take no notice of n, some refuse one answer of several
                 seed = derive_seed(request.seed, "more", attempt) if attempt else request.seed
                 settings = {**asked, "n": sampling.n - len(samples)}
                 reply = await put(replace(request, seed=seed), settings, texts)

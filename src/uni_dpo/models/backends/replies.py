@@ -61,7 +61,7 @@ def read_body(body: bytes) -> dict[str, Any]:
 
 
 def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> list[Sample]:
-    """Return the answers of a completion, in its order.
+    """Return the usable answers of a completion, in its order.
 
     Lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`.
 
@@ -70,28 +70,37 @@ def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> 
 
     Raises:
         LackingError: an answer is a list of parts, and they are not to be joined.
-        UnusableReplyError: a refusal, no text, which an empty one is, nothing but reasoning, or no completion at all.
+        UnusableReplyError: of all answers, a refusal, no text, nothing but reasoning, or no completion at all.
     """
-    samples = []
+    samples, faults = [], []
     for choice in _choices(completion):
-        message = choice.get("message")
-        if not isinstance(message, Mapping):
-            raise UnusableReplyError(MALFORMED)
-        ended = str(choice.get("finish_reason") or "").casefold()
-        if message.get("refusal") or ended in _FILTERED:
-            raise UnusableReplyError("refusal", redraw=True)
-        if ended in _BROKEN:
-            raise UnusableReplyError("answer broken off by the server", detail=f"finish_reason {ended}")
-        text = _text(message.get("content"), join_parts)
-        if not text and message.get("tool_calls"):
-            raise UnusableReplyError("tool call in place of an answer", redraw=True)
-        if not text and (message.get("reasoning_content") or message.get("reasoning")):
-            cut = "the limit of tokens cut it" if ended in _CUT else ""
-            raise UnusableReplyError("reasoning without an answer", redraw=True, detail=cut)
-        if text is None:
-            raise UnusableReplyError("empty answer", redraw=True)
-        samples.append(Sample(text, 0, finished=ended not in _CUT))
+        try:
+            samples.append(_sample(choice, join_parts))
+        except UnusableReplyError as fault:
+            faults.append(fault)
+    if not samples:
+        raise faults[0]
     return samples
+
+
+def _sample(choice: Mapping[str, Any], join_parts: bool) -> Sample:
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
+        raise UnusableReplyError(MALFORMED, detail=_beginning(json.dumps(choice).encode()))
+    ended = str(choice.get("finish_reason") or "").casefold()
+    if message.get("refusal") or ended in _FILTERED:
+        raise UnusableReplyError("refusal", redraw=True)
+    if ended in _BROKEN:
+        raise UnusableReplyError("answer broken off by the server", detail=f"finish_reason {ended}")
+    text = _text(message.get("content"), join_parts)
+    if not text and message.get("tool_calls"):
+        raise UnusableReplyError("tool call in place of an answer", redraw=True)
+    if not text and (message.get("reasoning_content") or message.get("reasoning")):
+        cut = "the limit of tokens cut it" if ended in _CUT else ""
+        raise UnusableReplyError("reasoning without an answer", redraw=True, detail=cut)
+    if text is None:
+        raise UnusableReplyError("empty answer", redraw=True)
+    return Sample(text, 0, finished=ended not in _CUT)
 
 
 def read_filled_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> list[Sample]:
@@ -121,6 +130,8 @@ def read_first_token(completion: Mapping[str, Any]) -> list[tuple[str, float]]:
         isinstance(top, Mapping) and isinstance(top.get("token"), str) for top in tops
     ):
         raise UnusableReplyError(MALFORMED)
+    if not tops:
+        raise LackingError("reports no alternatives to a token (its top_logprobs are empty)")
     return [(top["token"], _logprob(top.get("logprob"))) for top in tops]
 
 
@@ -206,7 +217,7 @@ def sum_choices(reported: Sequence[tuple[str, float]], choices: Mapping[str, Seq
 def _choices(completion: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     choices = completion.get("choices")
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, Mapping) for choice in choices):
-        raise UnusableReplyError(MALFORMED)
+        raise UnusableReplyError(MALFORMED, detail=_beginning(json.dumps(completion).encode()))
     return choices
 
 

@@ -8,8 +8,10 @@ import os
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from uni_dpo.models.backends.replies import (
     read_error,
     sound,
 )
-from uni_dpo.models.backends.settings import OpenAIOptions
+from uni_dpo.models.backends.settings import OpenAIOptions, without_secrets
 from uni_dpo.models.prompt import load_vision, open_image, png_url
 
 LONGEST_WAIT = 60.0
@@ -70,7 +72,7 @@ class Server:
             raise UniDPOError(f"model {options.model!r}: base_url {address!r} is no address: {error}") from error
         if self.url.scheme not in ("http", "https") or not self.url.host:
             raise UniDPOError(f"model {options.model!r}: base_url {address!r} has to begin with http:// or https://")
-        self.name = str(self.url.copy_with(userinfo=b""))
+        self.name = without_secrets(str(self.url))
 
     def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is sent of a request: without the fields that this server refuses."""
@@ -227,10 +229,15 @@ def final_fault(server: Server, reply: httpx.Response, received: bytes) -> Excep
 
 
 def retry_after(reply: httpx.Response) -> float | None:
+    """Return the seconds that a server asks for, as a number or as a date, `LONGEST_WAIT` at most; None for none."""
+    said = reply.headers.get("retry-after", "")
     try:
-        wanted = float(reply.headers.get("retry-after", ""))
+        wanted = float(said)
     except ValueError:
-        return None
+        try:
+            wanted = max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        except (ValueError, OverflowError):
+            return None
     return min(LONGEST_WAIT, wanted) if wanted >= 0 else None
 
 

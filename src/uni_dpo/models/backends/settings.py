@@ -1,5 +1,6 @@
 """Settings of the built-in backends, apart from their code: a config is checked without importing any of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -169,6 +170,11 @@ BUILT_IN = {
 }
 RATERS = ("reward_model", "process_reward")
 """Backends that rate answers and write none."""
+
+
+def without_secrets(address: str) -> str:
+    """Return an address without user, password and query, in which keys may stand."""
+    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", address)
 
 
 def check_videos(backend: str, options: Any, questions: Sequence[Question]) -> None:
