@@ -11,8 +11,8 @@ import pytest
 from uni_dpo.data.questions import InputOptions
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.grpo import train_grpo, trainer
-from uni_dpo.grpo.trainer import reward_line
+from uni_dpo.grpo import trainer
+from uni_dpo.grpo.trainer import reward_line, train_grpo
 from uni_dpo.online import RewardOptions
 
 

@@ -68,7 +68,7 @@ def ppo(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = PPOConfig.load(config, overrides or ())
     from accelerate import PartialState
 
-    from uni_dpo.ppo import train_ppo
+    from uni_dpo.ppo.trainer import train_ppo
 
     log = train_ppo(settings)
     say = PartialState().on_main_process(print)
@@ -83,8 +83,7 @@ def grpo(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = GRPOSettings.load(config, overrides or ())
     from accelerate import PartialState
 
-    from uni_dpo.grpo import train_grpo
-    from uni_dpo.grpo.trainer import reward_line
+    from uni_dpo.grpo.trainer import reward_line, train_grpo
 
     log = train_grpo(settings)
     say = PartialState().on_main_process(print)
