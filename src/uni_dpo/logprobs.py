@@ -71,6 +71,10 @@ class ResponseTokens:
         """Give each row, (rows, …), the value of its sequence, (sequences, …)."""
         return values if self.rows is None else values[self.rows]
 
+    def table(self, values: Tensor, width: int) -> Tensor:
+        """Give values of tokens, (N,), as (sequences, width), those of a sequence side by side, 0 behind them."""
+        return values.new_zeros(self.sequences, width).index_put((self.sequence, self.offset), values)
+
     def sum(self, logps: Tensor, ld_alpha: float | None = None) -> Tensor:
         """Add up the tokens' log-probabilities per row.
 
@@ -82,8 +86,7 @@ class ResponseTokens:
         Returns:
             (rows,) sums.
         """
-        table = logps.new_zeros(self.sequences, self.width)
-        table = self.per_row(table.index_put((self.sequence, self.offset), logps))
+        table = self.per_row(self.table(logps, self.width))
         if ld_alpha is not None:
             shorter = self.lengths().view(2, -1).amin(0).repeat(2)
             beyond = torch.arange(self.width, device=logps.device) >= shorter[:, None]

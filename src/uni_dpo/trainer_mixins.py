@@ -168,9 +168,7 @@ def reference_adapter(model: Any) -> Iterator[None]:
 def load_by_published_names(model: PreTrainedModel, checkpoint: str) -> None:
     """Load a checkpoint's weights into `model`, by the names under which `save_pretrained` wrote them.
 
-    Args:
-        model: any model of transformers; its weights keep their precision and device.
-        checkpoint: the folder that holds the weights.
+    The model's weights keep their precision and device.
     """
     model.load_state_dict(load_alike(model, checkpoint).state_dict())
 

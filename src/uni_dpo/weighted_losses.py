@@ -16,6 +16,13 @@ from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
+
+
+def weights_among(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of Uni-DPO's terms that the ledger keeps, by its names for them."""
+    return {name.removeprefix("uni_dpo/"): terms[name] for name in METRICS[:3] if name in terms}
+
+
 SHIFT = "bco_shift.json"
 """In a checkpoint's folder: the mean reward that BCO compares with, and of how many batches it is."""
 
@@ -44,14 +51,6 @@ class LossPlan:
         return next(iter(self.averages.values()))
 
 
-@dataclass(frozen=True)
-class WeightedLoss:
-    """The weighted sum for each pair, (pairs,), and by metric what it is made of, (pairs,) each without gradient."""
-
-    losses: Tensor
-    terms: dict[str, Tensor]
-
-
 class WeightedLosses:
     """Makes the loss of a run whose loss is ours.
 
@@ -67,7 +66,7 @@ class WeightedLosses:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What `WeightedLoss.terms` holds: Uni-DPO's terms, and but for Uni-DPO alone each loss before its weight."""
+        """What is logged: Uni-DPO's terms, and but for Uni-DPO alone each loss before its weight."""
         if self.plan.weights == {UNI_DPO: 1.0}:
             return METRICS
         parts = tuple(f"loss/{name}" for name in self.plan.weights)
@@ -80,8 +79,8 @@ class WeightedLosses:
         scores: tuple[Tensor, Tensor] | None,
         *,
         trains: bool,
-    ) -> WeightedLoss:
-        """Return the weighted sum.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum for each pair, (pairs,), and by metric what it is made of, (pairs,) each.
 
         Args:
             logps: as `LossPlan.averages_logps` says; zeros for the reference where there is none.
@@ -102,7 +101,7 @@ class WeightedLosses:
             terms[f"loss/{name}"] = losses.detach()
             total = weight * losses if total is None else total + weight * losses
         assert total is not None
-        return WeightedLoss(total, {name: terms[name] for name in self.metrics})
+        return total, {name: terms[name] for name in self.metrics}
 
     def _uni_dpo(self, logps: PairLogps, scores: tuple[Tensor, Tensor] | None, terms: dict[str, Tensor]) -> Tensor:
         assert scores is not None

@@ -183,7 +183,7 @@ def trains(training: Any, name: str, folder: Path) -> str:
     import torch
 
     from uni_dpo.llamafactory import workflow
-    from uni_dpo.llamafactory.data import take_scores
+    from uni_dpo.llamafactory.question_pairs import take_pair
     from uni_dpo.llamafactory.run_context import RunContext, running
 
     training.data_args.dataset, training.data_args.dataset_dir = [name], str(folder)
@@ -197,7 +197,7 @@ def trains(training: Any, name: str, folder: Path) -> str:
         return str(error)
     for start in range(0, len(rows), 2):
         batch = training.collator([rows[index] for index in range(start, min(start + 2, len(rows)))])
-        chosen, rejected = take_scores(batch)
+        chosen, rejected = take_pair(batch, "scores")
         assert torch.isfinite(torch.cat([chosen, rejected])).all()
         with torch.inference_mode():
             assert torch.isfinite(training.model(**batch).logits).all()

@@ -179,10 +179,10 @@ def test_streamed_pairs_are_refused(tmp_path: Path) -> None:
 
 
 def test_records_survive_a_torn_end(tmp_path: Path) -> None:
-    with appending(tmp_path, 0) as records:
-        records.write({b"a" * 32: -1.5, b"\0" * 32: float("nan")})
-    with appending(tmp_path, 1) as records:
-        records.write({b"b" * 32: -4.0})
+    with appending(tmp_path, 0) as write:
+        write({b"a" * 32: -1.5, b"\0" * 32: float("nan")})
+    with appending(tmp_path, 1) as write:
+        write({b"b" * 32: -4.0})
     first, second = sorted(tmp_path.iterdir())
     assert first.name.startswith("rank-0000-")
     os.truncate(second, RECORD.itemsize - 1)
@@ -191,8 +191,8 @@ def test_records_survive_a_torn_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(0, RECORD.itemsize, 5))
 def test_no_damaged_byte_goes_unnoticed(tmp_path: Path, at: int) -> None:
-    with appending(tmp_path, 0) as records:
-        records.write({b"a" * 32: -1.5})
+    with appending(tmp_path, 0) as write:
+        write({b"a" * 32: -1.5})
     (file,) = tmp_path.iterdir()
     content = np.frombuffer(file.read_bytes(), np.uint8).copy()
     content[at] ^= 4

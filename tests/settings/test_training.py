@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from llamafactory.hparams import parser
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory import launch, register, seams
+from uni_dpo.llamafactory import launch, register
 from uni_dpo.settings import machine
 from uni_dpo.settings.options import parts_of
 from uni_dpo.settings.sources import RANGES, known_settings, known_templates
@@ -38,7 +39,7 @@ def flat(kind: Any) -> set[Any]:
 def test_names_and_types_are_those_of_the_imported_classes() -> None:
     register()
     known = {setting.name: setting.kind for setting in known_settings()}
-    for group in seams.train_arguments():
+    for group in parser._TRAIN_ARGS:
         fields = {field.name for field in dataclasses.fields(group) if field.init}
         assert fields <= known.keys()
         for name, kind in get_type_hints(group).items():

@@ -211,14 +211,14 @@ def test_what_llamafactory_logs_is_what_was_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("llamafactory")
-    from uni_dpo.llamafactory.data import take_scores
+    from uni_dpo.llamafactory.question_pairs import take_pair
 
     rows, template = (text_rows, "qwen") if kind == "text" else (image_rows, "qwen2_vl")
     llamafactory_pairs(rows, tmp_path)
     batch, logged, gradients = llamafactory_step(
         models["policy"], models["reference"], template, LOSSES[losses], tmp_path, monkeypatch
     )
-    batch["score_chosen"], batch["score_rejected"] = take_scores(batch)
+    batch["score_chosen"], batch["score_rejected"] = take_pair(batch, "scores")
     kept = {name: value.numpy() for name, value in batch.items() if name not in ("position_ids", "rope_deltas")}
     found = kept | {name: np.float64(logged[name]) for name in logged_names(losses)} | (gradients if losses else {})
     if os.environ.get("UNI_DPO_RECORD"):

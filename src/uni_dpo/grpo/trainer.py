@@ -103,13 +103,7 @@ def reward_line(log: Sequence[Mapping[str, Any]]) -> str:
 def make_trainer(
     settings: GRPOSettings, arguments: Any, questions: Sequence[Question], reward: Reward
 ) -> "VisionGRPOTrainer":
-    """Return TRL's trainer of the policy on the questions.
-
-    Args:
-        settings: the run.
-        arguments: TRL's, of `trl_arguments`.
-        questions: what is asked.
-        reward: rates the answers.
+    """Return TRL's trainer of the policy on the questions; `arguments` are those of `trl_arguments`.
 
     Raises:
         UniDPOError: the model cannot be loaded, or cannot be asked these questions.
@@ -198,12 +192,7 @@ def _checkpoint_of(settings: GRPOSettings, output: Path) -> str | None:
 
 
 class VisionGRPOTrainer(EndsTogether, LoadsByPublishedNames, SeeingSampler, GRPOTrainer):
-    """Sample, normalise and learn as TRL's trainer does; only what goes into the model differs.
-
-    Args:
-        model: the policy, loaded.
-        …: as TRL's `GRPOTrainer` takes them.
-    """
+    """Sample, normalise and learn as TRL's trainer does; only what goes into the model differs."""
 
     def __init__(self, model: Any, *, args: Any, **kwargs: Any) -> None:
         args.generation_kwargs = _never(media_tokens(model), args.use_vllm) | (args.generation_kwargs or {})
@@ -257,11 +246,7 @@ def _completion_scores(
     """Log-probabilities, and entropies if asked for, (rows, T) each, 0 on padding.
 
     Args:
-        model: a model, wrapped as the trainer has it.
-        shared: its inputs.
         labels: (rows, T + 1) the completions' tokens after one ignored column.
-        temperature: divides the logits.
-        compute_entropy: whether to make the entropies.
     """
     tokens = ResponseTokens.from_labels(labels)
     entropies: list[Tensor] = []
@@ -275,9 +260,8 @@ def _completion_scores(
 
     head = unwrapped(model).get_output_embeddings()
     logps = in_place_of_head(model, shared.inputs, score)
-    table = logps.new_zeros(labels.shape[0], labels.shape[1] - 1)
-    place = tokens.sequence, tokens.offset
-    return table.index_put(place, logps), table.index_put(place, entropies[0]) if entropies else None
+    width = labels.shape[1] - 1
+    return tokens.table(logps, width), tokens.table(entropies[0], width) if entropies else None
 
 
 def _entropies(hidden: Tensor, project: Callable[[Tensor], Tensor], temperature: float) -> Tensor:

@@ -23,7 +23,7 @@ from uni_dpo.data.images import image_paths
 from uni_dpo.data.ranking import answer_scores, answer_text
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
-from uni_dpo.llamafactory.question_pairs import MEDIA, REJECTED_IMAGES, cut_media_message
+from uni_dpo.llamafactory.question_pairs import MEDIA, REJECTED_IMAGES, as_bits, cut_media_message
 from uni_dpo.llamafactory.run_context import current_run
 
 SCORES = ("score_chosen", "score_rejected")
@@ -63,32 +63,51 @@ class ScoredDatasetAttr(DatasetAttr):
 
 @dataclass
 class ScoredConverter:
-    """Any LlamaFactory converter, with the scores and the row's place beside what it gives."""
+    """Any LlamaFactory converter, with the scores and the row's place beside what it gives.
+
+    Attributes:
+        converter: LlamaFactory's.
+        needs_scores: whether the loss does; otherwise the ledger wants them, of pairs, and NaN stands for one that is
+            missing or no number.
+    """
 
     converter: DatasetConverter
+    needs_scores: bool = True
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Convert one example: all its answers in `_response`, their scores as floats in `_scores`.
 
         Raises:
-            UniDPOError: a score is missing or is no finite number.
+            UniDPOError: a score that is needed is missing or is no finite number.
         """
         attr: Any = self.converter.dataset_attr
         source = f"{attr}, row {example['_row']}"
-        if attr.answers is None:
+        if getattr(attr, "answers", None) is None:
             converted = self.converter(example)
-            scores = {getattr(attr, score): example.get(getattr(attr, score)) for score in SCORES}
+            scores = [(column, example.get(column)) for column in (getattr(attr, score, score) for score in SCORES)]
         else:
             converted = self._ranked(example, attr)
             values = answer_scores(example, entry_of(attr, "").columns)
-            scores = {f"{attr.scores}[{at}]": value for at, value in enumerate(values)}
-        known = {
-            "_scores": [_finite(value, column, source) for column, value in scores.items()],
-            "_ranked": attr.answers is not None,
+            scores = [(f"{attr.scores}[{at}]", value) for at, value in enumerate(values)]
+        known: dict[str, Any] = {
+            "_scores": [self._score(value, f"{source}, {column}") for column, value in scores],
             "_source": source,
+            f"_{REJECTED_IMAGES}": rejected_images(self.converter, example),
         }
+        if self.needs_scores:
+            known["_ranked"] = attr.answers is not None
         typed = {name: None for name in (*MEDIA, REJECTED_IMAGES) if f"_{name}" in example}
-        return {**converted, **known, **typed, f"_{REJECTED_IMAGES}": rejected_images(self.converter, example)}
+        return {**converted, **typed, **known}
+
+    def _score(self, value: Any, where: str) -> float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.needs_scores and not (number and math.isfinite(value)):
+            raise UniDPOError(
+                f"{where}: expected a finite number, found {value!r}. pref_loss: uni_dpo needs the scores of "
+                'every answer; if they stand in other columns, name them in dataset_info.json ("columns": '
+                '{"score_chosen": …, "score_rejected": …}, or "scores" for ranked answers)'
+            )
+        return float(value) if number else math.nan
 
     def _ranked(self, example: dict[str, Any], attr: Any) -> dict[str, Any]:
         """What the converter makes of the first answer, and the others beside it."""
@@ -101,33 +120,6 @@ class ScoredConverter:
             **converted,
             "_response": [{**role, "content": text} for role in converted["_response"][:1] for text in texts],
         }
-
-
-def _finite(value: Any, column: str, source: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UniDPOError(
-            f"{source}, {column}: expected a finite number, found {value!r}. pref_loss: uni_dpo needs the scores of "
-            'every answer; if they stand in other columns, name them in dataset_info.json ("columns": '
-            '{"score_chosen": …, "score_rejected": …}, or "scores" for ranked answers)'
-        )
-    return float(value)
-
-
-@dataclass
-class NamedConverter:
-    """Any LlamaFactory converter, with what the ledger of another loss wants: the row's place, and scores if any."""
-
-    converter: DatasetConverter
-
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Convert one example; NaN stands for a score that is missing or no number."""
-        attr = self.converter.dataset_attr
-        scores = {f"_{score}": _number(example.get(getattr(attr, score, score))) for score in SCORES}
-        named = {
-            "_source": f"{attr}, row {example['_row']}",
-            f"_{REJECTED_IMAGES}": rejected_images(self.converter, example),
-        }
-        return {**self.converter(example), **scores, **named}
 
 
 def rejected_images(converter: DatasetConverter, example: dict[str, Any]) -> list[Any] | None:
@@ -143,19 +135,13 @@ def _names_rows(attr: DatasetAttr) -> bool:
     return run.needs_scores or run.keeps_ledger or getattr(attr, REJECTED_IMAGES, None) is not None
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
 def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: Any) -> Any:
     """Return LlamaFactory's converter of that name, wrapped where the run needs scores or keeps a ledger."""
-    run = current_run()
-    if not run.needs_scores:
-        found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
-        return NamedConverter(found) if _names_rows(dataset_attr) else found
-    if getattr(dataset_attr, "answers", None) is not None:
+    needs_scores = current_run().needs_scores
+    if needs_scores and getattr(dataset_attr, "answers", None) is not None:
         dataset_attr = replace(dataset_attr, chosen=ANSWERS[0], rejected=ANSWERS[1])
-    return ScoredConverter(_upstream_get_dataset_converter(name, dataset_attr, data_args))
+    found = _upstream_get_dataset_converter(name, dataset_attr, data_args)
+    return ScoredConverter(found, needs_scores) if _names_rows(dataset_attr) else found
 
 
 def load_single_dataset(dataset_attr: DatasetAttr, model_args: Any, data_args: Any, training_args: Any) -> Any:
@@ -225,10 +211,8 @@ def align_dataset(dataset: Any, dataset_attr: DatasetAttr, data_args: Any, train
 class ScoredPairCollator(PairwiseDataCollatorWithPadding):
     """LlamaFactory's pairwise batch of n pairs in 2n rows, with `scores` of shape (2n,) where the features carry them.
 
-    `scores` holds the bits of float32 numbers as int32, row by row like `input_ids`: DeepSpeed casts
-    floating-point inputs to its own dtype, and a score of 3.14 is not the same number in bf16. `pair_keys` of
-    shape (2n,) holds twice what the ledger knows each pair by. The trainer takes both out again before the model
-    sees the batch.
+    `scores` are `as_bits`, row by row like `input_ids`. `pair_keys` of shape (2n,) holds twice what the ledger knows
+    each pair by. The trainer takes both out again before the model sees the batch.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -255,7 +239,7 @@ class ScoredPairCollator(PairwiseDataCollatorWithPadding):
         scores = [feature[score] for score in SCORES for feature in features if score in feature]
         keys = [feature[KEY] for feature in features if KEY in feature]
         named = {KEYS: torch.tensor([*keys, *keys])} if keys else {}
-        return {"scores": torch.tensor(scores, dtype=torch.float32).view(torch.int32), **named} if scores else named
+        return {"scores": as_bits(scores), **named} if scores else named
 
 
 def sees_apart(features: list[dict[str, Any]]) -> bool:
@@ -268,14 +252,6 @@ def _row(feature: dict[str, Any], side: str) -> dict[str, Any]:
     row = {name: feature[f"{side}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
     row |= {name: feature.get(name) for name in MEDIA}
     return row | ({"images": feature[REJECTED_IMAGES]} if side == "rejected" and feature[REJECTED_IMAGES] else {})
-
-
-def take_scores(batch: Any) -> tuple[Tensor, Tensor] | None:
-    """Remove the scores from a batch and return those of the chosen and of the rejected answers, float32 (n,) each."""
-    if "scores" not in batch:
-        return None
-    chosen, rejected = batch.pop("scores").view(torch.float32).chunk(2)
-    return chosen, rejected
 
 
 def take_keys(batch: Any) -> Tensor | None:

@@ -86,7 +86,9 @@ def read_arguments(arguments: list[str]) -> dict[str, Any] | list[str]:
     given = override(read_mapping(arguments[0]), arguments[1:])
     values = _interpolated(given) if "${" in str(given.values()) else dict(given)
     given.clear()
-    given |= {str(key): _strategy(value) if str(key).endswith("_strategy") else value for key, value in values.items()}
+    given |= {str(key): value for key, value in values.items()}
+    # YAML reads a bare `no`, which turns saving, logging or evaluation off, as false.
+    given |= {key: "no" for key, value in given.items() if key.endswith("_strategy") and value is False}
     return given
 
 
@@ -99,11 +101,6 @@ def _interpolated(values: dict[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UniDPOError(f"an interpolation cannot be filled in: {str(error).splitlines()[0]}") from error
     return dict(filled)
-
-
-def _strategy(value: Any) -> Any:
-    """YAML reads a bare `no`, which turns saving, logging or evaluation off, as false."""
-    return "no" if value is False else value
 
 
 def _register() -> None:
@@ -125,15 +122,8 @@ def _run(arguments: list[str]) -> None:
     try:
         _show(read, run_exp)
     except (ValueError, OSError, KeyError, ImportError) as error:
-        if _is_about_arguments(error):
-            said = str(error.args[0] if isinstance(error, KeyError) else error)
-            raise UniDPOError(said.replace("test_size", "val_size")) from None
-        if _is_about_the_checkpoint(error):
-            found = str(error.__cause__ or error).splitlines()[0]
-            raise UniDPOError(
-                f"{_names_it(error)}: this is no folder with a checkpoint and its tokenizer, and no model of that "
-                f"name could be loaded: {found}"
-            ) from None
+        if message := _fault_of_the_user(error):
+            raise UniDPOError(message) from None
         raise
 
 
@@ -157,41 +147,35 @@ _REFUSING = ("hf_argparser.py", "training_args.py", "optimization.py", "versions
 """Files of transformers whose errors are about a setting's value, or a package that it needs."""
 
 
-def _is_about_arguments(error: Exception) -> bool:
-    """Whether LlamaFactory or transformers refused a setting, rather than stumbled later on."""
+def _fault_of_the_user(error: Exception) -> str | None:
+    """What to say of a setting, or of a checkpoint, that was refused; None where the training stumbled later on."""
     import llamafactory
 
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    raised_in = Path(last.filename)
-    if isinstance(error, ValueError) and raised_in.is_relative_to(Path(llamafactory.__file__).parent):
-        return True
-    if raised_in.parent.name == "hparams" or raised_in.name in _REFUSING or last.name == "train_test_split":
-        return True
-    said = (  # perhaps from a worker's process
+    frames, said = traceback.extract_tb(error.__traceback__), str(error)
+    raised_in, wrong_value = Path(frames[-1].filename), isinstance(error, ValueError)
+    refusals = (  # perhaps from a worker's process
         "correct `template`",
         "`metric_for_best_model` training argument",
         "No `target_modules` passed",
     )
-    if isinstance(error, ValueError) and "arget modules" in str(error) and "not found in the base model" in str(error):
-        return True
-    return any(words in str(error) for words in said)
-
-
-def _is_about_the_checkpoint(error: Exception) -> bool:
-    """Whether LlamaFactory found no tokenizer where the model should be, or PEFT no adapter."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if isinstance(error, ValueError) and "'adapter_config.json'" in str(error):
-        return True
-    return isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
-
-
-def _names_it(error: Exception) -> str:
-    """The setting whose checkpoint LlamaFactory was loading."""
-    if "'adapter_config.json'" in str(error):
-        return "adapter_name_or_path"
+    if (
+        (wrong_value and raised_in.is_relative_to(Path(llamafactory.__file__).parent))
+        or (wrong_value and "arget modules" in said and "not found in the base model" in said)
+        or (raised_in.parent.name == "hparams" or raised_in.name in _REFUSING)
+        or (frames[-1].name == "train_test_split" or any(words in said for words in refusals))
+    ):
+        return str(error.args[0] if isinstance(error, KeyError) else error).replace("test_size", "val_size")
+    of_adapter = "'adapter_config.json'" in said
+    no_tokenizer = isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
+    if not no_tokenizer and not (of_adapter and wrong_value):
+        return None
     loaders = {"create_ref_model": "ref_model", "create_reward_model": "reward_model"}
-    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    return next((loaders[name] for name in frames if name in loaders), "model_name_or_path")
+    models = (loaders[frame.name] for frame in frames if frame.name in loaders)
+    setting = "adapter_name_or_path" if of_adapter else next(models, "model_name_or_path")
+    return (
+        f"{setting}: this is no folder with a checkpoint and its tokenizer, and no model of that name could be loaded: "
+        + str(error.__cause__ or error).splitlines()[0]
+    )
 
 
 def _wants_torchrun() -> bool:

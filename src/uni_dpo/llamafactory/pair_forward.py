@@ -21,7 +21,6 @@ from uni_dpo.shared_prefix.families import (
 )
 from uni_dpo.shared_prefix.forward import ImageFeatures, pair_scores, same_frozen_vision
 from uni_dpo.shared_prefix.image_store import ImageStore, image_keys
-from uni_dpo.shared_prefix.layout import say_once
 from uni_dpo.shared_prefix.questions import share_questions
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
@@ -40,7 +39,7 @@ class SharedPrefixCollator:
     Attributes:
         collator: makes batches of rows, and the scores of pairs.
         image_token_id: the id that stands for image features; None for text models.
-        keys_worth_a_token: see `lay_out_pairs`.
+        keys_worth_a_token: see `share_questions`.
         names_images: whether batches hold what their images are known by.
     """
 
@@ -52,10 +51,15 @@ class SharedPrefixCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate a batch; what is carried comes first, since Trainer counts by the first tensor."""
         carried = self.collator.carried(features)
-        shared = self._shared(features)
+        shared: tuple[dict[str, Any], ResponseTokens] | str
+        if sees_apart(features):
+            shared = "the two answers of a pair see different images (rejected_images)"
+        else:
+            keys = self.keys_worth_a_token
+            shared = share_questions(features, self.collator.rows, self.image_token_id, keys_worth_a_token=keys)
         if isinstance(shared, str):
             if shared:
-                say_once(f"Some batches are trained as two sequences per pair: {shared}.")
+                logger.warning_rank0_once(f"Some batches are trained as two sequences per pair: {shared}.")
             batch = self.collator(features)
             tokens = ResponseTokens.from_labels(batch.pop("labels"))
             inputs = {key: value for key, value in batch.items() if key not in CARRIED}
@@ -65,14 +69,6 @@ class SharedPrefixCollator:
             inputs[KEYS] = image_keys(inputs)
         fields = {name: value for name, value in vars(tokens).items() if value is not None}
         return {**carried, TOKENS: dict(sorted(fields.items(), key=lambda item: item[0] != "rows")), **inputs}
-
-    def _shared(self, features: list[dict[str, Any]]) -> tuple[dict[str, Any], ResponseTokens] | str:
-        """See `share_questions`; answers that see different images have no prompt in common."""
-        if sees_apart(features):
-            return "the two answers of a pair see different images (rejected_images)"
-        return share_questions(
-            features, self.collator.rows, self.image_token_id, keys_worth_a_token=self.keys_worth_a_token
-        )
 
 
 class PairForward:
@@ -95,7 +91,7 @@ class PairForward:
 
         Args:
             policy: the trained model.
-            reference: the reference model; None where it is the policy without its adapters, or where there is none.
+            reference: None where it is the policy without its adapters, or where there is none.
             attention: see `shared_attention`.
             store: where image features are kept; the models must not train or differ in what makes them.
 
@@ -113,16 +109,15 @@ class PairForward:
             use_attention(model, attention)
             use_onednn(unwrapped(model).model)
         logger.info_rank0("pair_forward: one sequence per question, its prompt, images and each answer only once.")
-        if store is not None and not tells_images_apart(policy):
-            raise UniDPOError(
-                "keep_image_features: this model gives the features of all images of a batch as one: leave it out"
-            )
-        if store is not None and not same_frozen_vision(policy, reference or policy):
-            raise UniDPOError(
-                "keep_image_features: this model has no vision tower and projector that are frozen and the same in its "
-                "reference: leave it out"
-            )
-        return cls(policy, reference, store)
+        forward = cls(policy, reference, store)
+        fault = None
+        if not tells_images_apart(policy):
+            fault = "gives the features of all images of a batch as one"
+        elif forward._images is None:
+            fault = "has no vision tower and projector that are frozen and the same in its reference"
+        if store is not None and fault:
+            raise UniDPOError(f"keep_image_features: this model {fault}: leave it out")
+        return forward
 
     def collator(self, collator: Any) -> SharedPrefixCollator:
         """Wrap the trainer's collator."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,6 @@ from llamafactory.data.processor import PairwiseDatasetProcessor
 from llamafactory.extras.constants import IGNORE_INDEX
 
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
-from uni_dpo.ledger.writing import KEY, NAME, pair_key
 from uni_dpo.llamafactory.question_pairs import (
     MEDIA,
     QUESTION_COLUMNS,
@@ -18,12 +18,9 @@ from uni_dpo.llamafactory.question_pairs import (
     cut_media,
     drawn_pairs,
     pair_feature,
+    pair_texts_of,
 )
 from uni_dpo.llamafactory.run_context import current_run
-
-
-def _own_choice() -> PairChoice:
-    return current_run().pair_choice
 
 
 @dataclass
@@ -34,24 +31,24 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         choice: which pairs a streamed question gives, since a stream has no rows to look up.
     """
 
-    choice: PairChoice = field(default_factory=_own_choice)
+    choice: PairChoice = field(default_factory=lambda: current_run().pair_choice)
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize a batch of aligned examples to `QUESTION_COLUMNS`, or to pairs where the data are streamed.
 
         What upstream drops is dropped, and so are ranked answers of which no two could make a pair.
         """
-        if "_scores" not in examples:
+        if "_ranked" not in examples:
             return self._named(examples) if "_source" in examples else super().preprocess_dataset(examples)
         whole = copy.copy(self)
         whole.data_args = copy.copy(self.data_args)
         whole.data_args.cutoff_len = 2**30
-        rows = ({name: column[at] for name, column in examples.items()} for at in range(len(examples["_prompt"])))
-        questions = [question for row in rows if (question := whole.question(row)) is not None]
+        questions = [question for row in _rows(examples) if (question := whole.question(row)) is not None]
         if not self.data_args.streaming:
             return {name: [question[name] for question in questions] for name in QUESTION_COLUMNS}
+        media_ids = media_token_ids(self.template, self.tokenizer, self.processor)
         pairs = [
-            pair | {"fault": cut_media(question, pair, self.data_args.cutoff_len, self._media_ids())}
+            pair | {"fault": cut_media(question, pair, self.data_args.cutoff_len, media_ids)}
             for question in questions
             for better, worse in drawn_pairs(question, self.choice)
             for pair in [pair_feature(question, better, worse, self.data_args.cutoff_len)]
@@ -61,20 +58,15 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
     def _named(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Pairs as LlamaFactory tokenizes them for another loss, with what the ledger knows them by."""
         inputs: dict[str, list[Any]] = defaultdict(list)
-        for at in range(len(examples["_prompt"])):
-            example = {name: column[at] for name, column in examples.items()}
+        for example in _rows(examples):
             encoded = self._encoded(example)
             if not encoded:
                 continue
-            inputs[REJECTED_IMAGES].append(example.get(f"_{REJECTED_IMAGES}"))
-            question, name = question_text(examples["_prompt"][at]), examples["_source"][at]
-            chosen, rejected = (answer["content"] for answer in examples["_response"][at][:2])
-            texts = {"question": question, "chosen": chosen, "rejected": rejected}
-            scores = {score: examples[f"_{score}"][at] for score in ("score_chosen", "score_rejected")}
-            key = pair_key(name, question, chosen, rejected)
-            for column, value in {**texts, **scores, KEY: key, NAME: name}.items():
-                inputs[column].append(value)
-            for column, values in encoded.items():
+            answers = [answer["content"] for answer in example["_response"]]
+            known = {"source": example["_source"], "ranked": False, "scores": example["_scores"], "answers": answers}
+            texts = pair_texts_of({**known, "question": question_text(example["_prompt"])}, 0, 1)
+            texts |= {REJECTED_IMAGES: example[f"_{REJECTED_IMAGES}"]}
+            for column, values in ({name: [value] for name, value in texts.items()} | encoded).items():
                 inputs[column].extend(values)
         return inputs
 
@@ -124,8 +116,9 @@ class ScoredPairwiseProcessor(PairwiseDatasetProcessor):
         """Print a pair, the first two answers of a question."""
         super().print_data_example(pair_feature(example, 0, 1, 2**30) if "prompts" in example else example)
 
-    def _media_ids(self) -> set[int]:
-        return media_token_ids(self.template, self.tokenizer, self.processor)
+
+def _rows(examples: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return ({name: column[at] for name, column in examples.items()} for at in range(len(examples["_prompt"])))
 
 
 def _prompt(encoded: dict[str, list[Any]], side: str) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from llamafactory.data.processor.processor_utils import infer_seqlen
 from llamafactory.extras.constants import IGNORE_INDEX
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from uni_dpo.data.ranking import PairChoice
@@ -132,10 +133,6 @@ class QuestionPairs(Dataset[dict[str, Any]]):
         row, better, worse = map(int, self._places[place])
         return pair_feature(self._question(row), better, worse, self.cutoff_len)
 
-    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """Several pairs, of which neighbours of one question read it once."""
-        return [self[place] for place in places]
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[place] for place in range(len(self)))
 
@@ -166,18 +163,12 @@ class QuestionPairs(Dataset[dict[str, Any]]):
 
 
 def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids: set[int]) -> Any:
-    """Return the pairs of a tokenized dataset.
-
-    Args:
-        dataset: a `datasets.Dataset` of questions; an iterable one, whose pairs the collator checks; or None.
-        choice: which pairs of ranked answers count.
-        cutoff_len: LlamaFactory's limit on prompt and answer.
-        media_ids: see `media_token_ids`.
+    """Return the `QuestionPairs` of a tokenized dataset; of one that is streamed the collator checks the pairs.
 
     Raises:
         UniDPOError: it was tokenized for another loss, makes no pair, or `cutoff_len` cuts image tokens.
     """
-    if dataset is None or not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__"):
         return dataset
     if not {*QUESTION_COLUMNS} <= {*dataset.column_names}:
         raise UniDPOError(
@@ -197,6 +188,19 @@ def cut_media_message(faults: list[str]) -> str:
         f"cutoff_len cuts image tokens from {len(faults)} pairs, which would stop the training midway:\n{shown}\n"
         "raise cutoff_len, or lower image_max_pixels"
     )
+
+
+def as_bits(numbers: list[float]) -> Tensor:
+    """Return numbers as a batch carries them: DeepSpeed rounds floats, so that these are float32's bits in int32."""
+    return torch.tensor(numbers, dtype=torch.float32).view(torch.int32)
+
+
+def take_pair(batch: Any, name: str) -> tuple[Tensor, Tensor] | None:
+    """Remove `as_bits` from a batch and return those of the chosen and of the rejected answers, float32 (n,) each."""
+    if name not in batch:
+        return None
+    chosen, rejected = batch.pop(name).view(torch.float32).chunk(2)
+    return chosen, rejected
 
 
 POOL_BATCHES = 50

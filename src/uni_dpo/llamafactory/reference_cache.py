@@ -8,7 +8,7 @@ nothing stale is read.
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from llamafactory.extras import logging
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.llamafactory.question_pairs import MEDIA, REJECTED_IMAGES
+from uni_dpo.llamafactory.question_pairs import MEDIA, REJECTED_IMAGES, as_bits
 from uni_dpo.llamafactory.reference_records import appending, read_records
+from uni_dpo.llamafactory.seams import first_process
 from uni_dpo.storage.identity import folder_of
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
@@ -32,9 +32,24 @@ DIGESTS = "answer_digests"
 """What a pair gets beside its tokens: what stands for its chosen and its rejected answer in the cache."""
 
 LOGPS = "reference_logps"
-"""The batch's key: bits of float32 numbers as int32, (2n,), since Trainer rounds floats under DeepSpeed."""
+"""The batch's key, of `as_bits`, (2n,)."""
 
 TOKEN_COLUMNS = {side: (f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")}
+
+
+def over_splits(change: Callable[[Any], Any], datasets: Any) -> Any:
+    """Change every dataset of LlamaFactory's, of which dicts hold several by name."""
+    if isinstance(datasets, dict):
+        return {name: over_splits(change, found) for name, found in datasets.items()}
+    return None if datasets is None else change(datasets)
+
+
+def datasets_of(trainer: Any) -> Iterator[Any]:
+    """Yield the datasets that a trainer has; for evaluation there may be several."""
+    for split in (trainer.train_dataset, trainer.eval_dataset):
+        for dataset in split.values() if isinstance(split, dict) else [split]:
+            if dataset is not None:
+                yield dataset
 
 
 class ReferenceCache:
@@ -59,18 +74,13 @@ class ReferenceCache:
         Raises:
             UniDPOError: one is streamed, so that its pairs can't be known before training.
         """
-        noted: dict[str, Any] = {}
-        for name, found in datasets.items():
-            if isinstance(found, dict):
-                noted[name] = self.expect(found)
-            else:
-                noted[name] = None if found is None else self._with_digests(found)
+        noted: dict[str, Any] = over_splits(self._with_digests, datasets)
         return noted
 
     def _with_digests(self, dataset: Any) -> "DigestedPairs":
         if not hasattr(dataset, "__len__"):
             raise UniDPOError("precompute_ref_log_probs needs all pairs before training: set streaming: false")
-        rows = tqdm(dataset, "Looking up reference log-probs", disable=_quiet())
+        rows = tqdm(dataset, "Looking up reference log-probs", disable=not first_process())
         pairs = DigestedPairs(dataset, [answer_digests(row) for row in rows])
         self._wanted.update(digest for both in pairs.digests for digest in both)
         return pairs
@@ -95,8 +105,7 @@ class ReferenceCache:
         Raises:
             UniDPOError: ranks don't see one another's files.
         """
-        splits = [trainer.train_dataset, trainer.eval_dataset]
-        for dataset in (part for split in splits for part in (split.values() if isinstance(split, dict) else [split])):
+        for dataset in datasets_of(trainer):
             if isinstance(dataset, DigestedPairs):
                 self._compute(trainer, dataset)
         trainer.accelerator.wait_for_everyone()
@@ -124,8 +133,8 @@ class ReferenceCache:
         was_training = model.training
         model.eval()
         with (
-            appending(self.folder, rank) as records,
-            tqdm(total=len(mine), desc="Reference log-probs", unit="pair", disable=_quiet()) as progress,
+            appending(self.folder, rank) as write,
+            tqdm(total=len(mine), desc="Reference log-probs", unit="pair", disable=not first_process()) as progress,
         ):
             for batch_digests, batch in loader:
                 with torch.no_grad(), trainer.accelerator.autocast():
@@ -133,7 +142,7 @@ class ReferenceCache:
                     logps = trainer.compute_reference_log_probs(model, inputs)
                 values = torch.cat(list(logps)).double().tolist()
                 found = dict(zip(batch_digests, values, strict=True))
-                records.write({digest: found[digest] for digest in found.keys() - self._known.keys()})
+                write({digest: found[digest] for digest in found.keys() - self._known.keys()})
                 progress.update(len(batch_digests) // 2)
         model.train(was_training)
 
@@ -159,12 +168,7 @@ class FillWhenWrapped(TrainerCallback):
 
 
 class DigestedPairs(Dataset[dict[str, Any]]):
-    """Tokenized pairs, each with the digests of its two answers.
-
-    Args:
-        pairs: the pairs.
-        digests: of the chosen and of the rejected answer of each.
-    """
+    """Tokenized pairs, each with the digests of its two answers."""
 
     def __init__(self, pairs: Any, digests: list[tuple[bytes, bytes]]) -> None:
         self.pairs, self.digests = pairs, digests
@@ -209,20 +213,12 @@ class ReferenceCollator:
         """Collate a batch; the chosen answers' log-probabilities first, then the rejected ones'."""
         logps = self.cache.values(_digests(features))
         batch = self.collator(features)
-        batch[LOGPS] = torch.tensor(logps, dtype=torch.float32).view(torch.int32)
+        batch[LOGPS] = as_bits(logps)
         return batch
 
 
 def _digests(features: list[dict[str, Any]]) -> list[bytes]:
     return [feature[DIGESTS][side] for side in (0, 1) for feature in features]
-
-
-def take_reference(batch: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """Remove the reference log-probabilities, (n,) of the chosen and of the rejected answers, if a batch has them."""
-    if LOGPS not in batch:
-        return None
-    chosen, rejected = batch.pop(LOGPS).view(torch.float32).chunk(2)
-    return chosen, rejected
 
 
 def answer_digests(row: dict[str, Any]) -> tuple[bytes, bytes]:
@@ -263,7 +259,3 @@ def _media_identity(item: Any) -> bytes:
     if isinstance(item, list):
         return b"".join(hashlib.sha256(_media_identity(part)).digest() for part in item)
     return item.tobytes() if hasattr(item, "tobytes") else item
-
-
-def _quiet() -> bool:
-    return int(os.getenv("LOCAL_RANK", "0")) != 0

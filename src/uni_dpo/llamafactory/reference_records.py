@@ -7,10 +7,10 @@ so a pass that was cut off leaves whole records and at most one torn one behind,
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,28 +45,23 @@ def read_records(folder: Path) -> tuple[dict[bytes, float], int]:
 
 
 @contextmanager
-def appending(folder: Path, rank: int) -> Iterator["RecordWriter"]:
-    """Open a new file in `folder` for one pass of one rank."""
+def appending(folder: Path, rank: int) -> Iterator[Callable[[Mapping[bytes, float]], None]]:
+    """Give what appends records, digest → log-probability, to a new file in `folder` for one pass of one rank.
+
+    Each call is on disk when it returns.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"rank-{rank:04}-{secrets.token_hex(8)}{SUFFIX}"
-    with path.open("xb") as file:
-        yield RecordWriter(file)
+    with (folder / f"rank-{rank:04}-{secrets.token_hex(8)}{SUFFIX}").open("xb") as file:
 
+        def write(logps: Mapping[bytes, float]) -> None:
+            records = np.array([(digest, logp, 0) for digest, logp in logps.items()], RECORD)
+            for record in records:
+                record["checksum"] = _checksum(record)
+            file.write(records.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
-class RecordWriter:
-    """Appends records; each call is on disk when it returns."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def write(self, logps: Mapping[bytes, float]) -> None:
-        """Append one record per answer, given by its digest."""
-        records = np.array([(digest, logp, 0) for digest, logp in logps.items()], RECORD)
-        for record in records:
-            record["checksum"] = _checksum(record)
-        self._file.write(records.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        yield write
 
 
 def _checksum(record: Any) -> int:
@@ -78,11 +73,7 @@ RANK_SETTINGS = ("device_map", "cache_dir", "offload_folder")
 
 
 def reference_identity(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> dict[str, Any]:
-    """Return everything but the pairs that changes reference log-probabilities.
-
-    Args:
-        model_args: LlamaFactory's, as are `data_args`, `training_args` and `finetuning_args`.
-    """
+    """Return everything but the pairs that changes reference log-probabilities."""
     model = finetuning_args.ref_model or model_args.model_name_or_path
     adapters = finetuning_args.ref_model_adapters if finetuning_args.ref_model else model_args.adapter_name_or_path
     identity = _model_identity(model, adapters, model_args, training_args)
@@ -100,11 +91,7 @@ def reference_identity(model_args: Any, data_args: Any, training_args: Any, fine
 
 
 def vision_identity(model_args: Any, training_args: Any) -> dict[str, Any]:
-    """Return everything but the pixels that changes the image features of the policy, whose vision is frozen.
-
-    Args:
-        model_args: LlamaFactory's, as are `training_args`.
-    """
+    """Return everything but the pixels that changes the image features of the policy, whose vision is frozen."""
     return _model_identity(model_args.model_name_or_path, model_args.adapter_name_or_path, model_args, training_args)
 
 

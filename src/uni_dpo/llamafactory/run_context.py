@@ -10,7 +10,7 @@ from llamafactory.extras import logging
 
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.ledger.writing import KEY, PairLedger
-from uni_dpo.llamafactory.reference_cache import DigestedPairs, ReferenceCache
+from uni_dpo.llamafactory.reference_cache import DigestedPairs, ReferenceCache, datasets_of
 from uni_dpo.monitor.ledger import changed_settings, device_words, versions
 from uni_dpo.monitor.ledger import open_ledger as _open
 from uni_dpo.monitor.progress import ProgressLines
@@ -80,7 +80,7 @@ def open_ledger(trainer: Any) -> PairLedger | None:
     Returns:
         None where the data were tokenized without what a ledger needs.
     """
-    datasets = list(_datasets(trainer))
+    datasets = [found.pairs if isinstance(found, DigestedPairs) else found for found in datasets_of(trainer)]
     if any(KEY not in (dataset.column_names or (KEY,)) for dataset in datasets):
         logger.warning_rank0(
             "uni_dpo_ledger: no ledger is kept, because the data under tokenized_path were tokenized without one; "
@@ -88,13 +88,6 @@ def open_ledger(trainer: Any) -> PairLedger | None:
         )
         return None
     return _open(trainer.args, datasets, current_run().record)
-
-
-def _datasets(trainer: Any) -> Iterator[Any]:
-    for split in (trainer.train_dataset, trainer.eval_dataset):
-        for dataset in split.values() if isinstance(split, dict) else [split]:
-            if dataset is not None:
-                yield dataset.pairs if isinstance(dataset, DigestedPairs) else dataset
 
 
 def run_record(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> dict[str, Any]:
@@ -109,21 +102,14 @@ def run_record(model_args: Any, data_args: Any, training_args: Any, finetuning_a
         "model": model_args.model_name_or_path,
         "datasets": {"train": data_args.dataset or [], "eval": data_args.eval_dataset or []},
         "changed": changed_settings(finetuning_args, training_args, data_args, model_args),
-        "evidence": _evidence(finetuning_args, training_args),
+        "evidence": {
+            **(vars(finetuning_args.uni_dpo_config()) if finetuning_args.uses_uni_dpo else {}),
+            "pref_loss": finetuning_args.pref_loss,
+            "beta": finetuning_args.pref_beta,
+            "learning_rate": training_args.learning_rate,
+            "averaged": finetuning_args.averages_logps,
+            "has_reference": finetuning_args.use_ref_model,
+        },
         "versions": versions(),
         "device": device_words(training_args),
     }
-
-
-def _evidence(finetuning_args: Any, training_args: Any) -> dict[str, Any]:
-    found = {
-        "pref_loss": finetuning_args.pref_loss,
-        "beta": finetuning_args.pref_beta,
-        "learning_rate": training_args.learning_rate,
-        "averaged": finetuning_args.averages_logps,
-        "has_reference": finetuning_args.use_ref_model,
-    }
-    if finetuning_args.uses_uni_dpo:
-        objective = finetuning_args.uni_dpo_config()
-        found |= {name: getattr(objective, name) for name in ("eta", "tau_ref", "gamma", "nll_lambda", "tau_good")}
-    return found

@@ -124,9 +124,6 @@ def register_web_ui() -> None:
 def refuse_uni_dpo(given: dict[str, Any] | list[str]) -> None:
     """Refuse settings that ask for `uni_dpo`, or for losses with weights, where `register` found that it cannot be.
 
-    Args:
-        given: a configuration, or flags.
-
     Raises:
         UniDPOError: says what is missing and what to check out.
     """
@@ -180,11 +177,6 @@ def _refusing(read: Any) -> Any:
         return given
 
     return read_args
-
-
-def train_arguments() -> list[type]:
-    """Return the dataclasses of what training may be told; with `register`, ours among them."""
-    return list(importlib.import_module("llamafactory.hparams.parser")._TRAIN_ARGS)
 
 
 def _version() -> str:

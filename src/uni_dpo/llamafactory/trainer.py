@@ -11,10 +11,10 @@ from torch.utils.data import SequentialSampler
 
 from uni_dpo.ledger.columns import NUMBERS
 from uni_dpo.llamafactory.arguments import AVERAGED_UPSTREAM
-from uni_dpo.llamafactory.data import CARRIED, take_keys, take_scores
+from uni_dpo.llamafactory.data import CARRIED, take_keys
 from uni_dpo.llamafactory.pair_forward import PairForward
-from uni_dpo.llamafactory.question_pairs import QuestionSampler
-from uni_dpo.llamafactory.reference_cache import FillWhenWrapped, ReferenceCollator, take_reference
+from uni_dpo.llamafactory.question_pairs import QuestionSampler, take_pair
+from uni_dpo.llamafactory.reference_cache import LOGPS, FillWhenWrapped, ReferenceCollator
 from uni_dpo.llamafactory.run_context import current_run, open_ledger, progress_lines
 from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
 from uni_dpo.monitor.progress import PairAverages
@@ -28,7 +28,7 @@ from uni_dpo.trainer_mixins import (
     reference_adapter,
     refuse_not_a_number,
 )
-from uni_dpo.weighted_losses import METRICS, RemembersLosses, WeightedLosses
+from uni_dpo.weighted_losses import RemembersLosses, WeightedLosses, weights_among
 
 logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
@@ -109,24 +109,18 @@ class LlamaFactoryUniDPOTrainer(
 
     def concatenated_forward(self, model: Any, batch: Any, is_ref_model: bool = False) -> dict[str, Tensor]:
         """Return log-probabilities of both answers of every pair, summed or averaged as the arguments say."""
-        averaged_upstream = self.loss_type in AVERAGED_UPSTREAM
         average = self.finetuning_args.averages_logps
         if self.pair_forward is not None:
             ld_alpha = None if is_ref_model else self.ld_alpha
             output = self.pair_forward(model, batch, is_reference=is_ref_model, average=average, ld_alpha=ld_alpha)
-            return self._noting_lengths(output, is_ref_model)
-        lengths = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(-1)
-        output = super().concatenated_forward(model, batch, is_ref_model) | {"lengths": lengths}
-        self._noting_lengths(output, is_ref_model)
-        if average == averaged_upstream:
-            return output
-        for name, length in zip(("chosen_logps", "rejected_logps"), lengths.chunk(2), strict=True):
-            output[name] = output[name] / length if average else output[name] * length
-        return output
-
-    def _noting_lengths(self, output: dict[str, Tensor], is_reference: bool) -> dict[str, Tensor]:
-        if not is_reference:
             chosen, rejected = output["lengths"].chunk(2)
+        else:
+            chosen, rejected = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(-1).chunk(2)
+            output = super().concatenated_forward(model, batch, is_ref_model)
+            if average != (self.loss_type in AVERAGED_UPSTREAM):
+                for name, length in (("chosen_logps", chosen), ("rejected_logps", rejected)):
+                    output[name] = output[name] / length if average else output[name] * length
+        if not is_ref_model:
             self._lengths = chosen, rejected
             self._seen |= {"tokens_chosen": chosen, "tokens_rejected": rejected}
         return output
@@ -140,9 +134,9 @@ class LlamaFactoryUniDPOTrainer(
         self, model: Any, batch: Any, train_eval: str = "train"
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return loss and metrics of one batch; what it carries is set aside before the model sees it."""
-        self._reference = take_reference(batch)
+        self._reference = take_pair(batch, LOGPS)
         self._phase = train_eval
-        self._scores = take_scores(batch)
+        self._scores = take_pair(batch, "scores")
         self._seen = {}
         keys = take_keys(batch)
         result = super().get_batch_loss_metrics(model, batch, train_eval)
@@ -174,13 +168,13 @@ class LlamaFactoryUniDPOTrainer(
             self._seen["loss"] = result[0].detach() if result[0].shape == policy_chosen_logps.shape else None
             return result
         logps = PairLogps(*(torch.zeros_like(policy_chosen_logps) if part is None else part for part in seen))
-        loss = self.objective(logps, self._lengths, self._scores, trains=self._phase == "train")
-        refuse_not_a_number(loss.losses.detach().mean(), self.state.global_step, **_detached(logps))
-        self.averages.add(self._phase, loss.terms)
-        terms = {name.removeprefix("uni_dpo/"): loss.terms[name] for name in METRICS[:3] if name in loss.terms}
-        self._seen |= {"loss": loss.losses.detach(), **terms}
+        losses, terms = self.objective(logps, self._lengths, self._scores, trains=self._phase == "train")
+        made_of = {f"the log-probability of {name}": part.detach() for name, part in vars(logps).items()}
+        refuse_not_a_number(losses.detach().mean(), self.state.global_step, **made_of)
+        self.averages.add(self._phase, terms)
+        self._seen |= {"loss": losses.detach(), **weights_among(terms)}
         return (
-            loss.losses,
+            losses,
             self.beta * (logps.policy_chosen - logps.reference_chosen).detach(),
             self.beta * (logps.policy_rejected - logps.reference_rejected).detach(),
         )
@@ -218,7 +212,3 @@ class LlamaFactoryUniDPOTrainer(
             averages = self.averages.take(phase, self.accelerator)
             logs.update({prefix + name: value for name, value in averages.items()})
         super().log(logs, *args, **kwargs)
-
-
-def _detached(logps: PairLogps) -> dict[str, Tensor]:
-    return {f"the log-probability of {name}": part.detach() for name, part in vars(logps).items()}

@@ -19,7 +19,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory.data import media_places
 from uni_dpo.llamafactory.processor import media_token_ids
 from uni_dpo.llamafactory.question_pairs import pairs_to_train
-from uni_dpo.llamafactory.reference_cache import ReferenceCache
+from uni_dpo.llamafactory.reference_cache import ReferenceCache, over_splits
 from uni_dpo.llamafactory.reference_records import reference_identity, vision_identity
 from uni_dpo.llamafactory.run_context import RunContext, current_run, run_record, running
 from uni_dpo.monitor.ledger import write_run_card
@@ -124,15 +124,10 @@ def get_dataset(template: Any, model_args: Any, data_args: Any, *args: Any, **kw
     if run.needs_scores:
         media_ids = media_token_ids(template, kwargs["tokenizer"], kwargs["processor"])
         pairs = partial(pairs_to_train, choice=run.pair_choice, cutoff_len=data_args.cutoff_len, media_ids=media_ids)
-        module = {
-            name: {part: pairs(found) for part, found in split.items()} if isinstance(split, dict) else pairs(split)
-            for name, split in module.items()
-        }
-    cache = run.reference_cache
-    if cache is None:
-        return module
-    module = cache.expect(module)
-    logger.info_rank0(f"Reference log-probs: {cache}.")
+        module = over_splits(pairs, module)
+    if (cache := run.reference_cache) is not None:
+        module = cache.expect(module)
+        logger.info_rank0(f"Reference log-probs: {cache}.")
     return module
 
 

@@ -74,8 +74,7 @@ def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float)
     else:  # the cap comes before the temperature
         project = projection(language)
         scored = response_logps(hidden, head, tokens, project=lambda states: project(states) / temperature)
-    table = scored.new_zeros(labels.shape[0], labels.shape[1] - 1)
-    return table.index_put((tokens.sequence, tokens.offset), scored), hidden[:, :-1]
+    return tokens.table(scored, labels.shape[1] - 1), hidden[:, :-1]
 
 
 class Reference:

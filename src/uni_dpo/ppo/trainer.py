@@ -59,13 +59,7 @@ def train_ppo(config: PPOConfig) -> list[Metrics]:
 
 
 class PPOTrainer:
-    """PPO of one policy on one list of questions.
-
-    Args:
-        config: the run.
-        questions: what is asked, over and over in drawn orders.
-        reward: rates the answers.
-    """
+    """PPO of one policy on one list of questions, which are asked over and over in drawn orders."""
 
     def __init__(self, config: PPOConfig, questions: Sequence[Question], reward: Reward) -> None:
         self.config, self.questions, self.reward = config, list(questions), reward

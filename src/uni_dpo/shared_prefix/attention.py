@@ -31,10 +31,6 @@ def shared_attention(model: nn.Module, wanted: str) -> str:
     FlexAttention where it is wanted; SDPA in two calls where the model was loaded with SDPA, and in place of
     flash-attention, which takes no mask, where images make the prompts long. Text models keep flash-attention, and
     eager code stays eager.
-
-    Args:
-        model: policy or reference, wrapped or not.
-        wanted: `flex_attention` or `sdpa`.
     """
     loaded = text_config(model)._attn_implementation
     if wanted == FLEX_ATTENTION:
@@ -114,7 +110,6 @@ def mask_for(model: nn.Module, segments: Tensor, ids: Tensor) -> Any:
     """Return the mask as the language model takes it: one, or by name where its layers see differently far.
 
     Args:
-        model: policy or reference, wrapped or not.
         segments: (n, T), see `visibility`.
         ids: (n, T) the tokens.
     """

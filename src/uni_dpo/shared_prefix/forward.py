@@ -5,7 +5,7 @@ that it is handed the hidden states and gives back the log-probabilities of the 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,7 +53,7 @@ def pair_scores(
 
     Args:
         model: a causal language model of transformers, wrapped or not.
-        inputs: its inputs; with `segments` (n, T) from `share_prefix` the mask is made from them.
+        inputs: its inputs; with `segments` (n, T) from `share_questions` the mask is made from them.
         tokens: what to score.
         ld_alpha: see `ResponseTokens.sum`.
         mean_logits: project the mean hidden states too.
@@ -126,10 +126,8 @@ class ImageFeatures:
         """Give `model` the kept features in this block, if they are of `pixels`, then forget them."""
         features, same = self._features, pixels is not None and pixels is self._pixels
         self._pixels = self._features = None
-        if not same:
-            yield
-            return
-        with replaced(unwrapped(model).model, "get_image_features", lambda *_, **__: features):
+        owner = unwrapped(model).model
+        with replaced(owner, "get_image_features", lambda *_, **__: features) if same else nullcontext():
             yield
 
 

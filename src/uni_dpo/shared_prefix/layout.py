@@ -1,9 +1,7 @@
 """Answers that share their prompt as one sequence: the prompt once, then every answer."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,8 +10,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens
 from uni_dpo.shared_prefix.media import VIDEO_KEYS
-
-logger = logging.getLogger(__name__)
 
 PADDING, PREFIX, ANSWER = range(3)
 """What a position of a shared sequence belongs to: `ANSWER` + i is the answer that is sequence i of the batch."""
@@ -28,12 +24,6 @@ RECOMPUTED_KEYS = (
 """What a batch holds per row, token or image that the shared layout replaces or that no model takes."""
 
 LENGTH_MULTIPLE = 8
-
-
-@cache
-def say_once(message: str) -> None:
-    """Warn of something that many batches have, the first time."""
-    logger.warning(message)
 
 
 def lay_out(
@@ -53,7 +43,7 @@ def lay_out(
         `input_ids`, `segments` and `position_ids`, and by each answer's number where the tokens of its row stand among
         the flattened positions; or the reason why it can't be done.
     """
-    if image_token_id is not None and any(row.has_token_in_answers(image_token_id) for row in sequences):
+    if image_token_id is not None and any((row.ids[row.prefix :] == image_token_id).any() for row in sequences):
         return "an answer holds an image"
     if any(key in batch for key in VIDEO_KEYS) and any(row.has_pictures_in_answers() for row in sequences):
         return "an answer holds a video"
@@ -143,9 +133,6 @@ class SharedRow:
         owners = torch.tensor([PREFIX, *(ANSWER + number for number, _ in answers)], dtype=torch.int16)
         counts = torch.tensor([prefix, *(len(row.ids) - prefix for _, row in answers)])
         self.segments = owners.repeat_interleave(counts).to(self.ids.device)
-
-    def has_token_in_answers(self, token: int) -> bool:
-        return bool((self.ids[self.prefix :] == token).any())
 
     def has_pictures_in_answers(self) -> bool:
         """Tell whether an answer has positions in space, as no text has."""

@@ -78,9 +78,7 @@ class Regrouping:
     def split(self, values: Tensor, tail: bool = False) -> tuple[Tensor, Tensor]:
         """Give values of positions, (n, T, …), as rows of prompts and of answers; zero where there is no position.
 
-        Args:
-            values: any.
-            tail: whether the rows of answers begin with the tails of their prompts.
+        With `tail` the rows of answers begin with the tails of their prompts.
         """
         prompts = values[:, : self.prompts.shape[1]]
         prompts = prompts * _over(self.prompts, prompts)
@@ -104,12 +102,7 @@ def _taken(values: Tensor, places: Tensor) -> Tensor:
 
 
 def regroup(model: nn.Module, segments: Tensor) -> dict[str, Regrouping]:
-    """Return what a model takes beside its masks: nothing where it has no linear layers.
-
-    Args:
-        model: policy or reference, wrapped or not.
-        segments: (n, T), see `attention.visibility`.
-    """
+    """Return what a model takes beside its masks for `segments` (n, T): nothing where it has no linear layers."""
     if LINEAR not in layer_kinds(model):
         return {}
     for layer in decoder_layers(model):

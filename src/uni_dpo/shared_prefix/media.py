@@ -27,12 +27,7 @@ Media = dict[str, Tensor]
 
 
 def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | None:
-    """Return the images and videos of each row; None where they can't be told apart.
-
-    Args:
-        model: a causal language model of transformers, wrapped or not.
-        inputs: its inputs.
-    """
+    """Return the images and videos of each row of a model's inputs; None where they can't be told apart."""
     ids, attended = inputs["input_ids"], inputs["attention_mask"].bool()
     rows: list[Media] = [{} for _ in ids]
     for pixels, grid, token in (

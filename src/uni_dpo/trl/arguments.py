@@ -84,6 +84,11 @@ class TRLUniDPOConfig(ObjectiveArguments, LedgerArguments, DPOConfig):
         return self.losses is not None and UNI_DPO in self.losses
 
     @property
+    def score_columns(self) -> tuple[str, str]:
+        """The dataset's columns with the scores of chosen and rejected."""
+        return self.score_chosen_column, self.score_rejected_column
+
+    @property
     def averages_logps(self) -> bool:
         """Whether log-probabilities are averaged over an answer's tokens, rather than summed; the first loss's are."""
         return self.losses is not None and self.loss_plan().averages_logps

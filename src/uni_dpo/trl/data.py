@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import datasets
 import PIL.Image
 import torch
-from torch import Tensor
 
 from uni_dpo.data.columns import VIDEO_COLUMNS, is_empty
 from uni_dpo.data.image_state import BrokenImageError, OddImages, check_shape, oddity
@@ -28,9 +27,6 @@ def as_messages(dataset: Any) -> Any:
     """Give rows of `image, question, chosen, rejected` TRL's columns; any other dataset stays as it is.
 
     VQA-RAD's pairs come so. The image stands before the question.
-
-    Args:
-        dataset: a `datasets.Dataset` or `IterableDataset`.
     """
     columns = set(dataset.column_names or ())
     if "prompt" in columns or not {"question", "chosen", "rejected"} <= columns:
@@ -60,10 +56,7 @@ def as_messages(dataset: Any) -> Any:
 def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") -> None:
     """Refuse a dataset whose scores are missing or are no finite numbers.
 
-    Args:
-        dataset: a `datasets.Dataset`; of an `IterableDataset` only the columns are looked at, where it knows them.
-        columns: the two columns that hold the scores.
-        name: what the dataset is called in the message.
+    Of an `IterableDataset` only the columns are looked at, where it knows them.
 
     Raises:
         UniDPOError: names the first row at fault, and how many there are.
@@ -105,11 +98,7 @@ def refuse_videos(dataset: Any, name: str = "train") -> None:
 def check_images(dataset: Any, name: str = "train") -> None:
     """Refuse a dataset with an image that cannot be opened or that no processor takes; only their heads are read.
 
-    Images that look different elsewhere (`data.odd_images`) are a warning.
-
-    Args:
-        dataset: a `datasets.Dataset`; the rows of a stream are seen when they come.
-        name: what the dataset is called in the message.
+    Images that look different elsewhere (`data.odd_images`) are a warning. Rows of a stream are seen when they come.
 
     Raises:
         UniDPOError: names the row and the image.
@@ -142,27 +131,6 @@ def _check_image(image: Any, name: str) -> str:
     return odd
 
 
-def batch_scores(examples: Sequence[Mapping[str, Any]], columns: tuple[str, str] | None) -> dict[str, Tensor]:
-    """Collate the scores of rows, (pairs,) each, under the names that a batch has for them.
-
-    Args:
-        examples: rows of a dataset.
-        columns: the two columns that hold the scores; None for a loss without scores.
-
-    Raises:
-        UniDPOError: a score is no finite number.
-    """
-    if columns is None:
-        return {}
-    scores = {}
-    for name, column in zip(SCORES, columns, strict=True):
-        values = [example[column] for example in examples]
-        if not all(map(is_score, values)):  # rows of a stream come unchecked
-            raise UniDPOError(f"{column}: {values} are not all finite numbers; fix or remove these rows")
-        scores[name] = torch.tensor(values, dtype=torch.float32)
-    return scores
-
-
 @dataclass
 class ScoredPairs:
     """A collator of pairs, and the scores and keys of the rows beside its batch.
@@ -176,17 +144,23 @@ class ScoredPairs:
     columns: tuple[str, str] | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows, in the form that `collate` takes them."""
-        batch = self.collate(list(examples))
-        return {**batch, **batch_scores(examples, self.columns), **batch_keys(examples)}
+        """Collate rows, in the form that `collate` takes them; scores are (pairs,) float32, keys (pairs,) int64.
+
+        Raises:
+            UniDPOError: a score is no finite number.
+        """
+        batch = dict(self.collate(list(examples)))
+        for name, column in zip(SCORES, self.columns or (), strict=False):
+            values = [example[column] for example in examples]
+            if not all(map(is_score, values)):  # rows of a stream come unchecked
+                raise UniDPOError(f"{column}: {values} are not all finite numbers; fix or remove these rows")
+            batch[name] = torch.tensor(values, dtype=torch.float32)
+        if examples and KEY in examples[0]:
+            batch[KEY] = torch.tensor([example[KEY] for example in examples])
+        return batch
 
 
-def batch_keys(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Collate what the ledger knows rows by, int64 (pairs,); nothing where the rows have no keys."""
-    return {KEY: torch.tensor([example[KEY] for example in examples])} if examples and KEY in examples[0] else {}
-
-
-def is_score(value: object) -> bool:
+def is_score(value: object) -> TypeGuard[float]:
     """Tell whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -200,3 +174,10 @@ def opened(image: Any) -> Any:
             return file.convert("RGB")
     except OSError as error:
         raise UniDPOError(f"image {image} cannot be read: {error}") from error
+
+
+def without_absent_images(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's inputs without those of images where none of the rows has one."""
+    blind = "pixel_values" in inputs and not len(inputs["pixel_values"])
+    dropped = ("pixel_values", "image_grid_thw", "image_sizes") if blind else ()
+    return {name: value for name, value in inputs.items() if name not in dropped}

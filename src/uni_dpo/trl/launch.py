@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _checked_splits(script: Any, settings: TRLUniDPOConfig, mixture: Any) -> dic
         refuse_videos(split, name)
     if settings.uses_uni_dpo:
         for name, split in splits.items():
-            check_scores(split, (settings.score_chosen_column, settings.score_rejected_column), name)
+            check_scores(split, settings.score_columns, name)
     for name, split in splits.items():
         check_images(split, name)
     return splits
@@ -175,13 +176,9 @@ def _load_model(settings: Any, checkpoint: Checkpoint, output: str, trusted: boo
     )
 
 
-def _first(split: Any) -> dict[str, Any]:
-    return next(iter(split), {})
-
-
 def _check_template(processor: Any, name: str, splits: Mapping[str, Any]) -> None:
     """Refuse turns for a template that takes none: TRL would train on empty prompts."""
-    turns = any(isinstance(_first(split).get("chosen"), list) for split in splits.values())
+    turns = any(isinstance(row.get("chosen"), list) for split in splits.values() for row in islice(split, 1))
     if turns and detect_style(processor, name) is PromptStyle.BASE:
         raise UniDPOError(
             f"{name}: has the template of a base checkpoint, which TRL cannot fill with turns; take the instruct "

@@ -66,7 +66,8 @@ class NamedRows:
         parts = maybe_extract_prompt({name: row[name] for name in ("prompt", "chosen", "rejected") if name in row})
         question, chosen, rejected = (words(parts.get(name)) for name in ("prompt", "chosen", "rejected"))
         name = f"{self._name}, row {at}"
-        scores = {side: _number(row.get(column)) for side, column in zip(SCORES, self._scores, strict=True)}
+        values = (row.get(column) for column in self._scores)
+        scores = {side: float(v) if is_score(v) else None for side, v in zip(SCORES, values, strict=True)}
         shown = [row["image"]] if row.get("image") is not None else row.get("images") or []
         return {
             KEY: pair_key(name, question, chosen, rejected),
@@ -77,10 +78,6 @@ class NamedRows:
             "images": image_files(shown, self._kept.path),
             **scores,
         }
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if is_score(value) else None
 
 
 def name_rows(given: dict[str, Any], args: Any, about: Mapping[str, Any]) -> list[NamedRows]:
@@ -95,11 +92,10 @@ def name_rows(given: dict[str, Any], args: Any, about: Mapping[str, Any]) -> lis
         The datasets as they were.
     """
     found, names = [], about.get("datasets", {})
-    scores = (args.score_chosen_column, args.score_rejected_column)
     kept = KeptImages(args.output_dir, writes=args.process_index == 0)
 
     def keyed(rows: Any, name: str) -> Any:
-        found.append(NamedRows(rows, name, scores, kept))
+        found.append(NamedRows(rows, name, args.score_columns, kept))
         return found[-1].keyed()
 
     for split in ("train", "eval"):
@@ -128,7 +124,7 @@ def _content(content: Any) -> str:
 def run_record(
     args: Any, model: Any, about: Mapping[str, Any], averaged_losses: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Describe a run as `llamafactory.ledger.run_record` does.
+    """Describe a run as `llamafactory.run_context.run_record` does.
 
     Args:
         args: a `TRLUniDPOConfig`.
@@ -137,28 +133,20 @@ def run_record(
         averaged_losses: TRL's losses whose log-probabilities are averaged over tokens.
     """
     named = about.get("datasets", {})
+    losses = [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type
     return {
         "library": "trl",
         "model": model if isinstance(model, str) else model.config._name_or_path,
         "datasets": {split: [named[split]] if split in named else [] for split in ("train", "eval")},
         "changed": {**changed_settings(args), **about.get("changed", {})},
-        "evidence": _evidence(args, averaged_losses),
+        "evidence": {
+            **(vars(args.objective()) if args.uses_uni_dpo else {}),
+            "pref_loss": " + ".join(losses),
+            "beta": args.beta,
+            "learning_rate": args.learning_rate,
+            "averaged": args.averages_logps if args.losses else not {*losses}.isdisjoint(averaged_losses),
+            "has_reference": not getattr(args, "reference_free", False),
+        },
         "versions": versions(),
         "device": device_words(args),
     }
-
-
-def _evidence(args: Any, averaged_losses: Collection[str]) -> dict[str, Any]:
-    losses = [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type
-    averaged = args.averages_logps if args.losses else not {*losses}.isdisjoint(averaged_losses)
-    found = {
-        "pref_loss": " + ".join(losses),
-        "beta": args.beta,
-        "learning_rate": args.learning_rate,
-        "averaged": averaged,
-        "has_reference": not getattr(args, "reference_free", False),
-    }
-    if args.uses_uni_dpo:
-        objective = args.objective()
-        found |= {name: getattr(objective, name) for name in ("eta", "tau_ref", "gamma", "nll_lambda", "tau_good")}
-    return found

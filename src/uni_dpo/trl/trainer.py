@@ -20,7 +20,7 @@ from uni_dpo.trainer_mixins import EndsTogether, KeepsAdapterAsReference, LoadsB
 from uni_dpo.trl.arguments import TRLUniDPOConfig
 from uni_dpo.trl.data import SCORES, check_scores, refuse_videos
 from uni_dpo.trl.ledger import NamedRows, logger, name_rows, run_record
-from uni_dpo.weighted_losses import METRICS, RemembersLosses, WeightedLosses
+from uni_dpo.weighted_losses import RemembersLosses, WeightedLosses, weights_among
 
 if hasattr(dpo_trainer, "add_fused_lm_head"):
     from uni_dpo.trl.version_1 import FusedPairTrainer as PairTrainer
@@ -65,33 +65,32 @@ class UniDPOTrainer(
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = TRLUniDPOConfig(f"{name.split('/')[-1]}-Uni-DPO")
+        ours = args if isinstance(args, TRLUniDPOConfig) else None
         self.columns: tuple[str, str] | None = None
-        if isinstance(args, TRLUniDPOConfig) and args.losses:
-            self.objective = WeightedLosses(args.loss_plan(), lambda value: self.accelerator.reduce(value, "mean"))
-            if args.uses_uni_dpo:
-                self.columns = (args.score_chosen_column, args.score_rejected_column)
+        if ours is not None and ours.losses:
+            self.objective = WeightedLosses(ours.loss_plan(), lambda value: self.accelerator.reduce(value, "mean"))
         self._terms: dict[str, Tensor] = {}
         self._seen: Seen = {}
-        if self.columns is not None:
+        if ours is not None and ours.uses_uni_dpo:
+            self.columns = ours.score_columns
             for name, dataset in _named(kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
                 refuse_videos(dataset, name)
-                check_scores(dataset, self.columns, name)
+                check_scores(dataset, ours.score_columns, name)
         rows: list[NamedRows] = []
-        if isinstance(args, TRLUniDPOConfig) and args.uni_dpo_ledger and data_collator is None:
-            rows = name_rows(kwargs, args, about or {})
+        if ours is not None and ours.uni_dpo_ledger and data_collator is None:
+            rows = name_rows(kwargs, ours, about or {})
             if rows and all(found.has_scores for found in rows):  # the ledger has them for every loss
-                self.columns = (args.score_chosen_column, args.score_rejected_column)
+                self.columns = ours.score_columns
         super().__init__(model, ref_model, args, data_collator, **kwargs)
-        if isinstance(args, TRLUniDPOConfig):
-            self._begin_to_watch(args, rows, run_record(args, model, about or {}, self.averaged_losses))
-
-    def _begin_to_watch(self, args: TRLUniDPOConfig, rows: list[NamedRows], record: dict[str, Any]) -> None:
-        if args.uni_dpo_ledger and not rows and self.is_world_process_zero():
+        if ours is None:
+            return
+        if ours.uni_dpo_ledger and not rows and self.is_world_process_zero():
             logger.warning("uni_dpo_ledger: no ledger is kept, because the data collator is not this trainer's own")
-        self.show_lines(ProgressLines(lambda: args.beta))
+        self.show_lines(ProgressLines(lambda: ours.beta))
+        record = run_record(ours, model, about or {}, self.averaged_losses)
         evidence = record["evidence"]
-        watch = Watch(args, evidence, evidence["averaged"], evidence["has_reference"], logger)
-        self.watch(watch, open_ledger(args, rows, record) if rows else None)
+        watch = Watch(ours, evidence, evidence["averaged"], evidence["has_reference"], logger)
+        self.watch(watch, open_ledger(ours, rows, record) if rows else None)
 
     def take_keys(self, batch: dict[str, Any]) -> Tensor | None:
         """Remove from a batch what the ledger knows its pairs by, and return it, int64 (pairs,)."""
@@ -136,12 +135,10 @@ class UniDPOTrainer(
         device = logps.policy_chosen.device
         if scores is not None:
             scores = scores[0].to(device), scores[1].to(device)
-        found = self.objective(logps, lengths, scores, trains=phase == "train")
-        refuse_not_a_number(found.losses.detach().mean(), self.state.global_step)
-        self._terms = found.terms
-        weights = {name.removeprefix("uni_dpo/"): found.terms[name] for name in METRICS[:3] if name in found.terms}
-        self.see(loss=found.losses.detach(), **weights)
-        return found.losses
+        losses, self._terms = self.objective(logps, lengths, scores, trains=phase == "train")
+        refuse_not_a_number(losses.detach().mean(), self.state.global_step)
+        self.see(loss=losses, **weights_among(self._terms))
+        return losses
 
     def logged_terms(self) -> dict[str, float]:
         """Means over all processes of what the latest losses were made of."""

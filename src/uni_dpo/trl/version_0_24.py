@@ -19,7 +19,7 @@ from uni_dpo.ledger.writing import KEY
 from uni_dpo.objective import PairLogps
 from uni_dpo.shared_prefix.families import image_token_id, unwrapped
 from uni_dpo.trainer_mixins import REFERENCE_ADAPTER, add_reference_adapter
-from uni_dpo.trl.data import SCORES, ScoredPairs, opened
+from uni_dpo.trl.data import SCORES, ScoredPairs, opened, without_absent_images
 
 GRID = "image_grid_thw"
 """The input of Qwen-VL, one row per image, that TRL 0.24 does not know of."""
@@ -68,12 +68,7 @@ class ConcatenatedPairTrainer(DPOTrainer):
     ) -> dict[str, list[int]]:
         """Tokenize both answers of a row with images, ended as TRL ends them; the prompt waits for the collator.
 
-        Args:
-            features: a row with `chosen` and `rejected`.
-            processing_class: the model's processor.
-            max_prompt_length: not used: a prompt with images is not cut.
-            max_completion_length: tokens of an answer that are kept.
-            add_special_tokens: not used; the chat template has written them.
+        It is not cut, and the chat template has written its special tokens.
         """
         tokenizer = processing_class.tokenizer
         answers = {}
@@ -222,7 +217,12 @@ class TypedSampler:
         return *sampled, inputs
 
     def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **inputs: Any) -> Any:
-        return super()._get_per_token_logps_and_entropies(_seeing(model), *arguments, **inputs)  # type: ignore[misc]
+        typed = with_token_types(model)
+
+        def seeing(input_ids: Tensor, **inputs: Any) -> Any:
+            return typed(input_ids, **without_absent_images(inputs))
+
+        return super()._get_per_token_logps_and_entropies(seeing, *arguments, **inputs)  # type: ignore[misc]
 
 
 def with_warnings_issued(model: Any) -> Any:
@@ -233,11 +233,7 @@ def with_warnings_issued(model: Any) -> Any:
 
 
 def with_token_types(model: Any) -> Callable[..., Any]:
-    """Return `model` as TRL calls it, told which tokens stand for images: Qwen-VL places them by that.
-
-    Args:
-        model: takes `input_ids` and more by name; wrapped or not.
-    """
+    """Return `model` as TRL calls it, told which tokens stand for images: Qwen-VL places them by that."""
     if "mm_token_type_ids" not in inspect.signature(unwrapped(model).forward).parameters:
         return model
 
@@ -255,25 +251,8 @@ def _is_adapted(model: Any) -> bool:
 
 
 def _with_grids(model: Any, grid: Tensor | None) -> Callable[..., Any]:
-    """`model` as TRL calls it, and beside TRL's inputs those that tell Qwen-VL where its images are.
-
-    Args:
-        model: the policy or the reference, wrapped or not.
-        grid: (images, 3) patches in time, height and width; None for a batch or a family without.
-    """
+    """`model` as TRL calls it, and beside TRL's inputs `grid`, (images, 3) patches in time, height and width."""
     if grid is None:
         return model
     typed = with_token_types(model)
     return lambda input_ids, **inputs: typed(input_ids, **inputs, **{GRID: torch.cat([grid, grid])})
-
-
-def _seeing(model: Any) -> Any:
-    """`model` with token types, and without pixels where none of the rows has an image."""
-    typed = with_token_types(model)
-
-    def forward(input_ids: Any, **inputs: Any) -> Any:
-        blind = "pixel_values" in inputs and not len(inputs["pixel_values"])
-        kept = {name: value for name, value in inputs.items() if not (blind and name in ("pixel_values", GRID))}
-        return typed(input_ids, **kept)
-
-    return forward

@@ -18,7 +18,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVi
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
 from uni_dpo.objective import PairLogps
-from uni_dpo.trl.data import SCORES, ScoredPairs, opened
+from uni_dpo.trl.data import SCORES, ScoredPairs, opened, without_absent_images
 
 ROW = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
 """What TRL's vision collator reads of a row, beside its images."""
@@ -70,7 +70,8 @@ class FusedPairTrainer(DPOTrainer):
         inputs = {name: value for name, value in inputs.items() if name not in SCORES}
         with self._answer_logps(inputs["completion_mask"]) as found:
             # Forward passes and metrics; for the objective of no loss, since there are no loss types.
-            loss, outputs = _pair(super()._compute_loss(model, inputs, return_outputs))
+            result = super()._compute_loss(model, inputs, return_outputs)
+        loss, outputs = result if return_outputs else (result, None)
         reference = found[1].chunk(2) if len(found) > 1 else (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         logps = PairLogps(*found[0].chunk(2), *reference)
         mode = "train" if self.model.training else "eval"
@@ -165,18 +166,10 @@ class MixedSampler:
         return ids, None if images is None else [shown or [] for shown in images], fields
 
     def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **inputs: Any) -> Any:
-        return super()._get_per_token_logps_and_entropies(_seeing(model), *arguments, **inputs)  # type: ignore[misc]
+        def seeing(**inputs: Any) -> Any:
+            return model(**without_absent_images(inputs))
 
-
-def _seeing(model: Any) -> Any:
-    """`model` without the inputs of images where none of the rows has one."""
-
-    def forward(**inputs: Any) -> Any:
-        blind = "pixel_values" in inputs and not len(inputs["pixel_values"])
-        dropped = ("pixel_values", "image_grid_thw", "image_sizes") if blind else ()
-        return model(**{name: value for name, value in inputs.items() if name not in dropped})
-
-    return forward
+        return super()._get_per_token_logps_and_entropies(seeing, *arguments, **inputs)  # type: ignore[misc]
 
 
 def _is_whole(model: Any, args: Any, options: Mapping[str, Any]) -> bool:
@@ -196,7 +189,3 @@ def _shared_weights(mask: Tensor, ld_alpha: float | None) -> Tensor:
         return mask
     shorter = mask.sum(1).view(2, -1).amin(0).repeat(2)
     return torch.where(mask.cumsum(1) > shorter[:, None], ld_alpha, 1.0) * mask
-
-
-def _pair(result: Any) -> tuple[Any, Any]:
-    return result if isinstance(result, tuple) else (result, None)
