@@ -29,6 +29,7 @@ Media = dict[str, Tensor]
 def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | None:
     """Return the images and videos of each row of a model's inputs; None where they can't be told apart."""
     ids, attended = inputs["input_ids"], inputs["attention_mask"].bool()
+    config = unwrapped(model).config
     rows: list[Media] = [{} for _ in ids]
     for pixels, grid, token in (
         ("pixel_values", "image_grid_thw", image_token_id(model)),
@@ -39,12 +40,15 @@ def media_of_rows(model: nn.Module, inputs: dict[str, Any]) -> list[Media] | Non
         places = ids.eq(token or -1)
         if token is None or (places & ~attended).any():
             return None
-        if inputs.get(grid) is not None:
-            found = _of_grids(model, places, {name: inputs[name] for name in (pixels, grid)})
+        if inputs.get(grid) is not None:  # Qwen and GLM
+            found = _of_sizes(places, inputs, pixels, grid, config.vision_config.spatial_merge_size**2)
         elif family_of(model) in FLAT_FAMILIES:
             found = _of_patches(model, places, inputs)
         elif family_of(model) in PACKED_FAMILIES and pixels == "pixel_values":
-            found = _of_packed(model, places, inputs)
+            # MiniCPM-V: 4 or 16 patches of an image, or of a slice of one, make a token.
+            mode = inputs.get("downsample_mode") or config.downsample_mode
+            width = config.vision_config.patch_size
+            found = _of_sizes(places, inputs, pixels, "target_sizes", 4 if mode == "4x" else 16, dim=-1, width=width)
         elif family_of(model) in TOWER_FAMILIES and pixels == "pixel_values":
             found = _of_towers(places, inputs)
         else:
@@ -60,17 +64,18 @@ def same_media(first: Media, second: Media) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in reversed(first))
 
 
-def _of_grids(model: nn.Module, places: Tensor, media: Media) -> list[Media] | None:
-    """Qwen and GLM: the grid of an image says how many patches it has, of which some make a token."""
-    (pixels, grid), values = media, list(media.values())
-    merged = unwrapped(model).config.vision_config.spatial_merge_size ** 2
-    patches = values[1].prod(-1).tolist()
-    counts = _counts(places.sum(1).tolist(), [count // merged for count in patches])
+def _of_sizes(
+    places: Tensor, inputs: dict[str, Any], pixels: str, sizes: str, patches: int, *, dim: int = 0, width: int = 1
+) -> list[Media] | None:
+    """The sizes of an image say how many patches it has, each `width` long in the pixels; so many make a token."""
+    if inputs.get(sizes) is None:
+        return None
+    counts = _counts(places.sum(1).tolist(), (inputs[sizes].prod(-1) // patches).tolist())
     if counts is None:
         return None
-    grids = values[1].split(counts)
-    parts = values[0].split([int(part.prod(-1).sum()) for part in grids])
-    return _rows({pixels: parts, grid: grids}, counts)
+    parts = inputs[sizes].split(counts)
+    lengths = [int(part.prod(-1).sum()) * width for part in parts]
+    return _rows({pixels: inputs[pixels].split(lengths, dim), sizes: parts}, counts)
 
 
 def _of_patches(model: nn.Module, places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
@@ -82,21 +87,6 @@ def _of_patches(model: nn.Module, places: Tensor, inputs: dict[str, Any]) -> lis
     patches = (inputs["image_position_ids"] >= 0).all(-1).sum(1).tolist()
     counts = _counts(places.sum(1).tolist(), [count // square for count in patches])
     return None if counts is None else _rows({name: inputs[name].split(counts) for name in media}, counts)
-
-
-def _of_packed(model: nn.Module, places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
-    """MiniCPM-V: 4 or 16 patches of an image, or of a slice of one, make a token."""
-    pixels, sizes = inputs["pixel_values"], inputs.get("target_sizes")
-    if sizes is None:
-        return None
-    config = unwrapped(model).config
-    merged = 4 if (inputs.get("downsample_mode") or config.downsample_mode) == "4x" else 16
-    counts = _counts(places.sum(1).tolist(), [count // merged for count in sizes.prod(-1).tolist()])
-    if counts is None:
-        return None
-    parts = sizes.split(counts)
-    widths = [int(part.prod(-1).sum()) * config.vision_config.patch_size for part in parts]
-    return _rows({"pixel_values": pixels.split(widths, -1), "target_sizes": parts}, counts)
 
 
 def _of_towers(places: Tensor, inputs: dict[str, Any]) -> list[Media] | None:
