@@ -16,15 +16,13 @@ from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
 METRICS = ("uni_dpo/w_qual", "uni_dpo/w_perf", "uni_dpo/nll_active", "uni_dpo/score_margin")
+SHIFT = "bco_shift.json"
+"""In a checkpoint's folder: the mean reward that BCO compares with, and of how many batches it is."""
 
 
 def weights_among(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return those of Uni-DPO's terms that the ledger keeps, by its names for them."""
     return {name.removeprefix("uni_dpo/"): terms[name] for name in METRICS[:3] if name in terms}
-
-
-SHIFT = "bco_shift.json"
-"""In a checkpoint's folder: the mean reward that BCO compares with, and of how many batches it is."""
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,10 @@ def cut_media_message(faults: list[str]) -> str:
     )
 
 
+POOL_BATCHES = 50
+"""Batches among whose questions those of like length are put together."""
+
+
 def as_bits(numbers: list[float]) -> Tensor:
     """Return numbers as a batch carries them: DeepSpeed rounds floats, so that these are float32's bits in int32."""
     return torch.tensor(numbers, dtype=torch.float32).view(torch.int32)
@@ -201,10 +205,6 @@ def take_pair(batch: Any, name: str) -> tuple[Tensor, Tensor] | None:
         return None
     chosen, rejected = batch.pop(name).view(torch.float32).chunk(2)
     return chosen, rejected
-
-
-POOL_BATCHES = 50
-"""Batches among whose questions those of like length are put together."""
 
 
 @dataclass
