@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.image_state import BrokenImageError, check_shape
-from uni_dpo.data.images import ImageChecker, ImageFolder, ImageState, embedded_image, image_paths, source_state
+from uni_dpo.data.image_state import BrokenImageError, MediaState, check_shape
+from uni_dpo.data.images import ImageChecker, ImageFolder, embedded_image, image_paths, source_state
 
 
 def state(folder: Path, image, root=None):
@@ -121,7 +121,7 @@ def test_an_image_may_be_written_as_text(folder) -> None:
     text = base64.b64encode(data).decode()
     for written in (text, base64.encodebytes(data).decode(), f"data:image/png;base64,{text}"):
         assert embedded_image(written) == data
-        assert state(folder, written) == ImageState(40, 30)
+        assert state(folder, written) == MediaState(40, 30)
     for other in ("images/red.png", "", "iVBORw0KGgo, no base64", "data:text/plain;base64,aGVsbG8=", "Qk", "a" * 400):
         assert embedded_image(other) is None
 
@@ -135,7 +135,7 @@ def test_more_than_eight_bits_are_refused(folder, mode, kind) -> None:
 @pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("P", "GIF"), ("LA", "PNG"), ("1", "PNG")])
 def test_what_becomes_rgb_without_loss_of_depth_is_taken(folder, mode, kind) -> None:
     (folder / "images" / "other.png").write_bytes(encoded(mode, kind=kind))
-    assert state(folder, "images/other.png") == ImageState(40, 30)
+    assert state(folder, "images/other.png") == MediaState(40, 30)
 
 
 @pytest.mark.parametrize(("drawn_in", "kind"), [((0, 0, 0), "image_transparency"), ((255, 0, 0), "")])

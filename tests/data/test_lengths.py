@@ -4,8 +4,7 @@ import pytest
 
 from uni_dpo.data.checks.lengths import LengthCounter, kept_lengths
 from uni_dpo.data.checks.rows import CheckedRow
-from uni_dpo.data.image_state import ImageLimits
-from uni_dpo.data.images import ImageState
+from uni_dpo.data.image_state import ImageLimits, MediaState
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.errors import UniDPOError
 
@@ -61,7 +60,7 @@ def test_what_cutoff_len_keeps(prompt, answer, cutoff, kept) -> None:
 
 
 def row(pair: PreferencePair, *sizes: tuple[int, int]) -> CheckedRow:
-    return CheckedRow(Path("d"), 0, {}, [pair], [], [ImageState(*size) for size in sizes])
+    return CheckedRow(Path("d"), 0, {}, [pair], [], [MediaState(*size) for size in sizes])
 
 
 def test_lengths_are_those_of_llamafactory_s_template(tiny_qwen2_vl) -> None:

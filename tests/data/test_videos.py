@@ -14,11 +14,12 @@ from uni_dpo.data.checks.check import check_dataset
 from uni_dpo.data.checks.lengths import LengthCounter
 from uni_dpo.data.convert import convert
 from uni_dpo.data.image_paths import rebase_images
+from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.questions import InputOptions, Question, read_questions, refuse_videos
 from uni_dpo.data.register import detect_attributes
 from uni_dpo.data.tables.splitting import row_groups
-from uni_dpo.data.videos import VideoChecker, VideoLimits, VideoState, read_frames
+from uni_dpo.data.videos import VideoChecker, VideoLimits, read_frames
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.score import layout_of
 
@@ -278,9 +279,9 @@ def test_tokens_and_pixels_are_those_of_llamafactory(
 
 def test_frames_that_are_taken() -> None:
     limits = VideoLimits(fps=2.0, most=10)
-    assert limits.taken(VideoState(8, 8, 100, 3.0)) == 6
-    assert limits.taken(VideoState(8, 8, 100, 3.6)) == 8
-    assert limits.taken(VideoState(8, 8, 100, 60.0)) == 10
-    assert limits.taken(VideoState(8, 8, 3, 60.0)) == 4
-    assert limits.taken(VideoState(8, 8, 100)) == 10
-    assert limits.taken(VideoState(8, 8, 13, listed=True)) == 14
+    assert limits.taken(MediaState(8, 8, 100, 3.0)) == 6
+    assert limits.taken(MediaState(8, 8, 100, 3.6)) == 8
+    assert limits.taken(MediaState(8, 8, 100, 60.0)) == 10
+    assert limits.taken(MediaState(8, 8, 3, 60.0)) == 4
+    assert limits.taken(MediaState(8, 8, 100)) == 10
+    assert limits.taken(MediaState(8, 8, 13, listed=True)) == 14

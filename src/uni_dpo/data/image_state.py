@@ -95,17 +95,22 @@ class BrokenImageError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageState:
-    """What is known of one image.
+class MediaState:
+    """What is known of one image or video, or (`kind` is set) what is wrong with it, as in `Fault`.
 
     Attributes:
         width, height: in pixels, as it is stored.
-        kind, found, advice: what is wrong with it, as in `Fault`; empty where nothing is.
-        odd: why a viewer shows it in another way, as `oddity` tells.
+        frames: how many a video has.
+        seconds: how long it is; None where the row names its frames, or the file does not tell how many it has.
+        listed: whether the row names its frames.
+        odd: why a viewer shows an image in another way, as `oddity` tells.
     """
 
     width: int = 0
     height: int = 0
+    frames: int = 0
+    seconds: float | None = None
+    listed: bool = False
     kind: str = ""
     found: str = ""
     advice: str = ""
@@ -187,7 +192,7 @@ def _is_transparency_alone(image: PILImage.Image) -> bool:
     return alpha.getcolors(1) is None and image.convert("RGB").getcolors(1) is not None
 
 
-def image_state(stream: BinaryIO, name: str, *, decode: bool = True) -> ImageState:
+def image_state(stream: BinaryIO, name: str, *, decode: bool = True) -> MediaState:
     """Return what is known of an image that training can use.
 
     Args:
@@ -212,7 +217,7 @@ def image_state(stream: BinaryIO, name: str, *, decode: bool = True) -> ImageSta
             if _is_transparency_alone(image):
                 found = f"{name} differs in its transparency alone, which training leaves out: it would see one colour"
                 raise BrokenImageError("transparency", found, "put it on a background")
-        return ImageState(width, height, odd=oddity(image))
+        return MediaState(width, height, odd=oddity(image))
     except BrokenImageError:
         raise
     except PILImage.DecompressionBombError:

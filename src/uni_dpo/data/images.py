@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown, where_to_get
-from uni_dpo.data.image_state import BrokenImageError, ImageLimits, ImageState, image_state
+from uni_dpo.data.image_state import BrokenImageError, ImageLimits, MediaState, image_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import is_file
 from uni_dpo.storage.writing import replacing
@@ -109,7 +109,7 @@ def image_source(image: Image, paths: ImagePaths) -> Path | bytes:
     return image
 
 
-def source_state(source: Path | bytes, name: str, *, decode: bool) -> ImageState:
+def source_state(source: Path | bytes, name: str, *, decode: bool) -> MediaState:
     """Return what is known of the image in a file, or in bytes.
 
     Args:
@@ -149,7 +149,7 @@ class ImageChecker:
         beside: str | Path | None = None,
     ) -> None:
         self.paths = image_paths(folder, root, beside)
-        self._known: dict[str, ImageState] = {}
+        self._known: dict[str, MediaState] = {}
         self._threads = ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1))
 
     @contextmanager
@@ -163,7 +163,7 @@ class ImageChecker:
             finally:
                 self._threads.shutdown(cancel_futures=True)
 
-    def states(self, images: Sequence[Image]) -> list[ImageState]:
+    def states(self, images: Sequence[Image]) -> list[MediaState]:
         """Return what is known of each image, in order; those not seen before are looked at, in parallel."""
         if len(self._known) > _REMEMBERED:
             self._known.clear()
@@ -181,7 +181,7 @@ class ImageChecker:
         except BrokenImageError:
             return Path(path)
 
-    def _state(self, image: Image) -> ImageState:
+    def _state(self, image: Image) -> MediaState:
         try:
             state = source_state(image_source(image, self.paths), _named(_path_of(image) or ""), decode=True)
             if 0 in _LIMITS.fitted(state.width, state.height):
@@ -190,7 +190,7 @@ class ImageChecker:
                 raise BrokenImageError("shape", found, "crop it")
             return state
         except BrokenImageError as broken:
-            return ImageState(kind=broken.kind, found=broken.found, advice=broken.advice)
+            return MediaState(kind=broken.kind, found=broken.found, advice=broken.advice)
 
 
 def image_paths(

@@ -20,11 +20,11 @@ from uni_dpo.data.cells import (
 )
 from uni_dpo.data.columns import ID_COLUMNS, IMAGE_COLUMNS, REFERENCE_COLUMNS, first_filled, is_empty, plain_text
 from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
-from uni_dpo.data.image_state import BrokenImageError, check_shape
+from uni_dpo.data.image_state import BrokenImageError, MediaState, check_shape
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_paths, image_source, source_state
 from uni_dpo.data.pair import Image
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, one_split, unreadable_fault
-from uni_dpo.data.videos import DECODER, Video, VideoState, check_listed, check_sizes, file_state, has_decoder
+from uni_dpo.data.videos import DECODER, Video, check_listed, check_sizes, file_state, has_decoder
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import Count
 from uni_dpo.storage.identity import digest
@@ -195,7 +195,7 @@ class _QuestionReader:
     options: InputOptions
     paths: ImagePaths
     folder: ImageFolder
-    films: dict[str, VideoState] = field(default_factory=dict)
+    films: dict[str, MediaState] = field(default_factory=dict)
     """What is known of the video files seen so far."""
 
     def question(self, row: Row) -> Question:

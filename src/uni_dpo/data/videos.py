@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import shown
-from uni_dpo.data.image_state import BrokenImageError, ImageLimits
+from uni_dpo.data.image_state import BrokenImageError, ImageLimits, MediaState
 from uni_dpo.data.images import ImageChecker, ImagePaths
 from uni_dpo.data.pair import is_image
 
@@ -23,27 +23,6 @@ _COUNTED = 10_000
 
 FRAME = ImageLimits(256 * 256, 16 * 16, processor_max=28 * 28 * 768, processor_min=128 * 28 * 28)
 """How LlamaFactory and a Qwen2-VL processor size a frame where nothing else is set."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoState:
-    """What is known of one video, or (`kind` is set) what is wrong with it.
-
-    Attributes:
-        width, height: in pixels.
-        frames: how many it has.
-        seconds: how long it is; None where the row names its frames, or the file does not tell how many it has.
-        listed: whether the row names its frames.
-    """
-
-    width: int = 0
-    height: int = 0
-    frames: int = 0
-    seconds: float | None = None
-    listed: bool = False
-    kind: str = ""
-    found: str = ""
-    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,7 @@ class VideoLimits:
     most: int = 128
     frame: ImageLimits = FRAME
 
-    def taken(self, video: VideoState) -> int:
+    def taken(self, video: MediaState) -> int:
         """Tell how many frames a model is shown; an odd one out is shown twice."""
         taken = video.frames if video.listed else self._count(video.frames, video.seconds)
         return taken + taken % 2
@@ -81,7 +60,7 @@ class VideoLimits:
         wanted = self.most if seconds is None else max(1, math.floor(seconds * self.fps))
         return min(frames, self.most, wanted)
 
-    def tokens(self, video: VideoState) -> int:
+    def tokens(self, video: MediaState) -> int:
         """Tell how many tokens Qwen2-VL makes of a video: two frames are one."""
         return self.frame.tokens(video.width, video.height) * (self.taken(video) // 2)
 
@@ -101,9 +80,9 @@ class VideoChecker:
 
     def __init__(self, images: ImageChecker, *, whole: bool = False) -> None:
         self.images, self._whole = images, whole
-        self._known: dict[str, VideoState] = {}
+        self._known: dict[str, MediaState] = {}
 
-    def state(self, video: Any) -> VideoState:
+    def state(self, video: Any) -> MediaState:
         """Return what is known of a video: a path, or a list of its frames."""
         if not isinstance(video, str):
             try:
@@ -114,14 +93,14 @@ class VideoChecker:
             self._known[video] = file_state(video, self.images.paths, whole=self._whole)
         return self._known[video]
 
-    def _frames(self, video: Any) -> VideoState:
+    def _frames(self, video: Any) -> MediaState:
         check_listed(video)
         states = self.images.states(video)
         for at, state in enumerate(states):
             if state.kind:
                 raise BrokenImageError("frame", f"frame {at}: {state.found}", state.advice)
         check_sizes([(state.width, state.height) for state in states])
-        return VideoState(states[0].width, states[0].height, len(states), listed=True)
+        return MediaState(states[0].width, states[0].height, len(states), listed=True)
 
 
 def check_listed(video: Any) -> None:
@@ -150,7 +129,7 @@ def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
             raise BrokenImageError("frame", found, "give all frames of a video one size")
 
 
-def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> VideoState:
+def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> MediaState:
     """Return what is known of a video file: it is opened, its first frame decoded, and its others counted.
 
     Args:
@@ -166,15 +145,15 @@ def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> VideoSta
         return _broken(broken)
     except Exception as error:  # a decoder's own error on a broken file may be of any class
         found = f"{path} cannot be opened as a video ({getattr(error, 'strerror', None) or error})"
-        return VideoState(kind="video_unreadable", found=found, advice="fetch or convert it again")
+        return MediaState(kind="video_unreadable", found=found, advice="fetch or convert it again")
 
 
-def _broken(broken: BrokenImageError) -> VideoState:
+def _broken(broken: BrokenImageError) -> MediaState:
     kind, advice = broken.kind.replace("image", "video"), broken.advice.replace("image", "video")
-    return VideoState(kind=kind, found=broken.found, advice=advice.replace("an video", "a video"))
+    return MediaState(kind=kind, found=broken.found, advice=advice.replace("an video", "a video"))
 
 
-def _opened(file: Path, name: str, whole: bool) -> VideoState:
+def _opened(file: Path, name: str, whole: bool) -> MediaState:
     import av
 
     opened: Any = av.open(str(file), "r")
@@ -190,7 +169,7 @@ def _opened(file: Path, name: str, whole: bool) -> VideoState:
         if told and (stream.duration is None or stream.time_base is None or not stream.average_rate):
             raise BrokenImageError("unreadable", f"{name} does not tell how long it is", "convert it to MP4")
         if not told:
-            return VideoState(width, height, 1 + sum(1 for _ in islice(frames, _COUNTED - 1)))
+            return MediaState(width, height, 1 + sum(1 for _ in islice(frames, _COUNTED - 1)))
         if whole:
             there = 1 + sum(1 for _ in frames)
         else:
@@ -199,7 +178,7 @@ def _opened(file: Path, name: str, whole: bool) -> VideoState:
         if there < told:  # training looks for the last one
             found = f"{name} says that it has {told:,} frames, and has {there:,}"
             raise BrokenImageError("cut", found, "fetch or convert it again")
-        return VideoState(width, height, told, float(stream.duration * stream.time_base))
+        return MediaState(width, height, told, float(stream.duration * stream.time_base))
 
 
 @dataclass(frozen=True)

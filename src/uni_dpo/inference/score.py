@@ -12,13 +12,13 @@ from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VI
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import SourceRow, refuse
-from uni_dpo.data.image_state import ImageState
+from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, one_split, read_rows, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
-from uni_dpo.data.videos import VideoChecker, VideoState
+from uni_dpo.data.videos import VideoChecker
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
 from uni_dpo.models.backends.base import Failure
@@ -199,7 +199,7 @@ class AnswerLayout:
         if (waiting := question.count(token)) > len(films):
             refuse("videos", f"{waiting} × {token}, {len(films)} videos", f"remove the surplus {token}")
         question = token * (len(films) - waiting) + question
-        states: list[tuple[str, ImageState | VideoState]] = [
+        states: list[tuple[str, MediaState]] = [
             *((f"image {place}", state) for place, state in enumerate(images.states(found))),
             *((f"video {place}", videos.state(film)) for place, film in enumerate(films)),
         ]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.image_state import ImageState
+from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker
 from uni_dpo.data.pair import PreferencePair, is_image, listed_images, read_pair
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, unreadable_fault
-from uni_dpo.data.videos import VideoChecker, VideoState
+from uni_dpo.data.videos import VideoChecker
 
 IMAGE_TOKEN = os.environ.get("IMAGE_PLACEHOLDER", "<image>")
 """What stands for an image in a text; LlamaFactory lets the same variable change it."""
@@ -39,8 +39,7 @@ class CheckedRow:
         index: 0-based position in `file`.
         row: what the file holds there; None where it could not be read.
         pairs: what the row says; none where no pair can be made of it.
-        image_states: one per image, in the row's order; empty where images are left alone.
-        video_states: likewise for videos.
+        image_states, video_states: one per image and video, in the row's order; empty where they are left alone.
         odd_images: the field of every image that a viewer shows in another way, with why, as `oddity` tells.
         line: the line of `file` that it starts in, from 1; None where the file has no lines.
     """
@@ -50,8 +49,8 @@ class CheckedRow:
     row: Row | None
     pairs: list[PreferencePair] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    image_states: list[ImageState] = field(default_factory=list)
-    video_states: list[VideoState] = field(default_factory=list)
+    image_states: list[MediaState] = field(default_factory=list)
+    video_states: list[MediaState] = field(default_factory=list)
     line: int | None = None
     odd_images: list[tuple[str, str]] = field(default_factory=list)
 
