@@ -7,7 +7,7 @@ that it leaves out is not used; likewise `tags`.
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,7 @@ PAIR_COLUMNS = Columns(
     videos="videos", chosen="chosen", rejected="rejected", rejected_images="rejected_images",
 )  # fmt: skip
 """The columns of the pair record itself."""
-RANKED_COLUMNS = Columns(
-    query=None, response=None, messages=None, system="system", history="history", images="images", videos="videos",
-    answers="answers",
-)  # fmt: skip
+RANKED_COLUMNS = replace(PAIR_COLUMNS, chosen=None, rejected=None, rejected_images=None, answers="answers")
 """The same with ranked answers."""
 
 
@@ -148,10 +145,7 @@ def read_entry(name: str, folder: str | Path) -> DatasetEntry:
 
 
 def check_named(settings: Mapping[str, Any]) -> None:
-    """See that the datasets which a training names are there, before anything is imported.
-
-    Args:
-        settings: of the training, as its configuration gives them.
+    """See that the datasets which the settings of a training name are there, before anything is imported.
 
     Raises:
         PreferenceDataError: there is no such entry or file; all of them are named.

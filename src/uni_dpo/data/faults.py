@@ -99,11 +99,7 @@ FILES = {
 
 
 def where_to_get(path: object) -> str | None:
-    """Say where a file of the published data comes from; None for any other file.
-
-    Args:
-        path: of a file that is not there: pairs, or an image of MM-RLHF.
-    """
+    """Say where a file of the published data, pairs or an image of MM-RLHF, comes from; None for any other file."""
     file = PurePath(str(path))
     if file.name in FILES:
         return f"it is published: download it from the folder {FILES[file.name]} of {HOME}, to {file.parent}"

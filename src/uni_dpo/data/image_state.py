@@ -29,11 +29,7 @@ _NAMED = 5
 
 
 def oddity(image: PILImage.Image) -> str:
-    """Return `TURNED` or `ANIMATED`; an empty text for an image that looks the same everywhere.
-
-    Args:
-        image: as Pillow opened it; its pixels are not decoded here.
-    """
+    """Return `TURNED` or `ANIMATED`; an empty text for an image that looks the same everywhere. No pixel is decoded."""
     try:
         # Pillow itself turns a TIFF, and a MPO's further frames are the depth or the brightness of a photograph.
         if image.format != "TIFF" and _HOLD_EXIF & image.info.keys() and 2 <= image.getexif()[Base.Orientation] <= 8:
@@ -170,11 +166,7 @@ def _scaled(width: int, height: int, pixels: int) -> tuple[int, int]:
 
 
 def check_shape(width: int, height: int, name: str) -> None:
-    """Refuse an image that the processors of Qwen's models refuse.
-
-    Args:
-        width, height: in pixels.
-        name: what the image is called in a message.
+    """Refuse an image of so many pixels, called `name` in the message, that the processors of Qwen's models refuse.
 
     Raises:
         BrokenImageError: one side is more than `MOST_ELONGATED` times the other.
@@ -193,12 +185,7 @@ def _is_transparency_alone(image: PILImage.Image) -> bool:
 
 
 def image_state(stream: BinaryIO, name: str, *, decode: bool = True) -> MediaState:
-    """Return what is known of an image that training can use.
-
-    Args:
-        stream: the encoded image.
-        name: what it is called in a message.
-        decode: whether to decode the pixels too.
+    """Return what is known of an encoded image that training can use; with `decode` its pixels are decoded too.
 
     Raises:
         BrokenImageError: it is no image, is too large, cannot be decoded, or has more than 8 bits per channel.

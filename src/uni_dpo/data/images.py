@@ -110,12 +110,7 @@ def image_source(image: Image, paths: ImagePaths) -> Path | bytes:
 
 
 def source_state(source: Path | bytes, name: str, *, decode: bool) -> MediaState:
-    """Return what is known of the image in a file, or in bytes.
-
-    Args:
-        source: what `image_source` returned.
-        name: what a file is called in a message.
-        decode: whether to decode the pixels too.
+    """Return what is known of the image that `image_source` found; see `image_state`.
 
     Raises:
         BrokenImageError: it cannot be opened, or training cannot use it.

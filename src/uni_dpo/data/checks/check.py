@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.checks.audit import Audit, Auditor
-from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, swapped_scores, unseen_columns
+from uni_dpo.data.checks.datasets import refused_by_llamafactory, scale_warnings, whole_faults
 from uni_dpo.data.checks.fix import rejects_path, sorting
 from uni_dpo.data.checks.lengths import LengthCounter, Lengths
 from uni_dpo.data.checks.rows import CheckedRow, RowChecker
@@ -21,7 +21,7 @@ from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import counted, source_files
 from uni_dpo.data.tables.writing import keep_inputs
-from uni_dpo.data.videos import DECODER, VideoChecker, has_decoder
+from uni_dpo.data.videos import VideoChecker, has_decoder
 
 
 @dataclass
@@ -200,14 +200,7 @@ def _judge_whole(report: CheckReport, files: list[Path]) -> None:
     if report.usable and report.pairless == report.usable:
         advice = "give two answers of a row unlike scores, or choose more pairs (uni_dpo_pairs, uni_dpo_min_gap)"
         report.whole.append(Fault("no_pairs", "", "no row makes a pair", advice, file=entry.path))
-    report.whole += unseen_columns(entry, report.columns)
-    if entry.columns.videos in report.columns and not has_decoder():
-        found = f"the package {DECODER}, which opens videos, is not installed"
-        report.whole.append(Fault("video_decoder", "columns.videos", found, f"pip install {DECODER}", file=entry.path))
-    report.whole += swapped_scores(entry.name, audit.inverted.count, audit.margins.count)
-    if not entry.ranking:
-        found = f"dataset {entry.name!r} is not marked as pairs"
-        report.whole.append(Fault("not_ranking", "", found, 'add "ranking": true to its entry'))
+    report.whole += whole_faults(entry, report.columns, audit)
     report.fault_counts.update(fault.kind for fault in report.whole)
     for what, rows in (
         ("the chosen score is below the rejected one", audit.inverted),

@@ -7,10 +7,11 @@ from pathlib import Path
 from uni_dpo.data.checks.audit import Audit
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import Fault, shown
+from uni_dpo.data.videos import DECODER, has_decoder
 
 
-def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> Iterator[Fault]:
-    """Yield columns that the entry maps and no row has, on which LlamaFactory stops, and `rejected_images` unmapped."""
+def whole_faults(entry: DatasetEntry, seen: AbstractSet[str], audit: Audit) -> Iterator[Fault]:
+    """Yield what is wrong with an entry, by the columns that its rows have, and with the scores as a whole."""
     if "rejected_images" in seen and entry.columns.rejected_images is None and not entry.ranked:
         found = "rows have it, the entry does not"
         advice = 'add "rejected_images": "rejected_images" to the columns in dataset_info.json, or rename the column'
@@ -19,26 +20,27 @@ def unseen_columns(entry: DatasetEntry, seen: AbstractSet[str]) -> Iterator[Faul
     names += ["system", "tools"] if entry.formatting != "openai" else []
     names += ["query", "history"] if entry.formatting == "alpaca" else []
     have = ", ".join(sorted(map(str, seen)))
-    for name in names if seen else ():
+    for name in names if seen else ():  # LlamaFactory stops on a column that no row has
         column = getattr(entry.columns, name)
         if column is not None and column not in seen:
-            found, advice = (
-                f"no row has {column!r} (they have {have})",
-                "correct the entry's columns in dataset_info.json",
-            )
+            found = f"no row has {column!r} (they have {have})"
+            advice = "correct the entry's columns in dataset_info.json"
             yield Fault("column_unseen", f"columns.{name}", found, advice, file=entry.path)
-
-
-def swapped_scores(name: str, inverted: int, scored: int) -> list[Fault]:
-    """Return the fault of a dataset in most of whose pairs the chosen answer has the lower score."""
-    if inverted * 2 <= scored:
-        return []
-    found = f"below the rejected score in {inverted:,} of {scored:,} rows of {name!r}"
-    advice = (
-        "either the two columns are swapped, or who gave the scores disagrees with the choice (a reward model below "
-        "chance, another judge): read some rows, then swap them, rate again, or choose by the scores"
-    )
-    return [Fault("scores_swapped", "score_chosen", found, advice)]
+    if entry.columns.videos in seen and not has_decoder():
+        found = f"the package {DECODER}, which opens videos, is not installed"
+        yield Fault("video_decoder", "columns.videos", found, f"pip install {DECODER}", file=entry.path)
+    if audit.inverted.count * 2 > audit.margins.count:
+        found = (
+            f"below the rejected score in {audit.inverted.count:,} of {audit.margins.count:,} rows of {entry.name!r}"
+        )
+        advice = (
+            "either the two columns are swapped, or who gave the scores disagrees with the choice (a reward model "
+            "below chance, another judge): read some rows, then swap them, rate again, or choose by the scores"
+        )
+        yield Fault("scores_swapped", "score_chosen", found, advice)
+    if not entry.ranking:
+        found = f"dataset {entry.name!r} is not marked as pairs"
+        yield Fault("not_ranking", "", found, 'add "ranking": true to its entry')
 
 
 def scale_warnings(audit: Audit) -> list[str]:

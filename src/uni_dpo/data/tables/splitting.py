@@ -28,12 +28,9 @@ _SHOWN = (IMAGE_COLUMNS, ("rejected_images",), VIDEO_COLUMNS)
 
 
 def group_keys(row: Row, by: str) -> list[Hashable]:
-    """Return what a row shares with the rows that must stay with it.
+    """Return what a row shares with the rows that must stay with it; a row that has nothing there stands alone.
 
-    Args:
-        row: the row.
-        by: `image` (each of its images, those of the rejected answer too, and videos), `prompt`, or a column; a row
-            without it stands alone.
+    That is, by `image`, each of its images, the rejected answer's too, and videos; else its `prompt`, or a column.
     """
     if by == "image":
         shown = (item for columns in _SHOWN for item in items_of(first_filled(row, columns)))
@@ -154,15 +151,9 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
 
 
 def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: str | None = None) -> dict[str, int]:
-    """Write the rows of several files one after the other.
+    """Write the rows of several files or folders one after the other, and count those of each.
 
-    Args:
-        sources: files or folders of rows in the same layout.
-        output: a .json, .jsonl or .parquet file.
-        source_column: a column to add, with the name of the file that a row came from; None adds none.
-
-    Returns:
-        Source → rows.
+    With `source_column` every row gets such a column, with the name of the file that it came from.
 
     Raises:
         PreferenceDataError: a source whose columns are not those of the first.
