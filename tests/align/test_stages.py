@@ -12,7 +12,7 @@ from uni_dpo.align.commands import Commands, _last_whole
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.layout import WorkLayout
 from uni_dpo.align.stages import AlignStages
-from uni_dpo.align.state import AlignState, Fingerprints
+from uni_dpo.align.state import AlignState
 
 
 def names(raw):
@@ -31,11 +31,10 @@ def choice(work, number, *, goes_on=True, kept=True):
 
 
 def changed_between(one, two):
-    prints = Fingerprints(), Fingerprints()
-    found = [
-        {stage.name: kept.add(stage) for stage in AlignStages(AlignConfig(raw))}
-        for kept, raw in zip(prints, (one, two), strict=True)
-    ]
+    found = []
+    for config in (AlignConfig(one), AlignConfig(two)):
+        state = AlignState(config.work)
+        found.append({stage.name: state.fingerprint(stage) for stage in AlignStages(config)})
     return [name for name in found[0] if found[0][name] != found[1].get(name)]
 
 
@@ -138,16 +137,19 @@ def test_an_edited_dataset_of_the_warm_up_and_an_edited_benchmark_are_noticed(se
 
 
 def test_the_state_says_what_changed(settings, tmp_path):
-    state = AlignState(tmp_path)
-    first = stage(settings(), "1/train")
-    state.begin(first, "abc")
-    assert state.standing(first, "abc").word == "begun"
+    def standing(state, raw):
+        return {stage.name: state.standing(stage) for stage in AlignStages(AlignConfig(raw))}["1/train"]
+
+    state, raw = AlignState(tmp_path), settings()
+    assert standing(state, raw).word == "to do"
+    first = stage(raw, "1/train")
+    state.begin(first)
+    assert standing(state, raw).word == "begun"
     state.end(first, 2.0)
     again = AlignState(tmp_path)
-    assert again.standing(first, "abc").word == "done"
-    second = stage(settings(train={"finetuning_type": "full", "learning_rate": 1e-5}), "1/train")
-    standing = again.standing(second, "def")
-    assert (standing.word, standing.why) == ("stale", "learning_rate was null, is 1e-05")
+    assert standing(again, raw).word == "done"
+    changed = standing(again, settings(train={"finetuning_type": "full", "learning_rate": 1e-5}))
+    assert (changed.word, changed.why) == ("stale", "learning_rate was null, is 1e-05")
 
 
 def test_a_later_round_begins_with_the_chosen_model_and_its_stated_reference(settings, tmp_path, tiny_qwen2_vl):

@@ -12,7 +12,7 @@ from uni_dpo.align.commands import Command
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.launch import end_left_over, last_lines, run_command
 from uni_dpo.align.stages import ENGINE_STAGES, AlignStage, AlignStages
-from uni_dpo.align.state import AlignState, Fingerprints, Standing, stale_lines
+from uni_dpo.align.state import AlignState, Standing
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import holding
@@ -53,14 +53,12 @@ def run_align(
             _put_aside(stages, state, restart)
         _refuse_stale(stages, state, until)
         stages.contents.remember()
-        fingerprints = Fingerprints()
         for stage in stages:
-            fingerprint = fingerprints.add(stage)
-            standing = state.standing(stage, fingerprint).word
+            standing = state.standing(stage).word
             if standing != "done":
                 if standing == "to do" and not stage.follows:
                     _move_aside(config.work, stage.outputs)  # of a baseline that was taken out, of a round too many
-                state.begin(stage, fingerprint)
+                state.begin(stage)
                 seconds = _do(stage, config, say, show)
                 state.end(stage, seconds)
                 say(f"{stage.name:<16} {seconds:>7.1f} s  {result(stage, config.work)}")
@@ -96,12 +94,11 @@ def _ended_in_order() -> Iterator[None]:
 
 def standings(config: AlignConfig) -> list[tuple[AlignStage, Standing, float]]:
     """Return every stage with how it stands and the seconds that it took."""
-    state, fingerprints = AlignState(config.work), Fingerprints()
-    found = []
-    for stage in AlignStages(config):
-        standing = state.standing(stage, fingerprints.add(stage))
-        found.append((stage, standing, state.stages.get(stage.name, {}).get("seconds", 0.0)))
-    return found
+    state = AlignState(config.work)
+    return [
+        (stage, state.standing(stage), state.stages.get(stage.name, {}).get("seconds", 0.0))
+        for stage in AlignStages(config)
+    ]
 
 
 def result(stage: AlignStage, work: Path) -> str:
@@ -125,7 +122,8 @@ def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
             for command in stage.commands():
                 _run(stage, command, config, show)
                 _see_left(stage, command, config)
-            if attempt < config.settings.attempts and (failed := _unanswered(stage, config.work)):
+            # a server answered all but so few questions that the engine goes on without them
+            if attempt < config.settings.attempts and (failed := _engine_counts(stage, config.work).get("failed")):
                 raise UniDPOError(f"{failed} questions got no reply")
             if stage.own is not None:
                 stage.own()
@@ -172,11 +170,6 @@ def _log(stage: AlignStage, config: AlignConfig) -> Path:
     return config.work / "logs" / f"{stage.name.replace('/', '-')}.log"
 
 
-def _unanswered(stage: AlignStage, work: Path) -> int:
-    """Questions that a server did not answer, though few enough for the engine to go on without them."""
-    return int(_engine_counts(stage, work).get("failed", 0))
-
-
 def _engine_counts(stage: AlignStage, work: Path) -> dict[str, Any]:
     """What the engine counted in a stage of its own; empty for the others."""
     if stage.kind not in ENGINE_STAGES:
@@ -198,18 +191,19 @@ def _check_names(stages: AlignStages, until: str | None, restart: str | None) ->
 
 def _refuse_stale(stages: AlignStages, state: AlignState, until: str | None, *, last: bool = True) -> None:
     """Stop where what is there was made by other settings, and say what changed; look as far as `until`."""
-    fingerprints, stale = Fingerprints(), []
+    stale = []
     for stage in stages:
         if stage.name == until and not last:
             break
-        standing = state.standing(stage, fingerprints.add(stage))
+        standing = state.standing(stage)
         if standing.word == "stale":
             stale.append((stage.name, standing.why))
         if stage.name == until:
             break
     if stale:
+        lines = "\n".join(f"  {name}: {why}" for name, why in stale)
         raise UniDPOError(
-            f"the configuration does not fit what is in {state.path.parent}; stale now:\n{stale_lines(stale)}\n"
+            f"the configuration does not fit what is in {state.path.parent}; stale now:\n{lines}\n"
             f"run with --from {stale[0][0]} to do them again (what they made is put aside), or take another work_dir"
         )
 
@@ -229,7 +223,7 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
         outputs += [folder for folder in sorted(work.glob("round-*")) if _number(folder) > begun]
     _move_aside(work, outputs)
     for name in [*(stage.name for stage in left), *(state.stages.keys() - set(names))]:
-        state.forget(name)
+        state.stages.pop(name, None)
     state.restart = None
     state.write()
 

@@ -1,7 +1,7 @@
 """What is done in a work dir, and what of it the configuration has made stale."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,21 @@ class AlignState:
         """The stage from which on outputs are being put aside, where a kill broke into that."""
         if not isinstance(self.stages, dict):
             raise UniDPOError(f"{self.path} is damaged; take another work_dir")
+        self.fingerprints: dict[str, str] = {}
 
     def write(self) -> None:
         """Replace the file as a whole."""
         content = {"stages": self.stages, **({"restart": self.restart} if self.restart else {})}
         write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def begin(self, stage: AlignStage, fingerprint: str) -> None:
+    def begin(self, stage: AlignStage) -> None:
         """Note what a stage's outputs are made by from now on."""
-        seconds = self.stages.get(stage.name, {}).get("seconds", 0.0)
         self.stages[stage.name] = {
-            "fingerprint": fingerprint,
+            "fingerprint": self.fingerprint(stage),
             "settings": _json(stage.settings),
             "after": list(stage.after),
             "done": False,
-            "seconds": seconds,
+            "seconds": self.stages.get(stage.name, {}).get("seconds", 0.0),
         }
         self.write()
 
@@ -62,13 +62,15 @@ class AlignState:
         entry["seconds"] = round(entry["seconds"] + seconds, 1)
         self.write()
 
-    def forget(self, name: str) -> None:
-        """Drop a stage."""
-        self.stages.pop(name, None)
+    def fingerprint(self, stage: AlignStage) -> str:
+        """Return the digest of a stage's settings and of the fingerprints of the stages before it, asked for before."""
+        before = [self.fingerprints[name] for name in stage.after]
+        self.fingerprints[stage.name] = digest([stage.name, _json(stage.settings), before])
+        return self.fingerprints[stage.name]
 
-    def standing(self, stage: AlignStage, fingerprint: str) -> Standing:
-        """Tell how a stage stands whose fingerprint would now be `fingerprint`."""
-        known = self.stages.get(stage.name)
+    def standing(self, stage: AlignStage) -> Standing:
+        """Tell how a stage stands; stages are asked about in their order."""
+        known, fingerprint = self.stages.get(stage.name), self.fingerprint(stage)
         if known is None:
             return Standing("to do")
         if known["fingerprint"] == fingerprint:
@@ -77,24 +79,6 @@ class AlignState:
             return Standing("to do")
         changed = difference(known["settings"], _json(stage.settings))
         return Standing("stale", changed or "a stage before it changed")
-
-
-class Fingerprints:
-    """Stage → digest of its settings and of the fingerprints of the stages before it."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, str] = {}
-
-    def add(self, stage: AlignStage) -> str:
-        """Return the fingerprint of the next stage."""
-        before = [self.known[name] for name in stage.after]
-        self.known[stage.name] = digest([stage.name, _json(stage.settings), before])
-        return self.known[stage.name]
-
-
-def stale_lines(stale: Iterable[tuple[str, str]]) -> str:
-    """Return one line per stale stage."""
-    return "\n".join(f"  {name}: {why}" for name, why in stale)
 
 
 def _json(settings: Mapping[str, Any]) -> dict[str, Any]:
