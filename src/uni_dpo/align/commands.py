@@ -74,10 +74,7 @@ class Commands:
         return [Command(("engine", "run", file, "--work-dir", work, "--run-stage", str(place)))]
 
     def engine_options(self, number: int, models: Mapping[str, str]) -> dict[str, Any]:
-        """Return the engine's configuration in a round.
-
-        `models` is what `{model}`, `{base}` and `{previous}` stand for.
-        """
+        """Return the engine's configuration in a round; `models` as of `AlignConfig.engine`."""
         dataset = {**(self.settings.engine.get("dataset") or {}), "name": "pairs"}
         given = {"path": str(self.layout.questions("training", number)), "image_root": self.config.image_root}
         options = {**given, "limit": self.config.questions.limit}
@@ -241,14 +238,8 @@ def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_yaml(path: Path, settings: Mapping[str, Any]) -> str:
-    write_text(path, yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump({**settings}, sort_keys=False, allow_unicode=True))
     return str(path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _whole_and_adapter(model: str | Path) -> tuple[str, str | None]:

@@ -125,7 +125,6 @@ class AlignConfig:
     """
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = dict(raw)
         self.settings = settings = parse(AlignSettings, raw, "")
         self.work = Path(settings.work_dir).absolute()
         given = settings.questions
@@ -176,10 +175,7 @@ class AlignConfig:
     @property
     def baselines(self) -> dict[str, dict[str, Any]]:
         """Name → all training settings of a baseline."""
-        return {
-            name: {**self.settings.train, **parse_mapping(changed, f"baselines.{name}")}
-            for name, changed in self.settings.baselines.items()
-        }
+        return {name: {**self.settings.train, **changed} for name, changed in self.settings.baselines.items()}
 
     def engine(self, models: Mapping[str, str], **changed: Any) -> dict[str, Any]:
         """Return the engine's configuration.
@@ -188,20 +184,19 @@ class AlignConfig:
             models: what `{model}`, `{base}` and `{previous}` stand for.
             changed: sections that are put in.
         """
-        filled = {role: _filled(spec, models) for role, spec in self._models().items()}
-        return {**self.settings.engine, "models": filled, **changed}
-
-    def _models(self) -> dict[str, Any]:
         roles = dict(self.settings.engine.get("models") or {})
         roles["sampler"] = {"model": "{model}", **(roles.get("sampler") or {})}
-        return roles
+        filled = {role: _filled(spec, models) for role, spec in roles.items()}
+        return {**self.settings.engine, "models": filled, **changed}
 
     def _check_numbers(self) -> None:
         settings = self.settings
         held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
         if held_out >= 1:
             raise UniDPOError(f"validation, test: shares of {held_out:g} leave no questions to learn from")
-        for name in settings.baselines:
+        for name, changed in settings.baselines.items():
+            if not isinstance(changed, Mapping):
+                raise UniDPOError(f"baselines.{name}: a mapping of settings is expected, not {changed!r}")
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise UniDPOError(f"baselines.{name}: a name has letters, digits, - and _, since a folder is named so")
 
@@ -226,7 +221,8 @@ class AlignConfig:
         if "name" in (engine.get("dataset") or {}):
             raise UniDPOError("engine.dataset.name: the stages know it; leave it out")
         with beneath("engine"):
-            EngineConfig(self.engine(dict.fromkeys(("model", "base", "previous"), self.settings.model)))
+            models = dict.fromkeys(("model", "base", "previous"), self.settings.model)
+            self.checked_engine = EngineConfig(self.engine(models))
         if evaluate.by == "answers":
             load_grader(evaluate.grader)
         compares = (engine.get("reward") or {}).get("method") == "compare"
@@ -257,17 +253,6 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) and "e-" in value.lower() else value
     except ValueError:
         return value
-
-
-def parse_mapping(value: object, where: str) -> dict[str, Any]:
-    """Return the mapping that `value` is.
-
-    Raises:
-        UniDPOError: it is none.
-    """
-    if not isinstance(value, Mapping):
-        raise UniDPOError(f"{where}: a mapping of settings is expected, not {value!r}")
-    return dict(value)
 
 
 def _held_out(value: object, name: str) -> str | float:

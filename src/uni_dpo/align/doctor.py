@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -15,11 +16,10 @@ from uni_dpo.align.layout import WorkLayout
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.data.tables.splitting import row_groups
-from uni_dpo.engine.config import EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references
 from uni_dpo.models.checkpoint import find_checkpoint
-from uni_dpo.settings.machine import has_accelerator
+from uni_dpo.settings.machine import existing, folder_fault, has_accelerator
 
 Verdict = Literal["good", "mind", "fault"]
 LOOKED_AT = 2000
@@ -97,21 +97,16 @@ def _model(config: AlignConfig) -> Iterator[Finding]:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    cached = isinstance(_quietly(lambda: try_to_load_from_cache(name, "config.json")), str)
-    if cached:
+    cached: object = None
+    with suppress(ValueError):  # no name that the hub could have
+        cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
         yield Finding("good", "model", f"{name}: in the hub's cache")
     elif HF_HUB_OFFLINE or name.count("/") != 1:
         offline = " and HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE and name.count("/") == 1 else ""
         yield Finding("fault", "model", f"{name}: there is no such folder, it is not in the hub's cache{offline}")
     else:
         yield Finding("mind", "model", f"{name}: will be downloaded from the hub")
-
-
-def _quietly(look: Callable[[], object]) -> object:
-    try:
-        return look()
-    except ValueError:  # no name that the hub could have
-        return None
 
 
 def _questions(config: AlignConfig, name: str) -> Iterator[Finding]:
@@ -154,13 +149,8 @@ def _read(config: AlignConfig, path: str) -> list[Question]:
     return [question for question, _ in islice(found, LOOKED_AT)]
 
 
-def _engine_config(config: AlignConfig) -> EngineConfig:
-    name = config.settings.model
-    return EngineConfig(config.engine(dict.fromkeys(("model", "base", "previous"), name)))
-
-
 def _scorable(config: AlignConfig, rows: list[Question]) -> str:
-    _engine_config(config).check_questions(rows)
+    config.checked_engine.check_questions(rows)
     return f"{config.settings.engine['pipeline']} can score answers to them"
 
 
@@ -176,7 +166,7 @@ def _divisible(config: AlignConfig, path: str) -> str:
 
 
 def _engine(config: AlignConfig) -> Iterator[Finding]:
-    engine = _engine_config(config)
+    engine = config.checked_engine
     served = [role for role, (backend, _) in engine.models.items() if backend == "openai"]
     if served:
 
@@ -201,10 +191,8 @@ def _launchers(config: AlignConfig) -> Iterator[Finding]:
 
 
 def _work_dir(config: AlignConfig) -> Iterator[Finding]:
-    there = next(folder for folder in (config.work, *config.work.parents) if folder.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    said = str(config.work) if writable else f"{config.work} cannot be written, since {there} does not allow it"
-    yield Finding("good" if writable else "fault", "work_dir", said)
+    fault = folder_fault(str(config.work))
+    yield Finding("fault" if fault else "good", "work_dir", fault or str(config.work))
 
 
 def _room(config: AlignConfig) -> Iterator[Finding]:
@@ -218,7 +206,7 @@ def _room(config: AlignConfig) -> Iterator[Finding]:
     saved = epochs if arms[0].options["save_strategy"] == "epoch" else 1
     one = 3 * weights if full else weights // 10  # weights, and an optimizer's two moments
     needed = config.settings.rounds * len(arms) * (saved + 1) * one
-    there = next(folder for folder in (config.work, *config.work.parents) if folder.exists())
+    there = existing(config.work)
     free = shutil.disk_usage(there).free
     said = f"about {needed / _GIB:.1f} GiB of checkpoints, {free / _GIB:.1f} GiB free at {there}"
     yield Finding("good" if needed < free else "fault", "disk", said)

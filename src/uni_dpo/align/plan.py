@@ -14,6 +14,7 @@ from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.models.backends.base import parse_model
 from uni_dpo.plan.estimate import estimate
 from uni_dpo.plan.gpus import Gpu, gpu_named
+from uni_dpo.settings.registry import find
 
 GIB = 1 << 30
 
@@ -104,13 +105,12 @@ class _Counts:
     def _scoring(self, answers: int) -> str:
         engine = self.config.settings.engine
         reward = engine.get("reward") or {}
-        served = {}
-        for role, spec in (engine.get("models") or {}).items():
-            if (
-                role != "sampler"
-                and parse_model(spec, f"models.{role}", _rater(engine["pipeline"], role))[0] == "openai"
-            ):
-                served[role] = spec
+        raters = find("pipeline", engine["pipeline"]).raters
+        served = {
+            role: spec
+            for role, spec in (engine.get("models") or {}).items()
+            if role != "sampler" and parse_model(spec, f"models.{role}", raters.get(role))[0] == "openai"
+        }
         if not served:
             return f"at most {answers:,} answers by {engine['pipeline']}"
         if engine["pipeline"] != "judge":
@@ -122,13 +122,6 @@ class _Counts:
         cost = f", replies at most {price:.2f} by price_completion" if price else ""
         again = "; more where a reply cannot be read and is asked for again"
         return f"at most {requests:,} requests, {tokens:,} tokens of replies{cost}{again}"
-
-
-def _rater(pipeline: str, role: str) -> str | None:
-    from uni_dpo.settings.registry import find
-
-    found: str | None = find("pipeline", pipeline).raters.get(role)
-    return found
 
 
 def _rows(path: str | Path) -> int:

@@ -28,7 +28,6 @@ class AlignStage:
 
     Attributes:
         name: as `1/train`.
-        kind: one of `launch.KINDS`, or what this program does by itself: `choose`, `summary`.
         says: what it does, for a table.
         settings: what its result depends on, beside the stages before it.
         after: names of those stages.
@@ -39,7 +38,6 @@ class AlignStage:
     """
 
     name: str
-    kind: str
     says: str
     settings: Mapping[str, Any]
     after: tuple[str, ...]
@@ -47,6 +45,11 @@ class AlignStage:
     commands: Callable[[], list[Command]] = list
     own: Callable[[], None] | None = None
     follows: bool = False
+
+    @property
+    def kind(self) -> str:
+        """One of `launch.KINDS`, or what this program does by itself: `choose`, `summary`."""
+        return self.name.rpartition("/")[2]
 
 
 class AlignStages:
@@ -68,7 +71,7 @@ class AlignStages:
             options = {**self.commands.warm_up_options(), **self._weights(), "seed": self.settings.seed}
             options["data"] = self.contents.dataset(options)
             says, outputs = "a training before the first round", (work / "warm-up",)
-            yield AlignStage("warm-up", "warm-up", says, options, (), outputs, self.commands.warm_up)
+            yield AlignStage("warm-up", says, options, (), outputs, self.commands.warm_up)
         start: tuple[str, ...] = ("warm-up",) if self.settings.warm_up else ()
         yield self._before("validate", "validation", start)
         yield self._before("test", "test", start)
@@ -85,24 +88,21 @@ class AlignStages:
                 break
         if self.settings.benchmarks:
             says, options = f"before and after on {', '.join(self.settings.benchmarks)}", self._benchmarks()
-            after, outputs = tuple(ends), (work / "benchmarks",)
-            run = self.commands.benchmarks
-            yield AlignStage("benchmarks", "benchmarks", says, options, after, outputs, run, follows=True)
+            outputs, run = (work / "benchmarks",), self.commands.benchmarks
+            yield AlignStage("benchmarks", says, options, tuple(ends), outputs, run, follows=True)
             ends.append("benchmarks")
         says, outputs, run = "the trainings, their curves and pairs", (work / "report.html",), self.commands.report
         place = {"work_dir": str(work)}  # both name files in it, and are made again where it was moved
-        yield AlignStage("report", "report", says, place, tuple(ends), outputs, run, follows=True)
-        ends.append("report")
+        yield AlignStage("report", says, place, tuple(ends), outputs, run, follows=True)
         pages, summarize = (work / "summary.md", work / "summary.json"), partial(write_summary, self.layout)
-        yield AlignStage(
-            "summary", "summary", "what came of it", place, tuple(ends), pages, own=summarize, follows=True
-        )
+        after = (*ends, "report")
+        yield AlignStage("summary", "what came of it", place, after, pages, own=summarize, follows=True)
 
     def _split(self) -> AlignStage:
         shares = self.config.shares()
         asked = {**self._training_questions(), "shares": shares, "seed": self.settings.seed}
         says, outputs = f"{len(shares)} files of questions; no image stands in two", (self.config.work / "questions",)
-        return AlignStage("split", "split", says, asked, (), outputs, self.commands.split)
+        return AlignStage("split", says, asked, (), outputs, self.commands.split)
 
     def _before(self, kind: str, part: str, start: tuple[str, ...]) -> AlignStage:
         """The model before the first round."""
@@ -111,7 +111,7 @@ class AlignStages:
         says = f"the model before the first round, on the {part} questions"
         after = (*start, *(("split",) if self.config.splits else ()))
         return AlignStage(
-            kind, kind, says, asked, after, (folder,),
+            kind, says, asked, after, (folder,),
             lambda: self.commands.ask(part, {"model": self.layout.base()}, folder), partial(self._graded, folder),
         )  # fmt: skip
 
@@ -130,16 +130,9 @@ class AlignStages:
         for place, (kind, stage) in enumerate(ENGINE_STAGES.items()):
             asked = {**described.describe(stage), **(source if place == 0 else {})}
             output = folder / f"{place}-{stage}.jsonl" if place < 2 else folder / "dataset" / "pairs.json"
-            yield AlignStage(
-                name=f"{number}/{kind}",
-                kind=kind,
-                says=says[kind],
-                settings=asked,
-                after=after,
-                outputs=(output,),
-                commands=partial(self.commands.engine, number, place),
-            )
-            after = (f"{number}/{kind}",)
+            name, run = f"{number}/{kind}", partial(self.commands.engine, number, place)
+            yield AlignStage(name, says[kind], asked, after, (output,), run)
+            after = (name,)
 
     def _dataset(self, number: int) -> Iterator[AlignStage]:
         """From pairs to a dataset that has no faults."""
@@ -149,20 +142,17 @@ class AlignStages:
                 f"scores onto {scale.low:g} … {scale.high:g}",
                 self.layout.dataset(number) / "calibrated.json",
             )
-            calibrate = partial(self.commands.calibrate, number)
-            register = partial(self.commands.register, number)
-            name = f"{number}/calibrate"
-            yield AlignStage(name, "calibrate", says, fingerprinted(scale), (after,), (output,), calibrate)
-            after = f"{number}/register"
-            yield AlignStage(after, "register", "the pairs as a dataset", {}, (name,), (), register)
+            name, run = f"{number}/calibrate", partial(self.commands.calibrate, number)
+            yield AlignStage(name, says, fingerprinted(scale), (after,), (output,), run)
+            after, run = f"{number}/register", partial(self.commands.register, number)
+            yield AlignStage(after, "the pairs as a dataset", {}, (name,), (), run)
         options = training(self.settings.train)
         limits = {
             "--qual-eta": options.get("uni_dpo_qual_eta", 0.7),
             "--tau-good": options.get("uni_dpo_tau_good", 2.5),
         }
-        page = self.layout.round(number) / "check.html"
-        check = partial(self.commands.check, number, limits)
-        yield AlignStage(f"{number}/check", "check", "every fault of the pairs", limits, (after,), (page,), check)
+        page, run = self.layout.round(number) / "check.html", partial(self.commands.check, number, limits)
+        yield AlignStage(f"{number}/check", "every fault of the pairs", limits, (after,), (page,), run)
 
     def _training(self, number: int, arm: Arm, start: tuple[str, ...]) -> Iterator[AlignStage]:
         """Train, choose, test."""
@@ -173,20 +163,20 @@ class AlignStages:
         validation, test = arm.folder / "validation", arm.folder / "test"
         train, validate, name = f"{arm.name}/train", f"{arm.name}/validate", f"{arm.name}/choose"
         yield AlignStage(
-            train, "train", says, asked, (f"{number}/check", *start), (arm.model,),
+            train, says, asked, (f"{number}/check", *start), (arm.model,),
             lambda: self.commands.train(number, arm),
         )  # fmt: skip
         yield AlignStage(
-            validate, "validate", "every checkpoint, on the validation questions", self._asked("validation"),
+            validate, "every checkpoint, on the validation questions", self._asked("validation"),
             (train, "validate"), (validation,), lambda: self.commands.ask("validation", arm.candidates(), validation),
             partial(self._graded, validation),
         )  # fmt: skip
         yield AlignStage(
-            name, "choose", "the best checkpoint, by the validation questions", {"go_on": self.settings.go_on},
+            name, "the best checkpoint, by the validation questions", {"go_on": self.settings.go_on},
             (validate, *start), (arm.folder / "choice.json",), own=lambda: self._choose(number, arm), follows=True,
         )  # fmt: skip
         yield AlignStage(
-            f"{arm.name}/test", "test", "the chosen checkpoint, on the test questions", self._asked("test"),
+            f"{arm.name}/test", "the chosen checkpoint, on the test questions", self._asked("test"),
             (name, "test"), (test,), lambda: self._test(arm, test), partial(self._graded, test),
         )  # fmt: skip
 

@@ -72,8 +72,7 @@ def _round(layout: WorkLayout, number: int, arm: Arm) -> dict[str, Any]:
         "questions": counts.get("sample", {}).get("questions"),
         "answers": counts.get("sample", {}).get("answers"),
         "pairs": counts.get("pair", {}).get("pairs"),
-        "requests": sum(entry.get("requests", 0) for entry in usage),
-        "cost": sum(entry.get("cost", 0.0) for entry in usage),
+        **_summed(usage),
         "validation": choice.means,
         "validation_before": choice.before,
         "chosen": choice.candidate,
@@ -92,10 +91,11 @@ def _spent(layout: WorkLayout) -> dict[str, Any]:
         for file in place.rglob("manifest.json")
         for entry in read_json(file).get("stages", {}).values()
     ]
-    return {
-        "requests": sum(entry.get("requests", 0) for entry in usage),
-        "cost": sum(entry.get("cost", 0.0) for entry in usage),
-    }
+    return _summed(usage)
+
+
+def _summed(usage: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: sum(entry.get(name, 0) for entry in usage) for name in ("requests", "cost")}
 
 
 def _page(found: dict[str, Any]) -> str:

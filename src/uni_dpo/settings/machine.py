@@ -47,6 +47,22 @@ def has_accelerator() -> bool:
     return any(Path(device).exists() for device in ACCELERATORS) or os.uname().sysname == "Darwin"
 
 
+def existing(path: Path) -> Path:
+    """Return the path itself where it exists, else the nearest folder above it that does."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def folder_fault(name: str) -> str | None:
+    """Say why nothing can be written into the folder `name`, or nothing where it can be made and written to."""
+    path = Path(name).expanduser()
+    there = existing(path)
+    if there == path and not path.is_dir():
+        return f"{name} is a file; name a folder"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return f"{name} cannot be written, since {there} does not allow it"
+    return None
+
+
 def is_true(value: Any) -> bool:
     """Tell whether a setting is on, also where a flag gave it as a text."""
     return value is True or str(value).lower() in ("true", "1", "y", "yes")
@@ -145,14 +161,8 @@ def _reporters(settings: Training) -> Faults:
 
 def _output(settings: Training) -> Faults:
     output = settings.get("output_dir")
-    if not _is_text(output) or not output:
-        return
-    path = Path(output).expanduser()
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if there == path and not path.is_dir():
-        yield "output_dir", f"{output} is a file; name a folder"
-    elif not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield "output_dir", f"{output} cannot be written, since {there} does not allow it"
+    if isinstance(output, str) and output and (fault := folder_fault(output)):
+        yield "output_dir", fault
 
 
 def _metric(settings: Training) -> Faults:
