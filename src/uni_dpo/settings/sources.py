@@ -5,13 +5,13 @@ Known are names, types, ranges, defaults and help. What only the imported classe
 
 import ast
 import re
-import types
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -35,12 +35,12 @@ TRL_DPO: Places = (
 GRPO: Places = (("trl", ("trainer/base_config.py", "trainer/grpo_config.py")), TRANSFORMERS)
 _CONFIGS = ("TRLUniDPOConfig", "DPOConfig", "GRPOConfig", "ModelConfig", "DatasetMixtureConfig", "_BaseConfig")
 """Classes of settings whose names do not end in Arguments."""
-_PLAIN: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "None": type(None), "dict": dict}
-_BOUNDS = {bound.__name__: bound for bound in (Ge, Gt, Le, Lt)}
-_RANGES = {name: getattr(options, name) for name in ("Count", "Finite", "NotNegative", "Positive", "Share", "TopP")}
-"""The names that `settings.options` has for types with ranges."""
-
-
+_NAMES: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (str, int, float, bool, list, dict, Ge, Gt, Le, Lt)},
+    **{name: getattr(typing, name) for name in ("Annotated", "Dict", "List", "Literal", "Optional", "Union")},
+    **{name: getattr(options, name) for name in ("Count", "Finite", "NotNegative", "Positive", "Share", "TopP")},
+}
+"""What annotations are made of."""
 _FROM_1, _FROM_0, _ABOVE_0, _SHARE = (Ge(1),), (Ge(0),), (Gt(0),), (Ge(0), Le(1))
 RANGES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
@@ -117,18 +117,15 @@ def _files(places: Places) -> Iterator[Path]:
 def _enumerations(tree: ast.Module) -> Iterator[tuple[str, Any]]:
     """The enumerations of a file, as Literal types of their values; and its own Literal types by name."""
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases):
-            values = [item.value.value for item in node.body if _is_text(item)]  # type: ignore[attr-defined]
-            if values:
-                yield node.name, Literal[tuple(values)]
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            kind = kind_of(node.value, {})
-            if get_origin(kind) is Literal:
-                yield node.targets[0].id, kind
-
-
-def _is_text(item: ast.stmt) -> bool:
-    return isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+        match node:
+            case ast.ClassDef(bases=bases) if any(ast.unparse(base).endswith("Enum") for base in bases):
+                held = [item.value for item in node.body if isinstance(item, ast.Assign)]
+                values = [each.value for each in held if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+                if values:
+                    yield node.name, Literal[tuple(values)]
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript() as value):
+                if get_origin(kind := kind_of(value, {})) is Literal:
+                    yield name, kind
 
 
 def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetting]:
@@ -159,50 +156,25 @@ def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetti
 
 
 def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:
-    """Read a type from its source; `Any` where it is none of the plain ones.
+    """Read a type from its source; `Any` where it names something else than the plain ones.
 
     Args:
         node: an annotation.
         choices: the enumerations that are known by name, as Literal types.
     """
-    match node:
-        case ast.Constant(value=None):
-            return type(None)
-        case ast.Constant(value=str(text)):
-            return kind_of(ast.parse(text, mode="eval").body, choices)
-        case ast.Name(id=name):
-            return _PLAIN.get(name) or _RANGES.get(name) or choices.get(name, Any)
-        case ast.BinOp(op=ast.BitOr()):
-            return Union[kind_of(node.left, choices), kind_of(node.right, choices)]  # noqa: UP007
-        case ast.Subscript(value=ast.Name(id=outer), slice=inside):
-            parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-            return _subscripted(outer, parts, choices)
-    return Any
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return kind_of(ast.parse(node.value, mode="eval").body, choices)
+    try:
+        return eval(ast.unparse(node), {"__builtins__": {}}, _Names(_NAMES | {**choices}))
+    except (TypeError, AttributeError):
+        return Any
 
 
-def _subscripted(outer: str, parts: list[ast.expr], choices: Mapping[str, Any]) -> Any:
-    if outer == "Literal" and all(isinstance(part, ast.Constant) for part in parts):
-        return Literal[tuple(part.value for part in parts)]  # type: ignore[attr-defined]
-    kinds = [kind_of(part, choices) for part in parts]
-    if outer == "Optional":
-        return Union[kinds[0], type(None)]  # noqa: UP007
-    if outer == "Union":
-        return Union[tuple(kinds)]  # noqa: UP007
-    if outer in ("list", "List"):
-        return types.GenericAlias(list, (kinds[0],))
-    if outer in ("dict", "Dict"):
-        return dict
-    if outer == "Annotated":
-        bounds = [bound for part in parts[1:] if (bound := _bound(part)) is not None]
-        return Annotated[(kinds[0], *bounds)] if bounds else kinds[0]
-    return Any
+class _Names(dict[str, Any]):
+    """What an annotation can name; a name that is not here stands for any value."""
 
-
-def _bound(node: ast.expr) -> Any:
-    match node:
-        case ast.Call(func=ast.Name(id=name), args=[limit]) if name in _BOUNDS:
-            return _BOUNDS[name](ast.literal_eval(limit))
-    return None
+    def __missing__(self, name: str) -> Any:
+        return Any
 
 
 def _help(metadata: ast.expr | None) -> str:
