@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from uni_dpo.errors import did_you_mean
 from uni_dpo.settings.losses import STOCK
@@ -116,7 +116,7 @@ def _folders(settings: Training) -> Faults:
     output = Path(str(settings.get("output_dir"))).expanduser()
     if is_true(resumed) and not any(output.glob("checkpoint-*")):
         yield "resume_from_checkpoint", f"there is no checkpoint in {output}; leave it out to start anew"
-    if _is_text(resumed) and resumed.lower() not in ("true", "false"):
+    if isinstance(resumed, str) and resumed.lower() not in ("true", "false"):
         folder = Path(resumed).expanduser()
         if not folder.is_dir():
             yield "resume_from_checkpoint", f"there is no folder {resumed}; name a checkpoint of that training"
@@ -126,7 +126,9 @@ def _folders(settings: Training) -> Faults:
     for name in (*CHECKPOINTS, *ADAPTERS):
         named = settings.get(name)
         several = named.split(",") if isinstance(named, str) and name in ADAPTERS else [named]
-        for one in filter(_is_text, named if isinstance(named, list) else several):
+        for one in named if isinstance(named, list) else several:
+            if not isinstance(one, str):
+                continue
             path = Path(one).expanduser()
             # A hub name has one slash at most.
             is_folder = "://" not in one and (path.is_absolute() or one[:1] == "." or one.count("/") > 1)
@@ -140,7 +142,7 @@ def _folders(settings: Training) -> Faults:
 
 def _deepspeed(settings: Training) -> Faults:
     value = settings.get("deepspeed")
-    if not _is_text(value) or value.lstrip().startswith("{"):
+    if not isinstance(value, str) or value.lstrip().startswith("{"):
         return
     if not Path(value).is_file():
         yield "deepspeed", f"there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
@@ -168,7 +170,7 @@ def _output(settings: Training) -> Faults:
 def _metric(settings: Training) -> Faults:
     """A metric that no evaluation of preferences gives; those of several datasets have its name before theirs."""
     metric = settings.get("metric_for_best_model")
-    if settings.get("pref_loss") != "uni_dpo" or not _is_text(metric):
+    if settings.get("pref_loss") != "uni_dpo" or not isinstance(metric, str):
         return
     known = metric.removeprefix("eval_").endswith("loss") or any(f"{group}/" in metric for group in METRIC_GROUPS)
     if not known:
@@ -182,7 +184,3 @@ def _best_model(settings: Training) -> Faults:
     if is_true(settings.get("load_best_model_at_end")) and saved not in (evaluated, "best"):
         found = f"eval_strategy is {evaluated!r} and save_strategy is {saved!r}"
         yield "load_best_model_at_end", f"{found}; set both to the same, as `steps` or `epoch`"
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str)

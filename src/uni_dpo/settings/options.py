@@ -5,12 +5,13 @@ A range is part of a field's type: `steps: Count = 100`, `top_p: Annotated[float
 
 import dataclasses
 import math
+import operator
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
+from annotated_types import Ge, Gt, Interval, Le
 
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.settings.reading import SettingsError, located, override, read_mapping
@@ -29,6 +30,13 @@ TopP = Annotated[float, Gt(0), Le(1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights; `auto` is the checkpoint's own."""
 
+_BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("{} or more", operator.ge),
+    "gt": ("above {}", operator.gt),
+    "le": ("{} at most", operator.le),
+    "lt": ("below {}", operator.lt),
+}
+"""What a bound of annotated_types calls its limit → how it is said, and what it asks of a value."""
 _TYPES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
@@ -94,13 +102,12 @@ def check_ranges(instance: Any) -> None:
     """
     faults: list[tuple[str, str]] = []
     for name, kind in get_type_hints(type(instance), include_extras=True).items():
-        value = getattr(instance, name, None)
-        if not _has_range(kind):
-            continue
-        if isinstance(value, str):
-            faults.append((name, f"a number is expected, not {value!r}"))
-        else:
-            _convert(kind, value, name, faults)
+        value, (parts, bounds) = getattr(instance, name, None), parts_of(kind)
+        if bounds and {*parts} <= {int, float, type(None)}:
+            if isinstance(value, str):
+                faults.append((name, f"a number is expected, not {value!r}"))
+            else:
+                _convert(kind, value, name, faults)
     if faults:
         raise SettingsError(faults)
 
@@ -132,23 +139,15 @@ def range_fault(value: float, bounds: Sequence[object]) -> str | None:
     """
     if not math.isfinite(value):
         return f"{value!r} is not a finite number"
-    words = []
-    fits = True
-    for bound in bounds:
-        match bound:
-            case Ge(ge=limit):
-                words.append(f"{limit} or more")
-                fits &= value >= limit  # type: ignore[operator]
-            case Gt(gt=limit):
-                words.append(f"above {limit}")
-                fits &= value > limit  # type: ignore[operator]
-            case Le(le=limit):
-                words.append(f"{limit} at most")
-                fits &= value <= limit  # type: ignore[operator]
-            case Lt(lt=limit):
-                words.append(f"below {limit}")
-                fits &= value < limit  # type: ignore[operator]
-    return None if fits else f"{value!r} is out of range; it can be {' and '.join(words)}"
+    limits = [
+        (getattr(bound, name), *rule)
+        for bound in bounds
+        for name, rule in _BOUNDS.items()
+        if getattr(bound, name, None) is not None
+    ]
+    if all(holds(value, limit) for limit, _, holds in limits):
+        return None
+    return f"{value!r} is out of range; it can be {' and '.join(words.format(limit) for limit, words, _ in limits)}"
 
 
 def parts_of(kind: Any) -> tuple[list[Any], tuple[object, ...]]:
@@ -161,11 +160,6 @@ def parts_of(kind: Any) -> tuple[list[Any], tuple[object, ...]]:
         pieces = [parts_of(part) for part in get_args(kind)]
         return [part for piece, _ in pieces for part in piece], bounds + tuple(b for _, more in pieces for b in more)
     return [kind], bounds
-
-
-def _has_range(kind: Any) -> bool:
-    parts, bounds = parts_of(kind)
-    return bool(bounds) and {*parts} <= {int, float, type(None)}
 
 
 def _build(cls: Any, raw: object, where: str, faults: list[tuple[str, str]]) -> Any:

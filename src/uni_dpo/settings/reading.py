@@ -127,12 +127,8 @@ def located(given: Mapping[str, Any]) -> Iterator[None]:
     except UniDPOError as error:
         if not isinstance(given, Given):
             raise
-        plain = (("", line) for line in str(error).splitlines())
-        faults = list(error.faults if isinstance(error, SettingsError) else plain)
-        # A text without a key may begin with one: `pairs.min_gap: …`.
-        places = [given.place(key or text.partition(": ")[0]) for key, text in faults]
-        said = [f"{key}: {text}" if key else text for key, text in faults]
-        lines = [f"{place}: {text}" for place, text in zip(places, said, strict=True)]
+        # What is wrong with a setting begins with its key: `pairs.min_gap: …`.
+        lines = [f"{given.place(line.partition(': ')[0])}: {line}" for line in str(error).splitlines()]
         raise UniDPOError("\n".join(lines)) from error.__cause__
 
 

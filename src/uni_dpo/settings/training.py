@@ -5,7 +5,9 @@ The settings that LlamaFactory and TRL know are read from the source of their ar
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 from uni_dpo.errors import did_you_mean
@@ -54,6 +56,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; here it is called {meant!r}" if meant else did_you_mean(name, names)
 
 
+_wrapped = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
 
@@ -74,12 +77,6 @@ def help_lines() -> list[str]:
         names = " ".join(setting.name for setting in settings if setting.group == group)
         lines += ["", f"{group}:", *(f"  {line}" for line in _wrapped(names, 100))]
     return [*lines, "", "`llamafactory-cli train --help` says what LlamaFactory's own settings mean."]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def check_early(given: Mapping[str, Any] | Sequence[str], places: Places = TRAIN) -> None:
@@ -161,25 +158,17 @@ def setting_faults(
     """
     for name, value in settings.items():
         if name == "pref_loss" and name in known and LossWeights in parts_of(known[name].kind)[0]:
-            yield from _loss_faults(known[name], value)
+            literal = next(part for part in parts_of(known[name].kind)[0] if get_origin(part) is Literal)
+            yield from _faults_of(read_losses, value, get_args(literal))
         elif name == "loss_type" and name in known and known[name].group == "TRLUniDPOConfig" and not as_text:
-            yield from _trl_loss_faults(value, settings.get("loss_weights"))
+            yield from _faults_of(read_trl_losses, value, settings.get("loss_weights"))
         elif name in known and (fault := _value_fault(known[name], value, ranges.get(name, ()), as_text)):
             yield name, fault
 
 
-def _loss_faults(setting: KnownSetting, value: Any) -> Sequence[tuple[str, str]]:
-    literal = next(part for part in parts_of(setting.kind)[0] if get_origin(part) is Literal)
+def _faults_of(read: Callable[..., object], *given: Any) -> Sequence[tuple[str, str]]:
     try:
-        read_losses(value, get_args(literal))
-    except SettingsError as error:
-        return error.faults
-    return ()
-
-
-def _trl_loss_faults(loss_type: Any, weights: Any) -> Sequence[tuple[str, str]]:
-    try:
-        read_trl_losses(loss_type, weights)
+        read(*given)
     except SettingsError as error:
         return error.faults
     return ()
