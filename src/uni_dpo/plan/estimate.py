@@ -1,13 +1,14 @@
 """A training's memory, work, time and disk, from its configuration."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.ranking import PairChoice
-from uni_dpo.plan.counting import StepBytes, StepShape, adapter_weights, step_bytes, step_flops
+from uni_dpo.plan.counting import StepShape, adapter_weights, step_bytes, step_flops
 from uni_dpo.plan.gpus import Gpu
 from uni_dpo.plan.workload import PlannedRun, Workload, read_run, read_workload
 
@@ -47,7 +48,7 @@ class Estimate:
     steps: int
     tokens: float
     flops: float
-    hours: tuple[float, float, float]
+    hours: tuple[float, ...]
     disk: dict[str, float]
     workload: Workload
     advice: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path 
     run = read_run(settings, folder)
     choice = PairChoice(settings.get("uni_dpo_pairs", "all"), float(settings.get("uni_dpo_min_gap", 0)))
     work = read_workload(settings, choice)
-    room = gpu.memory * 2**30
+    room = gpu.memory * GIB
     memory = memory_of(run, work, run.batch, gpus)
     steps = run.max_steps
     if steps <= 0:
@@ -84,7 +85,6 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path 
     if run.precomputed:
         flops += _reference_flops(run, work)
     hours = flops / (gpu.speed * 1e12 * gpus) / 3600
-    low, likely, high = EFFICIENCY
     result = Estimate(
         memory=memory,
         total=total_of(memory),
@@ -93,7 +93,7 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path 
         steps=steps,
         tokens=done * step.tokens,
         flops=flops,
-        hours=(hours / low, hours / likely, hours / high),
+        hours=tuple(hours / share for share in EFFICIENCY),
         disk=_disk(run, work),
         workload=work,
     )
@@ -111,7 +111,7 @@ def step_shape(run: PlannedRun, work: Workload, batch: int, *, longest: bool = F
         answers=answers,
         pairs=batch,
         prompt=work.prompt * stretch,
-        image=work.image * (stretch if work.image else 1),
+        image=work.image * stretch,
         answer=work.answer * stretch,
         shared=run.shared,
         bytes=2 if run.bf16 else 4,
@@ -138,34 +138,21 @@ def memory_of(run: PlannedRun, work: Workload, batch: int, gpus: int) -> dict[st
     sharded = run.zero > 0
     # LlamaFactory keeps what it trains in float32, unless told otherwise or DeepSpeed holds that copy
     wide = 4 if run.bf16 and not (run.pure or sharded) else half
-    base = (everything - trained) * (half if not run.quantized else run.quantized / 8 * 1.1)
-    weights = (
-        base + trained * wide if run.full else everything * (base / max(1.0, everything - trained)) + trained * wide
-    )
+    frozen = everything - trained if run.full else everything  # adapters lie beside all weights
+    weights = frozen * (half if not run.quantized else run.quantized / 8 * 1.1) + trained * wide
     copies = trained * 2 if run.full and wide > half else 0.0
     reference = everything * half if run.full and run.reference and not run.precomputed else 0.0
     gradients = trained * wide
     optimizer = trained * OPTIMIZER_BYTES.get(run.optimizer, 8 if not run.pure else 4) + (4 * trained if sharded else 0)
     step = step_bytes(run.model, step_shape(run, work, batch, longest=True), gradients)
-    beyond = max(0.0, step.peak - gradients)
-    shares = {
-        "weights": run.zero >= 3,
-        "reference": run.zero >= 3,
-        "gradients": run.zero >= 2,
-        "optimizer": run.zero >= 1,
-    }
+    sharded_from = {"weights": 3, "reference": 3, "gradients": 2, "optimizer": 1}
     parts = {"weights": weights + copies, "reference": reference, "gradients": gradients, "optimizer": optimizer}
-    held = {name: size / (gpus if shares[name] else 1) for name, size in parts.items()}
+    held = {name: size / (gpus if run.zero >= sharded_from[name] else 1) for name, size in parts.items()}
     if run.offload:
         held["optimizer"] = 0.0
-    return {**held, **_shared_out(step, beyond), "CUDA and kernels": CONTEXT}
-
-
-def _shared_out(step: StepBytes, beyond: float) -> dict[str, float]:
-    """What a step takes beside its gradients, in the proportions of its parts."""
-    parts = {"activations": step.activations, "logits": step.logits, "images": step.images}
-    whole = sum(parts.values()) or 1.0
-    return {name: beyond * size / whole for name, size in parts.items()}
+    beyond = {"activations": step.activations, "logits": step.logits, "images": step.images}
+    share = max(0.0, step.peak - gradients) / (sum(beyond.values()) or 1.0)  # not all of these are there at the peak
+    return {**held, **{name: size * share for name, size in beyond.items()}, "CUDA and kernels": CONTEXT}
 
 
 def total_of(memory: Mapping[str, float]) -> float:
@@ -174,20 +161,8 @@ def total_of(memory: Mapping[str, float]) -> float:
 
 
 def _largest(run: PlannedRun, work: Workload, gpus: int, room: float) -> int:
-    """The most pairs per device that fit, by doubling and halving."""
-
-    def fits(batch: int) -> bool:
-        return total_of(memory_of(run, work, batch, gpus)) <= room
-
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while fits(high) and high < 2**16:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    """The most pairs per device that fit."""
+    return bisect_right(range(1, 2**16), room, key=lambda batch: total_of(memory_of(run, work, batch, gpus)))
 
 
 def _reference_flops(run: PlannedRun, work: Workload) -> float:
@@ -214,43 +189,33 @@ def _disk(run: PlannedRun, work: Workload) -> dict[str, float]:
 
 def _advice(run: PlannedRun, work: Workload, gpus: int, room: float) -> list[str]:
     """Single changes that make it fit, or bring it down; the first that suffice alone come first."""
-    changes: list[tuple[str, PlannedRun]] = []
-    if not run.shared:
-        changes.append(("pair_forward: shared_prefix", replace(run, shared=True)))
-    if run.batch > 1:
-        changes.append(("per_device_train_batch_size: 1, and more accumulation", replace(run, batch=1)))
-    if not run.checkpointing:
-        changes.append(("disable_gradient_checkpointing: false", replace(run, checkpointing=True)))
-    if run.reference and not run.precomputed and run.full:
-        changes.append(("precompute_ref_log_probs: true", replace(run, precomputed=True)))
-    if run.zero < 3 and gpus > 1:
-        changes.append(("deepspeed: examples/uni_dpo/ds_z3.json", replace(run, zero=3)))
-    if run.full:
-        changes.append(("optim: adamw_8bit", replace(run, optimizer="adamw_8bit")))
-        changes.append(("finetuning_type: lora", replace(run, full=False)))
-    elif not run.quantized:
-        changes.append(("quantization_bit: 4", replace(run, quantized=4)))
-    sizes = [(total_of(memory_of(other, work, other.batch, gpus)), name) for name, other in changes]
-    now = total_of(memory_of(run, work, run.batch, gpus))
+    possible: list[tuple[bool, str, dict[str, Any]]] = [
+        (not run.shared, "pair_forward: shared_prefix", {"shared": True}),
+        (run.batch > 1, "per_device_train_batch_size: 1, and more accumulation", {"batch": 1}),
+        (not run.checkpointing, "disable_gradient_checkpointing: false", {"checkpointing": True}),
+        (run.full and run.reference and not run.precomputed, "precompute_ref_log_probs: true", {"precomputed": True}),
+        (run.zero < 3 and gpus > 1, "deepspeed: examples/uni_dpo/ds_z3.json", {"zero": 3}),
+        (run.full, "optim: adamw_8bit", {"optimizer": "adamw_8bit"}),
+        (run.full, "finetuning_type: lora", {"full": False}),
+        (not run.full and not run.quantized, "quantization_bit: 4", {"quantized": 4}),
+    ]
+    changes = {name: changed for applies, name, changed in possible if applies}
+
+    def size_with(changed: Mapping[str, Any]) -> float:
+        other = replace(run, **changed)
+        return total_of(memory_of(other, work, other.batch, gpus))
+
+    now, sizes = size_with({}), {name: size_with(changed) for name, changed in changes.items()}
     lines = [
-        f"{name} → {size / 2**30:.1f} GiB{', which fits' if size <= room else ''}" for size, name in sizes if size < now
+        f"{name} → {size / GIB:.1f} GiB{', which fits' if size <= room else ''}"
+        for name, size in sizes.items()
+        if size < now
     ]
     fits = [line for line in lines if line.endswith("fits")]
-    together = run
-    for _, other in changes:
-        together = replace(
-            together,
-            shared=other.shared or together.shared, batch=min(other.batch, together.batch),
-            full=other.full and together.full,
-            checkpointing=other.checkpointing or together.checkpointing, zero=max(other.zero, together.zero),
-            precomputed=other.precomputed or together.precomputed, quantized=other.quantized or together.quantized,
-        )  # fmt: skip
     if not fits and changes:
-        size = total_of(memory_of(together, work, together.batch, gpus))
-        end = (
-            "which fits" if size <= room else "which does not fit: take a larger GPU, more of them, or a smaller model"
-        )
-        lines.append(f"all of these → {size / 2**30:.1f} GiB, {end}")
+        size = size_with({key: value for changed in changes.values() for key, value in changed.items()})
+        end = "fits" if size <= room else "does not fit: take a larger GPU, more of them, or a smaller model"
+        lines.append(f"all of these → {size / GIB:.1f} GiB, which {end}")
     return fits + [line for line in lines if line not in fits]
 
 
@@ -263,14 +228,12 @@ def lines(found: Estimate, gpu: str, gpus: int) -> list[str]:
 
 def _parts(found: Estimate, gpu: str, gpus: int) -> list[tuple[str, list[tuple[str, str]]]]:
     work = found.workload
+    no_tokenizer = "characters ÷ 3.5, since there is no tokenizer.json"
     data = [
         ("questions, pairs", f"{work.questions:,}, {work.pairs:,}"),
         ("prompt, of it image tokens", f"{work.prompt:,.0f}, {work.image:,.0f}"),
         ("answers per question, tokens each", f"{work.answers:.1f}, {work.answer:,.0f}"),
-        (
-            "tokens counted by",
-            "the tokenizer" if work.counted else "characters ÷ 3.5, since there is no tokenizer.json",
-        ),
+        ("tokens counted by", "the tokenizer" if work.counted else no_tokenizer),
     ]
     memory = [(part, f"{size / GIB:.2f} GiB") for part, size in found.memory.items() if size]
     memory += [
@@ -288,7 +251,6 @@ def _parts(found: Estimate, gpu: str, gpus: int) -> list[tuple[str, list[tuple[s
     disk = [(part, f"{size / GIB:.2f} GiB") for part, size in found.disk.items()]
     shown = [("Data", data), ("Memory per device", memory), ("Work", work_rows), ("Disk", disk)]
     if found.advice:
-        shown.append(
-            ("To make it fit", [(line.partition(" → ")[0], line.partition(" → ")[2]) for line in found.advice])
-        )
+        advice = [line.partition(" → ") for line in found.advice]
+        shown.append(("To make it fit", [(name, size) for name, _, size in advice]))
     return shown
