@@ -18,11 +18,7 @@ class UniDPOError(ValueError):
 
 
 def plain(text: str) -> str:
-    """Show control characters as escapes (`\\u001b`), as JSON has them; line feeds and tabs stay.
-
-    Args:
-        text: what a file, a server or the user said.
-    """
+    """Show control characters as escapes (`\\u001b`), as JSON has them; line feeds and tabs stay."""
     return re.sub(CONTROL + r"|\r", lambda found: escaped(found.group()), text)
 
 

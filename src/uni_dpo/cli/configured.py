@@ -17,14 +17,9 @@ from uni_dpo.settings.schema import described
 
 
 def add(app: typer.Typer, name: str, settings: type, run: Callable[[Any], None]) -> None:
-    """Add the command `name` to `app`.
+    """Add the command `name`, which makes an instance of the dataclass `settings` and calls `run` with it.
 
-    Args:
-        app: gets the command.
-        name: of the command.
-        settings: its dataclass; the docstring is the help. A field of type `settings.options.Argument` comes
-            without a `--name`.
-        run: is called with an instance.
+    The docstring is its help. A field of type `settings.options.Argument` comes without a `--name`.
     """
 
     def call(**values: Any) -> None:
@@ -35,8 +30,12 @@ def add(app: typer.Typer, name: str, settings: type, run: Callable[[Any], None])
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             if args and args[0].endswith((".yaml", ".yml")):
-                args = _flags(load(settings, args[0], args[1:]))
+                ctx.obj, args = load(settings, args[0], args[1:]), []
+                return args
             return super().parse_args(ctx, args)
+
+        def invoke(self, ctx: Any) -> Any:
+            return run(ctx.obj) if isinstance(ctx.obj, settings) else super().invoke(ctx)
 
     hints = get_type_hints(settings, include_extras=True)
     helps = described(settings)
@@ -76,23 +75,6 @@ def _spelling(kind: Any) -> str:
 def _is_mapping(kind: Any) -> bool:
     """Whether a field holds a mapping, which a command line gives as `--field key=value`, one at a time."""
     return any(get_origin(part) is Mapping for part in parts_of(kind)[0])
-
-
-def _flags(settings: Any) -> list[str]:
-    """The words of a command line that say what a dataclass instance does."""
-    words, arguments = [], []
-    hints = get_type_hints(type(settings), include_extras=True)
-    for name, field in settable(type(settings)).items():
-        value = getattr(settings, name)
-        if _spelling(hints[field.name]) == "argument":
-            arguments.append(str(value))
-        elif isinstance(value, Mapping):
-            words += [f"--{name.replace('_', '-')}={key}={json.dumps(item)}" for key, item in value.items()]
-        elif value is True:
-            words.append(f"--{name.replace('_', '-')}")
-        elif value is not None and value is not False:
-            words.append(f"--{name.replace('_', '-')}={value}")
-    return [*words, "--", *arguments]
 
 
 Overrides = Annotated[

@@ -37,9 +37,6 @@ def run(command: Callable[[], object]) -> None:
 
     A fault of the input or an error of the system is one message and exit status 1, Ctrl-C is a message and exit
     status 130. What else escapes is a bug and keeps its traceback.
-
-    Args:
-        command: reads `sys.argv` and does the work.
     """
     stopping = _watch()
     with texts_shown_as_text():
@@ -66,11 +63,7 @@ def run(command: Callable[[], object]) -> None:
 
 
 def _watch() -> threading.Event:
-    """End the process a while after Ctrl-C, whatever its main thread waits for.
-
-    Returns:
-        What is set once Ctrl-C was pressed.
-    """
+    """End the process a while after Ctrl-C, which the event tells, whatever its main thread waits for."""
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         return stopping
@@ -212,11 +205,7 @@ def print_tables(tables: Iterable[Any]) -> None:
 
 @contextmanager
 def live_line(console: Any) -> Iterator[Callable[[str], None]]:
-    """Yield what shows a text in the last line of a terminal, in place of the text before; elsewhere nothing shows.
-
-    Args:
-        console: Rich's.
-    """
+    """Yield what shows a text in the last line of a terminal, in place of the text before; elsewhere nothing shows."""
     if not console.is_terminal:
         yield lambda text: None
         return

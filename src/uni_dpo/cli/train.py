@@ -29,7 +29,7 @@ def plan(
     settings = read_arguments([str(config), *(overrides or ())])
     if not isinstance(settings, dict):
         raise UniDPOError(f"{config}: a plan reads a .yaml or .json configuration")
-    found = estimate(settings, gpu_named(gpu), gpus, Path())
+    found = estimate(settings, gpu_named(gpu), gpus)
     if as_json:
         print(json.dumps(asdict(found) | {"fits": found.fits}, ensure_ascii=False, indent=2))
     else:

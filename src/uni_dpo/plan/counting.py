@@ -127,25 +127,17 @@ class StepBytes:
         activations: what the language model keeps for the backward pass, and what one layer's takes.
         logits: logits, their logarithms and the scored hidden states.
         images: pixels, features, and what the tower holds while it runs.
-        gradients: of what is trained.
-        peak: of all at once, which is less than their sum: gradients come as activations go.
+        peak: of these and the gradients at once, which is less than their sum: gradients come as activations go.
     """
 
     activations: float
     logits: float
     images: float
-    gradients: float
     peak: float
 
 
 def step_bytes(model: ModelShape, step: StepShape, gradient_bytes: float) -> StepBytes:
-    """Return what a step takes above the weights.
-
-    Args:
-        model: the model.
-        step: the step.
-        gradient_bytes: bytes of all gradients.
-    """
+    """Return what a step takes above the weights; `gradient_bytes` are those of all gradients."""
     text, size = model.text, step.bytes
     layer = _layer_bytes(text, step)
     kept = text.layers * (step.tokens * text.hidden * size if step.checkpointing else layer)
@@ -168,7 +160,7 @@ def step_bytes(model: ModelShape, step: StepShape, gradient_bytes: float) -> Ste
         end = max(gradient_bytes + layer + passing + images, gradient_bytes + 2 * own)
     else:
         end = max(gradient_bytes - own + layer + passing + images, gradient_bytes)
-    return StepBytes(kept + norm + recomputed, logits, images, gradient_bytes, max(first, start, middle, end))
+    return StepBytes(kept + norm + recomputed, logits, images, max(first, start, middle, end))
 
 
 def _layer_bytes(text: TextShape, step: StepShape) -> float:

@@ -4,7 +4,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.ranking import PairChoice
@@ -59,19 +58,13 @@ class Estimate:
         return self.total <= self.room
 
 
-def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1, folder: Path = Path()) -> Estimate:
-    """Estimate a training.
-
-    Args:
-        settings: a training configuration.
-        gpu: the accelerator.
-        gpus: how many of them.
-        folder: where the path of a DeepSpeed configuration starts.
+def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1) -> Estimate:
+    """Estimate a training by its configuration, on so many accelerators.
 
     Raises:
         UniDPOError: the model, the data or a setting cannot be read.
     """
-    run = read_run(settings, folder)
+    run = read_run(settings)
     choice = PairChoice(settings.get("uni_dpo_pairs", "all"), float(settings.get("uni_dpo_min_gap", 0)))
     work = read_workload(settings, choice)
     room = gpu.memory * GIB

@@ -38,11 +38,7 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """Return the accelerator of that name.
-
-    Raises:
-        UniDPOError: there is none.
-    """
+    """Return the accelerator of that name, or raise a UniDPOError that lists those that are known."""
     if name.lower() not in GPUS:
         raise UniDPOError(f"--gpu: none is called {name!r}{did_you_mean(name.lower(), GPUS)}; known: {', '.join(GPUS)}")
     return GPUS[name.lower()]

@@ -72,7 +72,6 @@ class VisionShape:
     layers: int
     width: int
     intermediate: int
-    heads: int
     patch: int
     merge: int
     temporal: int
@@ -190,7 +189,6 @@ def _vision(vision: dict[str, Any], family: str, text: TextShape) -> VisionShape
         layers=vision["depth"],
         width=width,
         intermediate=vision["mlp_ratio"] * width if family == "qwen2_vl" else vision["intermediate_size"],
-        heads=vision["num_heads"],
         patch=patch,
         merge=merge,
         temporal=vision.get("temporal_patch_size", 2),

@@ -53,7 +53,7 @@ class PlannedRun:
     save_total_limit: int
 
 
-def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
+def read_run(settings: Mapping[str, Any]) -> PlannedRun:
     """Return what a configuration says, with LlamaFactory's defaults for what it does not say.
 
     Raises:
@@ -67,7 +67,7 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
         )
     loss = settings.get("pref_loss", "sigmoid")
     forward = settings.get("pair_forward", "auto")
-    zero, offload = _deepspeed(settings.get("deepspeed"), folder)
+    zero, offload = _deepspeed(settings.get("deepspeed"))
     return PlannedRun(
         model=read_shape(str(settings.get("model_name_or_path", ""))),
         batch=_number(settings, "per_device_train_batch_size", 8, int),
@@ -93,12 +93,12 @@ def read_run(settings: Mapping[str, Any], folder: Path = Path()) -> PlannedRun:
     )
 
 
-def _deepspeed(value: Any, folder: Path) -> tuple[int, bool]:
+def _deepspeed(value: Any) -> tuple[int, bool]:
     """The ZeRO stage of a DeepSpeed configuration, and whether the optimizer is kept in the machine's memory."""
     if not value:
         return 0, False
     try:
-        path = folder / str(value)
+        path = Path(str(value))
         described = json.loads(path.read_text(encoding="utf-8") if path.is_file() else str(value))
         zero = described.get("zero_optimization", {})
         return int(zero.get("stage", 0)), zero.get("offload_optimizer", {}).get("device", "none") not in (None, "none")
@@ -200,10 +200,11 @@ def _sampled(entry: DatasetEntry, folder: str, media_dir: Any, choice: PairChoic
 def _measured(rows: list[CheckedRow], count: int, settings: Mapping[str, Any], usable: float) -> Workload:
     model = str(settings.get("model_name_or_path", ""))
     tokens = _Tokens(model)
-    most, least = (int(settings.get(name, default)) for name, default in _PIXELS)
+    most, least = int(settings.get("image_max_pixels", 768 * 768)), int(settings.get("image_min_pixels", 32 * 32))
     limits = model_limits(model, ImageLimits(most, least))
-    fps, maxlen, frame = (settings.get(name, default) for name, default in _VIDEOS)
-    filmed = video_limits(model, VideoLimits(float(fps), int(maxlen), replace(FRAME, max_pixels=int(frame))))
+    fps, maxlen = settings.get("video_fps", VideoLimits.fps), settings.get("video_maxlen", VideoLimits.most)
+    frame = replace(FRAME, max_pixels=int(settings.get("video_max_pixels", 256 * 256)))
+    filmed = video_limits(model, VideoLimits(float(fps), int(maxlen), frame))
     cutoff = int(settings.get("cutoff_len", 2048))
     prompts, images, answers, lengths, totals, paths = [], [], [], [], [], set[Any]()
     for row in rows:
@@ -231,10 +232,6 @@ def _measured(rows: list[CheckedRow], count: int, settings: Mapping[str, Any], u
         images=round(questions * len(paths) / len(rows)),
         counted=tokens.exact,
     )
-
-
-_PIXELS = (("image_max_pixels", 768 * 768), ("image_min_pixels", 32 * 32))
-_VIDEOS = (("video_fps", VideoLimits.fps), ("video_maxlen", VideoLimits.most), ("video_max_pixels", 256 * 256))
 
 
 def _words(tokens: "_Tokens", pair: PreferencePair) -> int:

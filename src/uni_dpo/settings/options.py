@@ -59,12 +59,9 @@ def named(key: str | None, default: Any) -> Any:
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Read a configuration file into the dataclass `cls`; paths in it are relative to the working directory.
+    """Read a YAML or JSON file, `key=value` overrides in the place of what it says, into a dataclass as `parse` does.
 
-    Args:
-        cls: as for `parse`.
-        path: YAML or JSON.
-        overrides: `key=value`, put in the place of what the file says.
+    Paths in it are relative to the working directory.
 
     Raises:
         UniDPOError: no such file, or all settings that are unknown, missing, of the wrong type or out of range.
@@ -131,12 +128,7 @@ def as_number(value: Any) -> float | None:
 
 
 def range_fault(value: float, bounds: Sequence[object]) -> str | None:
-    """Say what is wrong with a number by the range of its type, or nothing.
-
-    Args:
-        value: a number.
-        bounds: `Ge`, `Gt`, `Le` and `Lt` of annotated_types.
-    """
+    """Say what is wrong with a number by the range of its type (bounds of annotated_types), or nothing."""
     if not math.isfinite(value):
         return f"{value!r} is not a finite number"
     limits = [

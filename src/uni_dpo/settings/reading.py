@@ -83,15 +83,12 @@ def is_config(word: str) -> bool:
 
 
 def override(raw: Mapping[str, Any], given: Sequence[str]) -> Any:
-    """Put the settings of a command line in the place of a file's.
+    """Return the mapping with the settings of a command line in the place of a file's.
 
     Args:
         raw: a mapping, as of `read_mapping`; it is left as it is.
         given: `key=value`, the value in YAML; `reward.function=exact` reaches into a mapping. A key of the file that
             has dots in it is found too.
-
-    Returns:
-        The changed mapping, of the type of `raw`.
 
     Raises:
         SettingsError: something else than `key=value`, or a key that leads into what is no mapping.
@@ -117,11 +114,7 @@ def override(raw: Mapping[str, Any], given: Sequence[str]) -> Any:
 
 @contextmanager
 def located(given: Mapping[str, Any]) -> Iterator[None]:
-    """Name file and line, or the command line, in the faults that are raised within the block.
-
-    Args:
-        given: what was read; nothing is named for a plain mapping.
-    """
+    """Name file and line, or the command line, in faults raised within the block; nothing for a plain mapping."""
     try:
         yield
     except UniDPOError as error:
@@ -151,11 +144,7 @@ class FaultCollector:
 
     @contextmanager
     def collecting(self, key: str = "") -> Iterator[None]:
-        """Keep the faults that are raised within the block, and go on after it.
-
-        Args:
-            key: the dotted key that a fault without one belongs to.
-        """
+        """Keep the faults that are raised within the block, those of no setting under `key`, and go on after it."""
         try:
             yield
         except SettingsError as error:
@@ -164,11 +153,7 @@ class FaultCollector:
             self.faults += [(key, line) for line in str(error).splitlines()]
 
     def raise_any(self) -> None:
-        """Raise what was collected.
-
-        Raises:
-            SettingsError: there were faults.
-        """
+        """Raise a SettingsError of what was collected, if anything was."""
         if self.faults:
             raise SettingsError(self.faults)
 

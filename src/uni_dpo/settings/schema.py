@@ -33,12 +33,7 @@ def schema_of(cls: Any) -> Schema:
 
 
 def schema_of_known(settings: Iterable[KnownSetting], ranges: Any) -> Schema:
-    """Make the schema of settings that were read from source.
-
-    Args:
-        settings: what there is.
-        ranges: name → bounds, for settings whose types have none.
-    """
+    """Make the schema of settings that were read from source; `ranges` has bounds of those whose types have none."""
     properties = {}
     for setting in settings:
         properties[setting.name] = kind_schema(setting.kind, ranges.get(setting.name, ()))
@@ -48,13 +43,7 @@ def schema_of_known(settings: Iterable[KnownSetting], ranges: Any) -> Schema:
 
 
 def object_schema(properties: Schema, required: Iterable[str], others: Schema | None = None) -> Schema:
-    """Make the schema of a mapping.
-
-    Args:
-        properties: key → schema.
-        required: keys that have to be there.
-        others: of the values of all other keys; None allows no other key.
-    """
+    """Make the schema of a mapping whose other keys have values of the schema `others`; None allows no other key."""
     schema: Schema = {"type": "object", "properties": properties, "additionalProperties": others or False}
     return schema | ({"required": list(required)} if required else {})
 

@@ -156,12 +156,7 @@ def _fields(tree: ast.Module, choices: Mapping[str, Any]) -> Iterator[KnownSetti
 
 
 def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:
-    """Read a type from its source; `Any` where it names something else than the plain ones.
-
-    Args:
-        node: an annotation.
-        choices: the enumerations that are known by name, as Literal types.
-    """
+    """Read a type from its source, `choices` being known by name; `Any` where it is none of the plain ones."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return kind_of(ast.parse(node.value, mode="eval").body, choices)
     try:

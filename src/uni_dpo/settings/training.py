@@ -101,11 +101,7 @@ def check_early(given: Mapping[str, Any] | Sequence[str], places: Places = TRAIN
 
 
 def generation_warning(given: Mapping[str, Any] | Sequence[str]) -> str:
-    """Say that `max_length`, by which TRL bounds training rows, bounds generation in LlamaFactory; else nothing.
-
-    Args:
-        given: a configuration's mapping, or `--key value` flags.
-    """
+    """Say that `max_length`, by which TRL bounds training rows, bounds generation in LlamaFactory; else nothing."""
     settings = given if isinstance(given, Mapping) else flags(given)
     generates = settings.get("stage") == "ppo" or any(
         is_true(settings.get(name)) for name in ("predict_with_generate", "do_predict")
