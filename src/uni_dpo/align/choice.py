@@ -64,10 +64,7 @@ def gain(
 ) -> tuple[float, tuple[float, float], int]:
     """Return mean of `after` − `before` over the questions that both have, its 95 % interval, and their number.
 
-    Args:
-        before, after: question id → grade.
-        unit: what grades are multiplied by.
-        seed: of the bootstrap.
+    Grades, by question id, are multiplied by `unit`; `seed` is that of the bootstrap.
 
     Raises:
         UniDPOError: they share no question.
@@ -133,13 +130,10 @@ def choose(
     """Take the best candidate, and say whether the round helped.
 
     Args:
-        before: question id → grade of the model before the round.
-        found: candidate → the same, the earliest first.
-        paths: candidate → folder.
-        start: folder of the model before the round.
+        before: question id → grade of the model before the round, whose folder is `start`.
+        found: candidate → the same, the earliest first; their folders are `paths`.
         go_on: when a round has helped; with `always` its checkpoint is kept whatever it is like.
-        seed: of the bootstrap.
-        unit: what grades are multiplied by.
+        seed, unit: as of `gain`.
     """
     means = {name: mean(grades, unit) for name, grades in found.items()}
     candidate = max(means, key=lambda name: means[name])

@@ -214,7 +214,7 @@ def _last_whole(model: Path) -> Path | None:
 
     So is the checkpoint of a last step within an epoch: transformers would take a step more from it.
     """
-    for folder in sorted(checkpoints(model), key=lambda found: -int(found.name.partition("-")[2])):
+    for _, folder in reversed(checkpoints(model)):
         try:
             state = read_json(folder / "trainer_state.json")
             whole = bool(state) and any(folder.glob("*processor_config.json")) and not _ended_within_epoch(state)

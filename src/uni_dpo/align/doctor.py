@@ -38,12 +38,7 @@ class Finding:
 
 
 def examine(path: str | Path | None, given: tuple[str, ...] = ()) -> Iterator[Finding]:
-    """Look at the machine, and at a configuration and what it names.
-
-    Args:
-        path: the configuration of `uni-dpo align`; without one only the machine is looked at.
-        given: `key=value` settings beside it.
-    """
+    """Look at the machine, and at a configuration of `uni-dpo align`, if there is one, and what it names."""
     yield from _machine()
     if path is None:
         return

@@ -27,7 +27,7 @@ TABLES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 _LOOKED_AT = 200
 _HELD_OUT = re.compile(r"(test|val|valid|validation|dev|eval|held_out)(?![a-z])", re.IGNORECASE)
 """How the names of files begin that are not there to learn from."""
-_LLAMAFACTORY_PIXELS = (32 * 32, 768 * 768)
+_LLAMAFACTORYS_MOST = 768 * 768
 _TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl", "llava": "llava"}
 """`model_type` → LlamaFactory's template."""
 
@@ -148,18 +148,13 @@ def _text(name: str, language: Language, words: dict[str, str]) -> str:
 
 
 def _machine(language: Language) -> dict[str, str]:
-    gpu = has_accelerator()
-    said = {
-        "en": "a GPU was found" if gpu else "no GPU was found",
-        "zh": "找到了 GPU" if gpu else "没有找到 GPU",
-    }
-    return {
-        "bf16": "true" if gpu else "false",
-        "device": said[language],
-        "batch": "64" if gpu else "16",
-        "per_device": "1" if gpu else "4",
-        "accumulation": "16" if gpu else "2",
-    }
+    if has_accelerator():
+        said = {"en": "a GPU was found", "zh": "找到了 GPU"}
+        found = {"bf16": "true", "batch": "64", "per_device": "1", "accumulation": "16"}
+    else:
+        said = {"en": "no GPU was found", "zh": "没有找到 GPU"}
+        found = {"bf16": "false", "batch": "16", "per_device": "4", "accumulation": "2"}
+    return found | {"device": said[language]}
 
 
 def _model(model: str) -> dict[str, str]:
@@ -169,14 +164,10 @@ def _model(model: str) -> dict[str, str]:
     processor = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
     processor = processor.get("image_processor", processor)
     size = processor.get("size") or {}
-    least, most = (
-        int(processor.get(name) or size.get(edge) or default)
-        for name, edge, default in zip(
-            ("min_pixels", "max_pixels"), ("shortest_edge", "longest_edge"), _LLAMAFACTORY_PIXELS, strict=True
-        )
-    )
+    least = int(processor.get("min_pixels") or size.get("shortest_edge") or 32 * 32)
+    most = int(processor.get("max_pixels") or size.get("longest_edge") or _LLAMAFACTORYS_MOST)
     # Sampling and training should see images of one size; LlamaFactory's limit counts where it is the smaller.
-    own = most < _LLAMAFACTORY_PIXELS[1]
+    own = most < _LLAMAFACTORYS_MOST
     pixels = f"image_max_pixels: {most}\nimage_min_pixels: {min(least, most)}" if own else "#-"
     small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 100e6 if folder.is_dir() else False
     template = _TEMPLATES.get(family, family)

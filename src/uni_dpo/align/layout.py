@@ -35,13 +35,9 @@ class Arm:
         return self.folder / "model"
 
     def candidates(self) -> dict[str, str]:
-        """Return the checkpoints of its finished training, first the earliest.
-
-        Name → folder. The last state is `final`.
-        """
-        steps = sorted(int(folder.name.partition("-")[2]) for folder in checkpoints(self.model))
+        """Return name → folder of the checkpoints of its finished training, first the earliest, last the `final`."""
         last = read_json(self.model / "trainer_state.json").get("global_step")
-        found = {f"checkpoint-{step}": str(self.model / f"checkpoint-{step}") for step in steps if step != last}
+        found = {folder.name: str(folder) for step, folder in checkpoints(self.model) if step != last}
         return {**found, LAST: str(self.model)}
 
     def choice(self) -> Choice | None:
@@ -135,6 +131,7 @@ class WorkLayout:
         return self.work / "questions" / f"{part}-{number}.jsonl" if several else self.work / f"questions/{part}.jsonl"
 
 
-def checkpoints(model: Path) -> list[Path]:
-    """Return the folders of a training's checkpoints, in no order."""
-    return [folder for folder in model.glob("checkpoint-*") if folder.name.partition("-")[2].isdecimal()]
+def checkpoints(model: Path) -> list[tuple[int, Path]]:
+    """Return the step and the folder of each of a training's checkpoints, in their order."""
+    named = ((folder.name.partition("-")[2], folder) for folder in model.glob("checkpoint-*"))
+    return sorted((int(step), folder) for step, folder in named if step.isdecimal())

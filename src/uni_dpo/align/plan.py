@@ -31,10 +31,7 @@ class PlanLine:
 def plan_lines(config: AlignConfig, gpu: str | None = None, gpus: int = 1) -> list[PlanLine]:
     """Return the stages in their order, with counts; those of stages that are not done are upper bounds.
 
-    Args:
-        config: the configuration.
-        gpu: what the trainings will run on, as `uni-dpo plan` names it; memory and hours are estimated for it.
-        gpus: how many of them.
+    With a `gpu`, as `uni-dpo plan` names it, memory and hours of the trainings are estimated for so many of them.
     """
     counts = _Counts(config, None if gpu is None else gpu_named(gpu), gpus)
     lines = []

@@ -3,8 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,11 +50,11 @@ def run_align(
         stages, state = AlignStages(config), AlignState(config.work)
         _check_names(stages, until, restart)
         if restart := restart or state.restart:
-            _refuse_stale(stages, state, restart, last=False)
+            _refuse_stale(takewhile(lambda stage: stage.name != restart, stages), state)
             _put_aside(stages, state, restart)
-        _refuse_stale(stages, state, until)
+        _refuse_stale(_until(stages, until), state)
         stages.contents.remember()
-        for stage in stages:
+        for stage in _until(stages, until):
             standing = state.standing(stage).word
             if standing != "done":
                 if standing == "to do" and not stage.follows:
@@ -62,8 +63,13 @@ def run_align(
                 seconds = _do(stage, config, say, show)
                 state.end(stage, seconds)
                 say(f"{stage.name:<16} {seconds:>7.1f} s  {result(stage, config.work)}")
-            if stage.name == until:
-                break
+
+
+def _until(stages: AlignStages, last: str | None) -> Iterator[AlignStage]:
+    for stage in stages:
+        yield stage
+        if stage.name == last:
+            return
 
 
 @contextmanager
@@ -189,17 +195,10 @@ def _check_names(stages: AlignStages, until: str | None, restart: str | None) ->
         raise UniDPOError(f"--until {until} comes before --from {restart}: nothing would be done; turn them around")
 
 
-def _refuse_stale(stages: AlignStages, state: AlignState, until: str | None, *, last: bool = True) -> None:
-    """Stop where what is there was made by other settings, and say what changed; look as far as `until`."""
-    stale = []
-    for stage in stages:
-        if stage.name == until and not last:
-            break
-        standing = state.standing(stage)
-        if standing.word == "stale":
-            stale.append((stage.name, standing.why))
-        if stage.name == until:
-            break
+def _refuse_stale(stages: Iterable[AlignStage], state: AlignState) -> None:
+    """Stop where what is there was made by other settings, and say what changed."""
+    found = ((stage.name, state.standing(stage)) for stage in stages)
+    stale = [(name, standing.why) for name, standing in found if standing.word == "stale"]
     if stale:
         lines = "\n".join(f"  {name}: {why}" for name, why in stale)
         raise UniDPOError(

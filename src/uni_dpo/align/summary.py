@@ -181,9 +181,6 @@ def pairs_learnt(output: Path) -> dict[str, Any]:
     A pair's margin at its last visit is compared with the reference's, or where the loss has no reference with its own
     at the first visit.
 
-    Args:
-        output: the training's output folder.
-
     Returns:
         `pairs`, `apart` (how many margins grew), `most` and `least` (pair, change in nats, question, chosen, rejected);
         nothing where no ledger was kept.

@@ -131,7 +131,7 @@ def convert(
         image_root=image_root,
         skip_broken=skip_broken,
     )
-    _print_lines(result.lines())
+    print(*result.lines(), sep="\n")
 
 
 @app.command()
@@ -154,7 +154,7 @@ def stance(
     from uni_dpo.data.formats.stance import make_stance_pairs
 
     counts = make_stance_pairs(source, output, support_ratio=support_ratio, count=count, system=system)
-    _print_lines([f"{output}:", *(f"{rows:,} rows choose {stance}" for stance, rows in counts.items())])
+    print(f"{output}:", *(f"{rows:,} rows choose {stance}" for stance, rows in counts.items()), sep="\n")
     if count is not None and (found := sum(counts.values())) < count:
         print(f"{source} has {found:,} rows, not {count:,}: all of them are taken")
 
@@ -187,7 +187,7 @@ def calibrate(
         score_chosen=score_chosen,
         score_rejected=score_rejected,
     )
-    _print_lines(result.lines())
+    print(*result.lines(), sep="\n")
 
 
 @app.command()
@@ -218,7 +218,7 @@ def rebase_images(
     """Give image paths the folder that their files are in now."""
     from uni_dpo.data.image_paths import rebase_images
 
-    _print_lines(rebase_images(source, root, anchor=anchor, output_file=output, check=check).lines())
+    print(*rebase_images(source, root, anchor=anchor, output_file=output, check=check).lines(), sep="\n")
 
 
 @app.command()
@@ -232,7 +232,7 @@ def split(
     from uni_dpo.data.tables.splitting import parse_shares, split
 
     counts = split(source, parse_shares(part), by=None if by == "none" else by, seed=seed)
-    _print_lines([f"{file}: {count:,} rows" for file, count in counts.items()])
+    print(*(f"{file}: {count:,} rows" for file, count in counts.items()), sep="\n")
 
 
 @app.command()
@@ -259,7 +259,7 @@ def apply(
     """Drop, swap or set apart the pairs that were marked on a page."""
     from uni_dpo.data.marked import apply_marks
 
-    _print_lines(apply_marks(source, marked, output).lines())
+    print(*apply_marks(source, marked, output).lines(), sep="\n")
 
 
 @app.command()
@@ -272,7 +272,7 @@ def merge(
     from uni_dpo.data.tables.splitting import merge
 
     counts = merge(sources, output, source_column=source_column)
-    _print_lines([f"{source}: {count:,} rows" for source, count in counts.items()])
+    print(*(f"{source}: {count:,} rows" for source, count in counts.items()), sep="\n")
 
 
 def _print_report(report: "CheckReport", as_json: bool) -> None:
@@ -282,7 +282,3 @@ def _print_report(report: "CheckReport", as_json: bool) -> None:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str))
     else:
         print_tables(tables(report))
-
-
-def _print_lines(lines: list[str]) -> None:
-    print("\n".join(lines))

@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="engine", help="Make scored preference pairs from questions and images.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    pass
-
-
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/engine.md.", show_default=False)],

@@ -123,19 +123,12 @@ def chat(
     from uni_dpo.models.backends.base import Sampling, parse_model
     from uni_dpo.models.checkpoint import find_checkpoint
 
-    for path in images or []:
-        _check_image(path)
+    shown = [_found(path) for path in images or []]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    entry = {
-        "model": model,
-        "dtype": dtype,
-        "quantization": quantization,
-        "device": device,
-        "trust_remote_code": trust_remote_code,
-    }
-    _, options = parse_model(entry, "")
+    entry = {"model": model, "dtype": dtype, "quantization": quantization, "device": device}
+    _, options = parse_model(entry | {"trust_remote_code": trust_remote_code}, "")
     find_checkpoint(model)
-    talk(Chat(options, sampling, system=system, seed=seed), list(images or []))
+    talk(Chat(options, sampling, system=system, seed=seed), shown)
 
 
 def talk(conversation: "Chat", images: list[Path]) -> None:
@@ -153,44 +146,34 @@ def talk(conversation: "Chat", images: list[Path]) -> None:
             return
         if line == "/exit":
             return
-        if line == "/new":
-            conversation.begin_anew()
-            images = []
-        elif line.startswith("/image"):
-            images += _given_image(line)
-        elif line.startswith("/"):
-            print(f"{line.split()[0]} is unknown: {COMMANDS}")
-        elif line:
-            _answer(conversation, line, images)
-            images = []
+        try:
+            if line == "/new":
+                conversation.begin_anew()
+                images = []
+            elif line.startswith("/image"):
+                images.append(_found(Path(line.removeprefix("/image").strip()).expanduser()))
+            elif line.startswith("/"):
+                print(f"{line.split()[0]} is unknown: {COMMANDS}")
+            elif line:
+                shown, images = images, []
+                _answer(conversation, line, shown)
+        except UniDPOError as error:
+            print(f"error: {error}", file=sys.stderr)
 
 
 def _answer(conversation: "Chat", line: str, images: list[Path]) -> None:
     """Print the answer as it comes."""
-    try:
-        for piece in conversation.say(line, images):
-            print(piece, end="", flush=True)
-    except UniDPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return
+    for piece in conversation.say(line, images):
+        print(piece, end="", flush=True)
     print()
     if conversation.cut:
         print(f"(cut at {conversation.sampling.max_tokens} tokens; --max-tokens raises the limit)", file=sys.stderr)
 
 
-def _given_image(line: str) -> list[Path]:
-    path = Path(line.removeprefix("/image").strip()).expanduser()
-    try:
-        _check_image(path)
-    except UniDPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return []
-    return [path]
-
-
-def _check_image(path: Path) -> None:
+def _found(path: Path) -> Path:
     if not path.is_file():
         raise UniDPOError(f"there is no image file {path}")
+    return path
 
 
 def compose(
