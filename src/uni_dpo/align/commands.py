@@ -217,18 +217,15 @@ def _last_whole(model: Path) -> Path | None:
     for _, folder in reversed(checkpoints(model)):
         try:
             state = read_json(folder / "trainer_state.json")
-            whole = bool(state) and any(folder.glob("*processor_config.json")) and not _ended_within_epoch(state)
+            ended = 0 < state.get("max_steps", 0) <= state.get("global_step", 0)
+            within_epoch = ended and state.get("epoch", 0) % 1 != 0
+            whole = bool(state) and any(folder.glob("*processor_config.json")) and not within_epoch
         except ValueError:
             whole = False
         if whole:
             return folder
         shutil.rmtree(folder)
     return None
-
-
-def _ended_within_epoch(state: Mapping[str, Any]) -> bool:
-    """Whether a training has taken its last step before the end of an epoch."""
-    return 0 < state.get("max_steps", 0) <= state.get("global_step", 0) and state.get("epoch", 0) % 1 != 0
 
 
 def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Contents:
     def __init__(self, work: Path) -> None:
         self.file = work / "contents.json"
         self.kept: dict[str, list[Any]] = read_json(self.file)
-        self.new: dict[str, list[Any]] = {}
+        self.changed = False
         self.told: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def questions(self, path: str, image_root: str | None) -> dict[str, Any]:
@@ -53,9 +53,8 @@ class Contents:
 
     def remember(self) -> None:
         """Keep what was read now for the next run."""
-        if self.new:
-            self.kept |= self.new
-            self.new = {}
+        if self.changed:
+            self.changed = False
             write_text(self.file, json.dumps(self.kept, ensure_ascii=False) + "\n")
 
     def _rows(self, path: str, root: str | None, folder: str | None) -> dict[str, Any]:
@@ -74,10 +73,11 @@ class Contents:
 
     def _file(self, path: Path) -> str:
         name, state = str(path.absolute()), path.stat()
-        known = self.new.get(name) or self.kept.get(name)
+        known = self.kept.get(name)
         stamp = [state.st_size, state.st_mtime_ns]
         if known is None or known[:2] != stamp:
-            self.new[name] = known = [*stamp, file_digest(path)[:16]]
+            self.kept[name] = known = [*stamp, file_digest(path)[:16]]
+            self.changed = True
         return str(known[2])
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -76,10 +77,11 @@ def _machine() -> Iterator[Finding]:
     yield Finding("good", "processor", f"{os.cpu_count()} cores, {memory / _GIB:.0f} GiB of memory")
 
 
-def _tried(what: str, look: Callable[[], str]) -> Finding:
-    """What `look` says, or the fault that it raises."""
+def _tried(what: str, look: Callable[[], object], said: str = "") -> Finding:
+    """What is said, or else what `look` returns; where it raises one, the fault."""
     try:
-        return Finding("good", what, look())
+        found = look()
+        return Finding("good", what, said or str(found))
     except (UniDPOError, OSError) as error:
         return Finding("fault", what, str(error))
 
@@ -126,27 +128,19 @@ def _questions(config: AlignConfig, name: str) -> Iterator[Finding]:
         if not answered:
             yield Finding("fault", name, "evaluate.by: answers needs a column `answer`; or set evaluate.by: score")
         else:
-            yield _tried(f"{name}, grader", lambda: _gradable(grader, answered))
+            look = partial(check_references, grader, answered)
+            yield _tried(f"{name}, grader", look, f"{grader} reads their answers")
     if name == "questions":
-        yield _tried("questions, pipeline", lambda: _scorable(config, rows))
+        said = f"{config.settings.engine['pipeline']} can score answers to them"
+        yield _tried("questions, pipeline", lambda: config.checked_engine.check_questions(rows), said)
         if config.splits:
             yield _tried("split", lambda: _divisible(config, given))
-
-
-def _gradable(grader: str, rows: list[Question]) -> str:
-    check_references(grader, rows)
-    return f"{grader} reads their answers"
 
 
 def _read(config: AlignConfig, path: str) -> list[Question]:
     options = InputOptions(path=path, image_root=config.image_root)
     found = questions_in_order(options, config.work / "doctor")
     return [question for question, _ in islice(found, LOOKED_AT)]
-
-
-def _scorable(config: AlignConfig, rows: list[Question]) -> str:
-    config.checked_engine.check_questions(rows)
-    return f"{config.settings.engine['pipeline']} can score answers to them"
 
 
 def _divisible(config: AlignConfig, path: str) -> str:
@@ -164,19 +158,10 @@ def _engine(config: AlignConfig) -> Iterator[Finding]:
     engine = config.checked_engine
     served = [role for role, (backend, _) in engine.models.items() if backend == "openai"]
     if served:
-
-        def ask() -> str:
-            for stage in ("sample", "reward"):
-                engine.check_servers(stage)
-            return f"{', '.join(served)}: answers"
-
-        yield _tried("server", ask)
-
-    def rate() -> str:
-        engine.check_models("reward", [Question("", "", images=("some",))])
-        return f"fit the pipeline {config.settings.engine['pipeline']}"
-
-    yield _tried("models", rate)
+        said = f"{', '.join(served)}: answers"
+        yield _tried("server", lambda: [*map(engine.check_servers, ("sample", "reward"))], said)
+    look = partial(engine.check_models, "reward", [Question("", "", images=("some",))])
+    yield _tried("models", look, f"fit the pipeline {config.settings.engine['pipeline']}")
 
 
 def _launchers(config: AlignConfig) -> Iterator[Finding]:
@@ -217,8 +202,6 @@ def _weights(config: AlignConfig) -> int:
     folder = Path(config.settings.model)
     if not folder.is_dir():
         return 0
-    try:
-        found = find_checkpoint(folder)
-    except UniDPOError:
-        return 0
-    return sum(file.stat().st_size for file in found.base.glob("*.safetensors"))
+    with suppress(UniDPOError):
+        return sum(file.stat().st_size for file in find_checkpoint(folder).base.glob("*.safetensors"))
+    return 0

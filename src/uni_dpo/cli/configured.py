@@ -49,9 +49,9 @@ def add(app: typer.Typer, name: str, settings: type, run: Callable[[Any], None])
 
 def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
     text = text[:1].upper() + text[1:]
-    spelling = _spelling(kind)
     default: Any = inspect.Parameter.empty if field.default is MISSING else field.default
-    (kind, *others), _ = parts_of(kind)
+    (kind, *others), bounds = parts_of(kind)
+    spelling = next((bound for bound in bounds if isinstance(bound, str)), "")  # as `settings.options.Argument` has it
     about: Any
     if _is_mapping(kind):
         about = typer.Option(help=text, metavar="<key=value>")
@@ -65,11 +65,6 @@ def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
         about = typer.Option(*(spelling.split() or flag), help=text)
     annotation: Any = Annotated[kind | None if others else kind, about]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _spelling(kind: Any) -> str:
-    """How a command line spells a field: `argument`, or its options; nothing for the field's own name."""
-    return next((bound for bound in parts_of(kind)[1] if isinstance(bound, str)), "")
 
 
 def _is_mapping(kind: Any) -> bool:

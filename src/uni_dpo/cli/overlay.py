@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
+from uni_dpo import overlay
 from uni_dpo.overlay import Change, detect
-from uni_dpo.overlay import apply as apply_overlay
-from uni_dpo.overlay import check as check_overlay
-from uni_dpo.overlay import revert as revert_overlay
 from uni_dpo.overlay.checkout import Checkout
 from uni_dpo.overlay.manifest import FOLDER
 
@@ -27,7 +25,7 @@ def check(path: Folder) -> None:
     """Show what `apply` would do; write nothing."""
     checkout = detect(path)
     _introduce(checkout)
-    _print(check_overlay(checkout))
+    _print(overlay.check(checkout))
 
 
 @app.command()
@@ -35,7 +33,7 @@ def apply(path: Folder, force: Force = False) -> None:
     """Add our files and our dataset entry; what they replace is kept for `revert`."""
     checkout = detect(path)
     _introduce(checkout)
-    changes = apply_overlay(checkout, force=force)
+    changes = overlay.apply(checkout, force=force)
     _print(changes)
     print("applied" if any(change.is_due for change in changes) else "nothing to do")
 
@@ -45,7 +43,7 @@ def revert(path: Folder, force: Force = False) -> None:
     """Leave the checkout as it was before `apply`, whatever its version is now."""
     if not (path / FOLDER).is_dir():
         detect(path)  # says where it is no checkout at all
-    print(f"reverted: {len(revert_overlay(path, force=force))} files removed or restored")
+    print(f"reverted: {len(overlay.revert(path, force=force))} files removed or restored")
 
 
 def _introduce(checkout: Checkout) -> None:

@@ -23,12 +23,8 @@ LOGGERS = {
     **{name: (name,) for name in ("wandb", "swanlab", "trackio", "mlflow", "neptune", "clearml", "dvclive")},
 }
 """`report_to` → the Python packages of which one must be there."""
-CHECKPOINTS = ("model_name_or_path", "ref_model", "reward_model")
-"""Settings that name a model."""
 ADAPTERS = ("adapter_name_or_path", "ref_model_adapters", "reward_model_adapters")
 """Settings that name adapters, several with commas between them."""
-METRIC_GROUPS = ("rewards", "logps", "logits", "uni_dpo")
-"""What the names of an evaluation's metrics begin with, beside `loss`."""
 
 
 def machine_faults(settings: Training) -> Faults:
@@ -123,7 +119,7 @@ def _folders(settings: Training) -> Faults:
         elif not (folder / "trainer_state.json").is_file():
             advice = "name one that training wrote, such as OUTPUT/checkpoint-100"
             yield "resume_from_checkpoint", f"there is no trainer_state.json in {resumed}; {advice}"
-    for name in (*CHECKPOINTS, *ADAPTERS):
+    for name in ("model_name_or_path", "ref_model", "reward_model", *ADAPTERS):
         named = settings.get(name)
         several = named.split(",") if isinstance(named, str) and name in ADAPTERS else [named]
         for one in named if isinstance(named, list) else several:
@@ -172,8 +168,8 @@ def _metric(settings: Training) -> Faults:
     metric = settings.get("metric_for_best_model")
     if settings.get("pref_loss") != "uni_dpo" or not isinstance(metric, str):
         return
-    known = metric.removeprefix("eval_").endswith("loss") or any(f"{group}/" in metric for group in METRIC_GROUPS)
-    if not known:
+    groups = ("rewards/", "logps/", "logits/", "uni_dpo/")
+    if not metric.removeprefix("eval_").endswith("loss") and not any(group in metric for group in groups):
         names = "eval_loss, eval_rewards/accuracies or eval_rewards/margins"
         yield "metric_for_best_model", f"{metric!r} is no metric of an evaluation; name {names}"
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Interval, Le
 
 from uni_dpo.errors import UniDPOError, did_you_mean
-from uni_dpo.settings.reading import SettingsError, located, override, read_mapping
+from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 
 T = TypeVar("T")
 Finite = Annotated[float, Interval()]
@@ -84,11 +84,28 @@ def parse(cls: type[T], raw: object, where: str) -> T:
     Raises:
         SettingsError: every unknown or missing key, and every value of the wrong type or out of range.
     """
-    faults: list[tuple[str, str]] = []
-    value = _build(cls, raw, where, faults)
-    if faults:
-        raise SettingsError(faults)
-    return value
+    raw = {} if raw is None else raw
+    if not isinstance(raw, Mapping):
+        raise SettingsError([(where, f"a mapping of settings is expected, not {raw!r}")])
+    fields, hints = settable(cls), get_type_hints(cls, include_extras=True)
+    found, values = FaultCollector(), {}
+    for key, value in raw.items():
+        if key not in fields:
+            hint = did_you_mean(key, fields) or f"; known: {', '.join(fields) or 'none'}"
+            found.faults.append((_join(where, key), f"unknown setting{hint}"))
+            continue
+        with found.collecting():
+            values[fields[key].name] = _convert(hints[fields[key].name], value, _join(where, key))
+    for name, field in fields.items():
+        if name not in raw and field.default is field.default_factory is dataclasses.MISSING:
+            found.faults.append((_join(where, name), "this setting is required"))
+    found.raise_any()
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        raise SettingsError([(_join(where, key) if key else where, text) for key, text in error.faults]) from None
+    except UniDPOError as error:
+        raise SettingsError([(where if where and not str(error).startswith(where) else "", str(error))]) from None
 
 
 def check_ranges(instance: Any) -> None:
@@ -97,16 +114,15 @@ def check_ranges(instance: Any) -> None:
     Raises:
         SettingsError: every value that does not, or that is no finite number.
     """
-    faults: list[tuple[str, str]] = []
+    found = FaultCollector()
     for name, kind in get_type_hints(type(instance), include_extras=True).items():
         value, (parts, bounds) = getattr(instance, name, None), parts_of(kind)
         if bounds and {*parts} <= {int, float, type(None)}:
-            if isinstance(value, str):
-                faults.append((name, f"a number is expected, not {value!r}"))
-            else:
-                _convert(kind, value, name, faults)
-    if faults:
-        raise SettingsError(faults)
+            with found.collecting():
+                if isinstance(value, str):
+                    raise SettingsError([(name, f"a number is expected, not {value!r}")])
+                _convert(kind, value, name)
+    found.raise_any()
 
 
 def fingerprinted(options: Any) -> dict[str, Any]:
@@ -154,36 +170,6 @@ def parts_of(kind: Any) -> tuple[list[Any], tuple[object, ...]]:
     return [kind], bounds
 
 
-def _build(cls: Any, raw: object, where: str, faults: list[tuple[str, str]]) -> Any:
-    raw = {} if raw is None else raw
-    if not isinstance(raw, Mapping):
-        faults.append((where, f"a mapping of settings is expected, not {raw!r}"))
-        return None
-    before = len(faults)
-    fields = settable(cls)
-    hints = get_type_hints(cls, include_extras=True)
-    values = {}
-    for key, value in raw.items():
-        if key not in fields:
-            hint = did_you_mean(key, fields) or f"; known: {', '.join(fields) or 'none'}"
-            faults.append((_join(where, key), f"unknown setting{hint}"))
-        else:
-            values[fields[key].name] = _convert(hints[fields[key].name], value, _join(where, key), faults)
-    for name, field in fields.items():
-        no_default = field.default is field.default_factory is dataclasses.MISSING
-        if name not in raw and no_default:
-            faults.append((_join(where, name), "this setting is required"))
-    if len(faults) > before:
-        return None
-    try:
-        return cls(**values)
-    except SettingsError as error:
-        faults += [(_join(where, key) if key else where, text) for key, text in error.faults]
-    except UniDPOError as error:
-        faults.append((where if where and not str(error).startswith(where) else "", str(error)))
-    return None
-
-
 def settable(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     """Return the fields of a dataclass that a file may set, by what it calls them."""
     named = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls) if field.init}
@@ -194,32 +180,33 @@ def _join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _convert(kind: Any, value: object, where: str, faults: list[tuple[str, str]]) -> Any:
+def _convert(kind: Any, value: object, where: str) -> Any:
     parts, bounds = parts_of(kind)
     if value is None and type(None) in parts:
         return None
     part = next((part for part in parts if part is not type(None)), Any)
     origin = get_origin(part)
     if dataclasses.is_dataclass(part):
-        return _build(part, value, where, faults)
+        return parse(part, value, where)
     if origin is Literal:
         choices = get_args(part)
         if not isinstance(value, str | int) or value not in choices:
             meant = did_you_mean(value, choices) if isinstance(value, str) else ""
-            faults.append((where, f"one of {', '.join(map(str, choices))}; not {value!r}{meant}"))
+            raise SettingsError([(where, f"one of {', '.join(map(str, choices))}; not {value!r}{meant}")])
         return value
     if origin is tuple or origin is list:
         if not isinstance(value, list | tuple):
-            faults.append((where, f"a list is expected, not {value!r}"))
-            return ()
-        item = get_args(part)[0]
-        return tuple(_convert(item, one, f"{where}[{index}]", faults) for index, one in enumerate(value))
-    return _convert_scalar(part, value, bounds, where, faults)
+            raise SettingsError([(where, f"a list is expected, not {value!r}")])
+        found, items = FaultCollector(), []
+        for index, one in enumerate(value):
+            with found.collecting():
+                items.append(_convert(get_args(part)[0], one, f"{where}[{index}]"))
+        found.raise_any()
+        return tuple(items)
+    return _convert_scalar(part, value, bounds, where)
 
 
-def _convert_scalar(
-    kind: Any, value: object, bounds: Sequence[object], where: str, faults: list[tuple[str, str]]
-) -> Any:
+def _convert_scalar(kind: Any, value: object, bounds: Sequence[object], where: str) -> Any:
     converted: Any = None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     shown: Any = value
@@ -235,7 +222,7 @@ def _convert_scalar(
         return value
     if converted is None:
         name = _TYPES.get(kind) or ("a mapping" if get_origin(kind) is not None else f"a value of type {kind}")
-        faults.append((where, f"{name} is expected, not {value!r}"))
-    elif isinstance(converted, int | float) and (fault := range_fault(shown, bounds)):
-        faults.append((where, fault))
+        raise SettingsError([(where, f"{name} is expected, not {value!r}")])
+    if isinstance(converted, int | float) and (fault := range_fault(shown, bounds)):
+        raise SettingsError([(where, fault)])
     return converted

@@ -12,8 +12,6 @@ import yaml
 
 from uni_dpo.errors import UniDPOError
 
-SUFFIXES = (".yaml", ".yml", ".json")
-
 
 class SettingsError(UniDPOError):
     """Faults of a configuration, all at once.
@@ -79,7 +77,7 @@ def read_mapping(path: str | Path) -> Given:
 
 def is_config(word: str) -> bool:
     """Tell the name of a configuration file from another word of a command line."""
-    return word.endswith(SUFFIXES) and not word.startswith("-")
+    return word.endswith((".yaml", ".yml", ".json")) and not word.startswith("-")
 
 
 def override(raw: Mapping[str, Any], given: Sequence[str]) -> Any:
