@@ -127,7 +127,6 @@ def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
         try:
             for command in stage.commands():
                 _run(stage, command, config, show)
-                _see_left(stage, command, config)
             # a server answered all but so few questions that the engine goes on without them
             if attempt < config.settings.attempts and (failed := _engine_counts(stage, config.work).get("failed")):
                 raise UniDPOError(f"{failed} questions got no reply")
@@ -143,9 +142,10 @@ def _do(stage: AlignStage, config: AlignConfig, say: Say, show: Say) -> float:
 
 
 def _run(stage: AlignStage, command: Command, config: AlignConfig, show: Say) -> None:
+    """Run a command whose output is not there yet, and see that it leaves what it makes."""
     if command.output is not None and command.output.exists():
         return
-    log = _log(stage, config)
+    log = config.work / "logs" / f"{stage.name.replace('/', '-')}.log"
     status = run_command(
         command.words, config.launchers[stage.kind], log=log, work=config.work,
         show=lambda line: show(f"{stage.name}: {line}"),
@@ -155,25 +155,16 @@ def _run(stage: AlignStage, command: Command, config: AlignConfig, show: Say) ->
             f"{stage.name} ended with status {status}; the end of {log}:\n{last_lines(log)}\n"
             "What is done is kept: run the same command again when the cause is removed"
         )
-
-
-def _see_left(stage: AlignStage, command: Command, config: AlignConfig) -> None:
-    """Raise where a command ended well and what it makes is not there, as with a launcher that does not wait."""
-    named = (command.output, command.leaves)
-    wanted = [path for path in named if path is not None] or list(stage.outputs)
+    wanted = [path for path in (command.output, command.leaves) if path is not None] or list(stage.outputs)
     deadline = time.monotonic() + PATIENCE
     while missing := [path for path in wanted if not path.exists()]:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline:  # as with a launcher that does not wait
             raise UniDPOError(
                 f"{stage.name}: its command ended well, but there is no {missing[0]}. A launcher has to run the "
                 f"command and wait until it ends (sbatch --wait, srun), and {config.work} has to be the same folder "
-                f"there; see {_log(stage, config)}"
+                f"there; see {log}"
             )
         time.sleep(0.2)  # a file server may show late what another machine wrote
-
-
-def _log(stage: AlignStage, config: AlignConfig) -> Path:
-    return config.work / "logs" / f"{stage.name.replace('/', '-')}.log"
 
 
 def _engine_counts(stage: AlignStage, work: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uni_dpo.data.ranking import PairChoice
@@ -50,7 +50,7 @@ class Estimate:
     hours: tuple[float, ...]
     disk: dict[str, float]
     workload: Workload
-    advice: list[str] = field(default_factory=list)
+    advice: list[str]
 
     @property
     def fits(self) -> bool:
@@ -78,9 +78,10 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1) -> Estimate:
     if run.precomputed:
         flops += _reference_flops(run, work)
     hours = flops / (gpu.speed * 1e12 * gpus) / 3600
-    result = Estimate(
+    total = total_of(memory)
+    return Estimate(
         memory=memory,
-        total=total_of(memory),
+        total=total,
         room=room,
         largest_batch=_largest(run, work, gpus, room),
         steps=steps,
@@ -88,9 +89,9 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1) -> Estimate:
         flops=flops,
         hours=tuple(hours / share for share in EFFICIENCY),
         disk=_disk(run, work),
+        advice=[] if total <= room else _advice(run, work, gpus, room),
         workload=work,
     )
-    return result if result.fits else replace(result, advice=_advice(run, work, gpus, room))
 
 
 def step_shape(run: PlannedRun, work: Workload, batch: int, *, longest: bool = False) -> StepShape:
