@@ -25,6 +25,8 @@ from uni_dpo.errors import UniDPOError
         ({"warm_up": {"stage": "sft"}}, "warm_up.dataset: name the dataset"),
         ({"baselines": {"a b": {}}}, "baselines.a b: a name has letters"),
         ({"baselines": {"DPO": {"pref_los": "x"}}}, "DPO.pref_los: unknown setting"),
+        ({"baselines": {"DPO": "sigmoid"}}, "baselines.DPO: a mapping of settings is expected, not 'sigmoid'"),
+        ({"benchmarks": {"MME": "x"}}, "benchmarks.MME: a mapping of settings is expected, not 'x'"),
         ({"launcher": "srun"}, "has no {command}"),
         ({"launcher": {"trian": "srun {command}"}}, r"no stage is of this kind; did you mean 'train'\?"),
         ({"launcher": "srun '{command}"}, "cannot be split into words"),

@@ -39,19 +39,12 @@ class Command:
 
 
 class Commands:
-    """What is to be run for each stage. A method is called when the stages before are done."""
+    """What is to be run for the stages that others decide. A method is called when the stages before are done."""
 
     def __init__(self, layout: WorkLayout) -> None:
         self.layout = layout
         self.config = layout.config
         self.settings = layout.settings
-
-    def split(self) -> list[Command]:
-        """Divide the questions into files."""
-        source = str(Path(self.config.questions.path).absolute())
-        folder = self.layout.work / "questions"
-        parts = [f"--part={folder / name}.jsonl={share:.10g}" for name, share in self.config.shares().items()]
-        return [Command(("data", "split", source, *parts, "--seed", str(self.settings.seed)))]
 
     def warm_up(self) -> list[Command]:
         """Train before the first round."""
@@ -79,27 +72,6 @@ class Commands:
         given = {"path": str(self.layout.questions("training", number)), "image_root": self.config.image_root}
         options = {**given, "limit": self.config.questions.limit}
         return self.config.engine(models, dataset=dataset, input=options, seed=self.layout.seed(number))
-
-    def calibrate(self, number: int) -> list[Command]:
-        """Bring the scores of the pairs onto one scale."""
-        scale, folder = self.settings.calibrate, self.layout.dataset(number)
-        assert scale is not None
-        options = ("--method", scale.method, "--low", f"{scale.low:g}", "--high", f"{scale.high:g}")
-        return [Command(("data", "calibrate", str(folder / "pairs.json"), str(folder / "calibrated.json"), *options))]
-
-    def register(self, number: int) -> list[Command]:
-        """Make the calibrated pairs known to LlamaFactory."""
-        folder = self.layout.dataset(number)
-        file = str(folder / "calibrated.json")
-        return [Command(("data", "register", "calibrated", file, "--dataset-dir", str(folder), "--replace"))]
-
-    def check(self, number: int, options: Mapping[str, Any]) -> list[Command]:
-        """Find every fault of the pairs."""
-        page = str(self.layout.round(number) / "check.html")
-        words = [word for name, value in options.items() for word in (name, str(value))]
-        folder = str(self.layout.dataset(number))
-        named = ("data", "check", self.layout.dataset_name, "--dataset-dir", folder, "--html", page)
-        return [Command((*named, *words))]
 
     def train(self, number: int, arm: Arm) -> list[Command]:
         """Train on a round's pairs."""

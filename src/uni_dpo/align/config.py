@@ -194,9 +194,11 @@ class AlignConfig:
         held_out = sum(part for part in (self.validation, self.test) if isinstance(part, float))
         if held_out >= 1:
             raise UniDPOError(f"validation, test: shares of {held_out:g} leave no questions to learn from")
-        for name, changed in settings.baselines.items():
-            if not isinstance(changed, Mapping):
-                raise UniDPOError(f"baselines.{name}: a mapping of settings is expected, not {changed!r}")
+        for key, named in (("baselines", settings.baselines), ("benchmarks", settings.benchmarks)):
+            for name, options in named.items():
+                if not isinstance(options, Mapping):
+                    raise UniDPOError(f"{key}.{name}: a mapping of settings is expected, not {options!r}")
+        for name in settings.baselines:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise UniDPOError(f"baselines.{name}: a name has letters, digits, - and _, since a folder is named so")
 

@@ -16,6 +16,7 @@ from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.machine import has_accelerator
+from uni_dpo.settings.options import as_number
 from uni_dpo.storage import read_json
 from uni_dpo.storage.writing import write_text
 
@@ -198,12 +199,7 @@ def _grader(rows: tuple[Question, ...]) -> str:
     """The grader that fits the questions' right answers."""
     if all(question.options for question in rows):
         return "multiple_choice"
-    try:
-        for question in rows:
-            float(str(question.reference))
-    except ValueError:
-        return "exact"
-    return "numeric"
+    return "numeric" if all(as_number(question.reference) is not None for question in rows) else "exact"
 
 
 def _written_images(file: Path) -> Iterator[Any]:

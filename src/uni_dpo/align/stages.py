@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class AlignStage:
         return self.name.rpartition("/")[2]
 
 
+def _run(*words: object) -> Callable[[], list[Command]]:
+    """The one command of a stage, whose words are known from the start."""
+    return lambda: [Command(tuple(map(str, words)))]
+
+
 class AlignStages:
     """The stages of a configuration in their order."""
 
@@ -99,10 +105,13 @@ class AlignStages:
         yield AlignStage("summary", "what came of it", place, after, pages, own=summarize, follows=True)
 
     def _split(self) -> AlignStage:
-        shares = self.config.shares()
+        shares, folder = self.config.shares(), self.config.work / "questions"
         asked = {**self._training_questions(), "shares": shares, "seed": self.settings.seed}
-        says, outputs = f"{len(shares)} files of questions; no image stands in two", (self.config.work / "questions",)
-        return AlignStage("split", says, asked, (), outputs, self.commands.split)
+        says = f"{len(shares)} files of questions; no image stands in two"
+        parts = [f"--part={folder / name}.jsonl={share:.10g}" for name, share in shares.items()]
+        source = Path(self.config.questions.path).absolute()
+        run = _run("data", "split", source, *parts, "--seed", self.settings.seed)
+        return AlignStage("split", says, asked, (), (folder,), run)
 
     def _before(self, kind: str, part: str, start: tuple[str, ...]) -> AlignStage:
         """The model before the first round."""
@@ -136,22 +145,20 @@ class AlignStages:
 
     def _dataset(self, number: int) -> Iterator[AlignStage]:
         """From pairs to a dataset that has no faults."""
-        after, scale = f"{number}/pair", self.settings.calibrate
+        after, scale, folder = f"{number}/pair", self.settings.calibrate, self.layout.dataset(number)
         if scale is not None:
-            says, output = (
-                f"scores onto {scale.low:g} … {scale.high:g}",
-                self.layout.dataset(number) / "calibrated.json",
-            )
-            name, run = f"{number}/calibrate", partial(self.commands.calibrate, number)
+            says, output = f"scores onto {scale.low:g} … {scale.high:g}", folder / "calibrated.json"
+            options = ("--method", scale.method, "--low", f"{scale.low:g}", "--high", f"{scale.high:g}")
+            name, run = f"{number}/calibrate", _run("data", "calibrate", folder / "pairs.json", output, *options)
             yield AlignStage(name, says, fingerprinted(scale), (after,), (output,), run)
-            after, run = f"{number}/register", partial(self.commands.register, number)
+            run = _run("data", "register", "calibrated", output, "--dataset-dir", folder, "--replace")
+            after = f"{number}/register"
             yield AlignStage(after, "the pairs as a dataset", {}, (name,), (), run)
-        options = training(self.settings.train)
-        limits = {
-            "--qual-eta": options.get("uni_dpo_qual_eta", 0.7),
-            "--tau-good": options.get("uni_dpo_tau_good", 2.5),
-        }
-        page, run = self.layout.round(number) / "check.html", partial(self.commands.check, number, limits)
+        given = training(self.settings.train)
+        limits = {"--qual-eta": given.get("uni_dpo_qual_eta", 0.7), "--tau-good": given.get("uni_dpo_tau_good", 2.5)}
+        page = self.layout.round(number) / "check.html"
+        words = ("--dataset-dir", folder, "--html", page, *chain.from_iterable(limits.items()))
+        run = _run("data", "check", self.layout.dataset_name, *words)
         yield AlignStage(f"{number}/check", "every fault of the pairs", limits, (after,), (page,), run)
 
     def _training(self, number: int, arm: Arm, start: tuple[str, ...]) -> Iterator[AlignStage]:
@@ -224,9 +231,9 @@ class AlignStages:
         """The benchmarks with what their files hold."""
         found = {}
         for name, options in self.settings.benchmarks.items():
-            path = options.get("path") if isinstance(options, Mapping) else None
+            path = options.get("path")
             held = {"content": self.contents.table(path)} if isinstance(path, str) and Path(path).exists() else {}
-            found[name] = {**options, **held} if isinstance(options, Mapping) else options
+            found[name] = {**options, **held}
         return found
 
     def _weights(self) -> dict[str, Any]:
