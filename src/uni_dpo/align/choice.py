@@ -11,7 +11,7 @@ from typing import Literal
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage import read_json
-from uni_dpo.storage.rowlog import Row, log_lines
+from uni_dpo.storage.rowlog import log_lines
 from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.score import Outcomes, difference_interval
 
@@ -45,18 +45,17 @@ def read_grades(path: Path, by: Literal["answers", "score"]) -> dict[str, float]
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    sampled, scored = (_last_rows(folder / name) for name in ("0-sample.jsonl", "1-reward.jsonl"))
+    # A question that was asked again counts as asked last.
+    sampled, scored = (
+        {str(row["id"]): row for row, _ in log_lines(folder / name) if row is not None and "id" in row}
+        for name in ("0-sample.jsonl", "1-reward.jsonl")
+    )
     failed = [str(row["failed"]) for row in (*sampled.values(), *scored.values()) if "failed" in row]
     if failed:
         raise UniDPOError(f"{folder}: {len(failed)} questions got no reply ({failed[0]}); run again to ask them")
     scores = {key: float(row["answers"][0]["score"]) for key, row in scored.items() if row["answers"]}
     lowest = min(scores.values(), default=0.0)
     return {key: scores.get(key, lowest) for key in sampled} if scores else {}
-
-
-def _last_rows(file: Path) -> dict[str, Row]:
-    """The rows of a stage of the engine; a question that was asked again counts as asked last."""
-    return {str(row["id"]): row for row, _ in log_lines(file) if row is not None and "id" in row}
 
 
 def gain(

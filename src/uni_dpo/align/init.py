@@ -11,7 +11,7 @@ from string import Template
 from textwrap import indent
 from typing import Any, Literal
 
-from uni_dpo.data.faults import PreferenceDataError
+from uni_dpo.data.checks.lengths import model_limits
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.errors import UniDPOError
@@ -103,19 +103,24 @@ def look(folder: Path) -> Found:
     models = [place for place in _folders(folder) if "model_type" in read_json(place / "config.json")]
     model = models[0] if models else None
     looked: list[str] = []
-    for file in sorted(_tables(folder, set(models)), key=lambda file: _HELD_OUT.match(file.stem) is not None):
+    places = [place for place in _folders(folder) if place not in models]
+    files = [file for place in places for file in sorted(place.iterdir()) if file.suffix in TABLES and file.is_file()]
+    for file in sorted(files, key=lambda file: _HELD_OUT.match(file.stem) is not None):
         try:
             first = next(iter_rows(file), None)
         except UniDPOError:
             first = None
         if first is None:
             looked.append(f"{file}: holds no rows that can be read")
-        elif "chosen" in first and "rejected" in first:
+            continue
+        if "chosen" in first and "rejected" in first:
             return Found(file, "pairs", (), model)
-        else:
-            rows = _first_questions(file, folder, looked)
-            if rows:
+        try:
+            asked = questions_in_order(InputOptions(path=str(file)), folder / "images")
+            if rows := tuple(question for question, _ in islice(asked, _LOOKED_AT)):
                 return Found(file, "questions", rows, model)
+        except UniDPOError as error:
+            looked.append(str(error).splitlines()[0])
     reasons = "".join(f"\n  {reason}" for reason in looked)
     raise UniDPOError(
         f"{folder}: there is no file of questions (columns `question`, `images`) or of pairs (`chosen`, `rejected`) in "
@@ -125,22 +130,6 @@ def look(folder: Path) -> Found:
 
 def _folders(folder: Path) -> list[Path]:
     return [folder, *sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")]
-
-
-def _tables(folder: Path, models: set[Path]) -> Iterator[Path]:
-    for place in _folders(folder):
-        if place not in models:
-            yield from sorted(file for file in place.iterdir() if file.suffix in TABLES and file.is_file())
-
-
-def _first_questions(file: Path, folder: Path, looked: list[str]) -> tuple[Question, ...]:
-    """The first questions of a file; where it holds none, `looked` gets the reason."""
-    try:
-        asked = questions_in_order(InputOptions(path=str(file)), folder / "images")
-        return tuple(question for question, _ in islice(asked, _LOOKED_AT))
-    except (PreferenceDataError, UniDPOError) as error:
-        looked.append(str(error).splitlines()[0])
-        return ()
 
 
 def _text(name: str, language: Language, words: dict[str, str]) -> str:
@@ -162,11 +151,8 @@ def _model(model: str) -> dict[str, str]:
     """What depends on the checkpoint: template, image sizes as its processor has them, learning rate."""
     folder = Path(model)
     family = str(read_json(folder / "config.json").get("model_type", "qwen2_vl"))
-    processor = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
-    processor = processor.get("image_processor", processor)
-    size = processor.get("size") or {}
-    least = int(processor.get("min_pixels") or size.get("shortest_edge") or 32 * 32)
-    most = int(processor.get("max_pixels") or size.get("longest_edge") or _LLAMAFACTORYS_MOST)
+    limits = model_limits(folder, _LLAMAFACTORYS_MOST, 32 * 32)
+    least, most = limits.processor_min, limits.processor_max
     # Sampling and training should see images of one size; LlamaFactory's limit counts where it is the smaller.
     own = most < _LLAMAFACTORYS_MOST
     pixels = f"image_max_pixels: {most}\nimage_min_pixels: {min(least, most)}" if own else "#-"

@@ -207,10 +207,10 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
     left = ordered[names.index(restart) :]
     work = stages.config.work
     outputs = [output for stage in left for output in stage.outputs]
-    number, rounds = restart.partition("/")[0], [stage.name for stage in left if stage.name[0].isdecimal()]
-    begun = int(number) if number.isdecimal() else 0
-    if rounds:  # later ones may be no stages now, since an earlier one ended the run or fewer are asked for
-        outputs += [folder for folder in sorted(work.glob("round-*")) if _number(folder) > begun]
+    if any(stage.name[0].isdecimal() for stage in left):
+        # later rounds may be no stages now, since an earlier one ended the run or fewer are asked for
+        begun = _number(restart.partition("/")[0])
+        outputs += [folder for folder in sorted(work.glob("round-*")) if _number(folder.name[6:]) > begun]
     _move_aside(work, outputs)
     for name in [*(stage.name for stage in left), *(state.stages.keys() - set(names))]:
         state.stages.pop(name, None)
@@ -218,10 +218,9 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
     state.write()
 
 
-def _number(folder: Path) -> int:
-    """Which round's folder it is; 0 of none."""
-    number = folder.name.partition("-")[2]
-    return int(number) if number.isdecimal() else 0
+def _number(text: str) -> int:
+    """The number of a round; 0 of what is none."""
+    return int(text) if text.isdecimal() else 0
 
 
 def _move_aside(work: Path, outputs: Sequence[Path]) -> None:

@@ -96,21 +96,17 @@ def step_flops(model: ModelShape, step: StepShape) -> float:
 
 
 def _vision_flops(vision: VisionShape | None, step: StepShape) -> float:
+    """Operations of the tower and the projector on all images of the batch."""
     if vision is None or not step.image:
         return 0.0
-    runs = 1 if step.shared and not step.tuned_vision else 1 + step.reference
-    once = step.rows * image_flops(vision, step.image)
-    return once * (runs + (2 + step.checkpointing if step.tuned_vision else 0))
-
-
-def image_flops(vision: VisionShape, tokens: float) -> float:
-    """Operations of the tower and the projector on one image of `tokens` image tokens."""
-    patches = tokens * vision.merge**2
+    patches = step.image * vision.merge**2
     linear = vision.patch_numbers * vision.width + vision.layers * vision.linear
     windowed = vision.layers - vision.whole_layers
     keys = vision.whole_layers * patches + windowed * min(patches, vision.window or patches)
-    merged = tokens * vision.merger * (1 + vision.deepstack)
-    return 2.0 * patches * linear + 4.0 * vision.width * patches * keys + 2.0 * merged
+    merged = step.image * vision.merger * (1 + vision.deepstack)
+    once = step.rows * (2.0 * patches * linear + 4.0 * vision.width * patches * keys + 2.0 * merged)
+    runs = 1 if step.shared and not step.tuned_vision else 1 + step.reference
+    return once * (runs + (2 + step.checkpointing if step.tuned_vision else 0))
 
 
 def adapter_weights(text: TextShape, rank: int) -> int:

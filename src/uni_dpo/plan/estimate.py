@@ -83,7 +83,7 @@ def estimate(settings: Mapping[str, Any], gpu: Gpu, gpus: int = 1) -> Estimate:
         memory=memory,
         total=total,
         room=room,
-        largest_batch=_largest(run, work, gpus, room),
+        largest_batch=bisect_right(range(1, 2**16), room, key=lambda size: total_of(memory_of(run, work, size, gpus))),
         steps=steps,
         tokens=done * step.tokens,
         flops=flops,
@@ -152,11 +152,6 @@ def memory_of(run: PlannedRun, work: Workload, batch: int, gpus: int) -> dict[st
 def total_of(memory: Mapping[str, float]) -> float:
     """Return all parts, with what an allocator wastes."""
     return sum(memory.values()) * (1 + WASTE)
-
-
-def _largest(run: PlannedRun, work: Workload, gpus: int, room: float) -> int:
-    """The most pairs per device that fit."""
-    return bisect_right(range(1, 2**16), room, key=lambda batch: total_of(memory_of(run, work, batch, gpus)))
 
 
 def _reference_flops(run: PlannedRun, work: Workload) -> float:
