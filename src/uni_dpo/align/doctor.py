@@ -54,7 +54,8 @@ def examine(path: str | Path | None, given: tuple[str, ...] = ()) -> Iterator[Fi
         yield from _questions(config, name)
     yield from _engine(config)
     yield from _launchers(config)
-    yield from _work_dir(config)
+    fault = folder_fault(str(config.work))
+    yield Finding("fault" if fault else "good", "work_dir", fault or str(config.work))
     yield from _room(config)
 
 
@@ -112,7 +113,8 @@ def _questions(config: AlignConfig, name: str) -> Iterator[Finding]:
         yield Finding("good", name, f"{given:.0%} of the questions")
         return
     try:
-        rows = _read(config, given)
+        asked = questions_in_order(InputOptions(path=given, image_root=config.image_root), config.work / "doctor")
+        rows = [question for question, _ in islice(asked, LOOKED_AT)]
     except UniDPOError as error:
         yield Finding("fault", name, str(error))
         return
@@ -135,12 +137,6 @@ def _questions(config: AlignConfig, name: str) -> Iterator[Finding]:
         yield _tried("questions, pipeline", lambda: config.checked_engine.check_questions(rows), said)
         if config.splits:
             yield _tried("split", lambda: _divisible(config, given))
-
-
-def _read(config: AlignConfig, path: str) -> list[Question]:
-    options = InputOptions(path=path, image_root=config.image_root)
-    found = questions_in_order(options, config.work / "doctor")
-    return [question for question, _ in islice(found, LOOKED_AT)]
 
 
 def _divisible(config: AlignConfig, path: str) -> str:
@@ -168,11 +164,6 @@ def _launchers(config: AlignConfig) -> Iterator[Finding]:
     for program in sorted({words[0] for words in config.launchers.values()} - {"{command}"}):
         there = shutil.which(program)
         yield Finding("good" if there else "fault", "launcher", there or f"{program} is not on this machine's PATH")
-
-
-def _work_dir(config: AlignConfig) -> Iterator[Finding]:
-    fault = folder_fault(str(config.work))
-    yield Finding("fault" if fault else "good", "work_dir", fault or str(config.work))
 
 
 def _room(config: AlignConfig) -> Iterator[Finding]:

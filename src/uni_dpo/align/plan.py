@@ -1,6 +1,6 @@
 """What a configuration will do: its stages, how they stand, and the most that each can cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,12 @@ class PlanLine:
     what: str
 
 
-def plan_lines(config: AlignConfig, gpu: str | None = None, gpus: int = 1) -> list[PlanLine]:
-    """Return the stages in their order, with counts; those of stages that are not done are upper bounds.
+def plan_lines(config: AlignConfig, gpu: str | None = None, gpus: int = 1) -> Iterator[PlanLine]:
+    """Yield the stages in their order, with counts; those of stages that are not done are upper bounds.
 
     With a `gpu`, as `uni-dpo plan` names it, memory and hours of the trainings are estimated for so many of them.
     """
     counts = _Counts(config, None if gpu is None else gpu_named(gpu), gpus)
-    lines = []
     for stage, standing, seconds in standings(config):
         if standing.word == "done":
             what = f"{result(stage, config.work)} ({seconds:.0f} s)"
@@ -42,8 +41,7 @@ def plan_lines(config: AlignConfig, gpu: str | None = None, gpus: int = 1) -> li
             what = f"{standing.why}: --from {stage.name} does it again"
         else:
             what = counts.of(stage)
-        lines.append(PlanLine(stage.name, standing.word, what))
-    return lines
+        yield PlanLine(stage.name, standing.word, what)
 
 
 class _Counts:

@@ -110,13 +110,10 @@ def _page(found: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in found["test"]:
+        gained = "| |"
         if "gain" in row:
-            interval = f"{row['low']:+.1f} … {row['high']:+.1f}"
-            lines.append(
-                f"| {row['model']} | {row['mean']:.1f} | {row['gain']:+.1f} | {interval} | {row['questions']} |"
-            )
-        else:
-            lines.append(f"| {row['model']} | {row['mean']:.1f} | | | |")
+            gained = f"{row['gain']:+.1f} | {row['low']:+.1f} … {row['high']:+.1f} | {row['questions']}"
+        lines.append(f"| {row['model']} | {row['mean']:.1f} | {gained} |")
     lines += ["", f"The best model: `{found['model']}`", ""]
     if found["report"]:
         lines += [f"The trainings, their curves and every pair: `{found['report']}`", ""]
