@@ -17,7 +17,6 @@ OURS = ("model_name_or_path", "adapter_name_or_path", "dataset", "dataset_dir", 
 """LlamaFactory's settings that follow from the stages before."""
 WRITTEN = ("questions", "warm-up", "base", "benchmarks", "aside", "logs")
 """Folders of a work dir that the stages write, beside those of the rounds."""
-_NOT_GRADED_ALONE = ("dpo_reward", "process_reward")
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,7 @@ class AlignSettings:
 
 
 class AlignConfig:
-    """A checked configuration: every setting of every stage parsed, nothing started.
-
-    Args:
-        raw: the mapping of a configuration file.
+    """A file's mapping, checked: every setting of every stage parsed, nothing started.
 
     Raises:
         UniDPOError: an unknown name or setting, a value of the wrong type, a file that is not there.
@@ -178,11 +174,9 @@ class AlignConfig:
         return {name: {**self.settings.train, **changed} for name, changed in self.settings.baselines.items()}
 
     def engine(self, models: Mapping[str, str], **changed: Any) -> dict[str, Any]:
-        """Return the engine's configuration.
+        """Return the engine's configuration with `models` in the place of `{model}`, `{base}` and `{previous}`.
 
-        Args:
-            models: what `{model}`, `{base}` and `{previous}` stand for.
-            changed: sections that are put in.
+        The sections `changed` take the place of those that the file gives.
         """
         roles = dict(self.settings.engine.get("models") or {})
         roles["sampler"] = {"model": "{model}", **(roles.get("sampler") or {})}
@@ -228,7 +222,7 @@ class AlignConfig:
         if evaluate.by == "answers":
             load_grader(evaluate.grader)
         compares = (engine.get("reward") or {}).get("method") == "compare"
-        if evaluate.by == "score" and (engine["pipeline"] in _NOT_GRADED_ALONE or compares):
+        if evaluate.by == "score" and (engine["pipeline"] in ("dpo_reward", "process_reward") or compares):
             raise UniDPOError(
                 f"evaluate.by: score: the pipeline {engine['pipeline']} does not score one answer by itself; take "
                 "answers, or another pipeline"

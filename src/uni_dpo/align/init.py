@@ -71,7 +71,8 @@ def write_config(
     """
     folder = Path(folder)
     found = look(folder)
-    path = folder / ("align.yaml" if found.kind == "questions" else "train.yaml")
+    name = "align" if found.kind == "questions" else "train"
+    path = folder / f"{name}.yaml"
     if path.exists():
         raise UniDPOError(f"{path} is there already; delete it, or rename it, to begin again")
     chosen = model or str(found.model or DEFAULT_MODEL)
@@ -86,7 +87,6 @@ def write_config(
         }
         file = words["config"]
         follow = [f"uni-dpo doctor {file}", f"uni-dpo align {file} --plan", f"uni-dpo align {file}"]
-    name = "train" if found.kind == "pairs" else "align"
     text = "\n".join(line for line in _text(name, language, words).splitlines() if line.strip() != "#-")
     write_text(path, text + "\n")
     return path, follow

@@ -16,7 +16,6 @@ MARK = "UNI_DPO_ALIGN_WORK_DIR"
 """The environment variable by which the processes of a work dir are known."""
 PATIENCE = 1.0
 """Seconds that a command has for its own ending after Ctrl-C."""
-_LAST_LINES = 15
 KINDS = (
     "split", "warm-up", "sample", "score", "pair", "calibrate", "register", "check", "train", "validate", "test",
     "benchmarks", "report",
@@ -135,7 +134,7 @@ def last_lines(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace").replace("\r", "\n")
     lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(f"  {line}" for line in lines[-_LAST_LINES:])
+    return "\n".join(f"  {line}" for line in lines[-15:])
 
 
 def end_left_over(work: Path) -> int:

@@ -12,11 +12,9 @@ from uni_dpo.align.run import result, standings
 from uni_dpo.align.stages import AlignStage
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.models.backends.base import parse_model
-from uni_dpo.plan.estimate import estimate
+from uni_dpo.plan.estimate import GIB, estimate
 from uni_dpo.plan.gpus import Gpu, gpu_named
 from uni_dpo.settings.registry import find
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)

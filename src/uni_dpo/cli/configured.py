@@ -52,19 +52,17 @@ def _parameter(field: "Field[Any]", kind: Any, text: str) -> inspect.Parameter:
     default: Any = inspect.Parameter.empty if field.default is MISSING else field.default
     (kind, *others), bounds = parts_of(kind)
     spelling = next((bound for bound in bounds if isinstance(bound, str)), "")  # as `settings.options.Argument` has it
+    shown: Any = kind | None if others else kind
     about: Any
     if _is_mapping(kind):
-        about = typer.Option(help=text, metavar="<key=value>")
-        return inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, about]
-        )
-    if spelling == "argument":
+        default, shown, about = None, list[str] | None, typer.Option(help=text, metavar="<key=value>")
+    elif spelling == "argument":
         about = typer.Argument(help=text)
     else:
         flag = (f"--{field.name.replace('_', '-')}",) if kind is bool else ()
         about = typer.Option(*(spelling.split() or flag), help=text)
-    annotation: Any = Annotated[kind | None if others else kind, about]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    named = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(field.name, named, default=default, annotation=Annotated[shown, about])
 
 
 def _is_mapping(kind: Any) -> bool:

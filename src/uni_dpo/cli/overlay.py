@@ -23,17 +23,13 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files of the ove
 @app.command()
 def check(path: Folder) -> None:
     """Show what `apply` would do; write nothing."""
-    checkout = detect(path)
-    _introduce(checkout)
-    _print(overlay.check(checkout))
+    _print(overlay.check(_introduced(path)))
 
 
 @app.command()
 def apply(path: Folder, force: Force = False) -> None:
     """Add our files and our dataset entry; what they replace is kept for `revert`."""
-    checkout = detect(path)
-    _introduce(checkout)
-    changes = overlay.apply(checkout, force=force)
+    changes = overlay.apply(_introduced(path), force=force)
     _print(changes)
     print("applied" if any(change.is_due for change in changes) else "nothing to do")
 
@@ -46,10 +42,10 @@ def revert(path: Folder, force: Force = False) -> None:
     print(f"reverted: {len(overlay.revert(path, force=force))} files removed or restored")
 
 
-def _introduce(checkout: Checkout) -> None:
-    print(str(checkout))
-    for remark in checkout.remarks():
-        print(f"note: {remark}")
+def _introduced(path: Path) -> Checkout:
+    checkout = detect(path)
+    print(checkout, *(f"note: {remark}" for remark in checkout.remarks()), sep="\n")
+    return checkout
 
 
 def _print(changes: list[Change]) -> None:

@@ -80,11 +80,7 @@ def help_lines() -> list[str]:
 
 
 def check_early(given: Mapping[str, Any] | Sequence[str], places: Places = TRAIN) -> None:
-    """Refuse what can be seen to be wrong in the settings and on this machine without importing anything heavy.
-
-    Args:
-        given: a configuration's mapping, or `--key value` flags.
-        places: whose settings they are.
+    """Refuse what can be seen to be wrong in a mapping or in flags, and on this machine; nothing heavy is imported.
 
     Raises:
         SettingsError: one line for each fault.
@@ -146,11 +142,7 @@ def setting_faults(
 ) -> Iterator[tuple[str, str]]:
     """Yield every value that is not of its setting's type or range, with what is wrong.
 
-    Args:
-        settings: names and values.
-        known: the settings of the argument classes, by name.
-        ranges: of settings whose types have none.
-        as_text: whether values are the texts of `--key value` flags.
+    Those of `--key value` flags are texts. `ranges` are those of settings whose types have none.
     """
     for name, value in settings.items():
         if name == "pref_loss" and name in known and LossWeights in parts_of(known[name].kind)[0]:
