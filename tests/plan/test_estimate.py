@@ -105,7 +105,9 @@ def test_what_does_not_fit_says_what_to_change(settings: dict[str, Any]) -> None
     assert found.largest_batch == 0
     assert found.advice[0].startswith("finetuning_type: lora → ")
     assert found.advice[0].endswith("which fits")
-    assert "all of these" in of(settings, "t4").advice[-1]
+    all_changes = {"finetuning_type": "lora", "optim": "adamw_8bit", "per_device_train_batch_size": 1}
+    together = of(settings, "t4", precompute_ref_log_probs=True, **all_changes)
+    assert of(settings, "t4").advice[-1].startswith(f"all of these → {together.total / GIB:.1f} GiB")
     assert not of(settings, finetuning_type="lora").advice
 
 
