@@ -12,6 +12,7 @@ from textwrap import indent
 from typing import Any, Literal
 
 from uni_dpo.data.checks.lengths import model_limits
+from uni_dpo.data.image_state import ImageLimits
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import iter_rows
 from uni_dpo.errors import UniDPOError
@@ -28,7 +29,6 @@ TABLES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 _LOOKED_AT = 200
 _HELD_OUT = re.compile(r"(test|val|valid|validation|dev|eval|held_out)(?![a-z])", re.IGNORECASE)
 """How the names of files begin that are not there to learn from."""
-_LLAMAFACTORYS_MOST = 768 * 768
 _TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl", "llava": "llava"}
 """`model_type` → LlamaFactory's template."""
 
@@ -151,10 +151,10 @@ def _model(model: str) -> dict[str, str]:
     """What depends on the checkpoint: template, image sizes as its processor has them, learning rate."""
     folder = Path(model)
     family = str(read_json(folder / "config.json").get("model_type", "qwen2_vl"))
-    limits = model_limits(folder, _LLAMAFACTORYS_MOST, 32 * 32)
+    limits = model_limits(folder, ImageLimits())
     least, most = limits.processor_min, limits.processor_max
     # Sampling and training should see images of one size; LlamaFactory's limit counts where it is the smaller.
-    own = most < _LLAMAFACTORYS_MOST
+    own = most < limits.max_pixels
     pixels = f"image_max_pixels: {most}\nimage_min_pixels: {min(least, most)}" if own else "#-"
     small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 100e6 if folder.is_dir() else False
     template = _TEMPLATES.get(family, family)
