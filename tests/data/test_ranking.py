@@ -122,6 +122,14 @@ def test_pairs_are_made_of_it_on_request(tmp_path: Path) -> None:
     ]
 
 
+def test_pairs_are_made_of_answers_to_a_conversation(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "Which?", "name": "Ada"}
+    file = write(tmp_path / "ranked.jsonl", [{"messages": [turn], "answers": ["a", "b"], "scores": [1, 2]}])
+    result = convert(file, tmp_path / "pairs.jsonl", from_format="auto")
+    assert [tuple(row.values()) for row in iter_rows(tmp_path / "pairs.jsonl")] == [("Which?", "b", "a", 2.0, 1.0)]
+    assert +result.losses == {"name of messages": 1}
+
+
 def test_answers_that_are_references_are_no_ranked_answers(tmp_path: Path) -> None:
     with pytest.raises(PreferenceDataError, match="nor `answers` with their `scores`"):
         register_file("vqa", write(tmp_path / "vqa.jsonl", [{"question": "Which?", "answers": ["one"] * 10}]), tmp_path)

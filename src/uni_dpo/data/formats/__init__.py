@@ -20,11 +20,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_named(name: str) -> Format:
-    """Return the format that `--format` names.
-
-    Raises:
-        UniDPOError: there is none.
-    """
+    """Return the format that `--format` names, or raise a `UniDPOError` that names all."""
     if name not in FORMATS:
         raise UniDPOError(f"no format {name!r}; use one of {', '.join(FORMATS)}")
     return FORMATS[name]
@@ -54,15 +50,15 @@ def source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) 
 
 def _detected(row: Row) -> str | None:
     """The format that a row's columns are of; None where LlamaFactory's layouts are looked for."""
-    text, turns, question = row.get("text"), row.get("conversations"), row.get("question")
-    if isinstance(text, str) and text.lstrip().startswith("{") and "chosen" not in row:
-        return "rlaif-v-text"
-    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and isinstance(turns[-1].get("value"), list):
-        return "llava"
-    if isinstance(row.get("prompt"), str) and row["prompt"].startswith("<|im_start|>"):
-        return "math"
-    if isinstance(question, str) and IMAGE_TOKEN not in question and first_filled(row, IMAGE_COLUMNS) is not None:
-        return "rlaif-v" if "chosen" in row else None
+    match row:
+        case {"text": str(text)} if text.lstrip().startswith("{") and "chosen" not in row:
+            return "rlaif-v-text"
+        case {"conversations": [*_, {"value": [*_]}]}:
+            return "llava"
+        case {"prompt": str(prompt)} if prompt.startswith("<|im_start|>"):
+            return "math"
+        case {"question": str(text)} if IMAGE_TOKEN not in text and first_filled(row, IMAGE_COLUMNS) is not None:
+            return "rlaif-v" if "chosen" in row else None
     if isinstance(row.get("chosen"), list) or _lacks_placeholders(row):
         return "trl"
     known = {

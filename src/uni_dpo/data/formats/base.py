@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from uni_dpo.data.cells import refuse as refuse
@@ -28,12 +29,9 @@ _PARTS = {"scores": ("score_chosen", "score_rejected")} | {
 
 
 class SourceRow(dict[str, Any]):
-    """A row of a foreign format, or an object within one, that knows which of its columns were looked at.
+    """A row of a foreign format, or an object within one, that knows which of its columns were looked at (`seen`).
 
-    Attributes:
-        losses: what could not be carried over.
-        pairing: which pairs a ranked list gives.
-        seen: the columns that were looked at.
+    In `losses` it counts what cannot be carried over; `pairing` is which pairs a ranked list gives.
     """
 
     def __init__(self, row: Mapping[str, Any], losses: Losses | None = None, pairing: Pairing = "all") -> None:
@@ -128,10 +126,8 @@ class SourceRow(dict[str, Any]):
 
     def count_message_losses(self, *conversations: object) -> None:
         """Count what messages hold beside who says what: other keys, and tools, whose turns become plain ones."""
-        for conversation in conversations:
-            for message in conversation if isinstance(conversation, list) else [conversation]:
-                if not isinstance(message, dict):
-                    continue
+        for message in chain(*(each if isinstance(each, list) else [each] for each in conversations)):
+            if isinstance(message, dict):
                 more = (name for name, value in message.items() if name not in _MESSAGE_KEYS and not is_empty(value))
                 self.losses.update(f"{name} of messages" for name in more)
                 if message.get("role", message.get("from")) in _TOOL_ROLES:
@@ -176,6 +172,8 @@ def limited(pair: PreferencePair, losses: Losses, *kept: str) -> PreferencePair:
 
 
 def optional(pair: PreferencePair, names: Sequence[str] = ("score_chosen", "score_rejected", "id")) -> Row:
-    """Return the columns that a row has only where the pair has them: `names` of its scores and of its id."""
+    """Return the columns that a row has only where the pair has them: `names` of its scores and its id, and media."""
     values = (pair.score_chosen, pair.score_rejected, pair.id)
-    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    media = {"images": pair.images, "rejected_images": pair.rejected_images, "videos": pair.videos}
+    row: Row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    return row | {name: list(shown) for name, shown in media.items() if shown}

@@ -56,10 +56,8 @@ def _read(row: SourceRow, chosen: object, rejected: object) -> Iterator[Preferen
 def _answer(row: SourceRow, column: str) -> dict[str, str]:
     """The message under `column`, whose role is the name of a model."""
     said = row.get(column)
-    return {
-        "role": "assistant",
-        "content": SourceRow(said if isinstance(said, dict) else {"value": said}).text("value"),
-    }
+    message = SourceRow(said) if isinstance(said, dict) else SourceRow({"value": said})
+    return {"role": "assistant", "content": message.text("value")}
 
 
 def _turns(value: object, field: str) -> list[object]:

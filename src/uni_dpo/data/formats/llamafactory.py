@@ -12,10 +12,8 @@ from uni_dpo.data.ranking import PairChoice, read_ranked
 from uni_dpo.data.tables.reading import Row
 
 _MESSAGES = replace(PAIR_COLUMNS, prompt=None, messages="conversations", history=None)
-_QUERY = "input"
-"""What LlamaFactory puts below the instruction."""
-ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=replace(PAIR_COLUMNS, query=_QUERY))
-RANKED = replace(ALPACA, columns=replace(RANKED_COLUMNS, query=_QUERY))
+ALPACA = DatasetEntry("pairs", Path(), ranking=True, columns=replace(PAIR_COLUMNS, query="input"))
+RANKED = replace(ALPACA, columns=replace(RANKED_COLUMNS, query="input"))
 SHAREGPT = DatasetEntry("pairs", Path(), formatting="sharegpt", ranking=True, columns=_MESSAGES)
 OPENAI = replace(SHAREGPT, formatting="openai", columns=replace(_MESSAGES, messages="messages"), tags=OPENAI_TAGS)
 
@@ -37,7 +35,7 @@ def reader(entry: DatasetEntry) -> Callable[[SourceRow], Iterator[PreferencePair
         if not pairs:
             row.losses["rows that make no pair, left out"] += 1
         if entry.formatting != "alpaca":
-            row.count_message_losses(row[str(entry.columns.messages)], row["chosen"], row["rejected"])
+            row.count_message_losses(*(row.get(name) for name in (str(entry.columns.messages), "chosen", "rejected")))
         identity = row.id("id")
         yield from (replace(pair, id=identity) for pair in pairs)
 
@@ -48,12 +46,7 @@ def write_alpaca(pair: PreferencePair, losses: Losses) -> Row:
     """Return the pair record; columns that the pair does not need are left out."""
     row: Row = {"instruction": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
     before = {"system": pair.system, "history": [list(turn) for turn in pair.history]}
-    return row | optional(pair) | _images(pair) | {name: value for name, value in before.items() if value}
-
-
-def _images(pair: PreferencePair) -> Row:
-    shown = {"images": pair.images, "rejected_images": pair.rejected_images, "videos": pair.videos}
-    return {name: list(media) for name, media in shown.items() if media}
+    return row | optional(pair) | {name: value for name, value in before.items() if value}
 
 
 def message_list(pair: PreferencePair, tags: Tags) -> list[dict[str, str]]:
@@ -73,7 +66,7 @@ def _writer(entry: DatasetEntry) -> Callable[[PreferencePair, Losses], Row]:
             return {str(tags.role_tag): str(tags.assistant_tag), str(tags.content_tag): text}
 
         row: Row = {column: message_list(pair, tags), "chosen": answer(pair.chosen), "rejected": answer(pair.rejected)}
-        return row | optional(pair) | _images(pair)
+        return row | optional(pair)
 
     return write
 

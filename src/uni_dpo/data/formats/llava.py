@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from uni_dpo.data.cells import texts_of
@@ -77,7 +78,7 @@ def write(pair: PreferencePair, losses: Losses) -> Row:
     """Return the ranked form with two answers."""
     pair = limited(pair, losses, "images", "history", "id")
     turns = [*message_list(pair, Tags()), {"from": "gpt", "value": [pair.chosen, pair.rejected]}]
-    return optional(pair) | _image_cell(pair.images) | {"conversations": turns}
+    return optional(replace(pair, images=())) | _image_cell(pair.images) | {"conversations": turns}
 
 
 def _image_cell(images: tuple[Image, ...]) -> Row:

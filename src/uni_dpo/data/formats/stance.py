@@ -16,26 +16,19 @@ def stance_pairs(rows: Sequence[Row], support_ratio: float, system: str | None =
     """Return the exercise's table: the first `support_ratio` of the rows choose `support`, the others `oppose`.
 
     Args:
-        rows: objects with `prompt`, `support` and `oppose`.
+        rows: objects with `prompt`, `support` and `oppose`; `prompt, position, chosen, rejected` become of them, in
+            their order, and `system` where there is one.
         support_ratio: share of the rows, 0 to 1; the number of rows is rounded down.
-        system: the system prompt of every row.
-
-    Returns:
-        Rows with `prompt, position, chosen, rejected`, and `system` where there is one, in the order of `rows`.
     """
     if not 0 <= support_ratio <= 1:
         raise UniDPOError(f"support_ratio: {support_ratio}; use a share between 0 and 1")
     supporting = int(len(rows) * support_ratio + 1e-9)
+    rest = {"system": system} if system else {}
     table = []
     for index, row in enumerate(map(SourceRow, rows)):
         position, other = ("support", "oppose") if index < supporting else ("oppose", "support")
-        pair = {
-            "prompt": row.text("prompt"),
-            "position": position,
-            "chosen": row.text(position),
-            "rejected": row.text(other),
-        }
-        table.append(pair | ({"system": system} if system else {}))
+        answers = {"chosen": row.text(position), "rejected": row.text(other)}
+        table.append({"prompt": row.text("prompt"), "position": position} | answers | rest)
     return table
 
 
@@ -49,8 +42,7 @@ def make_stance_pairs(
 ) -> dict[str, int]:
     """Write the exercise's table of the first `count` rows of `source` (all when None), and count its stances.
 
-    Raises:
-        PreferenceDataError: a row without the three texts.
+    A row without the three texts is refused.
     """
     keep_inputs(output, one_split(source))
     table = stance_pairs(list(islice(iter_rows(source), count)), support_ratio, system)

@@ -44,8 +44,7 @@ def read(row: SourceRow) -> Iterator[PreferencePair]:
 def split_turns(turns: Sequence[tuple[str, str]]) -> Turns:
     """Return the question of a conversation, given as (role, text), what came before it, and the system prompt.
 
-    Raises:
-        PreferenceDataError: user and assistant do not alternate, or the user is not the last.
+    Refuse one in which user and assistant do not alternate, or the user is not the last.
     """
     said = [turn for turn in turns if turn[0] != "system"]
     roles, texts = [role for role, _ in said], [text for _, text in said]
@@ -68,7 +67,7 @@ def _conversation(asked: list[Turn], row: SourceRow, column: str) -> list[Turn]:
 def write(pair: PreferencePair, losses: Losses) -> Row:
     """Return messages whose contents are lists of parts, as TRL's vision models want them, also without an image."""
     pair = limited(pair, losses, "scores", "system", "history", "images", "id")
-    return _as_messages(pair, _parts) | _images(pair) | optional(pair)
+    return _as_messages(pair, _parts) | optional(pair)
 
 
 def write_text(pair: PreferencePair, losses: Losses) -> Row:
@@ -100,15 +99,10 @@ def _parts(text: str) -> list[dict[str, str | None]]:
     return parts
 
 
-def _images(pair: PreferencePair) -> Row:
-    return {"images": list(pair.images)} if pair.images else {}
-
-
 def write_plain(pair: PreferencePair, losses: Losses) -> Row:
     """Return three texts and the images."""
     pair = limited(pair, losses, "scores", "images", "id")
-    row: Row = {"prompt": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected}
-    return row | _images(pair) | optional(pair)
+    return {"prompt": pair.instruction, "chosen": pair.chosen, "rejected": pair.rejected} | optional(pair)
 
 
 FORMATS = (
