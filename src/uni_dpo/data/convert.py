@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from uni_dpo.storage.writing import new_folder
 
 _FINE_TUNING = ("llamafactory", "llamafactory-sharegpt")
 """LlamaFactory's layouts that fine-tuning data come from and go to, as `conversations`."""
+Moved = Callable[[Sequence[Image]], tuple[Image, ...]]
+"""The images of a row → what stands for them in the output."""
 
 
 @dataclass
@@ -98,7 +101,7 @@ def convert(
     beside = None if image_root is not None else files[0].parent
     paths = image_paths(image_root, image_root, beside)
     read_from = (paths if image_dir is None else ImagePaths()) if output.suffix == "" else None
-    images = _Images(ImageFolder(image_dir, paths), read_from)
+    images = partial(_moved, folder=ImageFolder(image_dir, paths), read_from=read_from)
     change = _row_changer(origin, format_named(to_format), pairing, result.losses, images)
     rows = {name: _changed_rows(split_files, change, result, skip_broken) for name, split_files in splits.items()}
     if output.suffix:
@@ -125,32 +128,26 @@ def parse_columns(parts: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What happens to the images of a pair: they are checked, copied, or read into the output."""
+def _moved(images: Sequence[Image], folder: ImageFolder, read_from: ImagePaths | None) -> tuple[Image, ...]:
+    """What becomes of the images of a pair: they are checked, copied, or read into the output."""
+    moved = tuple(map(folder.put, images))
+    return moved if read_from is None else tuple(_embedded(image, read_from) for image in moved)
 
-    folder: ImageFolder
-    read_from: ImagePaths | None
 
-    def __call__(self, images: Sequence[Image]) -> tuple[Image, ...]:
-        moved = tuple(map(self.folder.put, images))
-        return moved if self.read_from is None else tuple(self._embedded(image, self.read_from) for image in moved)
-
-    @staticmethod
-    def _embedded(image: Image, paths: ImagePaths) -> Image:
-        try:
-            source = image_source(image, paths)
-            source_state(source, str(source) if isinstance(source, Path) else "", decode=False)
-            encoded = source if isinstance(source, bytes) else source.read_bytes()
-        except BrokenImageError as broken:
-            raise PreferenceDataError.of([Fault(broken.kind, "images", broken.found, broken.advice)]) from None
-        except OSError as error:
-            raise PreferenceDataError.of([Fault("image", "images", f"cannot be read ({error.strerror})", "")]) from None
-        return {"bytes": encoded, "path": None if isinstance(source, bytes) else source.name}
+def _embedded(image: Image, paths: ImagePaths) -> Image:
+    try:
+        source = image_source(image, paths)
+        source_state(source, str(source) if isinstance(source, Path) else "", decode=False)
+        encoded = source if isinstance(source, bytes) else source.read_bytes()
+    except BrokenImageError as broken:
+        raise PreferenceDataError.of([Fault(broken.kind, "images", broken.found, broken.advice)]) from None
+    except OSError as error:
+        raise PreferenceDataError.of([Fault("image", "images", f"cannot be read ({error.strerror})", "")]) from None
+    return {"bytes": encoded, "path": None if isinstance(source, bytes) else source.name}
 
 
 def _row_changer(
-    source: Format, target: Format, pairing: Pairing, losses: Losses, images: _Images
+    source: Format, target: Format, pairing: Pairing, losses: Losses, moved: Moved
 ) -> Callable[[Row], Iterator[Row]]:
     """A function from a row of one format to rows of the other."""
     if source.remap or target.remap:
@@ -165,10 +162,10 @@ def _row_changer(
         change_row = remap
 
         def remapped(row: Row) -> Iterator[Row]:
-            watched = SourceRow(_with_images(row, images) if target.remap else row, losses)
+            watched = SourceRow(_with_images(row, moved) if target.remap else row, losses)
             changed = change_row(watched)
             watched.count_lost(changed)
-            yield _with_images(changed, images) if source.remap else changed
+            yield _with_images(changed, moved) if source.remap else changed
 
         return remapped
     if source.read is None or target.write is None:
@@ -181,15 +178,15 @@ def _row_changer(
         pairs = list(read(watched))
         watched.count_lost()
         for pair in pairs:
-            moved, rejected = images(pair.images), images(pair.rejected_images)
-            yield write(replace(pair, images=moved, rejected_images=rejected), losses)
+            shown, rejected = moved(pair.images), moved(pair.rejected_images)
+            yield write(replace(pair, images=shown, rejected_images=rejected), losses)
 
     return change
 
 
-def _with_images(row: Row, images: _Images) -> Row:
+def _with_images(row: Row, moved: Moved) -> Row:
     items = items_of(row.get("images"))
-    return row | {"images": list(images(items))} if items else row
+    return row | {"images": list(moved(items))} if items else row
 
 
 def _renamed(row: Row, result: Conversion) -> Row:
@@ -214,9 +211,8 @@ def _changed_rows(
                 yield from change(_renamed(row, result) if result.mapped else row)
             except PreferenceDataError as error:
                 faults += len(error.faults)
-                room = max(0, KEPT_FAULTS - len(result.skipped))
-                found = [replace(fault, row=index, file=file, line=line) for fault in error.faults[:room]]
-                result.skipped += found
+                kept = error.faults[: KEPT_FAULTS - len(result.skipped)]
+                result.skipped += [replace(fault, row=index, file=file, line=line) for fault in kept]
     if absent := [column for column in result.mapped.values() if column not in result.columns]:
         has = ", ".join(result.columns)
         raise PreferenceDataError(f"{files[0]}: no column {absent[0]!r} (it has {has}); check --map")
