@@ -5,7 +5,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,6 @@ class Calibration:
     """What a calibration did.
 
     Attributes:
-        rows: those written.
         ranges: rater → (lowest, highest, how many scores) before.
         agreement: Krippendorff's α between raters before and after; None where no row has several.
         suggestions: η and τ_good for the new scores.
@@ -94,7 +93,7 @@ def calibrate(
     scores = _collect(source, columns, by)
     mappings = {rater: _mapping(method, values, low, high) for rater, values in scores.items()}
     result = Calibration(Path(output), ranges={r: (min(v), max(v), len(v)) for r, v in scores.items()})
-    units: dict[Any, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    units: dict[Any, list[tuple[float, float]]] = defaultdict(list)
     chosen, margins = array("d"), array("d")
     with row_writer(output) as writer:
         for row in led_rows(source, "Writing", output):
@@ -102,16 +101,15 @@ def calibrate(
             new = {column: mappings[rater](float(row[column])) for column in columns}
             if by and row.get(unit) is not None:
                 for column in columns:
-                    units[str(row[unit]), column][0].append(float(row[column]))
-                    units[str(row[unit]), column][1].append(new[column])
+                    units[str(row[unit]), column].append((float(row[column]), new[column]))
             raw = {f"raw_{column}": row.get(f"raw_{column}", row[column]) for column in columns}
             writer.write(row | raw | new)
             chosen.append(new[score_chosen])
             margins.append(new[score_chosen] - new[score_rejected])
             result.rows += 1
-    if any(len(before) > 1 for before, _ in units.values()):
-        alphas = [krippendorff_alpha(pair[index] for pair in units.values()) for index in (0, 1)]
-        result.agreement = alphas[0], alphas[1]
+    if any(len(ratings) > 1 for ratings in units.values()):
+        before, after = (krippendorff_alpha([pair[at] for pair in each] for each in units.values()) for at in (0, 1))
+        result.agreement = before, after
     result.suggestions = suggest(np.asarray(chosen), np.asarray(margins))
     return result
 
@@ -140,7 +138,7 @@ def _collect(source: str | Path, columns: tuple[str, str], by: str | None) -> di
         values = [read_score(row, column, found) for column in columns]
         if by and row.get(by) is None:
             found.append(Fault("rater_missing", by, "no rater", "name one, or leave --by out"))
-        faults += [Fault(f.kind, f.field, f.found, f.advice, index, Path(source)) for f in found]
+        faults += [replace(fault, row=index, file=Path(source)) for fault in found]
         if not found:
             scores[str(row[by]) if by else "all"].extend(value for value in values if value is not None)
     if faults:
@@ -168,13 +166,8 @@ def _mapping(method: Method, values: array, low: float, high: float) -> Callable
 def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float:
     """Return agreement of ratings on an interval scale: 1 is perfect, 0 is chance, below is worse than chance.
 
-    α = 1 − D_o / D_e, with squared differences: D_o averages them within units, D_e over all ratings.
-
-    Args:
-        units: for each thing that was rated, its ratings; units of fewer than two ratings do not count.
-
-    Returns:
-        α; NaN where no unit has two ratings; 1 where every rating is the same.
+    α = 1 − D_o / D_e, with squared differences: D_o averages them within units, which are the ratings of one thing, and
+    D_e over all. Units of fewer than two ratings do not count. NaN where none is left; 1 where all are the same.
     """
     rated = [np.asarray(ratings, dtype=np.float64) for ratings in units if len(ratings) > 1]
     if not rated:

@@ -60,7 +60,6 @@ class Question:
         options: letter → text of a multiple-choice question.
         answers: answers that came with the data, for the `given` sampler.
         references: all right answers where the data has several, with repeats; any of them is right.
-        system: the system prompt.
         videos: those that the question is about, behind its images.
         place: file and row that it was read from, for messages.
     """
@@ -106,10 +105,7 @@ def _nested(kind: type[list[Any]] | type[tuple[Any, ...]], value: Any) -> Any:
 
 
 def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
-    """Return all questions of a file, sorted by id.
-
-    Args:
-        extracted: folder that embedded images are written to, under the hash of their bytes.
+    """Return all questions of a file, sorted by id; embedded images go to `extracted`, under the hash of their bytes.
 
     Raises:
         UniDPOError: a row without text, an image that is missing or outside `image_root`, an id given twice.
@@ -126,9 +122,7 @@ def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
 
 
 def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple[Question, Any]]:
-    """Yield every question of a file in its order, and the id that its row has.
-
-    Without one (None) the content is the id.
+    """Yield every question of a file in its order, and the id that its row has; without one (None) the content is it.
 
     Raises:
         UniDPOError: see `read_questions`; ids may repeat.
@@ -145,7 +139,7 @@ def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple
             try:
                 yield replace(reader.question(row), place=place), first_filled(row, ID_COLUMNS)
             except PreferenceDataError as error:
-                fault = error.faults[0] if error.faults else Fault("question", "row", str(error), "")
+                fault = error.faults[0]
                 advice = f"; {fault.advice}" if fault.advice else ""
                 raise UniDPOError(f"{place}, field {fault.field!r}: {fault.found}{advice}") from None
 
@@ -159,11 +153,7 @@ def sort_questions(questions: Iterable[Question], limit: int | None = None) -> l
 
 
 def check_media(questions: Sequence[Question]) -> None:
-    """See that pairs can be made of questions: their files are there, and videos are all files or all lists of frames.
-
-    Raises:
-        UniDPOError: one is not; the question is named.
-    """
+    """Refuse questions of which no pairs can be made: a file is missing, or some videos are files and some frames."""
     first = next((question for question in questions if question.videos), None)
     for question in questions:
         frames = [[video] if isinstance(video, str) else video for video in question.videos]
@@ -178,11 +168,7 @@ def check_media(questions: Sequence[Question]) -> None:
 
 
 def refuse_videos(questions: Iterable[Question], what: str) -> None:
-    """Refuse questions with videos on behalf of `what`, which shows a model images only.
-
-    Raises:
-        UniDPOError: there is one; it is named.
-    """
+    """Refuse questions with videos, naming the first, on behalf of `what`, which shows a model images only."""
     for question in questions:
         if question.videos:
             raise UniDPOError(
@@ -199,11 +185,7 @@ class _QuestionReader:
     """What is known of the video files seen so far."""
 
     def question(self, row: Row) -> Question:
-        """Return the question that a row holds; the caller adds its place.
-
-        Raises:
-            PreferenceDataError: there is none.
-        """
+        """Return the question that a row holds; the caller adds its place, also to the error that it holds none."""
         system, asked = asked_in(row)
         column = next((name for name in IMAGE_COLUMNS if not is_empty(row.get(name))), "images")
         turns, images = placed_images([asked], images_under(row, column))
@@ -223,17 +205,10 @@ class _QuestionReader:
         for name, said in texts.items():
             if not encodable(said):
                 refuse(name, f"broken UTF-8 in {shown(said)}", "write the text as UTF-8")
-        return Question(
-            digest([text, paths, reference, *([videos] if videos else [])]) if identity is None else identity,
-            text,
-            paths,
-            reference,
-            choices,
-            tuple(answers),
-            tuple(references) if len(references) > 1 else (),
-            system,
-            videos,
-        )
+        if identity is None:
+            identity = digest([text, paths, reference, *([videos] if videos else [])])
+        several = tuple(references) if len(references) > 1 else ()
+        return Question(identity, text, paths, reference, choices, tuple(answers), several, system, videos)
 
     def _file(self, image: Image, field: str) -> tuple[str, tuple[int, int]]:
         """The path of an image given as path, as base64 text, or as {bytes, path}; its width and height."""

@@ -32,7 +32,6 @@ class VideoLimits:
     Attributes:
         fps: LlamaFactory's `video_fps`, frames taken per second.
         most: LlamaFactory's `video_maxlen`, frames taken at most; of frames that the row names all are taken.
-        frame: how a frame is sized.
     """
 
     fps: float = 2.0
@@ -71,11 +70,9 @@ def has_decoder() -> bool:
 
 
 class VideoChecker:
-    """Checks videos, each path once, and remembers what it found.
+    """Checks videos, each path once, and remembers what it found; `whole` is as for `file_state`.
 
-    Args:
-        images: looks at frames that a row names one by one; its paths lead to videos too.
-        whole: see `file_state`.
+    `images` looks at frames that a row names one by one; its paths lead to videos too.
     """
 
     def __init__(self, images: ImageChecker, *, whole: bool = False) -> None:
@@ -104,11 +101,7 @@ class VideoChecker:
 
 
 def check_listed(video: Any) -> None:
-    """See that a video which is no path is a list of images.
-
-    Raises:
-        BrokenImageError: it is not, or is empty.
-    """
+    """Refuse a video which is no path and no list of images, or an empty one."""
     if not isinstance(video, list | tuple) or not all(map(is_image, video)):
         advice = "write the path of a video file, or a list of the paths of its frames"
         raise BrokenImageError("type", "null" if video is None else shown(video), advice)
@@ -117,11 +110,7 @@ def check_listed(video: Any) -> None:
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
-    """See that the frames of a video are alike in width and height, since they go through a model as one.
-
-    Raises:
-        BrokenImageError: one is not.
-    """
+    """Refuse frames of different widths and heights: those of a video go through a model as one."""
     first = sizes[0]
     for at, size in enumerate(sizes):
         if size != first:
@@ -132,9 +121,7 @@ def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
 def file_state(path: str, paths: ImagePaths, *, whole: bool = False) -> MediaState:
     """Return what is known of a video file: it is opened, its first frame decoded, and its others counted.
 
-    Args:
-        path: as the row has it; `paths` tell where it leads.
-        whole: decode all frames, as training does. That takes long, and finds damage within a file.
+    With `whole` all frames are decoded, as training does. That takes long, and finds damage within a file.
     """
     try:
         file = paths.find(path)

@@ -3,6 +3,7 @@
 A download of that file which was cut off resumes where the server still has the same file.
 """
 
+import io
 import json
 import re
 import shutil
@@ -84,9 +85,8 @@ def _pairs(name: str, frame: "pd.DataFrame", rejected: list[str], grey: bool) ->
 def _texts(name: str, frame: "pd.DataFrame", column: str) -> list[str]:
     texts = [plain_text(value) for value in frame[column]]
     if None in texts:
-        row = texts.index(None)
-        count = texts.count(None)
-        raise UniDPOError(f"{name}, row {row}, {column}: no text ({count} in all); fill or remove such rows")
+        place = f"{name}, row {texts.index(None)}, {column}"
+        raise UniDPOError(f"{place}: no text ({texts.count(None)} in all); fill or remove such rows")
     return [text for text in texts if text is not None]
 
 
@@ -94,8 +94,6 @@ def _as_image(image: Any, grey: bool) -> Any:
     """What `datasets.Image` encodes: a picture, or `{"bytes", "path"}` as frames of image datasets hold."""
     if not grey or image is None:
         return image
-    import io
-
     from PIL import Image as PILImage
 
     if isinstance(image, dict):
@@ -105,10 +103,7 @@ def _as_image(image: Any, grey: bool) -> Any:
 
 
 def load_splits(name: str) -> "DatasetDict":
-    """Load VQA-RAD, its images as they are encoded.
-
-    Args:
-        name: on the hub, or a folder that `datasets` wrote.
+    """Load VQA-RAD, by its name on the hub or from a folder that `datasets` wrote, its images as they are encoded.
 
     Raises:
         UniDPOError: it cannot be loaded, or has no `train` and `test`.
@@ -126,11 +121,7 @@ def load_splits(name: str) -> "DatasetDict":
 
 
 def save_dataset(dataset_dict: "DatasetDict", output_path: str | Path) -> None:
-    """Save to a folder that `datasets.load_from_disk` opens; the folder gets its name when it is whole.
-
-    Raises:
-        UniDPOError: there is something under that name.
-    """
+    """Save to a folder that `datasets.load_from_disk` opens, which must be new and gets its name when it is whole."""
     with new_folder(output_path) as folder:
         dataset_dict.save_to_disk(folder)
 
@@ -143,7 +134,6 @@ def download_file(url: str, dest_path: str | Path) -> None:
 
     Args:
         url: an http, https or file address, or a path on this machine.
-        dest_path: where the file goes.
 
     Raises:
         UniDPOError: the server or the file system refuses; names the address and the status.
@@ -200,8 +190,7 @@ def _told(response: HTTPResponse) -> str | None:
 def _fetch(url: str, part: Path) -> None:
     """Fill `part`, from its end on where that is the beginning of what the server has now.
 
-    Raises:
-        OSError: the connection broke, or fewer bytes came than were announced.
+    An `OSError` tells that the connection broke, or that fewer bytes came than were announced.
     """
     version = _version(part, url)
     have = part.stat().st_size if version and part.exists() else 0

@@ -33,11 +33,8 @@ def log_lines(path: Path) -> Iterator[tuple[Row | None, int]]:
 class RowLog:
     """Rows by their key, in a file that is only appended to; a row given twice counts as last given.
 
-    A process may die at any byte: a half-written last line is dropped when the log is opened again.
-
-    Args:
-        path: a JSON Lines file; it is made by the first row.
-        key: the field, a text, that a row is known by.
+    A process may die at any byte: a half-written last line is dropped when the log is opened again. The first row makes
+    the file, of JSON Lines; `key` is the field, a text, that a row is known by.
     """
 
     def __init__(self, path: str | Path, key: str = "id") -> None:

@@ -154,11 +154,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_new(path: str | Path) -> None:
-    """Refuse a folder that `new_folder` could not make.
-
-    Raises:
-        UniDPOError: see `new_folder`.
-    """
+    """Refuse a folder that `new_folder` could not make, as it does."""
     if Path(path).exists():
         raise UniDPOError(f"{path}: is there already; name a new folder")
     check_writable(path)
@@ -180,11 +176,7 @@ def finite(value: Any) -> Any:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a file that `replacing` could not write, by trying it: a nameless file is made beside it and forgotten.
-
-    Raises:
-        UniDPOError: as `replacing`.
-    """
+    """Refuse a file that `replacing` could not write, as it does: a nameless file is made beside it and forgotten."""
     final = regular(path)
     folder = next(folder for folder in final.parents if folder.exists())
     with _naming(path), tempfile.TemporaryFile(dir=folder):
