@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -26,7 +25,6 @@ def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, repla
 
     Args:
         name: what the dataset is called from now on.
-        file: holds the pairs.
         dataset_dir: the folder of `dataset_info.json`, which is made where it is missing.
         replace: whether an entry of that name may be replaced.
 
@@ -69,6 +67,9 @@ _CANDIDATES = {
     "answers": ("answers", "responses"),
     "scores": ("scores",),
 }
+_ASKING = ("prompt", "query", "history")
+"""Roles of columns that a question in messages has not."""
+_OPENAI_KEYS = {"role", "content"}
 
 
 def detect_attributes(path: str | Path) -> dict[str, Any]:
@@ -81,34 +82,38 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
     kinds = _column_kinds(rows)
     have = ", ".join(kinds)
     found = {role: next((name for name in names if name in kinds), None) for role, names in _CANDIDATES.items()}
-    if "chosen" not in kinds or "rejected" not in kinds:
-        if _holds_ranked_answers(rows, found):
-            return _ranked_attributes(path, rows, kinds, found)
-        raise PreferenceDataError(
-            f"{path}: its columns ({have}) hold no `chosen` and `rejected`, nor `answers` with their `scores`; "
-            "`uni-dpo data convert` reads other formats"
-        )
-    if kinds["chosen"] is dict:
-        messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
-        keys = next((set(row["chosen"]) for row in rows if isinstance(row.get("chosen"), dict)), set())
-        if messages is None or not (keys >= {"from", "value"} or keys >= {"role", "content"}):
+    messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
+    message: Any = None  # an example, where the question is no text
+    if not {"chosen", "rejected"} <= kinds.keys():
+        if not _holds_ranked_answers(rows, found):
             raise PreferenceDataError(
-                f"{path}: `chosen` holds messages, but no column of its ({have}) holds the prompt's"
+                f"{path}: its columns ({have}) hold no `chosen` and `rejected`, nor `answers` with their `scores`; "
+                "`uni-dpo data convert` reads other formats"
             )
-        roles = ["chosen", "rejected", "score_chosen", "score_rejected"]
-        roles += ["images", "rejected_images", "videos", "system"]
-        columns = {"messages": messages} | {role: found[role] for role in roles if found[role]}
-        shape = _message_layout(keys)
+        roles = ["answers", "scores", "images", "videos", "system"]
+        if messages is not None:
+            message = next((row[messages][0] for row in rows if row.get(messages)), {})
     elif kinds["chosen"] is list:
         raise PreferenceDataError(
             f"{path}: `chosen` holds a list of messages; `uni-dpo data convert --format trl` reads it"
         )
     else:
-        columns = {role: name for role, name in found.items() if name and role not in ("messages", "answers", "scores")}
-        if "prompt" not in columns:
-            raise PreferenceDataError(f"{path}: its columns ({have}) hold no question; rename one to `instruction`")
-        shape = {"formatting": "alpaca"}
-    return {"ranking": True, **shape, "columns": columns}
+        roles = [role for role in _CANDIDATES if role not in (*_ASKING, "messages", "answers", "scores")]
+        if kinds["chosen"] is dict:
+            message = next(row["chosen"] for row in rows if isinstance(row.get("chosen"), dict))
+            if messages is None or not (message.keys() >= {"from", "value"} or message.keys() >= _OPENAI_KEYS):
+                raise PreferenceDataError(
+                    f"{path}: `chosen` holds messages, but no column of its ({have}) holds the prompt's"
+                )
+    if message is None and found["prompt"] is None:
+        raise PreferenceDataError(f"{path}: its columns ({have}) hold no question; rename one to `instruction`")
+    asking = _ASKING if message is None else ()
+    columns = {role: name for role in (*asking, *roles) if (name := found[role])}
+    if message is None:
+        return {"ranking": True, "formatting": "alpaca", "columns": columns}
+    openai = isinstance(message, dict) and message.keys() >= _OPENAI_KEYS
+    layout = {"formatting": "openai", "tags": asdict(OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
+    return {"ranking": True, **layout, "columns": {"messages": messages} | columns}
 
 
 def _holds_ranked_answers(rows: list[Row], found: dict[str, str | None]) -> bool:
@@ -123,29 +128,6 @@ def _holds_ranked_answers(rows: list[Row], found: dict[str, str | None]) -> bool
         return inside or isinstance(row.get(str(scores)), list)
 
     return 2 * sum(map(ranked, rows)) > len(rows)
-
-
-def _ranked_attributes(
-    path: str | Path, rows: list[Row], kinds: dict[str, type], found: dict[str, str | None]
-) -> dict[str, Any]:
-    """The entry of a file of ranked answers; its question is a text, or a list of messages."""
-    messages = next((name for name in _CANDIDATES["messages"] if kinds.get(name) is list), None)
-    if messages is None and found["prompt"] is None:
-        raise PreferenceDataError(f"{path}: its columns ({', '.join(kinds)}) hold no question; rename one")
-    roles = ("answers", "scores", "images", "videos", "system")
-    columns = {role: name for role in roles if (name := found[role])}
-    if messages is None:
-        more = {role: name for role in ("prompt", "query", "history") if (name := found[role])}
-        return {"ranking": True, "formatting": "alpaca", "columns": more | columns}
-    first: Any = next((row[messages][0] for row in rows if row.get(messages)), {})
-    layout = _message_layout(first.keys() if isinstance(first, dict) else ())
-    return {"ranking": True, **layout, "columns": {"messages": messages} | columns}
-
-
-def _message_layout(keys: Iterable[str]) -> dict[str, Any]:
-    """How LlamaFactory calls the layout of messages with these keys."""
-    openai = {"role", "content"} <= {*keys}
-    return {"formatting": "openai", "tags": asdict(OPENAI_TAGS)} if openai else {"formatting": "sharegpt"}
 
 
 def _first_rows(path: str | Path) -> list[Row]:
