@@ -1,7 +1,7 @@
 """Putting the overlay into a checkout, and taking it out again byte for byte."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -64,9 +64,8 @@ def check(checkout: Checkout) -> list[Change]:
     manifest = read_manifest(checkout.root) or Manifest(__version__)
     files = overlay_files(checkout.upstream)
     changes = [Change(str(place), _state(checkout, place, source, manifest)) for place, source in files.items()]
-    for place in manifest.written:
-        if PurePosixPath(place) not in files:
-            changes.append(Change(place, State.REMOVE if _is_known(checkout.root, place, manifest) else State.CHANGED))
+    for place in (place for place in manifest.written if PurePosixPath(place) not in files):
+        changes.append(Change(place, State.REMOVE if _is_known(checkout.root, place, manifest) else State.CHANGED))
     info = inside(checkout.root, DATASET_INFO)
     if OUR_DATASET_INFO in files and info.is_file():
         changes.append(Change(DATASET_INFO, _entry_state(info, _our_entry(files), manifest)))
@@ -74,14 +73,11 @@ def check(checkout: Checkout) -> list[Change]:
 
 
 def apply(checkout: Checkout, *, force: bool = False) -> list[Change]:
-    """Bring the checkout to the state of the overlay; once there, a second call changes nothing.
+    """Bring the checkout to the state of the overlay, and return what was to do, as `check` states it.
 
-    What it overwrites is kept under `.uni_dpo_overlay/` together with a record for `revert`, both on disk
-    before the first file is touched. An older overlay, or an interrupted one, is reverted first.
-    `force` also overwrites what is different and not written by the overlay.
-
-    Returns:
-        what was to do, as `check` states it.
+    Once there, a second call changes nothing. What it overwrites is kept under `.uni_dpo_overlay/` together with a
+    record for `revert`, both on disk before the first file is touched. An older overlay, or an interrupted one, is
+    reverted first. `force` also overwrites what is different and not written by the overlay.
 
     Raises:
         UniDPOError: as `check`; or something is different, not written by the overlay, and no `force`.
@@ -97,7 +93,7 @@ def apply(checkout: Checkout, *, force: bool = False) -> list[Change]:
 
 
 def revert(checkout: Checkout | str | Path, *, force: bool = False) -> list[str]:
-    """Take out what `apply` put in; every byte of the checkout is then as it was before.
+    """Take out what `apply` put in, and return the places; every byte of the checkout is then as it was before.
 
     What others put into the overlay's folders stays, and so do their datasets in `data/dataset_info.json`. A
     checkout that has moved to another version of upstream since keeps that version's files.
@@ -105,9 +101,6 @@ def revert(checkout: Checkout | str | Path, *, force: bool = False) -> list[str]
     Args:
         checkout: or its top folder, whatever upstream's version in it is by now.
         force: also discard what others changed in the overlay's files since.
-
-    Returns:
-        the places that were removed or restored.
 
     Raises:
         UniDPOError: no overlay was applied here; a kept original is missing; files of the overlay were changed
@@ -139,10 +132,10 @@ def revert(checkout: Checkout | str | Path, *, force: bool = False) -> list[str]
 
 def _require_writable(paths: Iterable[Path]) -> list[Path]:
     """Refuse a checkout that is write-protected, before anything in it is touched; return the folders that exist."""
-    first = {path.parent: path for path in paths}
-    for path in first.values():
-        check_writable(path.parent / "file")
-    return [folder for folder in first if folder.is_dir()]
+    folders = dict.fromkeys(path.parent for path in paths)
+    for folder in folders:
+        check_writable(folder / "file")
+    return list(filter(Path.is_dir, folders))
 
 
 def _state(checkout: Checkout, place: PurePosixPath, source: Path, manifest: Manifest) -> State:
@@ -181,9 +174,8 @@ def _refuse(places: Iterable[str], force: bool) -> None:
         )
 
 
-def _write(checkout: Checkout, places: Iterable[str]) -> None:
+def _write(checkout: Checkout, places: Sequence[str]) -> None:
     root, files = checkout.root, overlay_files(checkout.upstream)
-    places = list(places)
     _require_writable([root / FOLDER, *(inside(root, place) for place in places)])
     write_text(inside(root, f"{FOLDER}/.gitignore"), "*\n")  # first: a killed run is out of sight of git too
     manifest = Manifest(__version__)

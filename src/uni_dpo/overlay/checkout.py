@@ -73,14 +73,13 @@ class Checkout:
                 f"pref_loss: uni_dpo will be refused here, because there is no {' and no '.join(missing)}; everything "
                 f"else works. Check out one that is tested: git checkout v{NEWEST}"
             )
+        tested = SIGNS[self.upstream].tested
         try:
-            tested = SIGNS[self.upstream].tested.contains(self.version)
+            known = tested.contains(self.version)
         except InvalidVersion:
-            tested = False
-        if not tested:
-            remarks.append(
-                f"{self.upstream} {self.version} is not among the tested versions ({SIGNS[self.upstream].tested})"
-            )
+            known = False
+        if not known:
+            remarks.append(f"{self.upstream} {self.version} is not among the tested versions ({tested})")
         return remarks
 
     def _missing(self) -> list[str]:
@@ -96,18 +95,18 @@ class Checkout:
 
 
 def detect(path: str | Path) -> Checkout:
-    """Recognise the checkout at `path` from its files, importing nothing.
-
-    Raises:
-        UniDPOError: `path` is no checkout of LlamaFactory or VLMEvalKit.
-    """
+    """Recognise the checkout at `path` from its files, importing nothing; a `UniDPOError` where it is neither."""
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise UniDPOError(f"{path}: no such folder; give the folder of a LlamaFactory or VLMEvalKit checkout")
     for upstream, signs in SIGNS.items():
         needed = (signs.version_file, signs.overwritten, *signs.others)
         if all((root / file).is_file() for file in needed):
-            return Checkout(root, upstream, _version(root, upstream, signs))
+            text = (root / signs.version_file).read_text(encoding="utf-8", errors="replace")
+            stated = re.search(r"""^(?:VERSION|__version__)\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)
+            if stated is None:
+                raise UniDPOError(f"{root / signs.version_file}: states no version; is this {upstream}?")
+            return Checkout(root, upstream, stated.group(1))
     looked_for = " or ".join(f"{signs.version_file} ({upstream})" for upstream, signs in SIGNS.items())
     raise UniDPOError(
         f"{root}: neither a LlamaFactory nor a VLMEvalKit checkout (looked for {looked_for} and the files "
@@ -115,20 +114,8 @@ def detect(path: str | Path) -> Checkout:
     )
 
 
-def _version(root: Path, upstream: Upstream, signs: Signs) -> str:
-    text = (root / signs.version_file).read_text(encoding="utf-8", errors="replace")
-    stated = re.search(r"""^(?:VERSION|__version__)\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)
-    if stated is None:
-        raise UniDPOError(f"{root / signs.version_file}: states no version; is this {upstream}?")
-    return stated.group(1)
-
-
 def datasets(file: Path, content: bytes) -> dict[str, Any]:
-    """Return the datasets that `content`, read from `file`, describes.
-
-    Raises:
-        UniDPOError: `content` is no JSON object.
-    """
+    """Return the datasets that `content`, read from `file`, describes; a `UniDPOError` where it is no JSON object."""
     try:
         described = json.loads(content)
     except ValueError as error:

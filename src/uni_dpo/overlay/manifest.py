@@ -19,7 +19,6 @@ class Manifest:
     """The record of one `apply`.
 
     Attributes:
-        uni_dpo: our version.
         written: place in the checkout → SHA-256 of what was written there.
         originals: place → SHA-256 of what stood there before; the files themselves lie in `originals/`.
         entry_text: what was put into `data/dataset_info.json`, or empty.
@@ -33,8 +32,7 @@ class Manifest:
     def keep_original(self, root: Path, place: str) -> None:
         """Copy what stands at `place` of the checkout `root`, if anything, to where `original` finds it."""
         source = inside(root, place)
-        digest = sha256(source)
-        if digest is not None:
+        if (digest := sha256(source)) is not None:
             with replacing(original(root, place)) as temporary:
                 shutil.copy2(source, temporary)
             self.originals[place] = digest
@@ -45,11 +43,7 @@ class Manifest:
 
 
 def read_manifest(root: Path) -> Manifest | None:
-    """Return the record in the checkout at `root`, or None where no overlay was applied.
-
-    Raises:
-        UniDPOError: the record is damaged.
-    """
+    """Return the record in the checkout at `root`, None where no overlay was applied; a damaged one is refused."""
     file = inside(root, f"{FOLDER}/manifest.json")
     if not file.exists():
         return None
@@ -122,19 +116,15 @@ def overlay_files(upstream: Upstream) -> dict[PurePosixPath, Path]:
     Raises:
         UniDPOError: this copy of the package has no overlay folders (it was itself copied into a checkout).
     """
-    root = _root()
+    roots = (PACKAGE / BUNDLE, PACKAGE.parents[1])
+    root = next((root for root in roots if all((root / upstream.value).is_dir() for upstream in Upstream)), None)
+    if root is None:
+        raise UniDPOError(
+            f"{PACKAGE}: the overlay's files are not beside this copy of uni_dpo; run the command from a clone "
+            "of the project or from `pip install uni-dpo`"
+        )
     folders = {root / folder: place for folder, place in PLACES[upstream].items()} | {PACKAGE: PACKAGE_PLACE[upstream]}
     return dict(sorted(file for folder, place in folders.items() for file in _files(folder, PurePosixPath(place))))
-
-
-def _root() -> Path:
-    for root in (PACKAGE / BUNDLE, PACKAGE.parents[1]):
-        if all((root / upstream.value).is_dir() for upstream in Upstream):
-            return root
-    raise UniDPOError(
-        f"{PACKAGE}: the overlay's files are not beside this copy of uni_dpo; run the command from a clone "
-        "of the project or from `pip install uni-dpo`"
-    )
 
 
 def _files(folder: Path, place: PurePosixPath) -> Iterator[tuple[PurePosixPath, Path]]:
