@@ -34,7 +34,6 @@ class Conversion:
         detected: the format of what was read, where it was found by the columns.
         mapped: what a column of the format is called in what was read.
         columns: the columns of what was read, where some are mapped.
-        read, written: rows.
         losses: what the new format could not hold: its name → how often.
         skipped: rows that are not in the format, where they may be skipped.
     """

@@ -28,12 +28,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class PairChoice:
-    """Which pairs of ranked answers count.
-
-    Attributes:
-        pairing: see `Pairing`.
-        min_gap: the least difference of two scores; 0 takes any difference.
-    """
+    """Which pairs of ranked answers count: `min_gap` is the least difference of two scores; 0 takes any difference."""
 
     pairing: Pairing = "all"
     min_gap: float = 0.0
@@ -41,9 +36,7 @@ class PairChoice:
     def pairs(self, scores: Sequence[float], same_as: Sequence[Any]) -> list[tuple[int, int]]:
         """Return the pairs (better, worse) of some answers, best first, as places in `scores`.
 
-        Args:
-            scores: how good each answer is.
-            same_as: what tells answers apart; two that are equal here make no pair, nor do two of equal scores.
+        Two answers that are equal in `same_as` make no pair, nor do two of equal scores.
         """
         best_first = sorted(range(len(scores)), key=lambda at: -scores[at])
         return [
@@ -101,10 +94,8 @@ def read_ranked(
 ) -> RankedRow | None:
     """Return the question and rated answers that a row holds; what is wrong with the row is appended to `faults`.
 
-    Answers are texts, with their scores in a column beside them, or objects with a text and a `score`.
-
-    Returns:
-        None where they cannot be read.
+    Answers are texts, with their scores in a column beside them, or objects with a text and a `score`. None where they
+    cannot be read.
     """
     reader = RowReader(row, entry, faults)
     turns = reader.turns()
@@ -146,11 +137,8 @@ def _answers(
         found = f"{len(scores)} scores for {len(answers)} answers"
         faults.append(Fault("scores_count", columns.scores, found, "give every answer one"))
         return None
-    places = [f"{columns.scores}[{at}]" if beside else f"{column}[{at}].score" for at in range(len(answers))]
-    numbers = [
-        read_score({place: score}, place, faults, required=scores_required)
-        for place, score in zip(places, scores, strict=True)
-    ]
-    if len(faults) > before:
-        return None
-    return [Ranked(str(text), score) for text, score in zip(texts, numbers, strict=True)]
+    ranked = []
+    for at, (text, score) in enumerate(zip(texts, scores, strict=True)):
+        place = f"{columns.scores}[{at}]" if beside else f"{column}[{at}].score"
+        ranked.append(Ranked(str(text), read_score({place: score}, place, faults, required=scores_required)))
+    return None if len(faults) > before else ranked

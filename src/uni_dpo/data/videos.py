@@ -170,12 +170,9 @@ def _opened(file: Path, name: str, whole: bool) -> MediaState:
 
 @dataclass(frozen=True)
 class Frames:
-    """What a model is shown of a video.
+    """What a model is shown of a video: Pillow's images, RGB, of the size that LlamaFactory gives them.
 
-    Attributes:
-        pictures: Pillow's images, RGB, of the size that LlamaFactory gives them.
-        times: when each is shown, in seconds.
-        seconds: how long the video is.
+    When each is shown, and how long the video is, stands there in seconds.
     """
 
     pictures: list[Any]

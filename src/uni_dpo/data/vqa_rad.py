@@ -132,8 +132,7 @@ def download_file(url: str, dest_path: str | Path) -> None:
     What came of a download that was cut off stays in `<dest_path>.part`, with its origin beside it; the next call
     asks for the rest of the same version (RFC 9110, If-Range), and for the whole file where there is another.
 
-    Args:
-        url: an http, https or file address, or a path on this machine.
+    `url` is an http, https or file address, or a path on this machine.
 
     Raises:
         UniDPOError: the server or the file system refuses; names the address and the status.

@@ -34,7 +34,6 @@ def write_task(task: Task, folder: str | Path, *, seed: int = 0) -> Path:
 
     Args:
         task: which digit is written here, or a description of several claims (`scenes`).
-        folder: created if missing.
         seed: of the splits, the weights and whatever is drawn.
 
     Raises:

@@ -58,7 +58,6 @@ def write_tiny_qwen2_vl(
     """Write model, tokenizer and processor to `folder` and return it.
 
     Args:
-        folder: created if missing.
         seed: of the random weights.
         template: the checkpoint's chat template, `INSTRUCT_TEMPLATE` or `BASE_TEMPLATE`.
         corpus: text whose words the tokenizer learns; any other text is spelt in bytes.
@@ -164,7 +163,7 @@ def write_tiny_text_model(
     """Write a Qwen2 and its tokenizer, with the step token and an instruct template, to `folder` and return it.
 
     Args:
-        folder, seed, corpus, spread: as for `write_tiny_qwen2_vl`.
+        seed, corpus, spread: as for `write_tiny_qwen2_vl`.
         kind: a causal model, a sequence classifier with one label, or a token classifier with two.
     """
     import transformers

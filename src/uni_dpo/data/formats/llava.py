@@ -114,9 +114,8 @@ def textvqa_to_llamafactory(row: SourceRow) -> Row:
     row.losses["answers of people beside the most frequent"] += len(set(answers)) - 1
     answer = Counter(answers).most_common(1)[0][0]
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    identity = row.id(*ID_COLUMNS)
-    made: Row = {"id": identity} if identity is not None else {}
-    return made | {"conversations": turns} | ({"images": list(images)} if images else {})
+    made = {"id": row.id(*ID_COLUMNS), "conversations": turns, "images": list(images)}
+    return {name: value for name, value in made.items() if value not in (None, [])}
 
 
 FORMATS = (
