@@ -121,6 +121,9 @@ def test_a_folder_with_nothing_to_use_says_what_was_looked_at(tmp_path):
     write_rows(tmp_path / "prices.jsonl", [{"price": 3}])
     with pytest.raises(UniDPOError, match=r"no file of questions .*\n.*prices.jsonl"):
         write_config(tmp_path)
+    (tmp_path / "questions.jsonl").write_text('{"question": "Which?", "answer": "7"}\n{cut', encoding="utf-8")
+    with pytest.raises(UniDPOError, match=r"questions\.jsonl, row 1 \(line 2\).*is not JSON"):
+        write_config(tmp_path)
 
 
 def faults(path, *given):

@@ -57,10 +57,12 @@ def test_a_base_model_is_given_the_turns_in_a_row(base_checkpoint, images):
 
 
 def test_commands_and_faults_of_a_line_leave_the_conversation(tiny_qwen2_vl, images, monkeypatch, capsys):
-    lines = f"/image gone.png\n/image {images[0]}\nWhich digit?\n/new\n/image {images[1]}\nAnd?\n/what\n/exit\nlost\n"
+    names = f"/image ~nosuch/a.png\n/image {'x' * 300}\n\udcff?\n/image gone.png\n"
+    lines = f"{names}/image {images[0]}\nWhich digit?\n/new\n/image {images[1]}\nAnd?\n/what\n/exit\nlost\n"
     code, shown = chat(monkeypatch, capsys, lines, str(tiny_qwen2_vl), "--max-tokens", "4")
     assert code == 0
-    assert "there is no image file gone.png" in shown.err
+    for name in ("gone.png", "~nosuch/a.png", "xxx"):
+        assert f"there is no image file {name}" in shown.err
     assert "/what is unknown" in shown.out
 
 
@@ -83,7 +85,7 @@ def test_what_is_not_there_is_one_line_before_anything_is_loaded(
 def chat(monkeypatch, capsys, said, *arguments):
     """Exit status (or message) of `uni-dpo chat`, and what it printed."""
     monkeypatch.setattr(sys, "argv", ["uni-dpo", "chat", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.encode(errors="surrogateescape"))))
     try:
         main()
     except SystemExit as end:

@@ -120,7 +120,8 @@ def look(folder: Path) -> Found:
             if rows := tuple(question for question, _ in islice(asked, _LOOKED_AT)):
                 return Found(file, "questions", rows, model)
         except UniDPOError as error:
-            looked.append(str(error).splitlines()[0])
+            faults = getattr(error, "faults", ())
+            looked.append(str(faults[0]) if faults else str(error).splitlines()[0])
     reasons = "".join(f"\n  {reason}" for reason in looked)
     raise UniDPOError(
         f"{folder}: there is no file of questions (columns `question`, `images`) or of pairs (`chosen`, `rejected`) in "

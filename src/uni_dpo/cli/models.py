@@ -1,5 +1,7 @@
 """`uni-dpo predict`, `score`, `compare`, `chat`, `eval`, `compose`: what asks models, and what makes one."""
 
+import io
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +139,8 @@ def talk(conversation: "Chat", images: list[Path]) -> None:
     A fault of one line, such as an image that is not there, is said and the conversation stays as it was.
     """
     asks = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes of another encoding end no conversation
     if asks:
         print(COMMANDS)
     while True:
@@ -151,7 +155,7 @@ def talk(conversation: "Chat", images: list[Path]) -> None:
                 conversation.begin_anew()
                 images = []
             elif line.startswith("/image"):
-                images.append(_found(Path(line.removeprefix("/image").strip()).expanduser()))
+                images.append(_found(Path(line.removeprefix("/image").strip())))
             elif line.startswith("/"):
                 print(f"{line.split()[0]} is unknown: {COMMANDS}")
             elif line:
@@ -171,7 +175,10 @@ def _answer(conversation: "Chat", line: str, images: list[Path]) -> None:
 
 
 def _found(path: Path) -> Path:
-    if not path.is_file():
+    from uni_dpo.data.tables.reading import is_file
+
+    path = Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises where there is no such user
+    if not is_file(path):
         raise UniDPOError(f"there is no image file {path}")
     return path
 
