@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from uni_dpo.ledger.columns import ledger_folder, record_file, texts_file
-from uni_dpo.ledger.writing import KEY, NAME, PairLedger, names_of, pair_key, pair_texts, write_texts
+from uni_dpo.ledger.writing import KEY, NAME, PairLedger, names_of, pair_key, pair_texts, write_table
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028 \x1b[31m “日本”"
 
@@ -46,7 +46,7 @@ def write_run(output: Path, count: int = 40, epochs: int = 3, *, seed: int = 0) 
     for at in range(4):
         Image.new("RGB", (300, 200), (40 * at, 80, 120)).save(output / f"{at}.png")
     texts = pair_texts([Texts(count, output)])
-    write_texts(texts, texts_file(output))
+    write_table(texts, texts_file(output))
     ledger = PairLedger(ledger_folder(output), names_of(texts))
     keys = torch.from_numpy(texts["key"].to_numpy().copy())
     gain = np.where(np.arange(count) < count // 10, -1.0, 0.3)

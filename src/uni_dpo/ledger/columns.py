@@ -4,25 +4,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-NUMBERS = (
-    "policy_chosen",
-    "policy_rejected",
-    "reference_chosen",
-    "reference_rejected",
-    "score_chosen",
-    "score_rejected",
-    "w_qual",
-    "w_perf",
-    "nll_active",
-    "loss",
-    "tokens_chosen",
-    "tokens_rejected",
-)
-"""What a trainer records of each pair; a number that a loss does not have stays out.
-
-The first four are log-probabilities in nats as the loss takes them, summed or averaged over the answer's tokens.
-"""
-
 LEDGER = pa.schema(
     [
         ("step", pa.int32()),
@@ -46,9 +27,12 @@ LEDGER = pa.schema(
     ]
 )
 """`step` is the optimizer step that a row counts for, from 1; for an evaluation the steps taken before it.
-`epoch` counts passes from 1. `split` is `train`, `eval` or `eval_NAME`. `policy_margin` is Δ_π and
-`reference_margin` Δ_ref.
+`epoch` counts passes from 1. `split` is `train`, `eval` or `eval_NAME`. Log-probabilities are in nats as the loss takes
+them, summed or averaged over the answer's tokens. `policy_margin` is Δ_π and `reference_margin` Δ_ref.
 """
+
+NUMBERS = tuple(name for name in LEDGER.names[4:] if not name.endswith("_margin"))
+"""What a trainer records of each pair; a number that a loss does not have stays out."""
 
 TEXTS = pa.schema(
     [

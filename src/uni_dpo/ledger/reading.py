@@ -11,15 +11,12 @@ import pyarrow.parquet as pq
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import LEDGER, TEXTS, ledger_folder, record_file, texts_file
-from uni_dpo.ledger.summary import group_pairs, pair_history, windows
+from uni_dpo.ledger.summary import count_groups, pair_history, windows
 from uni_dpo.storage import read_json
 
 
 def read_ledger(output: str | Path) -> pa.Table:
-    """Return every row of a training's ledger, by step; no rows where none was kept.
-
-    Args:
-        output: the training's output folder.
+    """Return every row of the ledger in a training's output folder, by step; no rows where none was kept.
 
     Raises:
         UniDPOError: a file of it cannot be read.
@@ -94,13 +91,22 @@ class Evidence:
 
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric of the log."""
-        points = [(line["step"], line[metric]) for line in self.log if metric in line and "step" in line]
-        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+        lines = [line for line in self.log if metric in line and "step" in line]
+        return np.array([line["step"] for line in lines]), np.array([line[metric] for line in lines], dtype=float)
 
     def window_means(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and means of a quantity over the windows that have it."""
-        points = [(window["step"], window[quantity]["mean"]) for window in self.windows if quantity in window]
-        return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
+        found = [window for window in self.windows if quantity in window]
+        return np.array([one["step"] for one in found]), np.array([one[quantity]["mean"] for one in found], dtype=float)
+
+    def spreads(self, quantity: str) -> list[list[float]]:
+        """The quantiles of a quantity in each window that has it."""
+        return [window[quantity]["q"] for window in self.windows if quantity in window]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.setting("learning_rate")
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -119,11 +125,7 @@ class Evidence:
 
 
 def evidence_of(output: str | Path, count: int = 48) -> Evidence:
-    """Return the evidence of a training, from its output folder.
-
-    Args:
-        output: the folder.
-        count: see `summary.windows`.
+    """Return the evidence of a training, from its output folder; `count` as of `summary.windows`.
 
     Raises:
         UniDPOError: the folder holds no training with a ledger.
@@ -134,15 +136,5 @@ def evidence_of(output: str | Path, count: int = 48) -> Evidence:
 def evidence_of_rows(
     settings: Mapping[str, Any], log: Sequence[Mapping[str, Any]], rows: pa.Table, count: int = 48
 ) -> Evidence:
-    """Return the evidence of a run.
-
-    Args:
-        settings: see `Evidence`.
-        log: the log lines.
-        rows: its ledger, by step.
-        count: see `summary.windows`.
-    """
-    groups = group_pairs(pair_history(rows))
-    return Evidence(
-        settings, log, windows(rows, count=count), {name: int(members.sum()) for name, members in groups.items()}
-    )
+    """Return the evidence of a run from its ledger's rows, by step; the rest as of `Evidence` and `evidence_of`."""
+    return Evidence(settings, log, windows(rows, count=count), count_groups(pair_history(rows)))

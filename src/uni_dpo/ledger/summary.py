@@ -33,7 +33,8 @@ logπ(y_w) − logπ_ref(y_w); `length_gap` is tokens of y_w minus tokens of y_l
 
 def quantities(rows: pa.Table) -> dict[str, np.ndarray]:
     """Return `step`, `epoch` and `QUANTITIES` of a ledger's rows, float64, NaN where a loss does not have them."""
-    found = {name: _numbers(rows[name]) for name in rows.column_names if name not in ("split", "pair")}
+    names = [name for name in rows.column_names if name not in ("split", "pair")]
+    found = {name: np.asarray(rows[name].to_numpy(), dtype=np.float64) for name in names}
     has_reference = np.isfinite(found["reference_margin"])
     found["reward_margin"] = found["policy_margin"] - np.where(has_reference, found["reference_margin"], 0.0)
     for side in ("chosen", "rejected"):
@@ -43,9 +44,8 @@ def quantities(rows: pa.Table) -> dict[str, np.ndarray]:
     return {name: found[name] for name in ("step", "epoch", *QUANTITIES)}
 
 
-def _numbers(column: Any) -> np.ndarray:
-    values = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
-    return np.asarray(values, dtype=np.float64)
+def _of_split(rows: pa.Table, split: str) -> pa.Table:
+    return rows.filter(pa.compute.equal(rows["split"].cast(pa.string()), split))
 
 
 def windows(rows: pa.Table, split: str = "train", count: int = 48) -> list[dict[str, Any]]:
@@ -57,14 +57,13 @@ def windows(rows: pa.Table, split: str = "train", count: int = 48) -> list[dict[
         count: windows at most.
 
     Returns:
-        For each window its last `step`, its `pairs`, `accuracy` (the share of pairs whose reward margin is above 0),
+        For each its last `step`, its `pairs`, `accuracy` (the share of pairs whose reward margin is above 0),
         and for each quantity that is there a dict of `mean` and the `QUANTILES` as `q`.
     """
-    rows = rows.filter(pa.compute.equal(rows["split"].cast(pa.string()), split))
-    if not len(rows):
-        return []
-    values = quantities(rows)
+    values = quantities(_of_split(rows, split))
     steps = np.unique(values["step"])
+    if not len(steps):
+        return []
     found = []
     for part in np.array_split(steps, min(count, len(steps))):
         inside = (values["step"] >= part[0]) & (values["step"] <= part[-1])
@@ -78,11 +77,8 @@ def _window(values: dict[str, np.ndarray]) -> dict[str, Any]:
     for name in QUANTITIES:
         finite = values[name][np.isfinite(values[name])]
         if len(finite):
-            spread = [float(value) for value in np.quantile(finite, QUANTILES)]
-            found[name] = {"mean": float(finite.mean()), "q": spread}
-    longer = values["length_gap"] > 0
-    found["chosen_longer"] = float(longer.mean())
-    return found
+            found[name] = {"mean": float(finite.mean()), "q": np.quantile(finite, QUANTILES).tolist()}
+    return found | {"chosen_longer": float((values["length_gap"] > 0).mean())}
 
 
 LEARNT, STILL, NEVER, FORGOTTEN = "learnt", "still to learn", "never learnt", "forgotten"
@@ -112,34 +108,28 @@ class PairHistory:
 
 
 def pair_history(rows: pa.Table, split: str = "train") -> PairHistory:
-    """Put the rows of a ledger together pair by pair.
-
-    Args:
-        rows: a ledger, by step.
-        split: whose rows count.
-    """
-    rows = rows.filter(pa.compute.equal(rows["split"].cast(pa.string()), split)).combine_chunks()
+    """Put the rows of a ledger together pair by pair; those of one split count."""
+    rows = _of_split(rows, split)
     names = rows["pair"].cast(pa.string()).combine_chunks().dictionary_encode()
     values = quantities(rows)
-    codes = names.indices.to_numpy(zero_copy_only=False) if len(rows) else np.zeros(0, np.int64)
+    codes = names.indices.to_numpy()
     order = np.lexsort((values["step"], codes))
-    codes = codes[order]
-    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]) if len(codes) else np.zeros(0, np.int64)
-    visits = np.diff(np.r_[starts, len(codes)])
-    sorted_values = {name: column[order] for name, column in values.items()}
-    tables = {}
+    values = {name: column[order] for name, column in values.items()}
+    visits = np.bincount(codes)
+    ends = np.cumsum(visits)
+    starts = ends - visits
+    table = np.full((len(visits), int(visits.max(initial=0))), np.nan)
+    seen = np.arange(table.shape[1]) < visits[:, None]
+    margins = {}
     for name in ("reward_margin", "policy_margin"):
-        table = np.full((len(starts), int(visits.max(initial=0))), np.nan)
-        for pair, (start, count) in enumerate(zip(starts, visits, strict=True)):
-            table[pair, :count] = sorted_values[name][start : start + count]
-        tables[name] = table
+        margins[f"{name}s"] = table.copy()
+        margins[f"{name}s"][seen] = values[name]
     return PairHistory(
-        pairs=[names.dictionary[int(code)].as_py() for code in codes[starts]],
+        pairs=names.dictionary.to_pylist(),
         visits=visits,
-        first={name: column[starts] for name, column in sorted_values.items()},
-        last={name: column[starts + visits - 1] for name, column in sorted_values.items()},
-        reward_margins=tables["reward_margin"],
-        policy_margins=tables["policy_margin"],
+        first={name: column[starts] for name, column in values.items()},
+        last={name: column[ends - 1] for name, column in values.items()},
+        **margins,
     )
 
 
@@ -147,24 +137,27 @@ def group_pairs(history: PairHistory) -> dict[str, np.ndarray]:
     """Tell which pairs are in each of `GROUPS`, by `verdicts.GROUP_RULES`: booleans of shape (n,)."""
     margins, visits = history.reward_margins, history.visits
     last, first = history.last["reward_margin"], history.first["reward_margin"]
-    ever = (margins > 0).any(1) if margins.size else np.zeros(len(visits), bool)
-    learnt = last > 0
-    forgotten = ever & ~learnt
+    ever, learnt = (margins > 0).any(1), last > 0
     still = ~learnt & ~ever & ((visits == 1) | (last > first))
     return {
         LEARNT: learnt,
         STILL: still,
         NEVER: ~learnt & ~ever & ~still,
-        FORGOTTEN: forgotten,
+        FORGOTTEN: ever & ~learnt,
         SUSPECT_LABEL: _suspect_label(history),
         SUSPECT_LENGTH: _suspect_length(history),
     }
 
 
+def count_groups(history: PairHistory) -> dict[str, int]:
+    """Count the pairs in each of `GROUPS`."""
+    return {name: int(members.sum()) for name, members in group_pairs(history).items()}
+
+
 def _suspect_label(history: PairHistory) -> np.ndarray:
     margins = history.policy_margins
     if not margins.size:
-        return np.zeros(len(history.visits), bool)
+        return np.zeros(0, bool)
     firm = np.nanmedian(np.abs(margins))
     return (np.where(np.isnan(margins), -1.0, margins) < 0).all(1) & (np.nanmean(margins, 1) < -firm)
 

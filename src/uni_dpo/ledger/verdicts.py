@@ -1,11 +1,11 @@
 """What a run's numbers mean: one sentence per metric, with the number that it rests on and what to set.
 
-Every rule is a function from `Evidence` to a `Verdict`, or to None where it has nothing to say.
+Every rule is a function from `Evidence` to what is said of one metric, or to None where it has nothing to say.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ FALL, FALLING = 0.3, 0.1
 ENOUGH = 12
 """Steps before which nothing is said."""
 
+Said = tuple[str, str, Mapping[str, Any]]
+"""State, key and numbers of a `Verdict`."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -41,7 +44,7 @@ class Verdict:
     metric: str
     state: str
     key: str
-    numbers: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, Any]
 
     def sentence(self, language: str = "en") -> str:
         """Return the sentence in English (`en`) or Chinese (`zh`)."""
@@ -52,11 +55,11 @@ def judge(evidence: Evidence) -> list[Verdict]:
     """Return every verdict on a run, the bad ones first; none before `ENOUGH` steps."""
     if evidence.steps < ENOUGH:
         return []
-    found = [verdict for rule in RULES if (verdict := rule(evidence)) is not None]
+    found = [Verdict(metric, *said) for metric, rule in RULES.items() if (said := rule(evidence)) is not None]
     return sorted(found, key=lambda verdict: (BAD, WATCH, GOOD).index(verdict.state))
 
 
-def chosen_answers(evidence: Evidence) -> Verdict | None:
+def chosen_answers(evidence: Evidence) -> Said | None:
     """Tell whether the chosen answers lost likelihood against the reference or, without one, against the beginning."""
     steps, drift = evidence.window_means("chosen_drift")
     if not len(drift):
@@ -66,24 +69,21 @@ def chosen_answers(evidence: Evidence) -> Verdict | None:
     if len(drift) < 2:
         return None
     per_token = drift if evidence.settings.get("averaged", True) else drift / max(float(tokens.mean()), 1.0)
-    last = _late(per_token)
-    below = steps[per_token < -FALLING]
-    numbers = {"lost": -last, "gained": last, "since": int(below[0]) if len(below) else 0}
-    if last < -FALLING:
-        state = BAD if last < -FALL else WATCH
-        rate = evidence.setting("learning_rate")
-        if _tells_nothing_apart(evidence):
-            return Verdict("chosen", BAD, "chosen_fall_fast", numbers | {"rate": rate / 10})
-        if evidence.uses_uni_dpo and _never_reached(evidence):
-            return Verdict("chosen", state, "chosen_fall_unheld", numbers | {"rate": rate / 3})
-        if not evidence.uses_uni_dpo:
-            return Verdict("chosen", state, "chosen_fall_other", numbers | {"rate": rate / 3})
-        weight = evidence.setting("nll_lambda")
-        return Verdict("chosen", state, "chosen_fall", numbers | {"weight": 10 * weight or 0.001, "rate": rate / 3})
-    return Verdict("chosen", GOOD, "chosen_hold" if last < 0 else "chosen_rise", numbers)
+    last, below = _late(per_token), steps[per_token < -FALLING]
+    numbers = {"lost": -last, "gained": last, "since": int(below[0]) if len(below) else 0, "rate": evidence.rate / 3}
+    if not last < -FALLING:
+        return GOOD, "chosen_hold" if last < 0 else "chosen_rise", numbers
+    state = BAD if last < -FALL else WATCH
+    if _tells_nothing_apart(evidence):
+        return BAD, "chosen_fall_fast", numbers | {"rate": evidence.rate / 10}
+    if not evidence.uses_uni_dpo:
+        return state, "chosen_fall_other", numbers
+    if _never_reached(evidence):
+        return state, "chosen_fall_unheld", numbers
+    return state, "chosen_fall", numbers | {"weight": 10 * evidence.setting("nll_lambda") or 0.001}
 
 
-def nll(evidence: Evidence) -> Verdict | None:
+def nll(evidence: Evidence) -> Said | None:
     """Tell whether the NLL term acts where it is needed."""
     if not evidence.uses_uni_dpo:
         return None
@@ -91,23 +91,23 @@ def nll(evidence: Evidence) -> Verdict | None:
     _, drift = evidence.window_means("chosen_drift")
     falls = len(drift) > 0 and _late(drift) < -FALLING
     if weight == 0:
-        return Verdict("nll", BAD if falls else WATCH, "nll_off")
+        return BAD if falls else WATCH, "nll_off", {}
     if _never_reached(evidence):
         middle = float(np.median([window["score_chosen"]["q"][2] for window in evidence.windows]))
         numbers = {"threshold": float(evidence.settings["tau_good"]), "middle": middle}
-        return Verdict("nll", BAD if falls else WATCH, "nll_unreached", numbers)
+        return BAD if falls else WATCH, "nll_unreached", numbers
     _, active = evidence.window_means("nll_active")
     if not len(active):
         return None
-    share = _late(active)
-    if falls and share > 0.5 and not _tells_nothing_apart(evidence):
-        return Verdict("nll", BAD, "nll_weak", {"share": share, "weight": weight, "more": 10 * weight})
-    return Verdict("nll", GOOD, "nll_acts", {"share": share})
+    numbers = {"share": _late(active), "weight": weight, "more": 10 * weight}
+    if falls and numbers["share"] > 0.5 and not _tells_nothing_apart(evidence):
+        return BAD, "nll_weak", numbers
+    return GOOD, "nll_acts", numbers
 
 
 def _never_reached(evidence: Evidence) -> bool:
     """Whether no chosen answer is scored high enough for the NLL term."""
-    tops = [window["score_chosen"]["q"][-1] for window in evidence.windows if "score_chosen" in window]
+    tops = [spread[-1] for spread in evidence.spreads("score_chosen")]
     return bool(tops) and max(tops) < evidence.setting("tau_good", -np.inf)
 
 
@@ -116,30 +116,22 @@ def _tells_nothing_apart(evidence: Evidence) -> bool:
     return len(evidence.windows) >= 3 and _late(evidence.accuracies) < 0.5
 
 
-def quality(evidence: Evidence) -> Verdict | None:
+def quality(evidence: Evidence) -> Said | None:
     """Tell whether the quality weight tells pairs apart."""
-    spreads = [window["w_qual"]["q"] for window in evidence.windows if "w_qual" in window]
-    gaps = [window["score_margin"]["q"] for window in evidence.windows if "score_margin" in window]
+    spreads, gaps = evidence.spreads("w_qual"), evidence.spreads("score_margin")
     if not spreads or not gaps:
         return None
-    low, high = (float(np.median([spread[at] for spread in spreads])) for at in (0, -1))
-    gap_low, gap, gap_high = (float(np.median([found[at] for found in gaps])) for at in (0, 2, -1))
+    low, _, _, _, high = np.median(spreads, 0).tolist()
+    gap_low, _, gap, _, gap_high = np.median(gaps, 0).tolist()
     if gap_high - gap_low < 1e-6 and abs(gap) < 1e-6:
-        return Verdict("w_qual", BAD, "scores_equal")
-    numbers = {
-        "low": low,
-        "high": high,
-        "eta": evidence.setting("eta"),
-        "better": 2 / max(abs(gap), 1e-6),
-    }
+        return BAD, "scores_equal", {}
+    numbers = {"low": low, "high": high, "eta": evidence.setting("eta"), "better": 2 / max(abs(gap), 1e-6)}
     if high - low < 0.02 and low < 0.6:
-        return Verdict("w_qual", BAD, "quality_flat", numbers)
-    if low > 0.98:
-        return Verdict("w_qual", WATCH, "quality_full", numbers)
-    return Verdict("w_qual", GOOD, "quality_tells", numbers)
+        return BAD, "quality_flat", numbers
+    return (WATCH, "quality_full", numbers) if low > 0.98 else (GOOD, "quality_tells", numbers)
 
 
-def performance(evidence: Evidence) -> Verdict | None:
+def performance(evidence: Evidence) -> Said | None:
     """Tell whether the performance weight moves from pairs that are learnt to those that are not."""
     _, weights = evidence.window_means("w_perf")
     if len(weights) < 2 or not evidence.settings.get("gamma"):
@@ -154,77 +146,65 @@ def performance(evidence: Evidence) -> Verdict | None:
         "start": beta * float(margin[0]),
     }
     if weights[0] < 0.02:
-        return Verdict("w_perf", BAD, "performance_gone", numbers)
-    if weights.min() > 0.95:
-        return Verdict("w_perf", BAD, "performance_full", numbers)
-    return Verdict("w_perf", GOOD, "performance_moves", numbers)
+        return BAD, "performance_gone", numbers
+    return (BAD, "performance_full", numbers) if weights.min() > 0.95 else (GOOD, "performance_moves", numbers)
 
 
-def loss(evidence: Evidence) -> Verdict | None:
+def loss(evidence: Evidence) -> Said | None:
     """Tell whether the loss fell, and stayed a number."""
     steps, values = evidence.series("loss")
     if len(values) < 3:
         return None
     if broken := _broken(evidence, "loss", "loss_broken"):
         return broken
-    rate = evidence.setting("learning_rate")
     first, last, peak = float(values[0]), _late(values), float(values.max())
-    numbers = {"first": first, "last": last, "peak": peak, "step": int(steps[int(values.argmax())]), "rate": rate / 10}
+    step = int(steps[values.argmax()])
+    numbers = {"first": first, "last": last, "peak": peak, "step": step, "rate": evidence.rate / 10}
     if peak > 3 * first:
-        return Verdict("loss", BAD, "loss_bursts", numbers)
-    if last > 1.02 * first:
-        return Verdict("loss", BAD, "loss_rises", numbers)
-    return Verdict("loss", GOOD, "loss_falls", numbers)
+        return BAD, "loss_bursts", numbers
+    return (BAD, "loss_rises", numbers) if last > 1.02 * first else (GOOD, "loss_falls", numbers)
 
 
-def _broken(evidence: Evidence, metric: str, key: str) -> Verdict | None:
-    """The verdict on a metric that was no number at some step."""
+def _broken(evidence: Evidence, metric: str, key: str) -> Said | None:
+    """What to say of a metric that was no number at some step."""
     steps, values = evidence.series(metric)
     broken = steps[~np.isfinite(values)]
-    if not len(broken):
-        return None
-    return Verdict(metric, BAD, key, {"step": int(broken[0]), "rate": evidence.setting("learning_rate") / 10})
+    return (BAD, key, {"step": int(broken[0]), "rate": evidence.rate / 10}) if len(broken) else None
 
 
-def movement(evidence: Evidence) -> Verdict | None:
+def movement(evidence: Evidence) -> Said | None:
     """Tell whether the model moved away from the reference at all."""
-    _, margin = evidence.window_means("reward_margin")
-    spreads = [window["reward_margin"]["q"] for window in evidence.windows if "reward_margin" in window]
-    if len(margin) < 2 or not evidence.settings.get("has_reference", True):
+    spreads = evidence.spreads("reward_margin")
+    if len(spreads) < 2 or not evidence.settings.get("has_reference", True):
         return None
     moved = max(abs(spreads[-1][0]), abs(spreads[-1][-1]))
-    rate = evidence.setting("learning_rate")
     if moved < 0.005:
-        return Verdict(
-            "learning_rate", BAD, "nothing_moves", {"moved": moved, "rate": 10 * rate, "steps": evidence.steps}
-        )
-    return Verdict("learning_rate", GOOD, "moves", {"moved": moved, "rate": rate})
+        return BAD, "nothing_moves", {"moved": moved, "rate": 10 * evidence.rate, "steps": evidence.steps}
+    return GOOD, "moves", {"moved": moved, "rate": evidence.rate}
 
 
-def accuracy(evidence: Evidence) -> Verdict | None:
+def accuracy(evidence: Evidence) -> Said | None:
     """Tell whether the pairs are told apart, by the share whose reward margin is above 0."""
     if len(evidence.windows) < 3:
         return None
-    last = _late(evidence.accuracies)
-    if last < 0.65:
-        return Verdict("accuracy", WATCH, "accuracy_low", {"share": last})
-    return Verdict("accuracy", GOOD, "accuracy_well", {"share": last})
+    numbers = {"share": _late(evidence.accuracies)}
+    return (WATCH, "accuracy_low", numbers) if numbers["share"] < 0.65 else (GOOD, "accuracy_well", numbers)
 
 
-def labels(evidence: Evidence) -> Verdict | None:
+def labels(evidence: Evidence) -> Said | None:
     """Tell whether many pairs have scores that the model contradicts all through training."""
     total = sum(evidence.groups.get(name, 0) for name in ("learnt", "still to learn", "never learnt", "forgotten"))
-    suspects = evidence.groups.get("suspect label", 0)
     if not total:
         return None
+    suspects = evidence.groups.get("suspect label", 0)
     share = suspects / total
     numbers = {"share": share, "count": suspects, "total": total}
     if share > 0.05:
-        return Verdict("labels", BAD if share > 0.15 else WATCH, "labels_doubted", numbers)
-    return Verdict("labels", GOOD, "labels_fit", numbers)
+        return BAD if share > 0.15 else WATCH, "labels_doubted", numbers
+    return GOOD, "labels_fit", numbers
 
 
-def length(evidence: Evidence) -> Verdict | None:
+def length(evidence: Evidence) -> Said | None:
     """Tell whether chosen answers are nearly always the longer, or nearly always the shorter ones."""
     longer = [window["chosen_longer"] for window in evidence.windows if "chosen_longer" in window]
     _, chosen = evidence.window_means("tokens_chosen")
@@ -233,12 +213,11 @@ def length(evidence: Evidence) -> Verdict | None:
         return None
     share, ratio = float(np.mean(longer)), float(chosen.mean() / max(rejected.mean(), 1.0))
     numbers = {"share": share, "ratio": ratio, "chosen": float(chosen.mean()), "rejected": float(rejected.mean())}
-    if (share > 0.85 and ratio > 1.3) or (share < 0.15 and ratio < 1 / 1.3):
-        return Verdict("length", BAD, "length_biased", numbers)
-    return Verdict("length", GOOD, "length_even", numbers)
+    biased = (share > 0.85 and ratio > 1.3) or (share < 0.15 and ratio < 1 / 1.3)
+    return (BAD, "length_biased", numbers) if biased else (GOOD, "length_even", numbers)
 
 
-def gradient(evidence: Evidence) -> Verdict | None:
+def gradient(evidence: Evidence) -> Said | None:
     """Tell whether gradients burst."""
     steps, norms = evidence.series("grad_norm")
     if len(norms) < 3:
@@ -246,27 +225,34 @@ def gradient(evidence: Evidence) -> Verdict | None:
     if broken := _broken(evidence, "grad_norm", "gradient_broken"):
         return broken
     middle, peak = float(np.median(norms)), float(norms.max())
-    rate = evidence.setting("learning_rate") / 3
-    numbers = {"middle": middle, "peak": peak, "step": int(steps[int(norms.argmax())]), "rate": rate}
-    return Verdict(
-        "grad_norm", *((WATCH, "gradient_bursts") if peak > 20 * middle else (GOOD, "gradient_even")), numbers
-    )
+    numbers = {"middle": middle, "peak": peak, "step": int(steps[norms.argmax()]), "rate": evidence.rate / 3}
+    return (WATCH, "gradient_bursts", numbers) if peak > 20 * middle else (GOOD, "gradient_even", numbers)
 
 
-def held_out(evidence: Evidence) -> Verdict | None:
+def held_out(evidence: Evidence) -> Said | None:
     """Tell whether pairs that are not trained on are told apart as well as those that are."""
     _, outside = evidence.series("eval_rewards/accuracies")
     if not len(outside) or len(evidence.windows) < 3:
         return None
     numbers = {"outside": float(outside[-1]), "inside": _late(evidence.accuracies)}
     apart = numbers["inside"] - numbers["outside"] > 0.15
-    return Verdict("held_out", *((WATCH, "held_out_worse") if apart else (GOOD, "held_out_alike")), numbers)
+    return (WATCH, "held_out_worse", numbers) if apart else (GOOD, "held_out_alike", numbers)
 
 
-RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
-    *(chosen_answers, loss, accuracy, quality, performance, nll),
-    *(movement, gradient, labels, length, held_out),
-)
+RULES: Mapping[str, Callable[[Evidence], Said | None]] = {
+    "chosen": chosen_answers,
+    "loss": loss,
+    "accuracy": accuracy,
+    "w_qual": quality,
+    "w_perf": performance,
+    "nll": nll,
+    "learning_rate": movement,
+    "grad_norm": gradient,
+    "labels": labels,
+    "length": length,
+    "held_out": held_out,
+}
+"""Metric → its rule."""
 
 
 def _late(values: np.ndarray) -> float:

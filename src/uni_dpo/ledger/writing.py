@@ -80,21 +80,15 @@ class PairLedger:
         """Return the rows that no file holds yet, with the columns `columns.LEDGER`."""
         if not self._waiting:
             return LEDGER.empty_table()
-        lengths = [len(batch.keys) for batch in self._waiting]
         numbers = torch.cat([batch.numbers for batch in self._waiting]).cpu().numpy()
-        keys = torch.cat([batch.keys for batch in self._waiting]).cpu().numpy()
-        found = {name: numbers[:, place] for place, name in enumerate(NUMBERS)}
-        found["policy_margin"] = found["policy_chosen"] - found["policy_rejected"]
-        found["reference_margin"] = found["reference_chosen"] - found["reference_rejected"]
-        columns: dict[str, Any] = {name: pa.array(values, from_pandas=True) for name, values in found.items()}
-        columns["step"] = np.repeat([batch.step for batch in self._waiting], lengths)
-        columns["epoch"] = np.repeat([batch.epoch for batch in self._waiting], lengths)
-        columns["split"] = np.repeat([batch.split for batch in self._waiting], lengths).tolist()
-        columns["pair"] = self._names.of(keys)
-        arrays = [
-            pa.array(columns[name], from_pandas=True).cast(kind)
-            for name, kind in zip(LEDGER.names, LEDGER.types, strict=True)
-        ]
+        columns: dict[str, Any] = dict(zip(NUMBERS, numbers.T, strict=True))
+        for side in ("policy", "reference"):
+            columns[f"{side}_margin"] = columns[f"{side}_chosen"] - columns[f"{side}_rejected"]
+        lengths = [len(batch.keys) for batch in self._waiting]
+        for name in ("step", "epoch", "split"):
+            columns[name] = np.repeat([getattr(batch, name) for batch in self._waiting], lengths).tolist()
+        columns["pair"] = self._names.of(torch.cat([batch.keys for batch in self._waiting]).cpu().numpy())
+        arrays = [pa.array(columns[field.name], from_pandas=True).cast(field.type) for field in LEDGER]
         return pa.Table.from_arrays(arrays, schema=LEDGER)
 
     def rows(self) -> pa.Table:
@@ -105,7 +99,7 @@ class PairLedger:
     def flush(self) -> None:
         """Write what waits as one file, whole or not at all."""
         if self._waiting:
-            _write(self.waiting(), self.folder / f"rank-{self._rank:04}-part-{self._next():06}.parquet")
+            write_table(self.waiting(), self.folder / f"rank-{self._rank:04}-part-{self._next():06}.parquet")
             self._waiting.clear()
             self._pairs = 0
 
@@ -162,15 +156,14 @@ def _keep(part: Path, rows: pc.Expression) -> None:
     """Leave in a file only the rows that an expression is true for, and no file where there are none."""
     table = pq.read_table(part, schema=LEDGER)
     kept = table.filter(rows)
-    if len(kept) == len(table):
-        return
-    if len(kept):
-        _write(kept, part)
-    else:
+    if not len(kept):
         part.unlink()
+    elif len(kept) < len(table):
+        write_table(kept, part)
 
 
-def _write(table: pa.Table, file: Path) -> None:
+def write_table(table: pa.Table, file: Path) -> None:
+    """Write a table as Parquet, whole or not at all."""
     with replacing(file) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -197,9 +190,10 @@ def pair_texts(datasets: Iterable[Any], keep: Keep = lambda content: None) -> pa
         if row[KEY] in seen:
             continue
         seen.add(row[KEY])
-        called[row[NAME]] += 1
-        count = called[row[NAME]]
-        name = row[NAME] if count == 1 else f"{row[NAME]}, pair {count}"
+        name = row[NAME]
+        called[name] += 1
+        if called[name] > 1:
+            name += f", pair {called[name]}"
         texts = {column: row.get(column) for column in COLUMNS[2:]}
         rows.append({**texts, "pair": name, "key": row[KEY], "images": image_files(row.get("images"), keep)})
     return pa.Table.from_pylist(rows, schema=TEXTS)
@@ -211,10 +205,8 @@ def _rows(datasets: Iterable[Any]) -> Iterator[dict[str, Any]]:
             yield from dataset.texts()
             continue
         part = dataset.select_columns([name for name in COLUMNS if name in dataset.column_names])
-        for start in range(0, len(part), _AT_ONCE):
-            columns = part[start : start + _AT_ONCE]
-            for at in range(len(columns[KEY])):
-                yield {name: values[at] for name, values in columns.items()}
+        for columns in part.iter(_AT_ONCE):
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def image_files(images: Iterable[Any] | None, keep: Keep) -> list[str]:
@@ -238,8 +230,3 @@ def fingerprint(texts: pa.Table) -> str:
 def names_of(texts: pa.Table) -> PairNames:
     """Return the names that a ledger gives the pairs of these texts."""
     return PairNames(texts["key"].to_numpy(), texts["pair"].combine_chunks())
-
-
-def write_texts(texts: pa.Table, file: Path) -> None:
-    """Write the texts, whole or not at all."""
-    _write(texts, file)

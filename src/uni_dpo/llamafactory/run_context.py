@@ -11,7 +11,7 @@ from llamafactory.extras import logging
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.ledger.writing import KEY, PairLedger
 from uni_dpo.llamafactory.reference_cache import DigestedPairs, ReferenceCache, datasets_of
-from uni_dpo.monitor.ledger import changed_settings, device_words, versions
+from uni_dpo.monitor.ledger import changed_settings
 from uni_dpo.monitor.ledger import open_ledger as _open
 from uni_dpo.monitor.progress import ProgressLines
 from uni_dpo.shared_prefix.image_store import ImageStore
@@ -94,8 +94,8 @@ def run_record(model_args: Any, data_args: Any, training_args: Any, finetuning_a
     """Describe a run by LlamaFactory's four groups of arguments.
 
     Returns:
-        `changed` (settings that differ from their defaults), `evidence` (see `Evidence.settings`), `versions`,
-        `device`, `model`, `datasets`, `library`.
+        `changed` (settings that differ from their defaults), `evidence` (see `Evidence.settings`), `model`, `datasets`,
+        `library`.
     """
     return {
         "library": "llama-factory",
@@ -110,6 +110,4 @@ def run_record(model_args: Any, data_args: Any, training_args: Any, finetuning_a
             "averaged": finetuning_args.averages_logps,
             "has_reference": finetuning_args.use_ref_model,
         },
-        "versions": versions(),
-        "device": device_words(training_args),
     }

@@ -16,7 +16,7 @@ from uni_dpo.llamafactory.pair_forward import PairForward
 from uni_dpo.llamafactory.question_pairs import QuestionSampler, take_pair
 from uni_dpo.llamafactory.reference_cache import LOGPS, FillWhenWrapped, ReferenceCollator
 from uni_dpo.llamafactory.run_context import current_run, open_ledger, progress_lines
-from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
+from uni_dpo.monitor.pairs import Seen, WatchesPairs
 from uni_dpo.monitor.progress import PairAverages
 from uni_dpo.objective import PairLogps
 from uni_dpo.trainer_mixins import (
@@ -67,16 +67,8 @@ class LlamaFactoryUniDPOTrainer(
             self.data_collator = self.pair_forward.collator(self.data_collator)
         if self.objective is not None:
             self.show_lines(progress_lines())
-        self.watch(
-            Watch(
-                arguments,
-                run.record.get("evidence", {}),
-                averaged=arguments.averages_logps,
-                has_reference=arguments.use_ref_model,
-                logger=logger,
-            ),
-            open_ledger(self) if run.keeps_ledger else None,
-        )
+        evidence = run.record.get("evidence", {})
+        self.watch(arguments, evidence, open_ledger(self) if run.keeps_ledger else None, logger)
         cache = run.reference_cache
         if cache is not None:
             self.data_collator = ReferenceCollator(self.data_collator, cache)

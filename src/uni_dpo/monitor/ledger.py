@@ -20,15 +20,15 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import ledger_folder, own_folder, record_file, texts_file
 from uni_dpo.ledger.reading import evidence_of_rows
 from uni_dpo.ledger.verdicts import GOOD, judge
-from uni_dpo.ledger.writing import PairLedger, fingerprint, names_of, pair_texts, write_texts
+from uni_dpo.ledger.writing import PairLedger, fingerprint, names_of, pair_texts, write_table
 from uni_dpo.report.card import CARD, write_card
 from uni_dpo.report.page import small_jpeg
 from uni_dpo.report.run import PAGE, write_run_page
 from uni_dpo.storage.identity import versions_of
 from uni_dpo.storage.writing import replacing, write_text
 
-PACKAGES = ("uni-dpo", "llamafactory", "transformers", "torch", "trl", "peft", "accelerate", "deepspeed", "datasets")
-SECRET = ("_token", "api_key", "secret", "password", "webhook_url")
+_PACKAGES = ("uni-dpo", "llamafactory", "transformers", "torch", "trl", "peft", "accelerate", "deepspeed", "datasets")
+_SECRET = ("_token", "api_key", "secret", "password", "webhook_url")
 """Parts of the names of settings that are written nowhere."""
 _DERIVED = (
     "block_diag_attn",
@@ -49,20 +49,15 @@ def changed_settings(*groups: Any) -> dict[str, Any]:
         for item in dataclasses.fields(group):
             value = getattr(group, item.name, None)
             default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-            named = item.init and item.name not in _DERIVED and not any(part in item.name for part in SECRET)
+            named = item.init and item.name not in _DERIVED and not any(part in item.name for part in _SECRET)
             listed = isinstance(value, list) and (not value or ",".join(map(str, value)) == default)
             if named and value != default and not listed and isinstance(value, str | int | float | bool | list):
                 found[item.name] = getattr(value, "value", value)
     return found
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a training rests on, those that are installed."""
-    return versions_of(PACKAGES)
-
-
-def device_words(training_args: Any) -> str:
-    """Return how many devices of what kind a training runs on."""
+def _device(training_args: Any) -> str:
+    """How many devices of what kind a training runs on."""
     kind = training_args.device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
     return f"{training_args.world_size} × {kind} ({name})"
@@ -74,17 +69,22 @@ def open_ledger(training_args: Any, datasets: Iterable[Any], record: Mapping[str
     Args:
         training_args: transformers' arguments of the run.
         datasets: see `pair_texts`; the pairs of one that can only be read once are known by their keys.
-        record: what was trained on what; see `llamafactory.run_context.run_record`.
+        record: what was trained on what; see `llamafactory.run_context.run_record`. Versions and devices are added.
     """
     output = training_args.output_dir
     kept = KeptImages(output, writes=training_args.process_index == 0)
     readable = (dataset for dataset in datasets if hasattr(dataset, "texts") or hasattr(dataset, "__len__"))
     texts = pair_texts(readable, kept.path)
     if training_args.process_index == 0:
-        write_texts(texts, texts_file(output))
-        whole = {**record, "pairs": len(texts), "fingerprint": fingerprint(texts)}
+        write_table(texts, texts_file(output))
+        machine = {"versions": versions_of(_PACKAGES), "device": _device(training_args)}
+        whole = {**record, **machine, "pairs": len(texts), "fingerprint": fingerprint(texts)}
         write_text(record_file(output), json.dumps(whole, indent=1, default=str))
     return PairLedger(ledger_folder(output), names_of(texts), training_args.process_index, training_args.world_size)
+
+
+MOST_IMAGES = 3_000
+"""Different images that a page holds."""
 
 
 class KeptImages:
@@ -93,18 +93,17 @@ class KeptImages:
     Args:
         output: the training's output folder.
         writes: whether this process writes them; one of a run does.
-        limit: how many different images at most.
     """
 
-    def __init__(self, output: str | Path, *, writes: bool, limit: int = 3_000) -> None:
-        self._folder, self._writes, self._limit = own_folder(output) / "images", writes, limit
+    def __init__(self, output: str | Path, *, writes: bool) -> None:
+        self._folder, self._writes = own_folder(output) / "images", writes
         self._known: dict[str, str | None] = {}
 
     def path(self, content: bytes) -> str | None:
         """Return the file of an image, written by now; None where there is no room, or it is no readable image."""
         name = hashlib.sha256(content).hexdigest()[:20]
         if name not in self._known:
-            if not self._writes or len(self._known) >= self._limit:
+            if not self._writes or len(self._known) >= MOST_IMAGES:
                 return None
             self._known[name] = self._written(self._folder / f"{name}.jpg", content)
         return self._known[name]
@@ -125,33 +124,37 @@ UNWRITTEN = (UniDPOError, OSError, ValueError, ArithmeticError)
 
 
 class LedgerCallback(TrainerCallback):
-    """Cuts a ledger where the training begins: at the step of the checkpoint that it resumes from, or at none."""
+    """Follows a run: its ledger is cut where it begins, at the checkpoint that it resumes from or at none.
 
-    def __init__(self, ledger: PairLedger) -> None:
-        self._ledger = ledger
+    Its page is written at each checkpoint and at the end; one that cannot be written stops nothing. In between it is
+    said what the numbers mean, one line for each metric that is to be watched.
+
+    Args:
+        ledger: of the first process, whose pairs stand for all.
+        evidence: the settings of the run; see `Evidence`.
+        steps: how often something is said; 0: never.
+        logger: where it is said.
+    """
+
+    def __init__(self, ledger: PairLedger, evidence: Mapping[str, Any], steps: int, logger: logging.Logger) -> None:
+        self._ledger, self._evidence, self._steps, self._logger = ledger, evidence, steps, logger
+        self._said = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `PairLedger.cut`."""
         if state.is_world_process_zero:
             self._ledger.cut(state.global_step)
 
-
-class RunPage(TrainerCallback):
-    """Writes the page of a run at each checkpoint and at the end; a page that cannot be written stops nothing."""
-
-    def __init__(self, ledger: PairLedger, logger: logging.Logger) -> None:
-        self._ledger, self._logger = ledger, logger
-
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the page with few images, so that a checkpoint takes no longer."""
-        self._write(args, state, images=200)
+        self._write_page(args, state, images=200)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the page with its images."""
         self._ledger.flush()
-        self._write(args, state, images=3_000)
+        self._write_page(args, state, images=MOST_IMAGES)
 
-    def _write(self, args: Any, state: Any, images: int) -> None:
+    def _write_page(self, args: Any, state: Any, images: int) -> None:
         if not state.is_world_process_zero:
             return
         try:
@@ -161,6 +164,20 @@ class RunPage(TrainerCallback):
         else:
             self._logger.info(f"The page of this run: {page}")
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Judge where enough steps have been taken since the last time."""
+        step, since = state.global_step, state.global_step - self._said
+        due = since >= self._steps or (since and "train_runtime" in (logs or {}))
+        if self._steps <= 0 or not state.is_world_process_zero or not due:
+            return
+        self._said = step
+        verdicts = judge(evidence_of_rows(self._evidence, state.log_history, self._ledger.rows()))
+        watched = [verdict for verdict in verdicts if verdict.state != GOOD]
+        for verdict in watched:
+            self._logger.info(f"step {step}, {verdict.state}: {verdict.sentence()}")
+        if verdicts and not watched:
+            self._logger.info(f"step {step}: {len(verdicts)} of {len(verdicts)} metrics are good.")
+
 
 def write_run_card(output: str, logger: logging.Logger) -> None:
     """Write the model card of a run; one that cannot be written stops nothing."""
@@ -168,31 +185,3 @@ def write_run_card(output: str, logger: logging.Logger) -> None:
         write_card(output)
     except UNWRITTEN as error:
         logger.warning(f"{output}/{CARD} stays as it was: {error}")
-
-
-class VerdictLines(TrainerCallback):
-    """Says what the numbers of a run mean, one line for each metric that is to be watched.
-
-    Args:
-        ledger: of the first process, whose pairs stand for all.
-        settings: of the run; see `Evidence`.
-        steps: how often.
-        logger: where it is said.
-    """
-
-    def __init__(self, ledger: PairLedger, settings: Mapping[str, Any], steps: int, logger: logging.Logger) -> None:
-        self._ledger, self._settings, self._steps, self._logger = ledger, settings, steps, logger
-        self._said = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Judge where enough steps have been taken since the last time."""
-        due = state.global_step - self._said >= self._steps or "train_runtime" in (logs or {})
-        if not state.is_world_process_zero or not due or state.global_step == self._said:
-            return
-        self._said = state.global_step
-        verdicts = judge(evidence_of_rows(self._settings, state.log_history, self._ledger.rows()))
-        for verdict in verdicts:
-            if verdict.state != GOOD:
-                self._logger.info(f"step {state.global_step}, {verdict.state}: {verdict.sentence()}")
-        if verdicts and all(verdict.state == GOOD for verdict in verdicts):
-            self._logger.info(f"step {state.global_step}: {len(verdicts)} of {len(verdicts)} metrics are good.")

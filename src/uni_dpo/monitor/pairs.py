@@ -3,8 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from uni_dpo.ledger import LedgerArguments
 from uni_dpo.ledger.verdicts import ENOUGH, FALL
 from uni_dpo.ledger.writing import PairLedger
 from uni_dpo.monitor.console import VERBOSE
-from uni_dpo.monitor.ledger import LedgerCallback, RunPage, VerdictLines, write_run_card
+from uni_dpo.monitor.ledger import LedgerCallback, write_run_card
 from uni_dpo.monitor.progress import Pace, PairAverages, ProgressLines
 
 HISTOGRAMS = ("w_qual", "w_perf", "policy_margin", "reward_margin", "chosen_drift")
@@ -36,11 +35,11 @@ class Distributions(TrainerCallback):
 
     def __init__(self, callbacks: Callable[[], Iterable[Any]]) -> None:
         self._callbacks = callbacks
-        self._waiting: list[Mapping[str, Tensor | None]] = []
+        self._waiting: list[Mapping[str, Tensor]] = []
 
     def add(self, seen: Mapping[str, Tensor | None]) -> None:
         """Keep the numbers of a batch of pairs, by their names in `ledger.columns.NUMBERS`, until they are shown."""
-        if self._sinks():
+        if self._trackers():
             kept = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "w_qual", "w_perf")
             self._waiting.append({name: value.detach() for name in kept if (value := seen.get(name)) is not None})
 
@@ -48,111 +47,66 @@ class Distributions(TrainerCallback):
         """Show what has been kept."""
         if "loss" not in (logs or {}):
             return
-        found, sinks = quantities(self._waiting), self._sinks()
+        found = quantities(self._waiting)
         self._waiting.clear()
-        if state.is_world_process_zero and found:
-            for sink in sinks:
-                sink(found, state.global_step)
+        for tracker in self._trackers() if state.is_world_process_zero and found else ():
+            if not hasattr(tracker, "add_histogram"):
+                shown = {f"train/uni_dpo/pairs/{name}": tracker.Histogram(values) for name, values in found.items()}
+                tracker.log({**shown, "train/global_step": state.global_step})
+                continue
+            for name, values in found.items():
+                if np.isfinite(values).all():
+                    tracker.add_histogram(f"train/uni_dpo/pairs/{name}", values, state.global_step)
 
-    def _sinks(self) -> list[Callable[[Mapping[str, np.ndarray], int], None]]:
-        found: list[Callable[[Mapping[str, np.ndarray], int], None]] = []
-        for callback in self._callbacks():
-            tracker = getattr(callback, "_trackio", None) or getattr(callback, "_wandb", None)
-            if (writer := getattr(callback, "tb_writer", None)) is not None:
-                found.append(_to_tensorboard(writer))
-            elif hasattr(tracker, "Histogram"):
-                found.append(_to_tracker(tracker))
-        return found
+    def _trackers(self) -> list[Any]:
+        """TensorBoard's writer, and the modules of other trackers that know histograms."""
+        names = ("tb_writer", "_trackio", "_wandb")
+        found = [next(filter(None, (getattr(one, name, None) for name in names)), None) for one in self._callbacks()]
+        return [one for one in found if hasattr(one, "add_histogram") or hasattr(one, "Histogram")]
 
 
-def quantities(batches: Iterable[Mapping[str, Tensor | None]]) -> dict[str, np.ndarray]:
+def quantities(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
     """Return the values of `HISTOGRAMS` over batches, (pairs,) float32 each; what a loss does not have is left out."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in HISTOGRAMS}
-    for batch in batches:
-        values = {**batch, **_margins(batch)}
-        for name in HISTOGRAMS:
-            if (value := values.get(name)) is not None:
-                parts[name].append(value.float())
-    return {name: torch.cat(found).cpu().numpy() for name, found in parts.items() if found}
-
-
-def _margins(batch: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-    chosen, rejected, reference, other = (batch.get(name) for name in names)
-    found = {}
-    if chosen is not None and rejected is not None:
-        found["policy_margin"] = found["reward_margin"] = chosen - rejected
-        if reference is not None and other is not None:
-            found["reward_margin"] = chosen - rejected - (reference - other)
-            found["chosen_drift"] = chosen - reference
-    return found
-
-
-def _to_tensorboard(writer: Any) -> Callable[[Mapping[str, np.ndarray], int], None]:
-    def show(found: Mapping[str, np.ndarray], step: int) -> None:
-        for name, values in found.items():
-            if np.isfinite(values).all():
-                writer.add_histogram(f"train/uni_dpo/pairs/{name}", values, step)
-
-    return show
-
-
-def _to_tracker(tracker: Any) -> Callable[[Mapping[str, np.ndarray], int], None]:
-    def show(found: Mapping[str, np.ndarray], step: int) -> None:
-        shown = {f"train/uni_dpo/pairs/{name}": tracker.Histogram(values) for name, values in found.items()}
-        tracker.log({**shown, "train/global_step": step})
-
-    return show
+    names = set.intersection(*map(set, batches)) if batches else ()
+    seen = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    if {"policy_chosen", "policy_rejected"} <= seen.keys():
+        seen["policy_margin"] = seen["reward_margin"] = seen["policy_chosen"] - seen["policy_rejected"]
+        if {"reference_chosen", "reference_rejected"} <= seen.keys():
+            seen["reward_margin"] = seen["policy_margin"] - (seen["reference_chosen"] - seen["reference_rejected"])
+            seen["chosen_drift"] = seen["policy_chosen"] - seen["reference_chosen"]
+    return {name: seen[name].float().cpu().numpy() for name in HISTOGRAMS if name in seen}
 
 
 Seen = dict[str, Tensor | None]
 """Numbers of the pairs of a batch by their names in `ledger.columns.NUMBERS`, (pairs,) each."""
 
 
-@dataclass(frozen=True)
-class Watch:
-    """How a run is watched.
-
-    Attributes:
-        settings: as the user has set them.
-        evidence: the settings that verdicts rest on; see `Evidence`.
-        averaged: whether the loss takes log-probabilities averaged over tokens.
-        has_reference: whether there is a reference to compare with.
-        logger: where it is said.
-    """
-
-    settings: LedgerArguments
-    evidence: Mapping[str, Any]
-    averaged: bool
-    has_reference: bool
-    logger: logging.Logger
-
-
 class WatchesPairs(Trainer):
     """A trainer that records its pairs. A subclass calls `watch` once it is made, and `note_pairs` with each batch."""
 
     ledger: PairLedger | None = None
-    _watch: Watch | None = None
+    _stops_on_collapse = False
     _split = "eval"
 
-    def watch(self, watch: Watch, ledger: PairLedger | None) -> None:
+    def watch(
+        self, settings: LedgerArguments, evidence: Mapping[str, Any], ledger: PairLedger | None, logger: logging.Logger
+    ) -> None:
         """Keep a ledger from now on, and say and do what the settings ask for.
 
         Args:
-            watch: how.
+            settings: as the user has set them.
+            evidence: the settings that verdicts rest on; see `Evidence`.
             ledger: where rows go; None where none is kept.
+            logger: where it is said.
         """
-        self._watch, self.ledger = watch, ledger
+        self.ledger, self._evidence, self._logger = ledger, evidence, logger
+        self._stops_on_collapse = settings.stop_on == "collapse"
         self._pace, self._drift = Pace(), PairAverages(("drift",))
         self._first_drift: float | None = None
-        if ledger is None:
-            return
-        self._distributions = Distributions(lambda: self.callback_handler.callbacks)
-        self.add_callback(self._distributions)
-        self.add_callback(LedgerCallback(ledger))
-        self.add_callback(RunPage(ledger, watch.logger))
-        if (steps := watch.settings.uni_dpo_verdict_steps) > 0:
-            self.add_callback(VerdictLines(ledger, watch.evidence, steps, watch.logger))
+        if ledger is not None:
+            self._distributions = Distributions(lambda: self.callback_handler.callbacks)
+            self.add_callback(self._distributions)
+            self.add_callback(LedgerCallback(ledger, evidence, settings.uni_dpo_verdict_steps, logger))
 
     def show_lines(self, lines: ProgressLines) -> None:
         """Print a line where transformers prints a dict; `--verbose` keeps the dict."""
@@ -188,18 +142,13 @@ class WatchesPairs(Trainer):
         if trains and self._stops_on_collapse:
             self._drift.add("train", {"drift": self._drift_per_token(seen)})
 
-    @property
-    def _stops_on_collapse(self) -> bool:
-        return self._watch is not None and self._watch.settings.stop_on == "collapse"
-
     def _drift_per_token(self, seen: Seen) -> Tensor:
         """How far the chosen answers of a batch are from the reference, or from 0 without one, in nats per token."""
         chosen, reference, tokens = (seen.get(n) for n in ("policy_chosen", "reference_chosen", "tokens_chosen"))
-        assert self._watch is not None
         assert chosen is not None
         assert tokens is not None
         drift = chosen.detach() if reference is None else chosen.detach() - reference
-        return drift if self._watch.averaged else drift / tokens
+        return drift if self._evidence["averaged"] else drift / tokens
 
     def _stop_where_chosen_answers_fall(self) -> None:
         """See `stop_on`; every process decides the same.
@@ -207,12 +156,11 @@ class WatchesPairs(Trainer):
         Raises:
             UniDPOError: names the last checkpoint, which is from before the fall.
         """
-        assert self._watch is not None
         drift = self._drift.take("train", self.accelerator).get("drift")
         if drift is None:
             return
         if self._first_drift is None:
-            self._first_drift = 0.0 if self._watch.has_reference else drift
+            self._first_drift = 0.0 if self._evidence["has_reference"] else drift
         lost, step = self._first_drift - drift, self.state.global_step
         if lost <= FALL or step < ENOUGH:
             return
@@ -256,8 +204,8 @@ class WatchesPairs(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the library's card, and ours in its place where there is a ledger."""
         super().create_model_card(*args, **kwargs)
-        if self._watch is not None and self.ledger is not None and self.is_world_process_zero():
-            write_run_card(str(self.args.output_dir), self._watch.logger)
+        if self.ledger is not None and self.is_world_process_zero():
+            write_run_card(str(self.args.output_dir), self._logger)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save; the ledger first, since a run that resumes from here does not do these steps again."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.reading import Evidence, read_ledger, read_log, read_record, read_texts
-from uni_dpo.ledger.summary import GROUPS, SUSPECT_LABEL, PairHistory, group_pairs, pair_history, windows
+from uni_dpo.ledger.summary import GROUPS, SUSPECT_LABEL, PairHistory, count_groups, group_pairs, pair_history, windows
 from uni_dpo.ledger.verdicts import GROUP_RULES, METRICS, judge
 from uni_dpo.report.page import Thumbnails, write_page
 
@@ -60,7 +60,7 @@ def _split(rows: pa.Table) -> str:
 def _run(folder: Path, rows: pa.Table, history: PairHistory, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     record = read_record(folder)
     found = windows(rows, _split(rows))
-    counts = {name: int(members.sum()) for name, members in group_pairs(history).items()}
+    counts = count_groups(history)
     verdicts = judge(Evidence(record.get("evidence", {}), log, found, counts))
     return {
         "name": folder.absolute().name,

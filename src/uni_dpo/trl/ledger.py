@@ -8,7 +8,7 @@ import datasets
 from trl.data_utils import maybe_extract_prompt
 
 from uni_dpo.ledger.writing import KEY, NAME, image_files, pair_key
-from uni_dpo.monitor.ledger import KeptImages, changed_settings, device_words, versions
+from uni_dpo.monitor.ledger import KeptImages, changed_settings
 from uni_dpo.trl.data import SCORES, is_score
 
 logger = logging.getLogger(f"transformers.{__name__}")  # below transformers', which shows it
@@ -147,6 +147,4 @@ def run_record(
             "averaged": args.averages_logps if args.losses else not {*losses}.isdisjoint(averaged_losses),
             "has_reference": not getattr(args, "reference_free", False),
         },
-        "versions": versions(),
-        "device": device_words(args),
     }

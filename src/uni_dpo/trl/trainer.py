@@ -13,7 +13,7 @@ from trl.trainer.dpo_config import DPOConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
 from uni_dpo.monitor.ledger import open_ledger
-from uni_dpo.monitor.pairs import Seen, Watch, WatchesPairs
+from uni_dpo.monitor.pairs import Seen, WatchesPairs
 from uni_dpo.monitor.progress import ProgressLines
 from uni_dpo.objective import PairLogps
 from uni_dpo.trainer_mixins import EndsTogether, KeepsAdapterAsReference, LoadsByPublishedNames, refuse_not_a_number
@@ -88,9 +88,7 @@ class UniDPOTrainer(
             logger.warning("uni_dpo_ledger: no ledger is kept, because the data collator is not this trainer's own")
         self.show_lines(ProgressLines(lambda: ours.beta))
         record = run_record(ours, model, about or {}, self.averaged_losses)
-        evidence = record["evidence"]
-        watch = Watch(ours, evidence, evidence["averaged"], evidence["has_reference"], logger)
-        self.watch(watch, open_ledger(ours, rows, record) if rows else None)
+        self.watch(ours, record["evidence"], open_ledger(ours, rows, record) if rows else None, logger)
 
     def take_keys(self, batch: dict[str, Any]) -> Tensor | None:
         """Remove from a batch what the ledger knows its pairs by, and return it, int64 (pairs,)."""
