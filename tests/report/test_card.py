@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from uni_dpo.cli.app import app
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.columns import record_file
+from uni_dpo.ledger.reading import log_series
 from uni_dpo.report.card import CURVES, card_text, draw_curves, licence_of, write_card
 
 
@@ -76,8 +77,8 @@ def test_an_evaluation_stands_in_the_card(tmp_path: Path) -> None:
 
 def test_a_figure_of_what_was_logged(tmp_path: Path) -> None:
     log = [{"step": step, **dict.fromkeys(CURVES, step / 10)} for step in range(5)]
-    assert draw_curves(log, tmp_path / "curves.png")
-    assert draw_curves([{"step": 1, "loss": 0.5}, {"train_runtime": 3.0}], tmp_path / "curves.png")
+    assert draw_curves(log_series(log), tmp_path / "curves.png")
+    assert draw_curves(log_series([{"step": 1, "loss": 0.5}, {"train_runtime": 3.0}]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
-    assert not draw_curves([{"train_runtime": 3.0}], tmp_path / "none.png")
+    assert not draw_curves(log_series([{"train_runtime": 3.0}]), tmp_path / "none.png")

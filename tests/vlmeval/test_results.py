@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from uni_dpo.report.statistics import Outcomes
 from uni_dpo.vlmeval.results import Line, Results, as_markdown, as_rich_table, write_results
-from uni_dpo.vlmeval.score import Outcomes, Score
+from uni_dpo.vlmeval.score import Score
 
 
 def score(hits: list[int], *, known: bool = True) -> Score:
@@ -32,7 +33,7 @@ def results() -> Results:
         [
             line("a", "POPE", score([0, 0, 1, 1])),
             line("a", "mine", score([1, 1, 1, 1], known=False), data="own", limit=4, skipped=2),
-            line("a", "MME", data="modified").failed("no [such] column | at all"),
+            line("a", "MME", data="modified", reason="no [such] column | at all"),
             line("b", "POPE", score([1, 1, 1, 1])),
             line("b", "mine", score([0, 1, 1, 1], known=False), data="own", limit=4, skipped=2),
             line("b", "MME", score([1, 1, 0, 0]), data="modified"),

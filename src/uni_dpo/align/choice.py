@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from uni_dpo.errors import UniDPOError
+from uni_dpo.report.statistics import Outcomes, difference_interval
 from uni_dpo.storage import read_json
 from uni_dpo.storage.rowlog import log_lines
 from uni_dpo.storage.writing import write_text
-from uni_dpo.vlmeval.score import Outcomes, difference_interval
 
 GoOn = Literal["better", "surely_better", "always"]
 

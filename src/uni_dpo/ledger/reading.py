@@ -59,6 +59,18 @@ def read_log(output: str | Path) -> list[dict[str, Any]]:
     return list(max(found, key=lambda state: int(state.get("global_step", 0))).get("log_history", [])) if found else []
 
 
+def log_series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Return the steps and values of every metric of a log that is a number."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for line in log:
+        for metric, value in line.items():
+            if metric != "step" and "step" in line and isinstance(value, int | float):
+                steps, values = found.setdefault(metric, ([], []))
+                steps.append(int(line["step"]))
+                values.append(float(value))
+    return found
+
+
 def _table(file: Path, schema: pa.Schema) -> pa.Table:
     try:
         return pq.read_table(file, schema=schema)

@@ -11,7 +11,7 @@ import yaml
 
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.ledger.columns import own_folder
-from uni_dpo.ledger.reading import evidence_of, read_log, read_record, read_texts
+from uni_dpo.ledger.reading import evidence_of, log_series, read_log, read_record, read_texts
 from uni_dpo.ledger.verdicts import METRICS, judge
 from uni_dpo.storage.writing import replacing, write_text
 
@@ -82,11 +82,8 @@ def _head(output: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def sees_images(folder: Path) -> bool:
     """Tell whether a checkpoint has an image processor."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        file = folder / name
-        if file.is_file() and "image_processor" in file.read_text(encoding="utf-8", errors="replace"):
-            return True
-    return False
+    files = (folder / name for name in ("preprocessor_config.json", "processor_config.json"))
+    return any("image_processor" in file.read_text("utf-8", "replace") for file in files if file.is_file())
 
 
 def licence_of(base: str) -> str | None:
@@ -138,37 +135,32 @@ def _data(output: Path, record: dict[str, Any]) -> str:
 
 
 def _happened(output: Path) -> str:
-    log = read_log(output)
-    rows = []
-    for metric, title in CURVES.items():
-        points = [(line["step"], line[metric]) for line in log if metric in line and "step" in line]
-        if points:
-            rows.append((title, f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}"))
+    series = log_series(read_log(output))
+    curves = {title: series[metric][1] for metric, title in CURVES.items() if metric in series}
+    rows = [(title, f"{values[0]:.4g}", f"{values[-1]:.4g}") for title, values in curves.items()]
     verdicts = [
         f"- **{v.state}**, {METRICS[v.metric]['en']}: {_cell(v.sentence())}" for v in judge(evidence_of(output))
     ]
-    picture = "![curves](uni_dpo/curves.png)" if draw_curves(log, own_folder(output) / "curves.png") else ""
+    picture = "![curves](uni_dpo/curves.png)" if draw_curves(series, own_folder(output) / "curves.png") else ""
     table = _table(("", "first", "last"), rows) if rows else ""
     page = "`report.html` beside this card shows every pair."
     return "\n\n".join(part for part in (table, picture, "\n".join(verdicts), page) if part)
 
 
-def draw_curves(log: Sequence[Mapping[str, Any]], figure: Path) -> bool:
-    """Draw the metrics of `CURVES` over the training steps, as far as a training's log has them.
+def draw_curves(series: Mapping[str, tuple[Sequence[int], Sequence[float]]], figure: Path) -> bool:
+    """Draw the metrics of `CURVES` over the training steps, as far as a training's log has them; see `log_series`.
 
     Returns:
         Whether there is a figure: none without a logged metric, or where matplotlib is not installed.
     """
-    logged = any(metric in line and "step" in line for line in log for metric in CURVES)
-    if find_spec("matplotlib") is None or not logged:
+    if find_spec("matplotlib") is None or not CURVES.keys() & series.keys():
         return False
     from matplotlib.figure import Figure
 
     sheet = Figure(figsize=(16, 6.5), layout="constrained")
     for panel, (metric, title) in zip(sheet.subplots(2, 4).flat, CURVES.items(), strict=True):
-        points = [(line["step"], line[metric]) for line in log if metric in line and "step" in line]
-        if points:
-            panel.plot(*zip(*points, strict=True))
+        if metric in series:
+            panel.plot(*series[metric])
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("step")
     with replacing(figure) as temporary:
@@ -180,7 +172,15 @@ def _evaluation(folder: Path) -> str:
     file = folder / "results.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        rows = [(one["benchmark"], one["model"], _number(one["score"]), _difference(one)) for one in found["results"]]
+        rows = [
+            (
+                one["benchmark"],
+                one["model"],
+                "failed" if one["score"] is None else f"{one['score']:.2f}",
+                _difference(one),
+            )
+            for one in found["results"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniDPOError(f"{file}: no readable results of `uni-dpo eval` ({error}); name its --work-dir") from error
     return _table(("benchmark", "model", "score", f"difference from {found.get('baseline')} [95 %]"), rows)
@@ -193,19 +193,17 @@ def _difference(row: dict[str, Any]) -> str:
     return shown if row.get("low") is None else f"{shown} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
-def _number(value: Any) -> str:
-    return "failed" if value is None else f"{value:.2f}"
-
-
 def _loading(output: Path) -> str:
+    kind, front = "AutoModelForCausalLM", "AutoTokenizer"
+    if sees_images(output):
+        kind, front = "AutoModelForImageTextToText", "AutoProcessor"
     adapter = (output / "adapter_config.json").is_file()
-    kind = "AutoModelForImageTextToText" if sees_images(output) else "AutoModelForCausalLM"
-    front = "AutoProcessor" if sees_images(output) else "AutoTokenizer"
-    lines = [f"from transformers import {kind}, {front}", ""]
-    lines.append(f'model = {kind}.from_pretrained("PATH_OF_THIS_FOLDER")')
-    lines.append(f'processor = {front}.from_pretrained("PATH_OF_THIS_FOLDER")')
     note = "The folder holds an adapter; with PEFT installed, its base is loaded along.\n\n" if adapter else ""
-    return note + "```python\n" + "\n".join(lines) + "\n```"
+    return (
+        f"{note}```python\nfrom transformers import {kind}, {front}\n\n"
+        f'model = {kind}.from_pretrained("PATH_OF_THIS_FOLDER")\n'
+        f'processor = {front}.from_pretrained("PATH_OF_THIS_FOLDER")\n```'
+    )
 
 
 def _licence(record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """How the findings of a check are shown: tables in a terminal, and a page with histograms."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cells = tuple[str, ...]
-_QUANTILE_NAMES = tuple(f"{quantile:.0%}" for quantile in QUANTILES)
+_NUMBERS = ("mean", *(f"{quantile:.0%}" for quantile in QUANTILES))
+_SPREAD: Cells = ("", *_NUMBERS)
 
 
 def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
     """Yield the report as tables: title, header, rows."""
+    rows: list[Cells]
     summary: list[Cells] = [("rows", f"{report.rows:,}"), ("usable rows", f"{report.usable:,}")]
     summary.append(("faults", f"{sum(report.fault_counts.values()):,}"))
     if report.stopped:
@@ -31,29 +33,16 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
     if report.fault_counts:
         yield "Faults", ("kind", "count"), [(kind, f"{count:,}") for kind, count in report.fault_counts.most_common()]
         faults = [*report.whole, *report.faults][:SHOWN_FAULTS]
-        rows: list[Cells] = [(_named("row", f.row), _named("line", f.line), _what(f)) for f in faults]
+        rows = [(_named("row", f.row), _named("line", f.line), _what(f)) for f in faults]
         yield "The first faults", ("", "", "what"), rows
     if report.audit.pairs:
         yield from _audit_sections(report.audit)
-    if report.lengths is not None:
-        lengths = report.lengths
-        yield (
-            "Tokens",
-            _spread_header(),
-            [
-                _spread_cells("prompt, with images and videos", lengths.prompt),
-                _spread_cells("images and videos", lengths.image),
-                _spread_cells("longer answer", lengths.answer),
-            ],
-        )
-        yield (
-            f"cutoff_len {lengths.cutoff_len:,}",
-            ("", ""),
-            [
-                ("pairs that are cut", f"{lengths.cut:.2%}"),
-                ("pairs that are cut within an image or a video", f"{lengths.image_cut:.2%}"),
-            ],
-        )
+    if (lengths := report.lengths) is not None:
+        spreads = {"prompt, with images and videos": lengths.prompt, "images and videos": lengths.image}
+        yield "Tokens", _SPREAD, _spread_rows(spreads | {"longer answer": lengths.answer})
+        cut = {"": lengths.cut, " within an image or a video": lengths.image_cut}
+        rows = [(f"pairs that are cut{where}", f"{share:.2%}") for where, share in cut.items()]
+        yield f"cutoff_len {lengths.cutoff_len:,}", ("", ""), rows
 
 
 def _named(what: str, number: int | None) -> str:
@@ -80,15 +69,11 @@ def _audit_sections(audit: Audit) -> Iterator[tuple[str, Cells, list[Cells]]]:
             ("the longer answer is the chosen one", f"{audit.longer_is_chosen:.1%} (50 % is no bias)"),
         ],
     )
-    spreads = [("chosen length", audit.chosen_characters), ("rejected length", audit.rejected_characters)]
+    spreads = {"chosen length": audit.chosen_characters, "rejected length": audit.rejected_characters}
     if audit.margins.count:
-        spreads += [("chosen score", audit.score_chosen), ("rejected score", audit.score_rejected)]
-        spreads += [("margin", audit.margins), (f"w_qual, η = {audit.qual_eta:g}", audit.quality_weights)]
-    yield (
-        "Distributions",
-        _spread_header(),
-        [_spread_cells(name, spread) for name, spread in spreads],
-    )
+        spreads |= {"chosen score": audit.score_chosen, "rejected score": audit.score_rejected}
+        spreads |= {"margin": audit.margins, f"w_qual, η = {audit.qual_eta:g}": audit.quality_weights}
+    yield "Distributions", _SPREAD, _spread_rows(spreads)
     if audit.margins.count:
         yield (
             "Scores",
@@ -102,12 +87,8 @@ def _audit_sections(audit: Audit) -> Iterator[tuple[str, Cells, list[Cells]]]:
         )
 
 
-def _spread_header() -> Cells:
-    return ("", "mean", *_QUANTILE_NAMES)
-
-
-def _spread_cells(name: str, spread: Spread) -> Cells:
-    return (name, *map(_short, (spread.mean, *spread.quantiles)))
+def _spread_rows(spreads: Mapping[str, Spread]) -> list[Cells]:
+    return [(name, *map(_short, (spread.mean, *spread.quantiles))) for name, spread in spreads.items()]
 
 
 def _short(value: float) -> str:
@@ -137,7 +118,7 @@ def tables(report: CheckReport) -> "Iterator[Table]":
         # 80 columns hold six numbers of eight characters beside their name
         kept = [index for index, name in enumerate(header) if len(header) <= 7 or name not in ("25%", "75%")]
         for index in kept:
-            number = header[index] in ("count", "mean", *_QUANTILE_NAMES)
+            number = header[index] in ("count", *_NUMBERS)
             table.add_column(header[index], justify="right" if number else "left", overflow="fold", no_wrap=not index)
         for row in rows:
             table.add_row(*(Text(row[index]) for index in kept))

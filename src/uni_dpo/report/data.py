@@ -10,8 +10,8 @@ from uni_dpo.data.images import ImagePaths, image_paths, image_source
 from uni_dpo.data.pair import read_pair
 from uni_dpo.data.tables.reading import iter_rows, read_rows
 from uni_dpo.errors import UniDPOError
-from uni_dpo.report.page import Thumbnails, write_page
-from uni_dpo.report.run import MANY, SHOWN, SHOWN_OF_MANY, cut
+from uni_dpo.report.page import Thumbnails, pair_columns, write_page
+from uni_dpo.report.run import MANY, SHOWN, SHOWN_OF_MANY
 from uni_dpo.storage.rowlog import log_lines
 
 LONG_GAP = "suspect length"
@@ -35,23 +35,14 @@ Shown = dict[str, Any]
 def write_pairs_page(rows: Sequence[Shown], title: str, file: str | Path, *, images: int = 3_000) -> Path:
     """Write a page of pairs before training."""
     thumbnails = Thumbnails(images)
-    shown = SHOWN if len(rows) <= MANY else SHOWN_OF_MANY
-    columns: dict[str, list[Any]] = {
-        name: [cut(str(row.get(name) or ""), shown) for row in rows]
-        for name in ("question", "chosen", "rejected", "note")
-    }
-    columns["pair"] = [str(row["pair"]) for row in rows]
-    for name in ("score_chosen", "score_rejected"):
-        columns[name] = [row.get(name) for row in rows]
+    grouped = [row | {"groups": _groups(row)} for row in rows]
+    columns = pair_columns(grouped, thumbnails, SHOWN if len(rows) <= MANY else SHOWN_OF_MANY)
     columns["score_margin"] = [
         None if row.get("score_chosen") is None or row.get("score_rejected") is None
         else row["score_chosen"] - row["score_rejected"]
         for row in rows
     ]  # fmt: skip
     columns["length_gap"] = [len(str(row["chosen"])) - len(str(row["rejected"])) for row in rows]
-    columns["paths"] = [", ".join(row["images"]) for row in rows]
-    columns["images"] = [[at for path in row["images"] if (at := thumbnails.place(path)) is not None] for row in rows]
-    columns["groups"] = [_groups(row) for row in rows]
     data = {"pairs": columns, "images": thumbnails.images, "groups": list(GROUPS), "rules": RULES}
     return write_page(file, title, data)
 

@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +58,11 @@ def _embedded(value: Any) -> str:
     return safe.encode("utf-8", "replace").decode("utf-8")
 
 
+def cut(text: str, length: int) -> str:
+    """Return a text of at most so many characters, with a mark where it was cut."""
+    return text if len(text) <= length else f"{text[:length]} …"
+
+
 class Thumbnails:
     """Small copies of images, made until there are as many as a page should hold.
 
@@ -78,14 +83,34 @@ class Thumbnails:
             if len(self.images) >= self.limit:
                 return None
             self._places[path] = len(self.images)
-            self.images.append(thumbnail(path, self.side))
+            small = small_jpeg(path, self.side)
+            address = None if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+            self.images.append(address)
         return self._places[path]
 
+    def places(self, paths: Iterable[str]) -> list[int]:
+        """Return the numbers of those images that the page has room for."""
+        return [place for path in paths if (place := self.place(path)) is not None]
 
-def thumbnail(path: str | Path, side: int = SIDE) -> str | None:
-    """Return a small JPEG of an image as a data address, or None where there is no readable image."""
-    small = small_jpeg(path, side)
-    return None if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+
+def pair_columns(rows: Sequence[Mapping[str, Any]], thumbnails: Thumbnails, shown: int) -> dict[str, list[Any]]:
+    """Return pairs as the columns of a page.
+
+    Args:
+        rows: `pair` (its name), `question`, `chosen`, `rejected`, `note`, `score_chosen`, `score_rejected`, `images`
+            (files), and `groups`: the bits of those that the pair is in.
+        thumbnails: takes up the images.
+        shown: characters of a text that are shown.
+    """
+    columns: dict[str, list[Any]] = {
+        name: [cut(str(row.get(name) or ""), shown) for row in rows]
+        for name in ("pair", "question", "chosen", "rejected", "note")
+    }
+    for name in ("score_chosen", "score_rejected", "groups"):
+        columns[name] = [row.get(name) for row in rows]
+    columns["paths"] = [", ".join(row["images"]) for row in rows]
+    columns["images"] = [thumbnails.places(row["images"]) for row in rows]
+    return columns
 
 
 def small_jpeg(source: str | Path | IO[bytes], side: int = SIDE) -> bytes | None:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.ledger.reading import Evidence, read_ledger, read_log, read_record, read_texts
+from uni_dpo.ledger.reading import Evidence, log_series, read_ledger, read_log, read_record, read_texts
 from uni_dpo.ledger.summary import GROUPS, SUSPECT_LABEL, PairHistory, count_groups, group_pairs, pair_history, windows
 from uni_dpo.ledger.verdicts import GROUP_RULES, METRICS, judge
-from uni_dpo.report.page import Thumbnails, write_page
+from uni_dpo.report.page import Thumbnails, cut, write_page
 
 PAGE = "report.html"
 SHOWN = 2_000
@@ -46,7 +46,7 @@ def write_run_page(
         history = pair_history(rows, _split(rows))
         runs.append(_run(folder, rows, history, read_log(folder) if log is None else log))
         if pairs is None:
-            pairs = pair_columns(history, read_texts(folder), thumbnails)
+            pairs = _pair_columns(history, read_texts(folder), thumbnails)
     data = {"runs": runs, "pairs": pairs, "images": thumbnails.images, "groups": list(GROUPS), "rules": GROUP_RULES}
     return write_page(file or folders[0] / PAGE, ", ".join(folder.absolute().name for folder in folders), data)
 
@@ -59,45 +59,25 @@ def _split(rows: pa.Table) -> str:
 
 def _run(folder: Path, rows: pa.Table, history: PairHistory, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     record = read_record(folder)
-    found = windows(rows, _split(rows))
-    counts = count_groups(history)
-    verdicts = judge(Evidence(record.get("evidence", {}), log, found, counts))
+    evidence = Evidence(record.get("evidence", {}), log, windows(rows, _split(rows)), count_groups(history))
     return {
         "name": folder.absolute().name,
         "record": record,
-        "log": _series(log),
-        "windows": found,
+        "log": log_series(log),
+        "windows": evidence.windows,
         "verdicts": [
-            {
-                "state": verdict.state,
-                "metric": METRICS[verdict.metric],
-                "en": verdict.sentence("en"),
-                "zh": verdict.sentence("zh"),
-            }
-            for verdict in verdicts
+            {"state": verdict.state, "metric": METRICS[verdict.metric]}
+            | {language: verdict.sentence(language) for language in ("en", "zh")}
+            for verdict in judge(evidence)
         ],
-        "groups": counts,
+        "groups": evidence.groups,
     }
 
 
-def _series(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    for line in log:
-        for metric, value in line.items():
-            if metric != "step" and "step" in line and isinstance(value, int | float):
-                steps, values = found.setdefault(metric, ([], []))
-                steps.append(int(line["step"]))
-                values.append(float(value))
-    return found
+def _pair_columns(history: PairHistory, texts: pa.Table, thumbnails: Thumbnails) -> dict[str, list[Any]]:
+    """The pairs, column by column: names, texts, numbers at the first and last visit, margins, groups, images.
 
-
-def pair_columns(history: PairHistory, texts: pa.Table, thumbnails: Thumbnails) -> dict[str, list[Any]]:
-    """Return the pairs of a page, column by column: names, texts, numbers at the first and last visit, margins, groups.
-
-    Args:
-        history: every visit of every pair; where there is none, the pairs are those of `texts`.
-        texts: columns `columns.TEXTS`.
-        thumbnails: takes up the images, those of suspect pairs first.
+    The images of suspect pairs come first, for a page that has no room for all.
     """
     places = {name: place for place, name in enumerate(texts["pair"].to_pylist())}
     found = [places.get(name) for name in history.pairs]
@@ -115,15 +95,9 @@ def pair_columns(history: PairHistory, texts: pa.Table, thumbnails: Thumbnails) 
     columns["paths"] = [", ".join(paths[place] or ()) if place is not None else "" for place in found]
     columns["images"] = [[] for _ in found]
     for at in np.argsort(~groups[SUSPECT_LABEL], kind="stable").tolist():
-        place = found[at]
-        images = [thumbnails.place(path) for path in paths[place] or ()] if place is not None else []
-        columns["images"][at] = [number for number in images if number is not None]
+        if (place := found[at]) is not None:
+            columns["images"][at] = thumbnails.places(paths[place] or ())
     return columns
-
-
-def cut(text: str, length: int) -> str:
-    """Return a text of at most so many characters, with a mark where it was cut."""
-    return text if len(text) <= length else f"{text[:length]} …"
 
 
 def _numbers(history: PairHistory) -> dict[str, list[Any]]:

@@ -12,6 +12,8 @@ POWER = 0.8416212335729143
 """Quantile of the normal distribution for a power of 80 %."""
 REPEATS = 2000
 """Samples of a bootstrap."""
+_AT_ONCE = 4_000_000
+"""Random counts held in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,78 @@ def mean_interval(grades: Sequence[float], *, seed: int = 0) -> tuple[float, flo
     means = [generator.choice(values, len(values)).mean() for _ in range(REPEATS)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A benchmark's score as a function of sums over units that are drawn together.
+
+    A unit is a row, or the rows that are scored as one (MME's two questions about an image).
+    """
+
+    units: Sequence[str]
+    parts: np.ndarray
+    """Float64 array, units × parts. Each part is summed over the units."""
+    form: str
+    """`sum`: the score is the sum of the one part. `f1`: parts are true positives, false positives, false negatives."""
+    strata: Sequence[str] | None = None
+    """Units are redrawn within their stratum only; within all of them when `None`."""
+
+    def score(self) -> float:
+        """Return the benchmark's score."""
+        return float(_combine(self.parts.sum(axis=0, keepdims=True), self.form)[0])
+
+    def values(self) -> dict[str, float]:
+        """Return each unit's own value, of which the score is the mean; none where it is no mean over units."""
+        if self.form != "sum" or self.strata is not None:
+            return {}
+        return dict(zip(self.units, (self.parts[:, 0] * len(self.units)).tolist(), strict=True))
+
+
+def difference_interval(baseline: Outcomes, other: Outcomes, *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of `other` minus `baseline`.
+
+    Both scores are computed on the same redrawn units, so that what is hard for both cancels
+    (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        baseline: outcomes of one model.
+        other: outcomes of the other on the same units.
+        seed: of the draws; the same seed gives the same interval.
+
+    Raises:
+        ValueError: the two were not asked the same.
+    """
+    if list(baseline.units) != list(other.units) or baseline.form != other.form:
+        raise ValueError("the two models were not scored on the same units")
+    generator = np.random.default_rng(seed)
+    strata = np.asarray(baseline.strata or [""] * len(baseline.units))
+    both = np.concatenate([baseline.parts, other.parts], axis=1)
+    sums = np.zeros((REPEATS, both.shape[1]))
+    for stratum in sorted(set(strata.tolist())):
+        sums += _resampled_sums(both[strata == stratum], generator)
+    width = baseline.parts.shape[1]
+    differences = _combine(sums[:, width:], other.form) - _combine(sums[:, :width], baseline.form)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled_sums(parts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    count = len(parts)
+    step = max(1, _AT_ONCE // count)
+    drawn = [
+        generator.multinomial(count, np.full(count, 1 / count), size=min(step, REPEATS - start)) @ parts
+        for start in range(0, REPEATS, step)
+    ]
+    return np.concatenate(drawn)
+
+
+def _combine(sums: np.ndarray, form: str) -> np.ndarray:
+    if form == "sum":
+        return sums[:, 0]
+    true_positive, false_positive, false_negative = sums.T
+    denominator = 2 * true_positive + false_positive + false_negative
+    return 100 * np.divide(2 * true_positive, denominator, out=np.zeros_like(denominator), where=denominator > 0)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:

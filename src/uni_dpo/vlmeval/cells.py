@@ -5,13 +5,11 @@ import io
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from uni_dpo.data.faults import shown
 from uni_dpo.errors import UniDPOError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 
@@ -21,10 +19,8 @@ def image_cell(cell: str) -> str:
     return _DATA_URL.sub("", cell) if ":" in cell else cell
 
 
-def read_frame(path: Path) -> "pd.DataFrame":
+def read_frame(path: Path) -> pd.DataFrame:
     """Read a TSV with every cell as the text it is."""
-    import pandas as pd
-
     if not path.is_file():
         raise UniDPOError(f"no such file: {path}")
     try:

@@ -5,17 +5,15 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.identity import file_digest
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 DATA_VARIABLE = "LMUData"
 """The environment variable that names the folder of benchmark files."""
@@ -107,12 +105,10 @@ _TEXTS_ARE_TEXTS = {"options": {"strings_to_formulas": False, "strings_to_urls":
 @contextmanager
 def texts_as_they_are() -> Iterator[None]:
     """Within this block VLMEvalKit's `dump` and `load` keep the texts of .xlsx files."""
-    import pandas as pd
-
     write, read = pd.DataFrame.to_excel, pd.read_excel
     kept: dict[str, pd.DataFrame] = {}
 
-    def to_excel(frame: "pd.DataFrame", path: Any, **options: Any) -> None:
+    def to_excel(frame: pd.DataFrame, path: Any, **options: Any) -> None:
         if options != _AS_VLMEVALKIT_WRITES or not isinstance(path, str | Path):
             write(frame, path, **options)
             return
@@ -132,37 +128,32 @@ def texts_as_they_are() -> Iterator[None]:
         pd.DataFrame.to_excel, pd.read_excel = write, read  # type: ignore[misc,method-assign]
 
 
-def _legible(frame: "pd.DataFrame") -> "pd.DataFrame":
+def _legible(frame: pd.DataFrame) -> pd.DataFrame:
     """What an Excel file can hold of a table."""
 
-    def cell(value: Any) -> Any:
+    def cell(column: str, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")[:LONGEST]
 
-    return _mapped(frame, lambda column: cell)
+    return _mapped(frame, cell)
 
 
-def _as_read(frame: "pd.DataFrame") -> "pd.DataFrame":
+def _as_read(frame: pd.DataFrame) -> pd.DataFrame:
     """A table as VLMEvalKit expects to read it: lists as text, empty cells but for an empty prediction as missing."""
 
-    def of(column: str) -> Any:
-        def cell(value: Any) -> Any:
-            if value is None or (value == "" and column != "prediction"):
-                return float("nan")
-            return str(value) if isinstance(value, list | tuple | dict) else value
+    def cell(column: str, value: Any) -> Any:
+        if value is None or (value == "" and column != "prediction"):
+            return float("nan")
+        return str(value) if isinstance(value, list | tuple | dict) else value
 
-        return cell
-
-    return _mapped(frame, of).reset_index(drop=True)
+    return _mapped(frame, cell).reset_index(drop=True)
 
 
-def _mapped(frame: "pd.DataFrame", of: Any) -> "pd.DataFrame":
-    import pandas as pd
-
+def _mapped(frame: pd.DataFrame, change: Callable[[str, Any], Any]) -> pd.DataFrame:
     changed = frame.copy()
     for column in changed.columns:
         if not pd.api.types.is_numeric_dtype(changed[column]):
-            values = [of(str(column))(value) for value in changed[column]]
+            values = [change(str(column), value) for value in changed[column]]
             changed[column] = pd.Series(values, index=changed.index, dtype=object)
     return changed

@@ -4,8 +4,9 @@ VLMEvalKit picks metrics by looking for words in a dataset's name, and has no sc
 one's own. Imported only after `kit.import_kit`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.dataset.image_mcq import ImageMCQDataset
 from vlmeval.dataset.image_vqa import ImageVQADataset
@@ -14,9 +15,6 @@ from vlmeval.dataset.utils.vqa_eval import process_answer
 from vlmeval.smp import d2df, dump, get_intermediate_file_path, load
 
 from uni_dpo.vlmeval.table import Table, accepted_answers
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _NEUTRAL_NAME = "own_data"
 
@@ -28,7 +26,7 @@ class _OwnDataset(ImageBaseDataset):
         self._frame = table.frame
         super().__init__(dataset=_NEUTRAL_NAME)
 
-    def load_data(self, dataset: str) -> "pd.DataFrame":
+    def load_data(self, dataset: str) -> pd.DataFrame:
         return self._frame.copy()
 
 
@@ -43,7 +41,7 @@ class OwnYesNo(_OwnDataset, ImageYORNDataset):
 class OwnVQA(_OwnDataset, ImageVQADataset):
     """Free answers; right when, in VLMEvalKit's normal form, the prediction is one of the accepted answers."""
 
-    def evaluate(self, eval_file: str, **judge_kwargs: Any) -> "pd.DataFrame":
+    def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         data = load(eval_file)
         data["eval_score"] = [
             float(process_answer(str(given)) in {process_answer(right) for right in accepted_answers(str(answers))})

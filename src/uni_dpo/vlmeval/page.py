@@ -1,6 +1,7 @@
 """The page of an evaluation: scores with intervals, paired differences, and what changed row by row."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,9 @@ from typing import Any
 
 from uni_dpo.graders.grading import without_reasoning
 from uni_dpo.graders.multiple_choice import pick_option
-from uni_dpo.report.page import Thumbnails, write_page
-from uni_dpo.report.run import cut
+from uni_dpo.report.page import Thumbnails, pair_columns, write_page
 from uni_dpo.report.statistics import QUANTILE, PairedDifference, holm, mean_standard_error, paired_difference
 from uni_dpo.vlmeval.results import Line, Results
-from uni_dpo.vlmeval.score import Outcomes
 
 GROUPS = ("right to wrong", "wrong to right", "differs", "same", "unreadable")
 RULES = {
@@ -84,7 +83,7 @@ def answered_rows(questions: Sequence[Any], frame: Any, replies: Mapping[str, st
                 str(row.get("answer", "")),
                 reply,
                 tuple(item["value"] for item in asked.message if item["type"] == "image"),
-                str(row.get("category", "")) if row.get("category") is not None else "",
+                "" if row.get("category") is None else str(row["category"]),
                 readable(without_reasoning(reply) or "", row, kind),
             )
         )
@@ -105,13 +104,14 @@ def write_evaluation_page(results: Results, answered: Answered, folder: Path) ->
     """Write `report.html` into an evaluation's folder."""
     thumbnails = Thumbnails(side=240)
     first, *others = results.models
+    rows = sorted(_compared(results, answered, first, others), key=_place)
     data = {
         "evaluation": {
             "rows": _table(results, answered),
             "categories": _categories(results, answered),
             "judge": ", ".join(sorted({line.score.judge for line in results.lines if line.score})),
         },
-        "pairs": _columns(list(_compared(results, answered, first, others)), thumbnails),
+        "pairs": pair_columns(rows[:ROWS], thumbnails, SHOWN),
         "images": thumbnails.images,
         "groups": list(GROUPS),
         "rules": RULES,
@@ -120,20 +120,10 @@ def write_evaluation_page(results: Results, answered: Answered, folder: Path) ->
     return write_page(folder / "report.html", f"{', '.join(results.models)}: {', '.join(results.benchmarks)}", data)
 
 
-def row_values(outcomes: Outcomes | None) -> dict[str, float] | None:
-    """Each unit's own value, of which the score is the mean; None where the score is no mean over rows."""
-    if outcomes is None or outcomes.form != "sum" or outcomes.strata is not None or not len(outcomes.units):
-        return None
-    values = outcomes.parts[:, 0] * len(outcomes.units)
-    return dict(zip(outcomes.units, values.tolist(), strict=True))
-
-
 def compare_rows(first: Line, other: Line) -> PairedDifference | None:
     """Return the paired difference of two models on one benchmark, where both scores are means over the same rows."""
-    if first.score is None or other.score is None:
-        return None
-    before, after = row_values(first.score.outcomes), row_values(other.score.outcomes)
-    if before is None or after is None or before.keys() != after.keys() or len(before) < 2:
+    before, after = first.values(), other.values()
+    if before.keys() != after.keys() or len(before) < 2:
         return None
     return paired_difference(list(before.values()), [after[unit] for unit in before])
 
@@ -144,21 +134,19 @@ def _table(results: Results, answered: Answered) -> list[dict[str, Any]]:
         baseline = next(one for one in results.lines if one.benchmark == line.benchmark)
         paired = compare_rows(baseline, line) if line is not baseline else None
         bootstrap = results.difference(line.model, line.benchmark)
-        interval = [paired.low, paired.high] if paired else None
-        if paired is None and bootstrap is not None and bootstrap.low is not None and bootstrap.high is not None:
-            interval = [bootstrap.low, bootstrap.high]
+        sure = paired or bootstrap
         found.append(
             {
                 "model": line.model,
                 "benchmark": line.benchmark,
-                "score": line.score.value if line.score else None,
+                "score": line.score and line.score.value,
                 "interval": _interval(line),
                 "count": line.rows,
-                "difference": bootstrap.value if bootstrap else None,
-                "difference_interval": interval,
-                "p": paired.p if paired else None,
+                "difference": bootstrap and bootstrap.value,
+                "difference_interval": None if sure is None or sure.low is None else [sure.low, sure.high],
+                "p": paired and paired.p,
                 "p_holm": None,
-                "smallest": paired.smallest if paired else None,
+                "smallest": paired and paired.smallest,
                 "unreadable": sum(not row.readable for row in answered.get((line.model, line.benchmark), ())),
             }
         )
@@ -169,8 +157,8 @@ def _table(results: Results, answered: Answered) -> list[dict[str, Any]]:
 
 
 def _interval(line: Line) -> list[float] | None:
-    values = row_values(line.score.outcomes) if line.score else None
-    if values is None or line.score is None:
+    values = line.values()
+    if line.score is None or not values:
         return None
     reach = QUANTILE * mean_standard_error(list(values.values()))
     return [line.score.value - reach, line.score.value + reach]
@@ -179,22 +167,13 @@ def _interval(line: Line) -> list[float] | None:
 def _categories(results: Results, answered: Answered) -> list[dict[str, Any]]:
     found = []
     for line in results.lines:
-        values = (row_values(line.score.outcomes) if line.score else None) or {}
-        parts: dict[str, list[float]] = {}
+        values, parts = line.values(), defaultdict(list)
         for row in answered.get((line.model, line.benchmark), ()):
             if row.category and row.index in values:
-                parts.setdefault(row.category, []).append(values[row.index])
+                parts[row.category].append(values[row.index])
         for name, inside in sorted(parts.items()):
-            mean = sum(inside) / len(inside)
-            found.append(
-                {
-                    "benchmark": line.benchmark,
-                    "model": line.model,
-                    "category": name,
-                    "score": mean,
-                    "count": len(inside),
-                }
-            )
+            whose = {"benchmark": line.benchmark, "model": line.model, "category": name}
+            found.append({**whose, "score": sum(inside) / len(inside), "count": len(inside)})
     return found
 
 
@@ -203,17 +182,12 @@ Compared = dict[str, Any]
 
 def _compared(results: Results, answered: Answered, first: str, others: Sequence[str]) -> Iterator[Compared]:
     """The rows of each benchmark as the first model and another answered them, or as the only one did."""
-    lines = {(line.model, line.benchmark): line for line in results.lines}
     for benchmark in results.benchmarks:
         for other in others or [first]:
-            before, after = (
-                {row.index: row for row in answered.get((model, benchmark), ())} for model in (first, other)
-            )
-            values = [
-                (row_values(line.score.outcomes) if (line := lines[model, benchmark]).score else None) or {}
-                for model in (first, other)
-            ]
-            for index in before.keys() & after.keys():
+            names = (first, benchmark), (other, benchmark)
+            before, after = ({row.index: row for row in answered.get(name, ())} for name in names)
+            values = [results.by_name[name].values() for name in names]
+            for index in (index for index in before if index in after):
                 yield _pair(before[index], after[index], values, f"{benchmark}, {index}", other)
 
 
@@ -237,13 +211,9 @@ def _pair(
     }
 
 
-def _columns(rows: list[Compared], thumbnails: Thumbnails) -> dict[str, list[Any]]:
-    rank = {1: 0, 2: 0, 16: 1, 4: 2, 8: 3}
-    rows = sorted(rows, key=lambda row: min(rank[bit] for bit in rank if row["groups"] & bit))[:ROWS]
-    texts = ("pair", "question", "chosen", "rejected", "note")
-    columns: dict[str, list[Any]] = {name: [cut(str(row[name]), SHOWN) for row in rows] for name in texts}
-    for name in ("score_chosen", "score_rejected", "groups"):
-        columns[name] = [row[name] for row in rows]
-    columns["paths"] = [", ".join(row["images"]) for row in rows]
-    columns["images"] = [[at for path in row["images"] if (at := thumbnails.place(path)) is not None] for row in rows]
-    return columns
+_FIRST = {1: 0, 2: 0, 16: 1, 4: 2, 8: 3}
+"""Bit of a group → its place in the order of the rows."""
+
+
+def _place(row: Compared) -> int:
+    return min(place for bit, place in _FIRST.items() if row["groups"] & bit)

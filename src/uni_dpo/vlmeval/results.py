@@ -1,17 +1,19 @@
 """One table of everything: what was asked, how it was judged, what came out, and how sure a difference is."""
 
 import csv
-import dataclasses
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import plain
+from uni_dpo.report.statistics import difference_interval
 from uni_dpo.storage.writing import write_text
-from uni_dpo.vlmeval.score import Score, difference_interval
+from uni_dpo.vlmeval.score import Score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,13 +43,9 @@ class Line:
     wording: str = "Qwen2VLChat"
     """The class that worded the questions."""
 
-    def scored(self, score: Score) -> "Line":
-        """This line with its score."""
-        return dataclasses.replace(self, score=score)
-
-    def failed(self, reason: str) -> "Line":
-        """This line with the reason why it has none."""
-        return dataclasses.replace(self, reason=reason)
+    def values(self) -> dict[str, float]:
+        """Return each row's own value, of which the score is the mean; none where it is no mean over rows."""
+        return self.score.outcomes.values() if self.score and self.score.outcomes else {}
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,16 @@ class Results:
     lines: Sequence[Line]
     vlmevalkit: str
     seed: int = 0
-    _differences: dict[tuple[str, str], Difference] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def failures(self) -> list[Line]:
         """The lines that have no score."""
         return [line for line in self.lines if line.score is None]
+
+    @cached_property
+    def by_name(self) -> dict[tuple[str, str], Line]:
+        """Each line by its model and its benchmark."""
+        return {(line.model, line.benchmark): line for line in self.lines}
 
     def value(self, model: str, benchmark: str) -> float:
         """Return a score.
@@ -85,10 +87,9 @@ class Results:
         Raises:
             KeyError: there is none.
         """
-        line = self._line(model, benchmark)
-        if line is None or line.score is None:
+        if (score := self.by_name[model, benchmark].score) is None:
             raise KeyError((model, benchmark))
-        return line.score.value
+        return score.value
 
     @property
     def models(self) -> list[str]:
@@ -102,26 +103,24 @@ class Results:
 
     def difference(self, model: str, benchmark: str) -> Difference | None:
         """Return a model minus the first one; `None` where either has no score."""
-        key = (model, benchmark)
-        if key not in self._differences:
-            first, other = self._line(self.models[0], benchmark), self._line(model, benchmark)
-            if first is None or other is None or first.score is None or other.score is None or first is other:
-                return None
-            self._differences[key] = _difference(first.score, other.score, self.seed)
-        return self._differences[key]
+        return self._differences.get((model, benchmark))
 
-    def _line(self, model: str, benchmark: str) -> Line | None:
-        return next((x for x in self.lines if x.model == model and x.benchmark == benchmark), None)
+    @cached_property
+    def _differences(self) -> dict[tuple[str, str], Difference]:
+        found = {}
+        for name, line in self.by_name.items():
+            first = self.by_name.get((self.models[0], line.benchmark))
+            if first and first is not line and first.score and line.score:
+                found[name] = _difference(first.score, line.score, self.seed)
+        return found
 
 
 def _difference(first: Score, other: Score, seed: int) -> Difference:
-    value = other.value - first.value
-    if first.outcomes is None or other.outcomes is None:
-        return Difference(value, None, None)
-    try:
-        return Difference(value, *difference_interval(first.outcomes, other.outcomes, seed=seed))
-    except ValueError:
-        return Difference(value, None, None)
+    interval: tuple[float | None, float | None] = (None, None)
+    if first.outcomes is not None and other.outcomes is not None:
+        with suppress(ValueError):
+            interval = difference_interval(first.outcomes, other.outcomes, seed=seed)
+    return Difference(other.value - first.value, *interval)
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -143,12 +142,12 @@ def _record(results: Results, line: Line) -> dict[str, Any]:
     return {
         "model": line.model,
         "benchmark": line.benchmark,
-        "metric": score.metric if score else None,
-        "score": score.value if score else None,
-        "difference": difference.value if difference else None,
-        "low": difference.low if difference else None,
-        "high": difference.high if difference else None,
-        "judge": score.judge if score else None,
+        "metric": score and score.metric,
+        "score": score and score.value,
+        "difference": difference and difference.value,
+        "low": difference and difference.low,
+        "high": difference and difference.high,
+        "judge": score and score.judge,
         "rows": line.rows,
         "skipped": line.skipped,
         "cut": line.cut,
@@ -182,40 +181,36 @@ def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _rows(line: Line) -> str:
-    notes = [
-        *([f"first {line.limit}"] if line.limit else []),
-        *([f"{line.skipped} bad left out"] if line.skipped else []),
-        *(["modified data"] if line.data == "modified" else []),
-        *(["own data"] if line.data == "own" else []),
-    ]
-    return f"{line.rows}" + (f" ({', '.join(notes)})" if notes else "")
+    limit = f"first {line.limit}" if line.limit else ""
+    skipped = f"{line.skipped} bad left out" if line.skipped else ""
+    notes = ", ".join(filter(None, (limit, skipped, "" if line.data == "official" else f"{line.data} data")))
+    return f"{line.rows}" + (f" ({notes})" if notes else "")
 
 
 def _notes(results: Results) -> list[str]:
     """What the reader has to know beside the scores, a line each."""
-    cut = [
-        f"{line.model} on {line.benchmark}: {line.cut:,} of {line.rows:,} answers were cut; raise max_new_tokens"
-        for line in results.lines
-        if line.cut
-    ]
-    reasoned = [
-        f"{line.model} on {line.benchmark}: {line.reasoned:,} of {line.rows:,} answers reason in <think>…</think>; "
-        "only what stands outside is scored"
-        for line in results.lines
-        if line.reasoned
-    ]
-    failed = [f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures]
+    notes = [f"{line.model} on {line.benchmark} failed: {line.reason}" for line in results.failures]
+    for count, what in (
+        ("cut", "were cut; raise max_new_tokens"),
+        ("reasoned", "reason in <think>…</think>; only what stands outside is scored"),
+    ):
+        notes += [
+            f"{line.model} on {line.benchmark}: {getattr(line, count):,} of {line.rows:,} answers {what}"
+            for line in results.lines
+            if getattr(line, count)
+        ]
     classes = list(dict.fromkeys(line.wording for line in results.lines))
-    unlike = [f"questions are worded by {' and '.join(classes)}, so compare models of one class only"]
-    return [*failed, *cut, *reasoned, *(unlike if len(classes) > 1 else [])]
+    if len(classes) > 1:
+        notes.append(f"questions are worded by {' and '.join(classes)}, so compare models of one class only")
+    return notes
 
 
 def as_markdown(results: Results) -> str:
     """Return the table as Markdown, with what failed below it."""
     header, body = _cells(results)
     rows = [header, ["---"] * len(header), *body]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return "\n".join([text, *(f"\n{note}" for note in _notes(results))]) + "\n"
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*table, *(f"\n{note}" for note in _notes(results))]) + "\n"
 
 
 def as_rich_table(results: Results) -> "Table":

@@ -245,7 +245,7 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
     except UniDPOError as error:
         if ranks.world > 1:
             raise  # the others wait for this process's rows; torchrun ends them
-        return line.failed(str(error))
+        return replace(line, reason=str(error))
     ranks.wait()
     if not ranks.first:
         return line
@@ -255,9 +255,9 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
     line = replace(line, cut=len(job.journal.cut() & asked), reasoned=reasoned)
     try:
         with texts_as_they_are():
-            return line.scored(score(job.loaded, write_predictions(job, name), options.judge))
+            return replace(line, score=score(job.loaded, write_predictions(job, name), options.judge))
     except UniDPOError as error:
-        return line.failed(str(error))
+        return replace(line, reason=str(error))
 
 
 def _answered(job: Job) -> list[AnsweredRow]:

@@ -13,15 +13,14 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths
 from uni_dpo.errors import UniDPOError
 from uni_dpo.vlmeval.cells import image_cell, read_frame
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Row = Mapping[Any, Any]
 REFERENCE_LENGTH = 64
@@ -36,7 +35,7 @@ _READ_AS_MISSING = {"None", "NA", "N/A", "nan", "NaN", "null", "NULL", "n/a", "<
 class Table:
     """The rows that passed, and why the others did not."""
 
-    frame: "pd.DataFrame"
+    frame: pd.DataFrame
     kind: str
     faults: Mapping[str, str]
     """Index → which row it is, and what is wrong with it."""
@@ -87,8 +86,6 @@ def read_benchmark_table(path: Path, kind: str) -> Table:
     Raises:
         UniDPOError: the file lacks a column or has no usable row.
     """
-    import pandas as pd
-
     frame = read_frame(path)
     _need(frame, ("index", "question", "answer"), path)
     if kind == "MCQ":
@@ -112,20 +109,20 @@ def accepted_answers(cell: str) -> list[str]:
     return [cell]
 
 
-def _kind_of(frame: "pd.DataFrame") -> str:
+def _kind_of(frame: pd.DataFrame) -> str:
     if "A" in frame and "B" in frame:
         return "MCQ"
     given = {answer.strip().lower() for answer in frame["answer"]} - {""}
     return "Y/N" if given and given <= {"yes", "no"} else "VQA"
 
 
-def _need(frame: "pd.DataFrame", columns: tuple[str, ...], path: Path) -> None:
+def _need(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
     missing = [column for column in columns if column not in frame]
     if missing:
         raise UniDPOError(f"{path}: no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
 
 
-def _faults(frame: "pd.DataFrame", check: Any) -> dict[int, str]:
+def _faults(frame: pd.DataFrame, check: Any) -> dict[int, str]:
     faults: dict[int, str] = {}
     seen: set[str] = set()
     for position, row in enumerate(frame.to_dict("records")):
@@ -137,18 +134,18 @@ def _faults(frame: "pd.DataFrame", check: Any) -> dict[int, str]:
     return faults
 
 
-def _add(faults: dict[int, str], frame: "pd.DataFrame", check: Any) -> None:
+def _add(faults: dict[int, str], frame: pd.DataFrame, check: Any) -> None:
     for position, row in enumerate(frame.to_dict("records")):
         if position not in faults and (fault := check(row)):
             faults[position] = fault
 
 
-def _named(faults: Mapping[int, str], frame: "pd.DataFrame") -> dict[str, str]:
+def _named(faults: Mapping[int, str], frame: pd.DataFrame) -> dict[str, str]:
     indices = list(frame["index"])
     return {indices[at]: f"row {at + 1} (index {indices[at]}): {faults[at]}" for at in sorted(faults)}
 
 
-def _without(frame: "pd.DataFrame", faults: Mapping[int, str], path: Path) -> "pd.DataFrame":
+def _without(frame: pd.DataFrame, faults: Mapping[int, str], path: Path) -> pd.DataFrame:
     good = frame[[position not in faults for position in range(len(frame))]].reset_index(drop=True)
     if not len(good):
         first = min(faults)
@@ -208,7 +205,7 @@ def _answer_fault(row: Row) -> str | None:
     return None
 
 
-def _image_fault(frame: "pd.DataFrame") -> Any:
+def _image_fault(frame: pd.DataFrame) -> Any:
     whole = {index for index, cell in zip(frame["index"], frame["image"], strict=True) if len(cell) > REFERENCE_LENGTH}
 
     def fault(row: Row) -> str | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from uni_dpo.vlmeval.score import REPEATS, Outcomes, difference_interval
+from uni_dpo.report.statistics import REPEATS, Outcomes, difference_interval
 
 
 def mean_of(hits: list[int]) -> Outcomes:
