@@ -24,7 +24,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
@@ -154,11 +154,8 @@ def _equal(wanted: str, given: str) -> bool | None:
     equal = _equal_values(wanted, given)
     if equal or percentages[0] == percentages[1]:
         return equal
-    return _equal_values(_hundredth(wanted), given) if percentages[0] else _equal_values(wanted, _hundredth(given))
-
-
-def _hundredth(number: str) -> str:
-    return f"\\frac{{{number}}}{{100}}"
+    hundredths = [f"\\frac{{{number}}}{{100}}" for number in (wanted, given)]
+    return _equal_values(hundredths[0], given) if percentages[0] else _equal_values(wanted, hundredths[1])
 
 
 def _equal_values(wanted: str, given: str) -> bool | None:
@@ -169,16 +166,16 @@ def _equal_values(wanted: str, given: str) -> bool | None:
     return _compare(wanted, given, False) if None in numbers else numbers[0] == numbers[1]
 
 
+@lru_cache(maxsize=100_000)
+def _compare(wanted: str, given: str, whole_text: bool) -> bool | None:
+    return _comparer.compare(wanted, given, whole_text)
+
+
 def _plain_number(text: str) -> Fraction | None:
     text = text.replace("{,}", ",").replace("\\!", "")
     if _NUMBER.fullmatch(text) and any(character.isdigit() for character in text):
         return Fraction(text.replace(",", ""))
     return None
-
-
-@lru_cache(maxsize=100_000)
-def _compare(wanted: str, given: str, whole_text: bool) -> bool | None:
-    return _comparer.compare(wanted, given, whole_text)
 
 
 class _Comparer:
@@ -201,8 +198,7 @@ class _Comparer:
             if not reply:
                 self.process.wait()
                 return None
-            equal: bool | None = json.loads(reply)
-            return equal
+            return cast("bool | None", json.loads(reply))
 
     def _start(self) -> "subprocess.Popen[str]":
         pipe = subprocess.PIPE

@@ -5,6 +5,7 @@ is the conclusion, is rejected, or is only discussed. Two different conclusions 
 """
 
 import re
+import string
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from uni_dpo.graders.grading import plain, reference_of, without_reasoning
 from uni_dpo.graders.mentions import bare, letters_pattern, mention_groups, mentions_of
 from uni_dpo.graders.numeric import DASHES, equal, stated
 
-_ALPHABET = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}
+_ALPHABET = dict.fromkeys(string.ascii_uppercase, "")
 _MARKS = str.maketrans("’【】「」", "'()()")
 _CORRECTED = re.compile(
     r"\b(?:wait|scratch that|correction|on second thoughts?|let me correct (?:that|this|myself))\b"

@@ -154,24 +154,17 @@ def _numbers(text: str) -> list[Stated]:
     found: list[Stated] = []
     end = 0
     for match in _NUMBER.finditer(text):
-        number = _value(match)
-        if number is None:
+        number, before = _value(match), text[: match.start()]
+        if number is None or _DENIED.search(before):
             continue
-        if _DENIED.search(text[: match.start()]):
-            continue
-        last = found[-1] if found else None
-        gap = text[end : match.start()]
+        last, gap = found[-1] if found else None, before[end:]
+        between = "and" not in gap or "between" in before.casefold()
         if last and not last.low == last.high == number.low and _ALTERNATIVE.match(gap):
             found[-1] = Stated(min(last.low, number.low), max(last.high, number.low), number.scale)
-            end = match.end()
-            continue
-        if last and last.low == last.high < number.low and _RANGE.match(gap) and not match["sign"]:
-            between = "and" not in gap or "between" in text[: match.start()].casefold()
-            if between:
-                found[-1] = Stated(last.low, number.low, number.scale)
-                end = match.end()
-                continue
-        found.append(number)
+        elif last and last.low == last.high < number.low and _RANGE.match(gap) and not match["sign"] and between:
+            found[-1] = Stated(last.low, number.low, number.scale)
+        else:
+            found.append(number)
         end = match.end()
     return found
 

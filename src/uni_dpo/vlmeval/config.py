@@ -1,6 +1,5 @@
 """The configuration file: VLMEvalKit's `{"model": {…}, "data": {…}}`, with a few keys more."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,9 +246,7 @@ def _check_name(name: object) -> None:
 def describe(benchmark: Benchmark) -> dict[str, str]:
     """Give what of the entry an answer depends on, for the fingerprint."""
     return {
-        item.name: str(value)
-        for item in dataclasses.fields(benchmark)
-        if item.name in ("dataset", "class_name", "kind", "prompt") and (value := getattr(benchmark, item.name))
+        name: str(value) for name in ("dataset", "class_name", "kind", "prompt") if (value := getattr(benchmark, name))
     }
 
 

@@ -66,30 +66,28 @@ def load_benchmark(
     if not _reads_one_tsv(published, benchmark.dataset):
         return Loaded(benchmark, published(dataset=benchmark.dataset), "official", benchmark.dataset, {})
     path = data_root() / f"{benchmark.dataset}.tsv"
-    expected = published.DATASET_MD5.get(benchmark.dataset)
+    address = published.DATASET_URL.get(benchmark.dataset)
     if not path.is_file():
-        if not published.DATASET_URL.get(benchmark.dataset):
+        if not address:
             raise UniDPOError(
                 f"{benchmark.name}: {benchmark.class_name} has no benchmark {benchmark.dataset!r}, and there is no "
                 f"{path} with data of your own"
             )
         if not download:
-            raise _missing(benchmark, published, path)
+            raise _missing(benchmark, path, address)
         try:
             return _official(benchmark, published, path)
         except Exception as error:  # VLMEvalKit raises a bare Exception
             raise UniDPOError(f"{benchmark.name}: {error}") from error
-    found = file_digest(path)
-    if not published.DATASET_URL.get(benchmark.dataset):
-        return _changed(benchmark, published, path, found, images, "own")
-    if expected is None or found == expected:
+    found, expected = file_digest(path), published.DATASET_MD5.get(benchmark.dataset)
+    if address and expected in (None, found):
         return _official(benchmark, published, path)
-    if not allow_modified:
+    if address and not allow_modified:
         raise UniDPOError(
             f"{benchmark.name}: {path} is not the published file (md5 {found}, published {expected}); "
             "to evaluate on it all the same, and have the table say so, give --allow-modified-data"
         )
-    return _changed(benchmark, published, path, found, images, "modified")
+    return _changed(benchmark, published, path, found, images, "modified" if address else "own")
 
 
 def _published_class(benchmark: Benchmark) -> Any | None:
@@ -123,12 +121,12 @@ def _reads_one_tsv(published: Any, name: str) -> bool:
     return ImageBaseDataset in inspect.getmro(published) and published.load_data is ImageBaseDataset.load_data
 
 
-def _missing(benchmark: Benchmark, published: Any, path: Path) -> UniDPOError:
+def _missing(benchmark: Benchmark, path: Path, address: str) -> UniDPOError:
     folder = "" if path.parent.is_dir() else " (the folder does not exist)"
     where = "LMUData" if os.environ.get(DATA_VARIABLE) else "LMUData is not set"
     return UniDPOError(
         f"{benchmark.name}: looked for {path.name} in {path.parent}{folder} ({where}); download "
-        f"{published.DATASET_URL[benchmark.dataset]} to there, or give --download"
+        f"{address} to there, or give --download"
     )
 
 

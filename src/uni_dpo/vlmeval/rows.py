@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from uni_dpo.data.image_state import BrokenImageError, check_shape, image_state
 from uni_dpo.models.checkpoint import Checkpoint
 from uni_dpo.storage.identity import file_digest
-from uni_dpo.storage.rowlog import RowLog, log_lines
+from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import regular, write_text
 from uni_dpo.vlmeval.load import Loaded, Picture
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from uni_dpo.vlmeval.qwen2_vl import Qwen2VLChat
 
     Bar = tqdm[Any]
-
 
 CIRCULAR_STEP = 1_000_000
 """MMBench asks a question again with its options rotated: the index grows by this much each time."""
@@ -48,18 +47,13 @@ class AskedRow:
 
 
 def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> tuple[list[AskedRow], dict[str, str]]:
-    """Word every row and read every image.
-
-    Args:
-        model: whose wording is used; its weights are not needed.
-        loaded: the benchmark.
-        limit: the first rows to take; all when `None`.
+    """Word the rows up to `limit`, or all, as a model wants it, whose weights are not needed, and read their images.
 
     Returns:
         The questions in the order of the file, and of the rows that cannot be asked: index → which, and why.
     """
     model.set_dump_image(loaded.dataset.dump_image)
-    frame = loaded.dataset.data.iloc[:limit] if limit else loaded.dataset.data
+    frame = loaded.dataset.data.iloc[:limit]
     rows = [frame.iloc[position] for position in range(len(frame))]
 
     def build(group: list[int]) -> list[tuple[int, AskedRow | str]]:
@@ -73,12 +67,13 @@ def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> 
         for part in pool.map(build, _sharing_an_image(rows)):
             built.update(part)
             progress.update(len(part))
-    faults = {
-        str(rows[at]["index"]): f"row {at + 1} (index {rows[at]['index']}): {reason}"
-        for at, reason in sorted(built.items())
-        if isinstance(reason, str)
-    }
-    return [q for _, q in sorted(built.items()) if isinstance(q, AskedRow)], faults
+    questions, faults = [], {}
+    for at, row in enumerate(rows):
+        if isinstance(asked := built[at], AskedRow):
+            questions.append(asked)
+        else:
+            faults[str(row["index"])] = f"row {at + 1} (index {row['index']}): {asked}"
+    return questions, faults
 
 
 def _sharing_an_image(rows: Sequence[Any]) -> Iterable[list[int]]:
@@ -117,10 +112,12 @@ def _worded(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> tuple[Any, list[P
 def _unpacked(loaded: Loaded, row: Any) -> list[Path]:
     """Where VLMEvalKit unpacks the images of a row to."""
     names = row.get("image_path")
-    if not isinstance(names, str | list):
+    if isinstance(names, str):
+        names = [names]
+    elif not isinstance(names, list):
         several = isinstance(row["image"], list)
-        names = [f"{row['index']}_{at}.png" for at in range(len(row["image"]))] if several else f"{row['index']}.png"
-    return [Path(loaded.dataset.img_root, name) for name in ([names] if isinstance(names, str) else names)]
+        names = [f"{row['index']}_{at}.png" for at in range(len(row["image"]))] if several else [f"{row['index']}.png"]
+    return [Path(loaded.dataset.img_root, name) for name in names]
 
 
 def _in_rgb(image: str | list[str]) -> str | list[str]:
@@ -175,12 +172,7 @@ def keep_whole_units(loaded: Loaded, questions: Sequence[AskedRow], faults: Iter
     """Leave out rows whose score counts only together with a row that is not asked.
 
     MME scores the two questions about an image together. MMBench counts a question as right only when it is
-    answered with its options in every order; where one of them is bad, the others go too.
-
-    Args:
-        loaded: the benchmark.
-        questions: the rows that can be asked, a limit applied.
-        faults: indices of bad rows.
+    answered with its options in every order; where one of them is bad (`faults`: their indices), the others go too.
     """
     frame = loaded.dataset.data
     name = loaded.dataset.dataset_name
@@ -215,18 +207,18 @@ class Journal:
             write_text(self.folder / "fingerprint.json", text + "\n")
         self._own = RowLog(self.folder / f"answers-{rank}.jsonl", key="index")
 
-    def read(self) -> dict[str, str]:
-        """Return all finished answers, of this and of earlier runs and of the other processes, by index."""
-        answers: dict[str, str] = {}
+    def _rows(self) -> Iterator[Row]:
+        """The finished answers, of this and of earlier runs and of the other processes."""
         for path in sorted(self.folder.glob("answers-*.jsonl")):
-            rows = self._own.rows.values() if path == self._own.path else (row for row, _ in log_lines(path))
-            answers |= {row["index"]: row["answer"] for row in rows if row and row.keys() >= {"index", "answer"}}
-        return answers
+            yield from (row for row, _ in log_lines(path) if row and row.keys() >= {"index", "answer"})
+
+    def read(self) -> dict[str, str]:
+        """Return all finished answers by index."""
+        return {row["index"]: row["answer"] for row in self._rows()}
 
     def cut(self) -> set[str]:
         """Return the indices of the finished answers that the limit of tokens cut; earlier versions noted none."""
-        logs = (log_lines(path) for path in sorted(self.folder.glob("answers-*.jsonl")))
-        last = {row["index"]: bool(row.get("cut")) for log in logs for row, _ in log if row and "index" in row}
+        last = {row["index"]: row.get("cut") for row in self._rows()}
         return {index for index, was_cut in last.items() if was_cut}
 
     def append(self, index: str, answer: str, *, cut: bool = False) -> None:
@@ -236,10 +228,11 @@ class Journal:
 
 def checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what tells one checkpoint from another: the files that an answer depends on, small ones by content."""
-    folders = [checkpoint.base, *([checkpoint.adapter] if checkpoint.adapter else [])]
+    folders = {"base": checkpoint.base, "adapter": checkpoint.adapter}
     return {
         role: {path.name: _identity(path) for path in sorted({p for m in _MATTER for p in folder.glob(m)})}
-        for role, folder in zip(("base", "adapter"), folders, strict=False)
+        for role, folder in folders.items()
+        if folder
     }
 
 

@@ -98,19 +98,20 @@ def _evaluate(config: Config, work_dir: Path, options: Options) -> Results:
     loaded = _load_all(config.benchmarks.values(), work_dir, options)
     if not ranks.first:
         ranks.wait()  # the first process unpacks the images
-    models, jobs = {}, {}
-    for name, settings in config.models.items():
-        models[name] = _model(settings)
-        jobs[name] = _plan(models[name], name, loaded, work_dir, options, ranks, version)
+    models = {name: _model(settings) for name, settings in config.models.items()}
+    jobs = {name: _plan(model, name, loaded, work_dir, options, ranks, version) for name, model in models.items()}
     if ranks.first:
         ranks.wait()
     lines = []
     answered: dict[tuple[str, str], list[AnsweredRow]] = {}
     for name in list(models):
         model = models.pop(name)
-        lines += [_run(model, name, job, options, ranks) for job in jobs[name]]
-        if ranks.first:
-            answered |= {(name, job.loaded.benchmark.name): _answered(job) for job in jobs[name]}
+        for job in jobs[name]:
+            lines.append(_run(model, name, job, options, ranks))
+            if ranks.first:
+                dataset = job.loaded.dataset
+                rows = answered_rows(job.questions, dataset.data, job.journal.read(), str(dataset.TYPE))
+                answered[name, job.loaded.benchmark.name] = rows
         del model
         gc.collect()  # free one model's memory before the next is loaded
     results = Results(lines, version, options.seed)
@@ -150,14 +151,8 @@ def _load_all(benchmarks: Iterable[Benchmark], work_dir: Path, options: Options)
     loaded, reasons = [], []
     for benchmark in benchmarks:
         try:
-            loaded.append(
-                load_benchmark(
-                    benchmark,
-                    work_dir / "images",
-                    allow_modified=options.allow_modified_data,
-                    download=options.download,
-                )
-            )
+            modified, download = options.allow_modified_data, options.download
+            loaded.append(load_benchmark(benchmark, work_dir / "images", allow_modified=modified, download=download))
         except UniDPOError as error:
             reasons.append(str(error))
     if reasons:
@@ -258,11 +253,6 @@ def _run(model: "Qwen2VLChat", name: str, job: Job, options: Options, ranks: Ran
             return replace(line, score=score(job.loaded, write_predictions(job, name), options.judge))
     except UniDPOError as error:
         return replace(line, reason=str(error))
-
-
-def _answered(job: Job) -> list[AnsweredRow]:
-    dataset = job.loaded.dataset
-    return answered_rows(job.questions, dataset.data, job.journal.read(), str(dataset.TYPE))
 
 
 def answer(model: "Qwen2VLChat", job: Job, options: Options, ranks: Ranks, title: str) -> None:

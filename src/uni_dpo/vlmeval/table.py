@@ -10,8 +10,9 @@ import io
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.vlmeval.cells import image_cell, read_frame
 
 Row = Mapping[Any, Any]
+Check = Callable[[Row], str | None]
 REFERENCE_LENGTH = 64
 """An `image` cell up to this long names the row whose image it shares (VLMEvalKit's rule)."""
 
@@ -62,14 +64,10 @@ def read_own_table(path: Path, kind: str | None, image_root: Path | None) -> Tab
     kind = kind or _kind_of(frame)
     if kind == "MCQ":
         _need(frame, ("A", "B"), path)
-    checks = {"MCQ": _mcq_fault, "Y/N": _yes_no_fault, "VQA": _vqa_fault}
-    faults = _faults(frame, lambda row: _question_fault(row) or checks[kind](row))
-    if "image" in frame:
-        frame["image"] = [image_cell(cell) for cell in frame["image"]]
-        _add(faults, frame, _image_fault(frame))
-    else:
-        paths = ImagePaths((image_root or path.parent,), image_root)
-        _add(faults, frame, lambda row: _path_fault(row, paths))
+    answer_fault = {"MCQ": _mcq_fault, "Y/N": _yes_no_fault, "VQA": _vqa_fault}[kind]
+    paths = ImagePaths((image_root or path.parent,), image_root)
+    image_fault = _image_check(frame) if "image" in frame else partial(_path_fault, paths=paths)
+    faults = _faults(frame, _question_fault, answer_fault, image_fault)
     good = _without(frame, faults, path)
     if "image" not in frame:
         good["image_path"] = [_resolved(cell.strip(), paths) for cell in good["image_path"]]
@@ -90,12 +88,12 @@ def read_benchmark_table(path: Path, kind: str) -> Table:
     _need(frame, ("index", "question", "answer"), path)
     if kind == "MCQ":
         frame["answer"] = [_capital(row) or row["answer"] for row in frame.to_dict("records")]
-    faults = _faults(frame, lambda row: _question_fault(row) or _answer_fault(row))
+    checks: list[Check] = [_question_fault, _answer_fault]
     if "image" in frame:
-        frame["image"] = [image_cell(cell) for cell in frame["image"]]
-        _add(faults, frame, _image_fault(frame))
+        checks.append(_image_check(frame))
     elif "image_path" in frame:
-        _add(faults, frame, _path_list_fault)
+        checks.append(_path_list_fault)
+    faults = _faults(frame, *checks)
     written = io.StringIO()
     frame.to_csv(written, sep="\t", index=False)
     as_vlmevalkit_reads = pd.read_csv(io.StringIO(written.getvalue()), sep="\t")
@@ -122,22 +120,17 @@ def _need(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
         raise UniDPOError(f"{path}: no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
 
 
-def _faults(frame: pd.DataFrame, check: Any) -> dict[int, str]:
+def _faults(frame: pd.DataFrame, *checks: Check) -> dict[int, str]:
+    """The first fault of each row that has one, by its position."""
     faults: dict[int, str] = {}
     seen: set[str] = set()
     for position, row in enumerate(frame.to_dict("records")):
         if row["index"] in seen:
             faults[position] = "the index stands in an earlier row too"
-        elif fault := check(row):
+        elif fault := next(filter(None, (check(row) for check in checks)), None):
             faults[position] = fault
         seen.add(row["index"])
     return faults
-
-
-def _add(faults: dict[int, str], frame: pd.DataFrame, check: Any) -> None:
-    for position, row in enumerate(frame.to_dict("records")):
-        if position not in faults and (fault := check(row)):
-            faults[position] = fault
 
 
 def _named(faults: Mapping[int, str], frame: pd.DataFrame) -> dict[str, str]:
@@ -205,7 +198,9 @@ def _answer_fault(row: Row) -> str | None:
     return None
 
 
-def _image_fault(frame: pd.DataFrame) -> Any:
+def _image_check(frame: pd.DataFrame) -> Check:
+    """Leave the base64 alone of data URLs, and return the check of the images."""
+    frame["image"] = [image_cell(cell) for cell in frame["image"]]
     whole = {index for index, cell in zip(frame["index"], frame["image"], strict=True) if len(cell) > REFERENCE_LENGTH}
 
     def fault(row: Row) -> str | None:
