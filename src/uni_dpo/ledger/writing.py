@@ -49,8 +49,7 @@ class PairLedger:
     Args:
         folder: where the files of all processes stand; see `columns.ledger_folder`.
         names: what the pairs are called.
-        rank: the number of this process, from 0.
-        ranks: how many processes there are.
+        rank, ranks: the number of this process, from 0, and how many there are.
     """
 
     def __init__(self, folder: Path, names: "PairNames", rank: int = 0, ranks: int = 1) -> None:

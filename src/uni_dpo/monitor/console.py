@@ -19,13 +19,11 @@ VERBOSE = "UNI_DPO_VERBOSE"
 _WHOLE = "%(asctime)s %(levelname)s %(name)s:%(lineno)d %(message)s"
 
 
-class _ForPeople(logging.Filter):
-    """Lets through this package's words and every warning; of processes but the first, errors alone."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            return record.levelno >= logging.ERROR
-        return record.levelno >= logging.WARNING or record.name.startswith(OURS)
+def _for_people(record: logging.LogRecord) -> bool:
+    """Let through this package's words and every warning; of processes but the first, errors alone."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return record.levelno >= logging.ERROR
+    return record.levelno >= logging.WARNING or record.name.startswith(OURS)
 
 
 class _Handler(logging.StreamHandler[Any]):
@@ -88,7 +86,7 @@ def readable(output: str | Path) -> Iterator[Path]:
         return
     with closing(_Log(file)) as log:
         terminal, whole = _Handler(sys.stderr, _plain), _Handler(log, logging.Formatter(_WHOLE).format)
-        terminal.addFilter(_ForPeople())
+        terminal.addFilter(_for_people)
         loggers = [logging.getLogger(name) for name in LIBRARIES]
         found = {handler for logger in loggers for handler in logger.handlers}
         replaced = [handler for handler in found if type(handler) is logging.StreamHandler]  # not the web page's own

@@ -3,14 +3,14 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -23,46 +23,30 @@ from uni_dpo.monitor.ledger import LedgerCallback, write_run_card
 from uni_dpo.monitor.progress import Pace, PairAverages, ProgressLines
 
 HISTOGRAMS = ("w_qual", "w_perf", "policy_margin", "reward_margin", "chosen_drift")
-"""What is shown, as `uni_dpo/pairs/NAME`; see `ledger.summary.QUANTITIES`."""
+"""What trackers show at every logging step over this process's pairs since the last, as `uni_dpo/pairs/NAME`.
+
+See `ledger.summary.QUANTITIES`."""
+SHOWN = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "w_qual", "w_perf")
+"""The numbers of a batch that they are made of; see `ledger.columns.NUMBERS`."""
 
 
-class Distributions(TrainerCallback):
-    """Gives trackers `HISTOGRAMS` at every logging step, over this process's pairs since the last.
+def trackers_of(callbacks: Iterable[Any]) -> list[Any]:
+    """Return those of a trainer's trackers that know histograms: TensorBoard's writer, the modules of others."""
+    names = ("tb_writer", "_trackio", "_wandb")
+    found = [next(filter(None, (getattr(one, name, None) for name in names)), None) for one in callbacks]
+    return [one for one in found if hasattr(one, "add_histogram") or hasattr(one, "Histogram")]
 
-    Args:
-        callbacks: tells the trainer's callbacks, those of the trackers among them.
-    """
 
-    def __init__(self, callbacks: Callable[[], Iterable[Any]]) -> None:
-        self._callbacks = callbacks
-        self._waiting: list[Mapping[str, Tensor]] = []
-
-    def add(self, seen: Mapping[str, Tensor | None]) -> None:
-        """Keep the numbers of a batch of pairs, by their names in `ledger.columns.NUMBERS`, until they are shown."""
-        if self._trackers():
-            kept = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "w_qual", "w_perf")
-            self._waiting.append({name: value.detach() for name in kept if (value := seen.get(name)) is not None})
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show what has been kept."""
-        if "loss" not in (logs or {}):
-            return
-        found = quantities(self._waiting)
-        self._waiting.clear()
-        for tracker in self._trackers() if state.is_world_process_zero and found else ():
-            if not hasattr(tracker, "add_histogram"):
-                shown = {f"train/uni_dpo/pairs/{name}": tracker.Histogram(values) for name, values in found.items()}
-                tracker.log({**shown, "train/global_step": state.global_step})
-                continue
-            for name, values in found.items():
-                if np.isfinite(values).all():
-                    tracker.add_histogram(f"train/uni_dpo/pairs/{name}", values, state.global_step)
-
-    def _trackers(self) -> list[Any]:
-        """TensorBoard's writer, and the modules of other trackers that know histograms."""
-        names = ("tb_writer", "_trackio", "_wandb")
-        found = [next(filter(None, (getattr(one, name, None) for name in names)), None) for one in self._callbacks()]
-        return [one for one in found if hasattr(one, "add_histogram") or hasattr(one, "Histogram")]
+def show_distributions(trackers: Iterable[Any], found: Mapping[str, np.ndarray], step: int) -> None:
+    """Give trackers the values of `HISTOGRAMS`."""
+    for tracker in trackers:
+        if not hasattr(tracker, "add_histogram"):
+            shown = {f"train/uni_dpo/pairs/{name}": tracker.Histogram(values) for name, values in found.items()}
+            tracker.log({**shown, "train/global_step": step})
+            continue
+        for name, values in found.items():
+            if np.isfinite(values).all():
+                tracker.add_histogram(f"train/uni_dpo/pairs/{name}", values, step)
 
 
 def quantities(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
@@ -91,21 +75,20 @@ class WatchesPairs(Trainer):
     def watch(
         self, settings: LedgerArguments, evidence: Mapping[str, Any], ledger: PairLedger | None, logger: logging.Logger
     ) -> None:
-        """Keep a ledger from now on, and say and do what the settings ask for.
+        """Keep a ledger from now on, if there is one, and say and do what the settings ask for.
 
         Args:
             settings: as the user has set them.
             evidence: the settings that verdicts rest on; see `Evidence`.
-            ledger: where rows go; None where none is kept.
+            ledger: where rows go.
             logger: where it is said.
         """
         self.ledger, self._evidence, self._logger = ledger, evidence, logger
         self._stops_on_collapse = settings.stop_on == "collapse"
         self._pace, self._drift = Pace(), PairAverages(("drift",))
         self._first_drift: float | None = None
+        self._since_log: list[Mapping[str, Tensor]] = []
         if ledger is not None:
-            self._distributions = Distributions(lambda: self.callback_handler.callbacks)
-            self.add_callback(self._distributions)
             self.add_callback(LedgerCallback(ledger, evidence, settings.uni_dpo_verdict_steps, logger))
 
     def show_lines(self, lines: ProgressLines) -> None:
@@ -137,8 +120,9 @@ class WatchesPairs(Trainer):
             chosen, rejected = seen.get("tokens_chosen"), seen.get("tokens_rejected")
             if trains and chosen is not None and rejected is not None:
                 self._pace.add(len(keys), chosen + rejected)
-            if trains:
-                self._distributions.add(seen)
+            if trains and trackers_of(self.callback_handler.callbacks):
+                shown = {name: value.detach() for name in SHOWN if (value := seen.get(name)) is not None}
+                self._since_log.append(shown)
         if trains and self._stops_on_collapse:
             self._drift.add("train", {"drift": self._drift_per_token(seen)})
 
@@ -176,6 +160,11 @@ class WatchesPairs(Trainer):
         if "loss" in logs and self.ledger is not None:
             logs.update(self._pace.take(self.accelerator))
         super().log(logs, *args, **kwargs)
+        if "loss" in logs and self.ledger is not None:
+            found, trackers = quantities(self._since_log), trackers_of(self.callback_handler.callbacks)
+            self._since_log.clear()
+            if found and self.is_world_process_zero():
+                show_distributions(trackers, found, self.state.global_step)
         if "loss" in logs and self._stops_on_collapse:
             self._stop_where_chosen_answers_fall()
 

@@ -93,8 +93,7 @@ def train_line(logs: Mapping[str, Any], step: int, steps: int, drift: float | No
 
     Args:
         logs: by their names in `trainer_state.json`.
-        step: steps taken.
-        steps: steps in all.
+        step, steps: taken, and in all.
         drift: of the chosen answers' log-probability, in nats.
     """
     parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {logs['loss']:.4f}"]
@@ -135,11 +134,7 @@ def clock(seconds: float) -> str:
 
 
 class PairAverages:
-    """Sums per phase and name, weighted by pairs: a short last batch counts for what it holds.
-
-    Args:
-        names: the metrics, in the order in which ranks exchange them.
-    """
+    """Sums per phase and name, weighted by pairs: a short last batch counts for what it holds."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -168,14 +163,12 @@ class Pace:
     """Counts what is trained on, and the time that it takes; what is done between, such as an evaluation, is not."""
 
     def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._pairs = 0
-        self._tokens: list[Tensor] = []
+        self.begin()
 
     def begin(self) -> None:
         """Count from now."""
         self._begun, self._pairs = time.monotonic(), 0
-        self._tokens.clear()
+        self._tokens: list[Tensor] = []
 
     def add(self, pairs: int, tokens: Tensor) -> None:
         """Count one batch of this process: its pairs, and the scored tokens of their answers (any shape)."""

@@ -31,11 +31,7 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 
 def write_card(output: str | Path, evaluation: str | Path | None = None) -> Path:
-    """Write the model card of a training, in place of the one that stands there.
-
-    Args:
-        output: the training's output folder.
-        evaluation: the folder of an evaluation by `uni-dpo eval`, whose table the card then holds.
+    """Write the model card into a training's output folder, with the table of the `uni-dpo eval` in `evaluation`.
 
     Raises:
         UniDPOError: the folder holds no training with a ledger, or the other one no evaluation.
@@ -207,11 +203,9 @@ def _loading(output: Path) -> str:
 
 
 def _licence(record: dict[str, Any]) -> str:
-    base = str(record.get("model", ""))
-    licence = licence_of(base)
-    if licence:
-        return f"That of the base, {_cell(_named(base))}: {_cell(licence)}."
-    return f"That of the base, {_cell(_named(base))}, applies: see its card, which this training could not read."
+    licence = licence_of(base := str(record.get("model", "")))
+    told = f": {_cell(licence)}." if licence else ", applies: see its card, which this training could not read."
+    return f"That of the base, {_cell(_named(base))}{told}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """Pages of pairs that no training has seen yet: of a data file, and of an engine's work dir."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,9 @@ Shown = dict[str, Any]
 """A pair on a page: `pair`, `question`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `images`, `note`."""
 
 
-def write_pairs_page(rows: Sequence[Shown], title: str, file: str | Path, *, images: int = 3_000) -> Path:
-    """Write a page of pairs before training."""
-    thumbnails = Thumbnails(images)
-    grouped = [row | {"groups": _groups(row)} for row in rows]
-    columns = pair_columns(grouped, thumbnails, SHOWN if len(rows) <= MANY else SHOWN_OF_MANY)
-    columns["score_margin"] = [
-        None if row.get("score_chosen") is None or row.get("score_rejected") is None
-        else row["score_chosen"] - row["score_rejected"]
-        for row in rows
-    ]  # fmt: skip
-    columns["length_gap"] = [len(str(row["chosen"])) - len(str(row["rejected"])) for row in rows]
-    data = {"pairs": columns, "images": thumbnails.images, "groups": list(GROUPS), "rules": RULES}
-    return write_page(file, title, data)
-
-
 def _groups(row: Shown) -> int:
-    lengths = sorted((len(str(row["chosen"])), len(str(row["rejected"]))))
-    aside = bool(row.get("aside"))
+    lengths = sorted((len(row["chosen"]), len(row["rejected"])))
+    aside = "aside" in row
     return (not aside) | aside << 1 | (not aside and lengths[1] > 2 * lengths[0]) << 2
 
 
@@ -65,23 +50,32 @@ def write_data_page(source: str | Path, file: str | Path | None = None, *, image
         UniDPOError: there are no pairs in it.
     """
     source = Path(source)
-    if source.is_dir():
-        data = source / "dataset" / "pairs.json"
-        if not data.is_file():
-            raise UniDPOError(
-                f"{source}: holds no training and no dataset of the engine; name one of them, or a file of pairs"
-            )
-        found = [*file_pairs(data), *_put_aside(source, {str(row.get("question_id")) for row in iter_rows(data)})]
-        return write_pairs_page(found, source.absolute().name, file or source / "report.html", images=images)
-    return write_pairs_page(list(file_pairs(source)), source.name, file or source.with_suffix(".html"), images=images)
+    if not source.is_dir():
+        rows, title, page = list(_file_pairs(source)), source.name, source.with_suffix(".html")
+    elif (data := source / "dataset" / "pairs.json").is_file():
+        paired = {str(row.get("question_id")) for row in iter_rows(data)}
+        rows, title = [*_file_pairs(data), *_put_aside(source, paired)], source.absolute().name
+        page = source / "report.html"
+    else:
+        raise UniDPOError(
+            f"{source}: holds no training and no dataset of the engine; name one of them, or a file of pairs"
+        )
+    thumbnails = Thumbnails(images)
+    columns = pair_columns(
+        [row | {"groups": _groups(row)} for row in rows], thumbnails, SHOWN if len(rows) <= MANY else SHOWN_OF_MANY
+    )
+    columns["score_margin"] = [
+        None if row["score_chosen"] is None or row["score_rejected"] is None
+        else row["score_chosen"] - row["score_rejected"]
+        for row in rows
+    ]  # fmt: skip
+    columns["length_gap"] = [len(row["chosen"]) - len(row["rejected"]) for row in rows]
+    content = {"pairs": columns, "images": thumbnails.images, "groups": list(GROUPS), "rules": RULES}
+    return write_page(file or page, title, content)
 
 
-def file_pairs(source: Path) -> Iterator[Shown]:
-    """Yield the pairs of a data file, named as a ledger names them; rows that are no pairs are left out.
-
-    Raises:
-        UniDPOError: no row is a pair.
-    """
+def _file_pairs(source: Path) -> Iterator[Shown]:
+    """The pairs of a data file, named as a ledger names them; rows that are no pairs are left out."""
     entry = pair_entry(source)
     paths = image_paths(source.parent, None, entry.beside)
     count = 0

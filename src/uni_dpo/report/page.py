@@ -64,12 +64,7 @@ def cut(text: str, length: int) -> str:
 
 
 class Thumbnails:
-    """Small copies of images, made until there are as many as a page should hold.
-
-    Args:
-        limit: how many different images at most.
-        side: longest side, in pixels.
-    """
+    """Small copies of at most `limit` different images, whose longest side has `side` pixels."""
 
     def __init__(self, limit: int = 3_000, side: int = SIDE) -> None:
         self.limit, self.side = limit, side
@@ -114,12 +109,7 @@ def pair_columns(rows: Sequence[Mapping[str, Any]], thumbnails: Thumbnails, show
 
 
 def small_jpeg(source: str | Path | IO[bytes], side: int = SIDE) -> bytes | None:
-    """Return a small JPEG of an image, or None where there is no readable image.
-
-    Args:
-        source: its file, or one that is open.
-        side: longest side, in pixels.
-    """
+    """Return a JPEG of an image with at most `side` pixels a side, or None where there is no readable image."""
     from PIL import Image
 
     try:

@@ -44,7 +44,7 @@ def mean_interval(grades: Sequence[float], *, seed: int = 0) -> tuple[float, flo
     """Return the 95 % percentile interval of the mean grade over questions (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        grades: one per question, from 0 to 1: the mean over its samples.
+        grades: one per question, at least one, from 0 to 1: the mean over its samples.
         seed: of the redrawn questions.
 
     Raises:
@@ -86,15 +86,10 @@ class Outcomes:
 
 
 def difference_interval(baseline: Outcomes, other: Outcomes, *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of `other` minus `baseline`.
+    """Return the 95 % percentile interval of `other` minus `baseline`; the same seed gives the same interval.
 
     Both scores are computed on the same redrawn units, so that what is hard for both cancels
     (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-        baseline: outcomes of one model.
-        other: outcomes of the other on the same units.
-        seed: of the draws; the same seed gives the same interval.
 
     Raises:
         ValueError: the two were not asked the same.
@@ -132,10 +127,7 @@ def _combine(sums: np.ndarray, form: str) -> np.ndarray:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    """Compare two models row by row.
-
-    Args:
-        first, second: the values of the same rows in the same order, at least two.
+    """Compare two models row by row, by the values of the same rows in the same order, at least two.
 
     Raises:
         ValueError: they are not as many, or fewer than two.
@@ -154,10 +146,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Adjust p-values for being several, by Holm's step-down method (Holm 1979); the order stays."""
-    order = sorted(range(len(ps)), key=lambda place: ps[place])
-    adjusted = [0.0] * len(ps)
-    highest = 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))
-        adjusted[place] = highest
-    return adjusted
+    values = np.asarray(ps, np.float64)
+    order = np.argsort(values, kind="stable")
+    highest = np.maximum.accumulate(np.arange(len(ps), 0, -1) * values[order])
+    values[order] = np.minimum(1.0, highest)
+    return values.tolist()
