@@ -118,11 +118,6 @@ def reference_of(question: Question) -> str:
     return question.reference
 
 
-def references_of(question: Question) -> tuple[str, ...]:
-    """Return all of the question's right answers, with repeats, or a plain error that there is none."""
-    return question.references or (reference_of(question),)
-
-
 def plain(text: str) -> str:
     """Return a text without case, surplus white space, full-width forms, and punctuation at its ends."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())

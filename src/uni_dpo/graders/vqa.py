@@ -7,7 +7,7 @@ evaluation does.
 import re
 
 from uni_dpo.data.questions import Question
-from uni_dpo.graders.grading import plain, references_of
+from uni_dpo.graders.grading import plain, reference_of
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
@@ -21,7 +21,7 @@ def vqa(answer: str, question: Question) -> float | None:
 
     With one reference alone it is 1 where the answer equals it.
     """
-    references = [normal(reference) for reference in references_of(question)]
+    references = [normal(reference) for reference in question.references or (reference_of(question),)]
     given = normal(answer)
     if not given:
         return None

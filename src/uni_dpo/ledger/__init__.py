@@ -11,10 +11,8 @@ class LedgerArguments:
     uni_dpo_ledger: bool = field(
         default=True,
         metadata={
-            "help": (
-                "Record what training and evaluation do to every pair, whatever the preference loss, in "
-                "OUTPUT/uni_dpo/pairs.parquet (docs/report.md)."
-            )
+            "help": "Record what training and evaluation do to every pair, whatever the preference loss, in "
+            "OUTPUT/uni_dpo/pairs.parquet (docs/report.md)."
         },
     )
     uni_dpo_verdict_steps: int = field(
@@ -24,9 +22,7 @@ class LedgerArguments:
     stop_on: Literal["nothing", "collapse"] = field(
         default="nothing",
         metadata={
-            "help": (
-                "collapse ends a run whose chosen answers lost more than 0.3 nats per token, before the next "
-                "checkpoint is written, so that the last good one stays."
-            )
+            "help": "collapse ends a run whose chosen answers lost more than 0.3 nats per token, before the next "
+            "checkpoint is written, so that the last good one stays."
         },
     )

@@ -98,13 +98,13 @@ class PairLedger:
     def flush(self) -> None:
         """Write what waits as one file, whole or not at all."""
         if self._waiting:
-            write_table(self.waiting(), self.folder / f"rank-{self._rank:04}-part-{self._next():06}.parquet")
+            start = f"rank-{self._rank:04}-part-"
+            last = max(
+                (int(part.stem.removeprefix(start)) for part in self.folder.glob(f"{start}*.parquet")), default=0
+            )
+            write_table(self.waiting(), self.folder / f"{start}{last + 1:06}.parquet")
             self._waiting.clear()
             self._pairs = 0
-
-    def _next(self) -> int:
-        taken = [int(part.stem.rpartition("-")[2]) for part in self.folder.glob(f"rank-{self._rank:04}-part-*.parquet")]
-        return max(taken, default=0) + 1
 
     def cut(self, step: int) -> None:
         """Remove what lies behind a checkpoint at `step`, which a resumed run does again; one process calls this."""

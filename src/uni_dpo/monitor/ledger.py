@@ -30,7 +30,7 @@ from uni_dpo.storage.writing import replacing, write_text
 _PACKAGES = ("uni-dpo", "llamafactory", "transformers", "torch", "trl", "peft", "accelerate", "deepspeed", "datasets")
 _SECRET = ("_token", "api_key", "secret", "password", "webhook_url")
 """Parts of the names of settings that are written nowhere."""
-_DERIVED = (
+_DERIVED = [
     "block_diag_attn",
     "compute_dtype",
     "device_map",
@@ -38,7 +38,7 @@ _DERIVED = (
     "logging_dir",
     "local_rank",
     "run_name",
-)
+]
 """Settings that a library works out for itself."""
 
 
@@ -90,9 +90,7 @@ MOST_IMAGES = 3_000
 class KeptImages:
     """Small copies of images that are stored inside a dataset, each once, until there are as many as a page holds.
 
-    Args:
-        output: the training's output folder.
-        writes: whether this process writes them; one of a run does.
+    One process of a run writes them into the training's output folder.
     """
 
     def __init__(self, output: str | Path, *, writes: bool) -> None:
@@ -105,18 +103,12 @@ class KeptImages:
         if name not in self._known:
             if not self._writes or len(self._known) >= MOST_IMAGES:
                 return None
-            self._known[name] = self._written(self._folder / f"{name}.jpg", content)
+            file = self._folder / f"{name}.jpg"
+            if not file.is_file() and (small := small_jpeg(io.BytesIO(content))):
+                with replacing(file) as temporary:
+                    temporary.write_bytes(small)
+            self._known[name] = str(file) if file.is_file() else None
         return self._known[name]
-
-    def _written(self, file: Path, content: bytes) -> str | None:
-        if not file.is_file():
-            small = small_jpeg(io.BytesIO(content))
-            if small is None:
-                return None
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as temporary:
-                Path(temporary).write_bytes(small)
-        return str(file)
 
 
 UNWRITTEN = (UniDPOError, OSError, ValueError, ArithmeticError)

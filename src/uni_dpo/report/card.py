@@ -13,6 +13,7 @@ from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.ledger.columns import own_folder
 from uni_dpo.ledger.reading import evidence_of, log_series, read_log, read_record, read_texts
 from uni_dpo.ledger.verdicts import METRICS, judge
+from uni_dpo.report.statistics import Difference
 from uni_dpo.storage.writing import replacing, write_text
 
 CARD = "README.md"
@@ -183,10 +184,8 @@ def _evaluation(folder: Path) -> str:
 
 
 def _difference(row: dict[str, Any]) -> str:
-    if row.get("difference") is None:
-        return "–"
-    shown = f"{row['difference']:+.2f}"
-    return shown if row.get("low") is None else f"{shown} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    value = row.get("difference")
+    return "–" if value is None else str(Difference(value, row.get("low"), row.get("high")))
 
 
 def _loading(output: Path) -> str:

@@ -23,11 +23,8 @@ SIDE = 192
 def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
     """Write a page, whole or not at all.
 
-    Args:
-        file: the HTML file.
-        title: its heading.
-        data: JSON-like; its keys say what sections there are (`summary`, `runs`, `check`, `evaluation`, `pairs`). Texts
-            in it are shown as text, whatever is in them.
+    The data are JSON-like; their keys say what sections there are (`summary`, `runs`, `check`, `evaluation`, `pairs`).
+    Texts in them are shown as text, whatever is in them.
     """
     write_text(file, page(title, data))
     return Path(file)

@@ -17,21 +17,26 @@ _AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """The mean difference of values of the same rows.
+class Difference:
+    """A model against another; what cannot be told is None.
 
     Attributes:
         value: second minus first.
-        low, high: the 95 % interval by Student's distribution.
+        low, high: the 95 % interval.
         p: two-sided, of the paired t-test (Student 1908); 1 where no row differs.
         smallest: the difference that so many rows, as unlike as these, show with a power of 80 % at 5 %.
     """
 
     value: float
-    low: float
-    high: float
-    p: float
-    smallest: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    smallest: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:+.2f}"
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def mean_standard_error(values: Sequence[float]) -> float:
@@ -126,8 +131,8 @@ def _combine(sums: np.ndarray, form: str) -> np.ndarray:
     return 100 * np.divide(2 * true_positive, denominator, out=np.zeros_like(denominator), where=denominator > 0)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    """Compare two models row by row, by the values of the same rows in the same order, at least two.
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two models by the values of the same rows in the same order, at least two; Student's interval.
 
     Raises:
         ValueError: they are not as many, or fewer than two.
@@ -141,7 +146,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     value, error = float(differences.mean()), mean_standard_error(differences.tolist())
     reach = float(stats.t.ppf(0.975, count - 1)) * error
     p = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error > 0 else float(value == 0)
-    return PairedDifference(value, value - reach, value + reach, p, (QUANTILE + POWER) * error)
+    return Difference(value, value - reach, value + reach, p, (QUANTILE + POWER) * error)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

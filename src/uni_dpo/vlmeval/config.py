@@ -89,11 +89,7 @@ class ModelSettings:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], where: str = "model") -> Self:
-        """Check the entry of one model and fill in the rest.
-
-        Args:
-            options: keys and values as they stand in the file; VLMEvalKit's `use_vllm` is understood.
-            where: the dotted key of the entry, for messages.
+        """Check the entry of one model, in which VLMEvalKit's `use_vllm` is understood, and fill in the rest.
 
         Raises:
             SettingsError: every unknown key, and every value of another type or out of range.
@@ -214,13 +210,7 @@ def _model(name: str, entry: Any, overrides: Mapping[str, Any], where: str) -> M
 
 
 def parse_benchmark(name: str, entry: Any, where: str, folder: Path) -> Benchmark:
-    """Check the entry of one benchmark.
-
-    Args:
-        name: its key.
-        entry: `class`, `dataset`, and for own data `path`, `type`, `image_root`, `prompt`.
-        where: the dotted key of the entry, for messages.
-        folder: where relative paths start.
+    """Check the entry of one benchmark; relative paths in it start in `folder`.
 
     Raises:
         UniDPOError: every unknown key or value.

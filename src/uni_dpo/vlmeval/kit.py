@@ -20,13 +20,10 @@ DATA_VARIABLE = "LMUData"
 
 
 def import_kit(checkout: str | Path | None = None) -> str:
-    """Import VLMEvalKit, from the installed package or from a checkout, and say which one it is.
+    """Import VLMEvalKit, from the installed package or from a folder that holds `vlmeval/`, and say which one it is.
 
     Importing `vlmeval` switches gradients off, seeds PyTorch, adds a log handler and drops the verification
     of TLS certificates, for the whole process; all of it is put back.
-
-    Args:
-        checkout: a folder that holds `vlmeval/`; `None` for the installed package.
 
     Raises:
         UniDPOError: it is not there, or another one is already imported.
@@ -35,7 +32,9 @@ def import_kit(checkout: str | Path | None = None) -> str:
         root = Path(checkout).resolve()
         if not (root / "vlmeval" / "__init__.py").is_file():
             raise UniDPOError(f"{root} is not a VLMEvalKit checkout: it has no vlmeval/__init__.py")
-        _refuse_another(root)
+        loaded = sys.modules.get("vlmeval")
+        if loaded is not None and (where := Path(str(loaded.__file__)).resolve().parent.parent) != root:
+            raise UniDPOError(f"VLMEvalKit is already imported from {where}; {root} needs a process of its own")
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))
     with _process_as_it_was():
@@ -52,13 +51,6 @@ def import_kit(checkout: str | Path | None = None) -> str:
                 f"VLMEvalKit needs the Python module {error.name}, which is not installed: pip install {error.name}"
             ) from error
     return f"vlmeval {getattr(kit, '__version__', '?')}"
-
-
-def _refuse_another(root: Path) -> None:
-    loaded = sys.modules.get("vlmeval")
-    where = Path(str(loaded.__file__)).resolve().parent.parent if loaded is not None else root
-    if where != root:
-        raise UniDPOError(f"VLMEvalKit is already imported from {where}; {root} needs a process of its own")
 
 
 @contextmanager

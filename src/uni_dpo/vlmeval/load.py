@@ -62,7 +62,11 @@ def load_benchmark(
     published = _published_class(benchmark) if benchmark.path is None else None
     if published is None:
         return _own(benchmark, images)
-    _refuse_what_rows_cannot_say(benchmark, published)
+    if getattr(published, "MODALITY", "IMAGE") == "VIDEO" or getattr(published, "TYPE", "") == "MT":
+        raise UniDPOError(
+            f"{benchmark.name}: videos and conversations of several turns run with VLMEvalKit's own run.py and "
+            "the overlay; this command evaluates one question per row"
+        )
     if not _reads_one_tsv(published, benchmark.dataset):
         return Loaded(benchmark, published(dataset=benchmark.dataset), "official", benchmark.dataset, {})
     path = data_root() / f"{benchmark.dataset}.tsv"
@@ -105,14 +109,6 @@ def _published_class(benchmark: Benchmark) -> Any | None:
     if name not in known:
         raise UniDPOError(f"{benchmark.name}: VLMEvalKit has no dataset class {name!r}{did_you_mean(name, known)}")
     return known[name]
-
-
-def _refuse_what_rows_cannot_say(benchmark: Benchmark, published: Any) -> None:
-    if getattr(published, "MODALITY", "IMAGE") == "VIDEO" or getattr(published, "TYPE", "") == "MT":
-        raise UniDPOError(
-            f"{benchmark.name}: videos and conversations of several turns run with VLMEvalKit's own run.py and "
-            "the overlay; this command evaluates one question per row"
-        )
 
 
 def _reads_one_tsv(published: Any, name: str) -> bool:

@@ -16,15 +16,13 @@ from vlmeval.smp import d2df, dump, get_intermediate_file_path, load
 
 from uni_dpo.vlmeval.table import Table, accepted_answers
 
-_NEUTRAL_NAME = "own_data"
-
 
 class _OwnDataset(ImageBaseDataset):
     """Rows come from a checked table."""
 
     def __init__(self, table: Table) -> None:
         self._frame = table.frame
-        super().__init__(dataset=_NEUTRAL_NAME)
+        super().__init__(dataset="own_data")
 
     def load_data(self, dataset: str) -> pd.DataFrame:
         return self._frame.copy()

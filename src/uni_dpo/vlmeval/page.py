@@ -10,7 +10,7 @@ from typing import Any
 from uni_dpo.graders.grading import without_reasoning
 from uni_dpo.graders.multiple_choice import pick_option
 from uni_dpo.report.page import Thumbnails, pair_columns, write_page
-from uni_dpo.report.statistics import QUANTILE, PairedDifference, holm, mean_standard_error, paired_difference
+from uni_dpo.report.statistics import QUANTILE, Difference, holm, mean_standard_error, paired_difference
 from uni_dpo.vlmeval.results import Line, Results
 
 GROUPS = ("right to wrong", "wrong to right", "differs", "same", "unreadable")
@@ -38,25 +38,19 @@ _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """One row of a benchmark with a model's reply.
-
-    Attributes:
-        index: the row's.
-        question: as the model was asked.
-        answer: the reference.
-        reply: what the model said.
-        images: files.
-        category: the benchmark's own; empty where it has none.
-        readable: whether an answer could be read from the reply.
-    """
+    """One row of a benchmark with a model's reply."""
 
     index: str
     question: str
+    """As the model was asked."""
     answer: str
+    """The reference."""
     reply: str
     images: tuple[str, ...]
     category: str
+    """The benchmark's own; empty where it has none."""
     readable: bool
+    """Whether an answer could be read from the reply."""
 
 
 Answered = Mapping[tuple[str, str], Sequence[AnsweredRow]]
@@ -64,13 +58,9 @@ Answered = Mapping[tuple[str, str], Sequence[AnsweredRow]]
 
 
 def answered_rows(questions: Sequence[Any], frame: Any, replies: Mapping[str, str], kind: str) -> list[AnsweredRow]:
-    """Put questions, references and replies together.
+    """Put questions (`rows.AskedRow`), their rows in the benchmark's table and replies (by index) together.
 
-    Args:
-        questions: `rows.AskedRow`.
-        frame: the benchmark's table, with `index` and `answer`.
-        replies: index → reply.
-        kind: VLMEvalKit's type of the benchmark: `MCQ`, `Y/N` or `VQA`.
+    `kind` is VLMEvalKit's type of the benchmark: `MCQ`, `Y/N` or `VQA`.
     """
     rows = {str(row["index"]): row for row in frame.drop(columns="image", errors="ignore").to_dict("records")}
     found = []
@@ -120,7 +110,7 @@ def write_evaluation_page(results: Results, answered: Answered, folder: Path) ->
     return write_page(folder / "report.html", f"{', '.join(results.models)}: {', '.join(results.benchmarks)}", data)
 
 
-def compare_rows(first: Line, other: Line) -> PairedDifference | None:
+def compare_rows(first: Line, other: Line) -> Difference | None:
     """Return the paired difference of two models on one benchmark, where both scores are means over the same rows."""
     before, after = first.values(), other.values()
     if before.keys() != after.keys() or len(before) < 2:

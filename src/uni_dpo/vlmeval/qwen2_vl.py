@@ -16,7 +16,7 @@ from vlmeval.vlm.qwen3_vl.model import Qwen3VLChat as _Upstream3Chat
 from vlmeval.vlm.qwen3_vl.prompt import Qwen3VLPromptMixin
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.base import Backend, Failure, Request, Sample
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, make_backend
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, Checkpoint, find_checkpoint
 from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, prompt_of
 from uni_dpo.storage.identity import derive_seed
@@ -27,6 +27,11 @@ Message = Sequence[Mapping[str, str]]
 MOST_IMAGES = 24
 """Images that VLMEvalKit lets one vLLM prompt hold."""
 SERVER_RETRIES = 3
+UPSTREAM_NAMES = (
+    "model_path", "min_pixels", "max_pixels", "total_pixels", "max_new_tokens", "system_prompt", "post_process",
+    "verbose", "fps", "nframe",
+)  # fmt: skip
+"""The settings that inherited methods and VLMEvalKit's loops look for."""
 
 
 class Qwen2VLChat(_UpstreamChat):
@@ -50,7 +55,10 @@ class Qwen2VLChat(_UpstreamChat):
         # Upstream's own __init__ asserts a GPU; only its prompt part applies here.
         Qwen2VLPromptMixin.__init__(self, use_custom_prompt=settings.use_custom_prompt)
         self.settings = settings
-        self._take_upstream_names(settings)
+        for name in UPSTREAM_NAMES:
+            setattr(self, name, getattr(settings, name))
+        self.FRAME_FACTOR, self.use_audio_in_video, self.use_lmdeploy = 2, False, False
+        self.use_vllm = settings.backend == "vllm"
         self.checkpoint: Checkpoint | None = None
         self.processor: Any = None
         self.style: PromptStyle | None = None
@@ -63,18 +71,6 @@ class Qwen2VLChat(_UpstreamChat):
         self._backend: Backend | None = None
         if not lazy:
             _ = self.backend
-
-    def _take_upstream_names(self, settings: ModelSettings) -> None:
-        """Set what inherited methods and VLMEvalKit's loops look for."""
-        self.model_path = settings.model_path
-        self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
-        self.total_pixels = settings.total_pixels
-        self.max_new_tokens = settings.max_new_tokens
-        self.system_prompt, self.post_process = settings.system_prompt, settings.post_process
-        self.verbose = settings.verbose
-        self.fps, self.nframe, self.FRAME_FACTOR = settings.fps, settings.nframe, 2
-        self.use_audio_in_video = self.use_lmdeploy = False
-        self.use_vllm = settings.backend == "vllm"
 
     @property
     def backend(self) -> Backend:
@@ -141,45 +137,19 @@ def last_boxed(answer: str) -> str:
 
 def _make_backend(model: Qwen2VLChat) -> Backend:
     settings = model.settings
+    entry: dict[str, Any] = {"backend": settings.backend, "model": settings.model_path}
     if model.checkpoint is None:
-        from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
-
-        server = OpenAIOptions(
-            settings.model_path,
-            base_url=str(settings.base_url),
-            concurrency=settings.concurrency,
-            timeout=settings.timeout,
-            max_retries=SERVER_RETRIES,
-            join_parts=settings.join_parts,
-        )
-        asked = OpenAIBackend(server)
-        asked.check()
-        return asked
-    shared: dict[str, Any] = {
-        "model": settings.model_path,
-        "adapter": settings.adapter,
-        "prompt_style": str(model.style),
-        "trust_remote_code": settings.trust_remote_code,
-    }
+        entry |= {name: getattr(settings, name) for name in ("base_url", "concurrency", "timeout", "join_parts")}
+        return make_backend(entry | {"max_retries": SERVER_RETRIES})
+    entry |= {"adapter": settings.adapter, "prompt_style": str(model.style), "dtype": settings.dtype}
+    entry["trust_remote_code"] = settings.trust_remote_code
     if settings.backend == "vllm":
-        from uni_dpo.models.backends.vllm import VLLMBackend, VLLMOptions
-
         memory = {} if settings.gpu_utils is None else {"gpu_memory_utilization": settings.gpu_utils}
-        more = {**memory, **settings.vllm}
-        shared |= {"dtype": settings.dtype or "auto", "max_images": MOST_IMAGES}
-        return VLLMBackend(VLLMOptions(more=more, **shared))
-    from uni_dpo.models.backends.transformers import TransformersBackend, TransformersOptions
+        own = {"dtype": settings.dtype or "auto", "max_images": MOST_IMAGES, "more": {**memory, **settings.vllm}}
+        return make_backend(entry | own)
     from uni_dpo.models.loading import best_attention, best_device, find_dtype
 
-    device = settings.device or best_device()
+    entry["device"] = device = settings.device or best_device()
     attention = settings.attn_implementation or best_attention(device, str(find_dtype(settings.dtype, device)))
-    shared |= {"dtype": settings.dtype}
-    return TransformersBackend(
-        TransformersOptions(
-            device=device,
-            device_map=settings.device_map,
-            attn_implementation=attention,
-            batch_size=sys.maxsize,  # the runner says how many go together
-            **shared,
-        )
-    )
+    entry |= {"device_map": settings.device_map, "attn_implementation": attention}
+    return make_backend(entry | {"batch_size": sys.maxsize})  # the runner says how many go together

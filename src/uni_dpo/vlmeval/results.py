@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.errors import plain
-from uni_dpo.report.statistics import difference_interval
+from uni_dpo.report.statistics import Difference, difference_interval
 from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.score import Score
 
@@ -49,21 +49,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A model against the first one, on one benchmark."""
-
-    value: float
-    low: float | None
-    high: float | None
-    """The bootstrap 95 % interval; none where VLMEvalKit's files do not show what the score is made of."""
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.value:+.2f}"
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-
-
-@dataclass(frozen=True)
 class Results:
     """All lines of a run."""
 
@@ -82,11 +67,7 @@ class Results:
         return {(line.model, line.benchmark): line for line in self.lines}
 
     def value(self, model: str, benchmark: str) -> float:
-        """Return a score.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """Return a score, or raise a KeyError where there is none."""
         if (score := self.by_name[model, benchmark].score) is None:
             raise KeyError((model, benchmark))
         return score.value
@@ -102,7 +83,10 @@ class Results:
         return list(dict.fromkeys(line.benchmark for line in self.lines))
 
     def difference(self, model: str, benchmark: str) -> Difference | None:
-        """Return a model minus the first one; `None` where either has no score."""
+        """Return a model minus the first one, with its bootstrap interval; `None` where either has no score.
+
+        There is no interval where VLMEvalKit's files do not show what the scores are made of.
+        """
         return self._differences.get((model, benchmark))
 
     @cached_property
@@ -116,11 +100,11 @@ class Results:
 
 
 def _difference(first: Score, other: Score, seed: int) -> Difference:
-    interval: tuple[float | None, float | None] = (None, None)
-    if first.outcomes is not None and other.outcomes is not None:
-        with suppress(ValueError):
-            interval = difference_interval(first.outcomes, other.outcomes, seed=seed)
-    return Difference(other.value - first.value, *interval)
+    value = other.value - first.value
+    with suppress(ValueError):
+        if first.outcomes is not None and other.outcomes is not None:
+            return Difference(value, *difference_interval(first.outcomes, other.outcomes, seed=seed))
+    return Difference(value)
 
 
 def write_results(results: Results, folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 import base64
 import hashlib
+import importlib
 import io
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,12 +60,15 @@ def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> 
     def build(group: list[int]) -> list[tuple[int, AskedRow | str]]:
         return [(position, _question(model, loaded, rows[position])) for position in group]
 
+    sharing = defaultdict(list)  # an image file: no two threads unpack to it at once
+    for position, row in enumerate(rows):
+        sharing[str(row.get("image_path", position))].append(position)
     built: dict[int, AskedRow | str] = {}
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         progress_bar(f"{loaded.benchmark.name}: reading images", len(rows), shown=is_first_process()) as progress,
     ):
-        for part in pool.map(build, _sharing_an_image(rows)):
+        for part in pool.map(build, sharing.values()):
             built.update(part)
             progress.update(len(part))
     questions, faults = [], {}
@@ -74,14 +78,6 @@ def build_questions(model: "Qwen2VLChat", loaded: Loaded, limit: int | None) -> 
         else:
             faults[str(row["index"])] = f"row {at + 1} (index {row['index']}): {asked}"
     return questions, faults
-
-
-def _sharing_an_image(rows: Sequence[Any]) -> Iterable[list[int]]:
-    """Positions in groups that unpack to the same file, so that no two threads write it at once."""
-    groups: dict[str, list[int]] = {}
-    for position, row in enumerate(rows):
-        groups.setdefault(str(row.get("image_path", position)), []).append(position)
-    return groups.values()
 
 
 def _question(model: "Qwen2VLChat", loaded: Loaded, row: Any) -> AskedRow | str:
@@ -254,11 +250,11 @@ class Ranks:
         """Join the group that torchrun's environment describes."""
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self._group: Any = None
         if self.world > 1:
-            import torch.distributed as dist
-
-            if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=_PATIENCE)  # carries no tensors, needs no GPU
+            self._group = importlib.import_module("torch.distributed")
+            if not self._group.is_initialized():
+                self._group.init_process_group("gloo", timeout=_PATIENCE)  # carries no tensors, needs no GPU
 
     @property
     def first(self) -> bool:
@@ -272,17 +268,13 @@ class Ranks:
 
     def wait(self) -> None:
         """Wait until every process has come this far."""
-        if self.world > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+        if self._group:
+            self._group.barrier()
 
     def leave(self) -> None:
         """Leave the group."""
-        if self.world > 1:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
+        if self._group:
+            self._group.destroy_process_group()
 
 
 def is_first_process() -> bool:

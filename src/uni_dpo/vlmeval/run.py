@@ -4,7 +4,7 @@ import gc
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import without_reasoning
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, find_checkpoint
+from uni_dpo.settings.reading import FaultCollector
 from uni_dpo.storage.writing import holding, replacing
-from uni_dpo.vlmeval.config import Benchmark, Config, ModelSettings, describe, parse_benchmark
+from uni_dpo.vlmeval.config import Config, ModelSettings, describe, parse_benchmark
 from uni_dpo.vlmeval.kit import import_kit, texts_as_they_are
 from uni_dpo.vlmeval.load import Loaded, load_benchmark
 from uni_dpo.vlmeval.page import AnsweredRow, answered_rows, write_evaluation_page
@@ -66,11 +67,8 @@ class Job:
 def evaluate(config: Config, work_dir: str | Path, options: Options | None = None) -> Results:
     """Evaluate every model of a configuration on every benchmark of it.
 
-    Args:
-        config: models and benchmarks.
-        work_dir: answers, VLMEvalKit's files and the results. What a run has finished is used again by the
-            next one with the same checkpoint, settings, rows and limit, and by no other.
-        options: how to run.
+    Answers, VLMEvalKit's files and the results are kept in `work_dir`. What a run has finished is used again by the
+    next one with the same checkpoint, settings, rows and limit, and by no other.
 
     Returns:
         The table, also written to `results.json`, `results.md` and `results.csv`. Under torchrun only the first
@@ -95,7 +93,12 @@ def _evaluate(config: Config, work_dir: Path, options: Options) -> Results:
     version = import_kit(options.checkout)
     ranks = Ranks()
     check_judge(options.judge)
-    loaded = _load_all(config.benchmarks.values(), work_dir, options)
+    loaded, faults = [], FaultCollector()
+    allowed = {"allow_modified": options.allow_modified_data, "download": options.download}
+    for benchmark in config.benchmarks.values():
+        with faults.collecting():
+            loaded.append(load_benchmark(benchmark, work_dir / "images", **allowed))
+    faults.raise_any()
     if not ranks.first:
         ranks.wait()  # the first process unpacks the images
     models = {name: _model(settings) for name, settings in config.models.items()}
@@ -133,31 +136,15 @@ def evaluate_tables(
     Args:
         models: name → model path, or settings as in the file.
         tables: name → TSV, or an entry as in the file (`path`, `type`, `prompt`, …).
-        work_dir: as for `evaluate`.
-        options: as for `evaluate`.
+        work_dir, options: as for `evaluate`.
     """
-    entries = {name: dict(m) if isinstance(m, Mapping) else {"model_path": str(m)} for name, m in models.items()}
+    entries = {name: m if isinstance(m, Mapping) else {"model_path": str(m)} for name, m in models.items()}
     data = {name: dict(t) if isinstance(t, Mapping) else {"path": str(t)} for name, t in tables.items()}
-    here = Path.cwd()
     config = Config(
         {name: ModelSettings.parse(entry, f"model.{name}") for name, entry in entries.items()},
-        {name: parse_benchmark(name, entry, f"data.{name}", here) for name, entry in data.items()},
+        {name: parse_benchmark(name, entry, f"data.{name}", Path.cwd()) for name, entry in data.items()},
     )
     return evaluate(config, work_dir, options)
-
-
-def _load_all(benchmarks: Iterable[Benchmark], work_dir: Path, options: Options) -> list[Loaded]:
-    """Load all benchmarks, or say of all that cannot be loaded why."""
-    loaded, reasons = [], []
-    for benchmark in benchmarks:
-        try:
-            modified, download = options.allow_modified_data, options.download
-            loaded.append(load_benchmark(benchmark, work_dir / "images", allow_modified=modified, download=download))
-        except UniDPOError as error:
-            reasons.append(str(error))
-    if reasons:
-        raise UniDPOError("\n".join(reasons))
-    return loaded
 
 
 def _model(settings: ModelSettings) -> "Qwen2VLChat":
@@ -180,28 +167,24 @@ def _plan(
     version: str,
 ) -> list[Job]:
     """Build every question of one model and open the journal of each benchmark."""
-    jobs, reasons = [], []
+    jobs, reasons = [], FaultCollector()
     for one in loaded:
-        questions, faults = build_questions(model, one, options.limit)
-        faults = {**one.faults, **faults}
-        if faults and not options.skip_bad_rows:
-            reasons.append(f"{_report(one.benchmark.name, faults)}. --skip-bad-rows evaluates the others")
-            continue
-        asked = keep_whole_units(one, questions, faults)
-        if not asked:
-            reasons.append(f"{one.benchmark.name}: no row can be asked")
-            continue
-        if faults:
-            ranks.say(f"left out: {_report(one.benchmark.name, faults)}")
-        if len(asked) < len(questions):
-            ranks.say(
-                f"{one.benchmark.name}: {len(questions) - len(asked)} more rows left out, scored only with others"
-            )
-        fingerprint = _fingerprint(model, one, asked, version)
-        journal = Journal(work_dir / name / one.benchmark.name, fingerprint, ranks.rank)
-        jobs.append(Job(one, asked, len(faults), journal))
-    if reasons:
-        raise UniDPOError("\n".join(reasons))
+        with reasons.collecting():
+            questions, faults = build_questions(model, one, options.limit)
+            faults = {**one.faults, **faults}
+            if faults and not options.skip_bad_rows:
+                raise UniDPOError(f"{_report(one.benchmark.name, faults)}. --skip-bad-rows evaluates the others")
+            asked = keep_whole_units(one, questions, faults)
+            if not asked:
+                raise UniDPOError(f"{one.benchmark.name}: no row can be asked")
+            if faults:
+                ranks.say(f"left out: {_report(one.benchmark.name, faults)}")
+            if alone := len(questions) - len(asked):
+                ranks.say(f"{one.benchmark.name}: {alone} more rows left out, scored only with others")
+            fingerprint = _fingerprint(model, one, asked, version)
+            journal = Journal(work_dir / name / one.benchmark.name, fingerprint, ranks.rank)
+            jobs.append(Job(one, asked, len(faults), journal))
+    reasons.raise_any()
     return jobs
 
 

@@ -124,16 +124,9 @@ _OCR_MATHEMATICS = "Handwritten Mathematical Expression Recognition"
 
 
 def read_outcomes(dataset: Any, prediction_file: Path, judge: str, headline: float) -> Outcomes | None:
-    """Return the outcomes behind a headline score.
+    """Return the outcomes behind a headline score, from the files that VLMEvalKit's `evaluate` left beside its input.
 
-    Args:
-        dataset: VLMEvalKit's dataset, after `evaluate`.
-        prediction_file: what it evaluated; its own files lie beside.
-        judge: as given to `evaluate`.
-        headline: the score it returned.
-
-    Returns:
-        `None` where the rows do not add up to exactly that score: no interval is better than a wrong one.
+    `None` where the rows do not add up to exactly that score: no interval is better than a wrong one.
     """
     from vlmeval.smp import get_intermediate_file_path, load
 
