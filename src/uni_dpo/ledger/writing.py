@@ -99,10 +99,8 @@ class PairLedger:
         """Write what waits as one file, whole or not at all."""
         if self._waiting:
             start = f"rank-{self._rank:04}-part-"
-            last = max(
-                (int(part.stem.removeprefix(start)) for part in self.folder.glob(f"{start}*.parquet")), default=0
-            )
-            write_table(self.waiting(), self.folder / f"{start}{last + 1:06}.parquet")
+            taken = [int(part.stem.removeprefix(start)) for part in self.folder.glob(f"{start}*.parquet")]
+            write_table(self.waiting(), self.folder / f"{start}{max(taken, default=0) + 1:06}.parquet")
             self._waiting.clear()
             self._pairs = 0
 

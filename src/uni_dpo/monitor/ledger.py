@@ -30,15 +30,9 @@ from uni_dpo.storage.writing import replacing, write_text
 _PACKAGES = ("uni-dpo", "llamafactory", "transformers", "torch", "trl", "peft", "accelerate", "deepspeed", "datasets")
 _SECRET = ("_token", "api_key", "secret", "password", "webhook_url")
 """Parts of the names of settings that are written nowhere."""
-_DERIVED = [
-    "block_diag_attn",
-    "compute_dtype",
-    "device_map",
-    "model_max_length",
-    "logging_dir",
-    "local_rank",
-    "run_name",
-]
+_DERIVED = (
+    "block_diag_attn", "compute_dtype", "device_map", "model_max_length", "logging_dir", "local_rank", "run_name",
+)  # fmt: skip
 """Settings that a library works out for itself."""
 
 
