@@ -9,7 +9,7 @@ import pytest
 from uni_dpo.demo.digits import Digit
 from uni_dpo.errors import UniDPOError
 from uni_dpo.vlmeval.cells import read_frame
-from uni_dpo.vlmeval.table import accepted_answers, read_benchmark_table, read_own_table
+from uni_dpo.vlmeval.table import listed, read_benchmark_table, read_own_table
 
 BASE64 = "iVBORw0KGgo" * 8
 ROW = {"index": "1", "question": "Which?", "answer": "A", "A": "left", "B": "right", "image": BASE64}
@@ -176,9 +176,9 @@ def test_answers_that_vlmevalkit_would_run_are_refused(table: Callable) -> None:
     assert list(read.faults) == ["2"]
 
 
-def test_accepted_answers() -> None:
-    assert accepted_answers("['7', 'seven', 7]") == ["7", "seven", "7"]
-    assert accepted_answers("seven") == ["seven"]
+def test_items_of_a_cell() -> None:
+    assert listed("['7', 'seven', 7]") == ["7", "seven", "7"]
+    assert listed("seven") == ["seven"]
 
 
 def test_a_quotation_mark_swallows_no_row(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def _of_split(rows: pa.Table, split: str) -> pa.Table:
 
 
 def windows(rows: pa.Table, split: str = "train", count: int = 48) -> list[dict[str, Any]]:
-    """Return the distributions of `QUANTITIES` over a split of a ledger, in at most `count` windows of as many steps.
+    """Return the distributions of `QUANTITIES` over a split of a ledger, in `count` windows of about as many steps.
 
     Returns:
         For each its last `step`, its `pairs`, `accuracy` (the share of pairs whose reward margin is above 0),

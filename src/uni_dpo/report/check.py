@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from uni_dpo.data.checks.audit import QUANTILES, Audit, Repeats, Spread
 from uni_dpo.data.checks.check import CheckReport
 from uni_dpo.data.faults import SHOWN_FAULTS, Fault, shown
 from uni_dpo.report.page import write_page
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Cells = tuple[str, ...]
 _NUMBERS = ("mean", *(f"{quantile:.0%}" for quantile in QUANTILES))
@@ -105,12 +106,8 @@ def _repeats(repeats: Repeats) -> str:
     return f"{repeats.count:,}" + (f" (rows {examples})" if examples else "")
 
 
-def tables(report: CheckReport) -> "Iterator[Table]":
+def tables(report: CheckReport) -> Iterator[Table]:
     """Yield the report for a terminal, as Rich tables."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     for title, header, rows in sections(report):
         table = Table(
             title=Text(title), title_justify="left", show_header=any(header), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)

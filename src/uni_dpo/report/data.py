@@ -64,11 +64,8 @@ def write_data_page(source: str | Path, file: str | Path | None = None, *, image
     columns = pair_columns(
         [row | {"groups": _groups(row)} for row in rows], thumbnails, SHOWN if len(rows) <= MANY else SHOWN_OF_MANY
     )
-    columns["score_margin"] = [
-        None if row["score_chosen"] is None or row["score_rejected"] is None
-        else row["score_chosen"] - row["score_rejected"]
-        for row in rows
-    ]  # fmt: skip
+    scores = [(row["score_chosen"], row["score_rejected"]) for row in rows]
+    columns["score_margin"] = [None if None in both else both[0] - both[1] for both in scores]
     columns["length_gap"] = [len(row["chosen"]) - len(row["rejected"]) for row in rows]
     content = {"pairs": columns, "images": thumbnails.images, "groups": list(GROUPS), "rules": RULES}
     return write_page(file or page, title, content)

@@ -14,7 +14,7 @@ from vlmeval.dataset.image_yorn import ImageYORNDataset
 from vlmeval.dataset.utils.vqa_eval import process_answer
 from vlmeval.smp import d2df, dump, get_intermediate_file_path, load
 
-from uni_dpo.vlmeval.table import Table, accepted_answers
+from uni_dpo.vlmeval.table import Table, listed
 
 
 class _OwnDataset(ImageBaseDataset):
@@ -42,7 +42,7 @@ class OwnVQA(_OwnDataset, ImageVQADataset):
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         data = load(eval_file)
         data["eval_score"] = [
-            float(process_answer(str(given)) in {process_answer(right) for right in accepted_answers(str(answers))})
+            float(process_answer(str(given)) in {process_answer(right) for right in listed(str(answers))})
             for given, answers in zip(data["prediction"], data["answer"], strict=True)
         ]
         dump(data, get_intermediate_file_path(eval_file, "_results"))

@@ -8,15 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from uni_dpo.errors import plain
 from uni_dpo.report.statistics import Difference, difference_interval
 from uni_dpo.storage.writing import write_text
 from uni_dpo.vlmeval.score import Score
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,8 @@ def as_markdown(results: Results) -> str:
     return "\n".join([*table, *(f"\n{note}" for note in _notes(results))]) + "\n"
 
 
-def as_rich_table(results: Results) -> "Table":
+def as_rich_table(results: Results) -> Table:
     """Return the table for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     header, body = _cells(results)
     table = Table(box=box.SIMPLE_HEAD, caption=Text(plain("\n".join(_notes(results)))))
     for name in header:

@@ -14,7 +14,7 @@ import pandas as pd
 from uni_dpo.errors import UniDPOError
 from uni_dpo.report.statistics import Outcomes
 from uni_dpo.vlmeval.load import Loaded
-from uni_dpo.vlmeval.table import accepted_answers, safe_name
+from uni_dpo.vlmeval.table import listed, safe_name
 
 EXACT = "exact_matching"
 
@@ -184,4 +184,4 @@ def _contains(prediction: str, answers: str, category: str) -> bool:
         flat = text.strip().replace("\n", " ")
         return flat.replace(" ", "") if category == _OCR_MATHEMATICS else flat.lower()
 
-    return any(normal(answer) in normal(prediction) for answer in accepted_answers(answers))
+    return any(normal(answer) in normal(prediction) for answer in listed(answers))

@@ -100,11 +100,9 @@ def read_benchmark_table(path: Path, kind: str) -> Table:
     return Table(_without(as_vlmevalkit_reads, faults, path), kind, _named(faults, frame))
 
 
-def accepted_answers(cell: str) -> list[str]:
-    """Return the answers that count as right: the items of a list written in the cell, or the cell itself."""
-    if cell.startswith("["):
-        return [str(item) for item in ast.literal_eval(cell)]
-    return [cell]
+def listed(cell: str) -> list[str]:
+    """Return the items of a list written in the cell, or the cell itself: the answers that count as right, paths."""
+    return [str(item) for item in ast.literal_eval(cell)] if cell.startswith("[") else [cell]
 
 
 def _kind_of(frame: pd.DataFrame) -> str:
@@ -181,7 +179,7 @@ def _yes_no_fault(row: Row) -> str | None:
 
 def _vqa_fault(row: Row) -> str | None:
     try:
-        return None if accepted_answers(row["answer"]) else "the list of answers is empty"
+        return None if listed(row["answer"]) else "the list of answers is empty"
     except (ValueError, SyntaxError, TypeError):
         return f"answer begins with [ but is not a list of texts: {row['answer'][:60]!r}"
 
@@ -192,10 +190,9 @@ def _answer_fault(row: Row) -> str | None:
         tree = ast.parse(row["answer"].strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id)):
-            return "the answer is Python code, which VLMEvalKit would run"
-    return None
+    called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    runs = any(not isinstance(function, ast.Name) or hasattr(builtins, function.id) for function in called)
+    return "the answer is Python code, which VLMEvalKit would run" if runs else None
 
 
 def _image_check(frame: pd.DataFrame) -> Check:
@@ -208,9 +205,7 @@ def _image_check(frame: pd.DataFrame) -> Check:
         if not cell:
             return "no image"
         if cell.startswith("["):
-            try:
-                ast.literal_eval(cell)
-            except (ValueError, SyntaxError):
+            if _paths(cell) is None:
                 return "image begins with [ but is not a list of base64 texts"
         elif _ADDRESS.match(cell) and cell not in whole:
             return f"image is {cell[:40]!r}: write its bytes in base64, or the path of a file in column image_path"
@@ -227,12 +222,10 @@ def _image_check(frame: pd.DataFrame) -> Check:
 
 def _paths(cell: str) -> list[str] | None:
     """The paths in a cell, one or a list of them; `None` where it only looks like a list."""
-    if cell.startswith("["):
-        try:
-            return [str(item) for item in ast.literal_eval(cell)]
-        except (ValueError, SyntaxError, TypeError):
-            return None
-    return [cell] if cell else []
+    try:
+        return listed(cell) if cell else []
+    except (ValueError, SyntaxError, TypeError):
+        return None
 
 
 def _path_list_fault(row: Row) -> str | None:
