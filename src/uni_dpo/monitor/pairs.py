@@ -23,9 +23,8 @@ from uni_dpo.monitor.ledger import LedgerCallback, write_run_card
 from uni_dpo.monitor.progress import Pace, PairAverages, ProgressLines
 
 HISTOGRAMS = ("w_qual", "w_perf", "policy_margin", "reward_margin", "chosen_drift")
-"""What trackers show at every logging step over this process's pairs since the last, as `uni_dpo/pairs/NAME`.
-
-See `ledger.summary.QUANTITIES`."""
+"""What trackers show at every logging step over this process's pairs since the last, as `uni_dpo/pairs/NAME`; see
+`ledger.summary.QUANTITIES`."""
 SHOWN = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "w_qual", "w_perf")
 """The numbers of a batch that they are made of; see `ledger.columns.NUMBERS`."""
 
