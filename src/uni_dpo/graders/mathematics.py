@@ -166,16 +166,16 @@ def _equal_values(wanted: str, given: str) -> bool | None:
     return _compare(wanted, given, False) if None in numbers else numbers[0] == numbers[1]
 
 
-@lru_cache(maxsize=100_000)
-def _compare(wanted: str, given: str, whole_text: bool) -> bool | None:
-    return _comparer.compare(wanted, given, whole_text)
-
-
 def _plain_number(text: str) -> Fraction | None:
     text = text.replace("{,}", ",").replace("\\!", "")
     if _NUMBER.fullmatch(text) and any(character.isdigit() for character in text):
         return Fraction(text.replace(",", ""))
     return None
+
+
+@lru_cache(maxsize=100_000)
+def _compare(wanted: str, given: str, whole_text: bool) -> bool | None:
+    return _comparer.compare(wanted, given, whole_text)
 
 
 class _Comparer:

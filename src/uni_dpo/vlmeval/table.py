@@ -238,11 +238,11 @@ def _resolved(cell: str, paths: ImagePaths) -> str:
 
 
 def _path_fault(row: Row, paths: ImagePaths) -> str | None:
-    listed = _paths(row["image_path"].strip())
-    if not listed:
+    found = _paths(row["image_path"].strip())
+    if not found:
         return "no image_path, or a list of them that is none"
     try:
-        for path in listed:
+        for path in found:
             paths.find(path)
     except BrokenImageError as broken:
         return f"image_path: {broken}"
