@@ -102,17 +102,17 @@ class Evidence:
         return float(self.settings.get(name) or default)
 
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric of the log."""
+        """Return steps and values of a metric of the log."""
         lines = [line for line in self.log if metric in line and "step" in line]
         return np.array([line["step"] for line in lines]), np.array([line[metric] for line in lines], dtype=float)
 
     def window_means(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and means of a quantity over the windows that have it."""
+        """Return steps and means of a quantity over the windows that have it."""
         found = [window for window in self.windows if quantity in window]
         return np.array([one["step"] for one in found]), np.array([one[quantity]["mean"] for one in found], dtype=float)
 
     def spreads(self, quantity: str) -> list[list[float]]:
-        """The quantiles of a quantity in each window that has it."""
+        """Return the quantiles of a quantity in each window that has it."""
         return [window[quantity]["q"] for window in self.windows if quantity in window]
 
     @property
