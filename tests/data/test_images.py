@@ -13,7 +13,7 @@ from uni_dpo.data.images import ImageChecker, ImageFolder, embedded_image, image
 
 
 def state(folder: Path, image, root=None):
-    with ImageChecker(folder, root).running() as images:
+    with ImageChecker(image_paths(folder, root)).running() as images:
         return images.states([image])[0]
 
 
@@ -92,7 +92,7 @@ def test_each_path_is_opened_once(folder, monkeypatch) -> None:
     opened = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
-    with ImageChecker(folder).running() as images:
+    with ImageChecker(image_paths(folder)).running() as images:
         images.states(["images/red.png"] * 50)
         images.states(["images/red.png", "images/grey.jpg"])
     assert len(opened) == 2
@@ -167,7 +167,7 @@ def test_pipes_and_impossible_names_are_never_opened(folder) -> None:
 def test_paths_start_in_the_folder_and_then_beside_the_data(folder) -> None:
     (folder / "other" / "images").mkdir(parents=True)
     (folder / "other" / "images" / "blue.png").write_bytes(encoded("RGB", (50, 60)))
-    with ImageChecker(folder, beside=folder / "other").running() as images:
+    with ImageChecker(image_paths(folder, None, folder / "other")).running() as images:
         found = images.states(["images/red.png", "images/blue.png"])
     assert [(each.width, each.height) for each in found] == [(40, 30), (50, 60)]
 

@@ -15,7 +15,7 @@ from uni_dpo.data.checks.lengths import LengthCounter
 from uni_dpo.data.convert import convert
 from uni_dpo.data.image_paths import rebase_images
 from uni_dpo.data.image_state import MediaState
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.questions import InputOptions, Question, read_questions, refuse_videos
 from uni_dpo.data.register import detect_attributes
 from uni_dpo.data.tables.splitting import row_groups
@@ -218,7 +218,7 @@ def test_what_is_rated_about_videos(films: Path, row: Callable[..., Any]) -> Non
     (films / "pairs.json").write_text(json.dumps([row(0, "good.mp4"), row(1, ["frame.png"])]))
     answers = [{"question": "What?", "answer": "A box.", "video": "good.mp4"}, {"question": "<video>?", "answer": "A."}]
     (films / "answers.json").write_text(json.dumps(answers))
-    with ImageChecker(films).running() as images:
+    with ImageChecker(image_paths(films)).running() as images:
         rows = [
             found
             for name in ("pairs.json", "answers.json")

@@ -128,22 +128,10 @@ def source_state(source: Path | bytes, name: str, *, decode: bool) -> MediaState
 
 
 class ImageChecker:
-    """Checks images in threads, each path once, and remembers what it found.
+    """Checks images in threads, each path once, and remembers what it found."""
 
-    Args:
-        folder: paths are tried below it first, then as they are, as LlamaFactory does; None leaves it out.
-        root: the folder that no path may leave; None where there is no such rule.
-        beside: the folder of the data file, tried after `folder`; None leaves it out.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path | None,
-        root: str | Path | None = None,
-        *,
-        beside: str | Path | None = None,
-    ) -> None:
-        self.paths = image_paths(folder, root, beside)
+    def __init__(self, paths: ImagePaths) -> None:
+        self.paths = paths
         self._known: dict[str, MediaState] = {}
         self._threads = ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1))
 
@@ -191,7 +179,7 @@ class ImageChecker:
 def image_paths(
     folder: str | Path | None, root: str | Path | None = None, beside: str | Path | None = None
 ) -> ImagePaths:
-    """Tell where paths lead that start in `folder`, or beside the data, and may not leave `root`."""
+    """Tell where paths lead that start in `folder`, then beside the data, as LlamaFactory's do, and stay in `root`."""
     folders = dict.fromkeys(Path(start) for start in (folder, beside) if start is not None)
     return ImagePaths(tuple(folders), None if root is None else Path(root))
 

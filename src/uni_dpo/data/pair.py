@@ -241,18 +241,13 @@ class RowReader:
     def answer(self, column: str | None) -> str | None:
         """Return the answer under `column`: a text in alpaca, one message in the other formats."""
         present, value = self.required(column, "chosen / rejected")
-        if not present:
-            return None
         field = str(column)
-        if not self._messages:
-            return self.answer_text(value, field)
-        message = self._message(value, field)
-        if message is None:
-            return None
-        role, text = message
-        if role not in (self._tags.assistant_tag, self._tags.function_tag):
-            self._fault("answer_role", field, f"role {role!r}", f"an answer's role is {self._tags.assistant_tag!r}")
-        return self.answer_text(text, field)
+        if present and self._messages:
+            role, value = self._message(value, field) or ("", None)
+            present = value is not None
+            if present and role not in (self._tags.assistant_tag, self._tags.function_tag):
+                self._fault("answer_role", field, f"role {role!r}", f"an answer's role is {self._tags.assistant_tag!r}")
+        return self.answer_text(value, field) if present else None
 
     def answer_text(self, value: object, field: str) -> str | None:
         """Return the text of an answer, which is never empty."""

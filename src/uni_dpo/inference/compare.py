@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uni_dpo.data.formats.stance import count_stances
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.questions import InputOptions, Question, questions_in_order
 from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.data.videos import Video
@@ -63,7 +63,7 @@ def read_prompts(
     numbered = all(identity is None for _, identity in found)
     seen: dict[str, Question] = {}
     prompts = []
-    checker = ImageChecker(file.parent)
+    checker = ImageChecker(image_paths(file.parent))
     with checker.running():
         for number, (question, identity) in enumerate(found, start=1):
             identity = number if numbered else identity

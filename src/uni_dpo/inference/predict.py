@@ -8,7 +8,7 @@ from typing import Any
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
 from uni_dpo.data.image_state import OddImages
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, ImagePaths
 from uni_dpo.data.questions import InputOptions, Question, read_questions
 from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.engine.asking import Template, load_template
@@ -173,7 +173,7 @@ def _logged(samples: Sequence[Sample]) -> Row:
 
 
 def _check_images(questions: Sequence[Question]) -> OddImages:
-    checker, odd = ImageChecker(Path()), OddImages()
+    checker, odd = ImageChecker(ImagePaths()), OddImages()
     faults = []
     with checker.running():
         for question in questions:

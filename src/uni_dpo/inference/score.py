@@ -13,7 +13,7 @@ from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import SourceRow, refuse
 from uni_dpo.data.image_state import MediaState
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, one_split, read_rows, unreadable_fault
@@ -93,7 +93,7 @@ def score_file(
     files = one_split(source)
     checkpoint = find_reward_checkpoint(options)
     layout = layout_of(source, answer_column)
-    images = ImageChecker(media_dir or files[0].parent, media_dir)
+    images = ImageChecker(image_paths(media_dir or files[0].parent, media_dir))
     videos = VideoChecker(images)
     model_digest = digest(checkpoint_identity(options))
     with replies_for(source, output, "ratings") as done, images.running():

@@ -15,7 +15,7 @@ from uni_dpo.data.checks.lengths import MEDIA, chat_text, model_limits, video_li
 from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.image_state import ImageLimits
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.data.tables.reading import iter_rows, source_files
@@ -187,7 +187,7 @@ def read_workload(settings: Mapping[str, Any], choice: PairChoice) -> Workload:
 
 def _sampled(entry: DatasetEntry, folder: str, media_dir: Any, choice: PairChoice) -> Iterator[CheckedRow]:
     assert entry.path is not None
-    with ImageChecker(media_dir or folder, media_dir, beside=entry.beside).running() as images:
+    with ImageChecker(image_paths(media_dir or folder, media_dir, entry.beside)).running() as images:
         videos = VideoChecker(images) if has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required=False, choice=choice)
         left = LOOKED_AT

@@ -16,7 +16,7 @@ from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.image_state import OddImages
-from uni_dpo.data.images import ImageChecker
+from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import counted, source_files
@@ -149,7 +149,8 @@ def check_dataset(
     with ExitStack() as stack:
         images = videos = sorter = None
         if check_images:
-            images = stack.enter_context(ImageChecker(media_dir or start, media_dir, beside=entry.beside).running())
+            paths = image_paths(media_dir or start, media_dir, entry.beside)
+            images = stack.enter_context(ImageChecker(paths).running())
             videos = VideoChecker(images, whole=whole_videos) if entry.columns.videos and has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required, choice)
         if fix is not None:

@@ -116,7 +116,6 @@ def _summary(reports: Sequence[CheckReport], unchecked: list[str], tau_good: flo
 
 _VERSION = 2
 _ROWS_AT_ONCE = 1_000
-_TEXTS = ("prompt", "query", "response", "system", "tools", "kto_tag")
 
 
 def training_table(entry: DatasetEntry, folder: str | Path, paths: ImagePaths, limit: int | None = None) -> Path:
@@ -158,13 +157,13 @@ def _columns(entry: DatasetEntry, folder: ImageFolder, paths: ImagePaths) -> dic
 
     names, tags = entry.columns, entry.tags
     message = pa.struct([(str(tags.role_tag), pa.string()), (str(tags.content_tag), pa.string())])
-    found: dict[str | None, Column] = {getattr(names, role): (pa.string(), _as_text) for role in _TEXTS}
+    texts = ["prompt", "query", "response"] if entry.formatting == "alpaca" else []
+    texts += ["system", "tools", "kto_tag"]
+    found: dict[str | None, Column] = {getattr(names, role): (pa.string(), _as_text) for role in texts}
     answer: Column = (pa.string(), _as_text)
     if entry.formatting == "alpaca":
         found[names.history] = (pa.list_(pa.list_(pa.string())), listed)
     else:
-        for role in ("prompt", "query", "response"):
-            found.pop(getattr(names, role), None)
         answer = (message, lambda value: _as_message(value, entry))
         found[names.messages] = (pa.list_(message), lambda value: [_as_message(item, entry) for item in value])
     if entry.ranked:

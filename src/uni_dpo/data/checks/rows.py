@@ -155,11 +155,9 @@ def _marker_faults(question: PreferencePair, answers: list[tuple[str, str]], ent
         *((getattr(columns, name, name), text) for name, text in answers),
     )
     for column, text in texts:
-        for marker in MODEL_MARKERS:
-            if "<" in text and marker in text:
-                found = f"the text {marker}, which the model reads as part of an image"
-                yield Fault("model_marker", str(column), found, "write it in another way, or remove the row")
-                break
+        if "<" in text and (marker := next((marker for marker in MODEL_MARKERS if marker in text), None)):
+            found = f"the text {marker}, which the model reads as part of an image"
+            yield Fault("model_marker", str(column), found, "write it in another way, or remove the row")
 
 
 def _check_column(batch: list[CheckedRow], images: ImageChecker, column: str, *, keep: bool) -> None:

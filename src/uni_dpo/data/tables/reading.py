@@ -25,10 +25,7 @@ _ROWS_AT_ONCE = 32
 
 
 def source_files(path: str | Path) -> list[Path]:
-    """Return the files that hold a dataset's rows, in order.
-
-    Args:
-        path: a file, a folder of files of one type, or a folder that `datasets` wrote with `save_to_disk`.
+    """Return a file, the files of a folder, or those of one that `save_to_disk` of `datasets` wrote, in order.
 
     Raises:
         PreferenceDataError: nothing there, or nothing that can be read.
@@ -94,9 +91,7 @@ def is_file(path: Path) -> bool:
 
 
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, int | None, Row | Unreadable]]:
-    """Yield every row of one file with its 0-based position and the line it starts in.
-
-    Memory does not grow with the file.
+    """Yield every row of one file with its 0-based position and the line it starts in, in flat memory.
 
     A row that cannot be read comes as `Unreadable`, and the reading continues where the format allows it. Files
     without lines (Parquet, Arrow) have None for the line.
