@@ -136,6 +136,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--bf16"], "bf16: true needs a GPU"),
         ({"fp16": True, "use_cpu": True}, "fp16: true needs a GPU"),
         ({"pure_bf16": True}, "pure_bf16: true needs a GPU"),
+        ({"deepspeed": __file__}, "is not JSON"),
         ({"deepspeed": "nowhere.json"}, "deepspeed: there is no file 'nowhere.json'"),
         ({"report_to": "swanlab"}, "report_to: swanlab needs the package swanlab"),
         ({"report_to": ["swanlab"]}, "report_to: swanlab needs the package swanlab"),

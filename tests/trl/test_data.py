@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.trl.data import ScoredPairs, check_scores, refuse_videos
+from uni_dpo.trl.data import ScoredPairs, as_messages, check_pairs, check_places, check_scores, refuse_videos
 
 COLUMNS = ("score_chosen", "score_rejected")
 
@@ -93,3 +93,69 @@ def test_videos_are_refused_since_trl_shows_none() -> None:
     refuse_videos(Dataset.from_dict({"prompt": ["a"], "videos": [None]}))
     with pytest.raises(UniDPOError, match="the eval dataset has videos in its column 'videos'"):
         refuse_videos(Dataset.from_dict({"prompt": ["a"], "videos": [["film.mp4"]]}), "eval")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"instruction": "q", "chosen": "A cat.", "rejected": "A dog."},
+            "TRL would not read 'instruction'",
+        ),
+        ({"question": "q", "chosen": [{"role": "assistant", "content": "a"}]}, "would not read 'question'"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "row 0, rejected: is empty"),
+        ({"prompt": "q", "chosen": " ", "rejected": "b"}, "row 0, chosen: is empty"),
+    ],
+)
+def test_no_pair_loses_its_question_or_an_answer(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UniDPOError, match=message):
+        check_pairs(Dataset.from_list([row]))
+
+
+def test_a_question_may_stand_in_both_answers() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    check_pairs(Dataset.from_list([{"chosen": turns, "rejected": turns, "instruction": "q"}]))
+    check_pairs(Dataset.from_list([{"chosen": "The sky is blue.", "rejected": "The sky is green."}]))
+
+
+PART = {"type": "image", "text": None}
+
+
+def asked(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "places"),
+    [
+        (asked(PART), ["a.png"], None),
+        (asked(), [], None),
+        (asked(), None, None),
+        ("<|image_pad|>What?", ["a.png"], None),
+        ("<image>What?", ["a.png"], "0 places for images, `images` holds 1"),
+        (asked(PART), ["a.png", "b.png"], "1 places for images, `images` holds 2"),
+        (asked(PART), None, "1 places for images, `images` holds 0"),
+        (asked(PART, {"type": "text", "text": "<|image_pad|>"}), ["a.png"], "2 places"),
+        ([{"role": "user", "content": "What?"}], ["a.png"], "0 places"),
+    ],
+)
+def test_every_image_has_its_place_in_the_prompt(prompt: Any, images: Any, places: str | None) -> None:
+    data = Dataset.from_list([{"prompt": prompt, "images": images}])
+    check_places(data, None)
+    if places is None:
+        check_places(data, "<|image_pad|>")
+        return
+    with pytest.raises(UniDPOError, match=f"row 0: its prompt has {places}"):
+        check_places(data, "<|image_pad|>")
+
+
+def test_trl_1_puts_images_before_plain_messages_itself() -> None:
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": "What?"}], "images": ["a.png"]}])
+    check_places(data, "<|image_pad|>", added=True)
+
+
+def test_questions_with_a_list_of_images_show_them_all() -> None:
+    row = {"question": "Same?", "chosen": "Yes", "rejected": "No", "images": ["a.png", "b.png"]}
+    made = as_messages(Dataset.from_list([row]))
+    check_places(made, "<|image_pad|>")
+    assert made[0]["images"] == ["a.png", "b.png"]

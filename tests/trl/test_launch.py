@@ -181,6 +181,13 @@ def test_faults_are_named_before_a_model_is_looked_for(text_rows: Rows, tmp_path
     (tmp_path / "pairs.json").write_text(json.dumps([*text_rows, text_rows[0] | {"score_chosen": None}]))
     with pytest.raises(UniDPOError, match="row 8, score_chosen: None"):
         train(flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out"))
+    with pytest.raises(UniDPOError, match=r"dataset_name: there is no file .*nowhere\.json"):
+        train(flags("no/such-model", tmp_path / "nowhere.json", tmp_path / "out"))
+    (tmp_path / "ids.json").write_text(
+        json.dumps([row | {"id": id} for row, id in zip(text_rows[:2], ("a", 3), strict=True)])
+    )
+    with pytest.raises(UniDPOError, match=r"ids\.json' cannot be loaded: .*id"):
+        train(flags("no/such-model", tmp_path / "ids.json", tmp_path / "out"))
     with pytest.raises(UniDPOError, match=r"nowhere\.yaml"):
         parse(["--config", str(tmp_path / "nowhere.yaml")])
     arguments = flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out")
@@ -203,6 +210,13 @@ def test_a_dataset_that_is_a_script_is_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps(settings | {"model_name_or_path": "no/such-model"}))
     with pytest.raises(UniDPOError, match="the mixture of datasets cannot be loaded: Dataset scripts are no longer"):
         train(["--config", str(config)])
+
+
+def test_modules_that_are_not_there_are_named(tiny_text: Path, text_rows: Rows, tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text(json.dumps([row | {"messages": [{"x": 1}]} for row in text_rows]))
+    given = flags(str(tiny_text), tmp_path / "pairs.json", tmp_path / "out")
+    with pytest.raises(UniDPOError, match="lora_target_modules: Target modules"):
+        train([*given, "--use_peft", "true", "--lora_target_modules", "nonsense"])
 
 
 def test_a_missing_model_is_named(text_rows: Rows, tmp_path: Path) -> None:

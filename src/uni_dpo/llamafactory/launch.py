@@ -143,7 +143,7 @@ def _show(given: dict[str, Any] | list[str], run_exp: Callable[..., Any]) -> Non
         print(f"{output}: finished; what LlamaFactory said is in {file}", file=sys.stderr)
 
 
-_REFUSING = ("hf_argparser.py", "training_args.py", "optimization.py", "versions.py")
+_REFUSING = ("hf_argparser.py", "training_args.py", "optimization.py", "versions.py", "integration_utils.py")
 """Files of transformers whose errors are about a setting's value, or a package that it needs."""
 
 

@@ -1,5 +1,6 @@
 """What of a training this machine, its packages and its files do not allow, told without torch or transformers."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -144,6 +145,11 @@ def _deepspeed(settings: Training) -> Faults:
         yield "deepspeed", f"there is no file {value!r}; name a DeepSpeed configuration that is there, or leave it out"
     elif find_spec("deepspeed") is None:
         yield "deepspeed", "the package is not installed: pip install deepspeed"
+    else:
+        try:
+            json.loads(Path(value).read_bytes())
+        except ValueError as error:
+            yield "deepspeed", f"{value} is not JSON ({error})"
 
 
 def _reporters(settings: Training) -> Faults:

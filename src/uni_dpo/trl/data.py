@@ -12,7 +12,7 @@ import datasets
 import PIL.Image
 import torch
 
-from uni_dpo.data.columns import VIDEO_COLUMNS, is_empty
+from uni_dpo.data.columns import TEXT_COLUMNS, VIDEO_COLUMNS, is_empty
 from uni_dpo.data.image_state import BrokenImageError, OddImages, check_shape, oddity
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY
@@ -24,23 +24,23 @@ SCORES = ("score_chosen", "score_rejected")
 
 
 def as_messages(dataset: Any) -> Any:
-    """Give rows of `image, question, chosen, rejected` TRL's columns; any other dataset stays as it is.
+    """Give rows of `image` or `images, question, chosen, rejected` TRL's columns; any other dataset stays as it is.
 
-    VQA-RAD's pairs come so. The image stands before the question.
+    VQA-RAD's pairs come so. The images stand before the question.
     """
     columns = set(dataset.column_names or ())
     if "prompt" in columns or not {"question", "chosen", "rejected"} <= columns:
         return dataset
 
     def turn(row: Mapping[str, Any]) -> dict[str, Any]:
-        image = row.get("image")
-        shown = [{"type": "image", "text": None}] if image is not None else []
+        images = [row["image"]] if row.get("image") is not None else row.get("images") or []
+        shown = [{"type": "image", "text": None}] * len(images)
         said = {
             name: [{"role": "assistant", "content": [{"type": "text", "text": row[name]}]}]
             for name in ("chosen", "rejected")
         }
         asked = [{"role": "user", "content": [*shown, {"type": "text", "text": row["question"]}]}]
-        return {"prompt": asked, **said} | ({"images": [image] if shown else []} if "image" in columns else {})
+        return {"prompt": asked, **said} | ({"images": images} if "image" in columns else {})
 
     features = dict(dataset.features)
     parts = datasets.List({"type": datasets.Value("string"), "text": datasets.Value("string")})
@@ -85,6 +85,75 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
             )
 
 
+def check_pairs(dataset: Any, name: str = "train") -> None:
+    """Refuse a dataset of which TRL would leave out the question, or that lacks an answer.
+
+    Without `prompt`, TRL takes what both answers begin with for the question.
+
+    Args:
+        dataset: a `datasets.Dataset`; of a stream only the first row is looked at.
+        name: what the dataset is called in the message.
+
+    Raises:
+        UniDPOError: names the column, or the row.
+    """
+    columns = dataset.column_names or ()
+    first: Mapping[str, Any] = next(iter(dataset), {})
+    chosen = first.get("chosen")
+    begins_with_it = isinstance(chosen, list) and chosen and chosen[0].get("role") != "assistant"
+    asked = [column for column in TEXT_COLUMNS if column in columns]
+    if asked and "prompt" not in columns and not begins_with_it:
+        raise UniDPOError(
+            f"the {name} dataset has no column 'prompt', and TRL would not read {asked[0]!r}: `uni-dpo data convert "
+            "FILE FOLDER --to trl` makes what it reads"
+        )
+    for column in {"chosen", "rejected"}.intersection(columns) if hasattr(dataset, "num_rows") else ():
+        empty = next((row for row, value in enumerate(dataset[column]) if is_empty(value)), None)
+        if empty is not None:
+            raise UniDPOError(f"the {name} dataset, row {empty}, {column}: is empty; write it, or remove the row")
+
+
+def check_places(dataset: Any, image_token: str | None, name: str = "train", *, added: bool = False) -> None:
+    """Refuse a row whose prompt has not one place for each of its images.
+
+    Args:
+        dataset: a `datasets.Dataset`; the rows of a stream are seen when they come.
+        image_token: what stands for an image in a text; None for a model without images.
+        name: what the dataset is called in the message.
+        added: whether TRL itself puts the images before messages whose contents are texts.
+
+    Raises:
+        UniDPOError: names the row.
+    """
+    if image_token is None or not hasattr(dataset, "num_rows") or not {"prompt", "images"} <= {*dataset.column_names}:
+        return
+    for row, example in enumerate(_undecoded(dataset).select_columns(["prompt", "images"])):
+        prompt, count = example["prompt"], len(example["images"] or ())
+        contents = [prompt] if isinstance(prompt, str) else [turn.get("content") for turn in prompt]
+        if added and not isinstance(prompt, str) and any(isinstance(content, str) for content in contents):
+            continue
+        places = sum(_places(content, image_token) for content in contents)
+        if places != count:
+            raise UniDPOError(
+                f"the {name} dataset, row {row}: its prompt has {places} places for images, `images` holds {count}: "
+                "give each image a part of type 'image', as `uni-dpo data convert FILE FOLDER --to trl` does"
+            )
+
+
+def _places(content: Any, image_token: str) -> int:
+    parts = [content] if isinstance(content, str) else content or ()
+    texts = (part if isinstance(part, str) else part.get("text") or "" for part in parts)
+    images = sum(not isinstance(part, str) and part.get("type") == "image" for part in parts)
+    return images + sum(text.count(image_token) for text in texts)
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The dataset with its images as they are stored."""
+    if isinstance(getattr(dataset.features["images"], "feature", None), datasets.Image):
+        return dataset.cast_column("images", datasets.Sequence(datasets.Image(decode=False)))
+    return dataset
+
+
 def refuse_videos(dataset: Any, name: str = "train") -> None:
     """Refuse a dataset with videos, of which TRL shows a model none."""
     for column in {*VIDEO_COLUMNS}.intersection(dataset.column_names or ()):
@@ -105,11 +174,8 @@ def check_images(dataset: Any, name: str = "train") -> None:
     """
     if not hasattr(dataset, "num_rows") or "images" not in dataset.column_names:
         return
-    images = dataset.select_columns("images")
-    if isinstance(getattr(images.features["images"], "feature", None), datasets.Image):
-        images = images.cast_column("images", datasets.Sequence(datasets.Image(decode=False)))
     odd = OddImages()
-    for row, example in enumerate(images):
+    for row, example in enumerate(_undecoded(dataset.select_columns("images"))):
         for at, image in enumerate(example["images"] or ()):
             odd.add(_check_image(image, f"the {name} dataset, row {row}, image {at + 1}"), f"row {row}, image {at + 1}")
     for line in odd.warnings():

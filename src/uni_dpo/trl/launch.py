@@ -25,14 +25,19 @@ from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import PromptStyle, detect_style
 from uni_dpo.monitor.console import VERBOSE, readable
 from uni_dpo.monitor.ledger import changed_settings, write_run_card
+from uni_dpo.settings.machine import is_true
 from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import process_group, refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
-from uni_dpo.trl.data import as_messages, check_images, check_scores, refuse_videos
+from uni_dpo.trl.data import as_messages, check_images, check_pairs, check_places, check_scores, refuse_videos
 from uni_dpo.trl.ledger import logger
-from uni_dpo.trl.trainer import UniDPOTrainer
+from uni_dpo.trl.trainer import TRL_1, UniDPOTrainer
 
 TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+
+
+UNREAD = ("messages", "completion", "label")
+"""Columns of other trainers, beside which TRL refuses pairs."""
 
 
 @process_group()
@@ -67,16 +72,25 @@ def _train(script: Any, settings: TRLUniDPOConfig, model_settings: Any, mixture:
     trusted = any(getattr(part, "trust_remote_code", False) for part in (settings, model_settings))
     processor = load_processor(checkpoint, trust_remote_code=trusted)
     _check_template(processor, model_settings.model_name_or_path, splits)
-    trainer = UniDPOTrainer(
-        _load_model(model_settings, checkpoint, settings.output_dir, trusted),
-        args=settings,
-        train_dataset=splits["train"],
-        eval_dataset=splits.get("eval"),
-        processing_class=processor,
-        peft_config=get_peft_config(model_settings),
-        about={"datasets": _names(script, splits), "changed": changed_settings(script, model_settings)},
-    )
-    trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
+    for name, split in splits.items():
+        check_places(split, getattr(processor, "image_token", None), name, added=TRL_1)
+    model = _load_model(model_settings, checkpoint, settings.output_dir, trusted)
+    try:
+        trainer = UniDPOTrainer(
+            model,
+            args=settings,
+            train_dataset=splits["train"],
+            eval_dataset=splits.get("eval"),
+            processing_class=processor,
+            peft_config=get_peft_config(model_settings),
+            about={"datasets": _names(script, splits), "changed": changed_settings(script, model_settings)},
+        )
+    except ValueError as error:
+        if "arget modules" not in str(error) and "target_modules" not in str(error):
+            raise
+        raise UniDPOError(f"lora_target_modules: {error}") from None
+    resumed = settings.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=is_true(resumed) or resumed)
     trainer.save_state()
     if "eval" in splits:
         metrics = trainer.evaluate()
@@ -97,6 +111,7 @@ def _checked_splits(script: Any, settings: TRLUniDPOConfig, mixture: Any) -> dic
         splits["eval"] = _split(data, script.dataset_test_split)
     for name, split in splits.items():
         refuse_videos(split, name)
+        check_pairs(split, name)
     if settings.uses_uni_dpo:
         for name, split in splits.items():
             check_scores(split, settings.score_columns, name)
@@ -144,11 +159,13 @@ def _load_data(script: Any, mixture: Any) -> Any:
         return get_dataset(mixture) if mixture.datasets else _load_one(name, script)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         named = "the mixture of datasets" if mixture.datasets else f"dataset {name!r}"
-        raise UniDPOError(f"{named} cannot be loaded: {error}") from error
+        raise UniDPOError(f"{named} cannot be loaded: {error.__cause__ or error}") from error
 
 
 def _load_one(name: str, script: Any) -> Any:
     path = Path(name)
+    if path.suffix in TABLES and not path.exists():
+        raise UniDPOError(f"dataset_name: there is no file {name}")
     if path.is_file() and path.suffix in TABLES:
         return datasets.load_dataset(TABLES[path.suffix], data_files=name, streaming=script.dataset_streaming)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -159,7 +176,8 @@ def _load_one(name: str, script: Any) -> Any:
 def _split(data: Any, name: str) -> Any:
     if isinstance(data, dict) and name not in data:
         raise UniDPOError(f"the dataset has no split {name!r}; it has {', '.join(data)}")
-    return as_messages(data[name] if isinstance(data, dict) else data)
+    split = as_messages(data[name] if isinstance(data, dict) else data)
+    return split.remove_columns([column for column in UNREAD if column in (split.column_names or ())])
 
 
 def _load_model(settings: Any, checkpoint: Checkpoint, output: str, trusted: bool) -> Any:

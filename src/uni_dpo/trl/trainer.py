@@ -22,7 +22,8 @@ from uni_dpo.trl.data import SCORES, check_scores, refuse_videos
 from uni_dpo.trl.ledger import NamedRows, logger, name_rows, run_record
 from uni_dpo.weighted_losses import RemembersLosses, WeightedLosses, weights_among
 
-if hasattr(dpo_trainer, "add_fused_lm_head"):
+TRL_1 = hasattr(dpo_trainer, "add_fused_lm_head")
+if TRL_1:
     from uni_dpo.trl.version_1 import FusedPairTrainer as PairTrainer
     from uni_dpo.trl.version_1 import MixedSampler as SeeingSampler
 elif hasattr(dpo_trainer.DPOTrainer, "concatenated_forward"):
@@ -31,7 +32,7 @@ elif hasattr(dpo_trainer.DPOTrainer, "concatenated_forward"):
 else:
     raise UniDPOError("this TRL has another DPOTrainer: pip install trl==1.16.0, or beside LlamaFactory trl==0.24.0")
 
-__all__ = ["SeeingSampler", "UniDPOTrainer"]
+__all__ = ["TRL_1", "SeeingSampler", "UniDPOTrainer"]
 
 
 class UniDPOTrainer(
