@@ -77,23 +77,16 @@ def _opened(path: Path, what: str, deadline: float) -> int:
         try:
             with suppress(OSError):  # a file system without locks: go on without
                 while not try_lock(file):
-                    if time.monotonic() < deadline:
-                        time.sleep(_PAUSE)
-                        continue
-                    raise UniDPOError(f"{what}: another run is at work here; wait until it ends, or name another")
-            if _is(path, file):
-                return file
+                    if time.monotonic() >= deadline:
+                        raise UniDPOError(f"{what}: another run is at work here; wait until it ends, or name another")
+                    time.sleep(_PAUSE)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file)):
+                    return file
         except BaseException:
             os.close(file)
             raise
         os.close(file)  # the holder before us removed it: what we locked has no name any more
-
-
-def _is(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 _TEMPORARY = re.compile(rb"\..*\.[0-9a-f]{8}\.tmp", re.DOTALL)
