@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from uni_dpo import __version__
@@ -26,7 +26,7 @@ DATASET = "uni_dpo_image_only_mcq_short_long_50k"
 DATASET_INFO = "data/dataset_info.json"
 MARK = b"additions for Uni-DPO"
 """Stands in the lines around what is ours in an upstream file."""
-OUR_DATASET_INFO = PurePosixPath("data/uni_dpo/dataset_info.json")
+OUR_DATASET_INFO = "data/uni_dpo/dataset_info.json"
 
 
 class State(StrEnum):
@@ -63,8 +63,8 @@ def check(checkout: Checkout) -> list[Change]:
     """
     manifest = read_manifest(checkout.root) or Manifest(__version__)
     files = overlay_files(checkout.upstream)
-    changes = [Change(str(place), _state(checkout, place, source, manifest)) for place, source in files.items()]
-    for place in (place for place in manifest.written if PurePosixPath(place) not in files):
+    changes = [Change(place, _state(checkout, place, source, manifest)) for place, source in files.items()]
+    for place in (place for place in manifest.written if place not in files):
         changes.append(Change(place, State.REMOVE if _is_known(checkout.root, place, manifest) else State.CHANGED))
     info = inside(checkout.root, DATASET_INFO)
     if OUR_DATASET_INFO in files and info.is_file():
@@ -138,16 +138,16 @@ def _require_writable(paths: Iterable[Path]) -> list[Path]:
     return list(filter(Path.is_dir, folders))
 
 
-def _state(checkout: Checkout, place: PurePosixPath, source: Path, manifest: Manifest) -> State:
+def _state(checkout: Checkout, place: str, source: Path, manifest: Manifest) -> State:
     present = sha256(inside(checkout.root, place))
     if present is None:
         return State.ADD
     if present == sha256(source):
         return State.UP_TO_DATE
-    if present == manifest.written.get(str(place)):
+    if present == manifest.written.get(place):
         return State.UPDATE
-    is_original = present == manifest.originals.get(str(place))
-    return State.REPLACE if is_original or _is_upstreams(checkout.root, str(place)) else State.CHANGED
+    is_original = present == manifest.originals.get(place)
+    return State.REPLACE if is_original or _is_upstreams(checkout.root, place) else State.CHANGED
 
 
 def _entry_state(info: Path, entry: dict[str, Any], manifest: Manifest) -> State:
@@ -160,7 +160,7 @@ def _entry_state(info: Path, entry: dict[str, Any], manifest: Manifest) -> State
     return State.UPDATE if manifest.entry_text and manifest.entry_text.encode() in content else State.OTHER_ENTRY
 
 
-def _our_entry(files: Mapping[PurePosixPath, Path]) -> dict[str, Any]:
+def _our_entry(files: Mapping[str, Path]) -> dict[str, Any]:
     source = files[OUR_DATASET_INFO]
     return dict(datasets(source, source.read_bytes())[DATASET])
 
@@ -185,11 +185,11 @@ def _write(checkout: Checkout, places: Sequence[str]) -> None:
             manifest.entry_text = entry_text(info.read_bytes(), DATASET, _our_entry(files)).decode()
         else:
             manifest.keep_original(root, place)
-            manifest.written[place] = sha256(files[PurePosixPath(place)]) or ""
+            manifest.written[place] = sha256(files[place]) or ""
     manifest.write(root)
     for place in manifest.written:
         with replacing(inside(root, place)) as temporary:
-            shutil.copy(files[PurePosixPath(place)], temporary)
+            shutil.copy(files[place], temporary)
     if manifest.entry_text:
         _rewrite(info, with_text(info.read_bytes(), manifest.entry_text.encode()))
 
@@ -197,7 +197,7 @@ def _write(checkout: Checkout, places: Sequence[str]) -> None:
 def _is_upstreams(root: Path, place: str) -> bool:
     """Whether the one file that we overwrite is upstream's, of whatever version, and holds nothing of ours."""
     path = inside(root, place)
-    overwritten = any(place == str(signs.overwritten) for signs in SIGNS.values())
+    overwritten = any(place == signs.overwritten for signs in SIGNS.values())
     return overwritten and path.is_file() and MARK not in path.read_bytes()
 
 

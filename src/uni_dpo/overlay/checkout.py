@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -32,24 +32,24 @@ class Signs:
         others: further files that tell a checkout from an installed package.
     """
 
-    version_file: PurePosixPath
+    version_file: str
     tested: SpecifierSet
-    overwritten: PurePosixPath
-    others: tuple[PurePosixPath, ...]
+    overwritten: str
+    others: tuple[str, ...]
 
 
 SIGNS = {
     Upstream.LLAMAFACTORY: Signs(
-        version_file=PurePosixPath("src/llamafactory/extras/env.py"),
+        version_file="src/llamafactory/extras/env.py",
         tested=SpecifierSet(f">={OLDEST},<={NEWEST}", prereleases=True),
-        overwritten=PurePosixPath("src/llamafactory/train/dpo/__init__.py"),
-        others=(PurePosixPath("src/train.py"),),
+        overwritten="src/llamafactory/train/dpo/__init__.py",
+        others=("src/train.py",),
     ),
     Upstream.VLMEVALKIT: Signs(
-        version_file=PurePosixPath("vlmeval/__init__.py"),
+        version_file="vlmeval/__init__.py",
         tested=SpecifierSet(">=0.2rc1,<0.3", prereleases=True),
-        overwritten=PurePosixPath("vlmeval/vlm/qwen2_vl/__init__.py"),
-        others=(PurePosixPath("run.py"),),
+        overwritten="vlmeval/vlm/qwen2_vl/__init__.py",
+        others=("run.py",),
     ),
 }
 

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.overlay.checkout import Upstream
@@ -76,7 +75,7 @@ def original(root: Path, place: str) -> Path:
     return inside(root, f"{FOLDER}/originals/{place}")
 
 
-def inside(root: Path, place: str | PurePosixPath) -> Path:
+def inside(root: Path, place: str) -> Path:
     """Return the path of `place` in the checkout `root`, itself a resolved path.
 
     Raises:
@@ -108,7 +107,7 @@ PLACES = {
 PACKAGE_PLACE = {Upstream.LLAMAFACTORY: "src/uni_dpo", Upstream.VLMEVALKIT: "uni_dpo"}
 
 
-def overlay_files(upstream: Upstream) -> dict[PurePosixPath, Path]:
+def overlay_files(upstream: Upstream) -> dict[str, Path]:
     """Return every file of the overlay: its place in a checkout → where to copy it from.
 
     The same files that the one-line `cp -r` of the documentation copies.
@@ -124,11 +123,10 @@ def overlay_files(upstream: Upstream) -> dict[PurePosixPath, Path]:
             "of the project or from `pip install uni-dpo`"
         )
     folders = {root / folder: place for folder, place in PLACES[upstream].items()} | {PACKAGE: PACKAGE_PLACE[upstream]}
-    return dict(sorted(file for folder, place in folders.items() for file in _files(folder, PurePosixPath(place))))
-
-
-def _files(folder: Path, place: PurePosixPath) -> Iterator[tuple[PurePosixPath, Path]]:
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder)
-        if path.is_file() and not path.is_symlink() and not {"__pycache__", BUNDLE} & set(inside.parts):
-            yield place / inside.as_posix(), path
+    files = {}
+    for folder, place in folders.items():
+        for path in folder.rglob("*"):
+            below = path.relative_to(folder)
+            if path.is_file() and not path.is_symlink() and not {"__pycache__", BUNDLE} & set(below.parts):
+                files[Path(place, below).as_posix()] = path
+    return dict(sorted(files.items()))
