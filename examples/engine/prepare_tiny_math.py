@@ -137,8 +137,8 @@ def write_process_model(folder: Path, solver: Path, steps: int, rng: random.Rand
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-    from uni_dpo.models.rewards import ProcessModelOptions
     from uni_dpo.models.rewards.classifiers import StepClassifier
+    from uni_dpo.models.rewards.options import ProcessModelOptions
 
     with tempfile.TemporaryDirectory() as begun:  # the solver with a new head, which is what is taught here
         AutoModelForTokenClassification.from_pretrained(solver, num_labels=2).save_pretrained(begun)

@@ -11,7 +11,7 @@ import torch
 from uni_dpo.demo.digits import QUESTION, Digit, answer
 from uni_dpo.engine import Question
 from uni_dpo.inference.score import score_file
-from uni_dpo.models.rewards import RewardModelOptions
+from uni_dpo.models.rewards.options import RewardModelOptions
 from uni_dpo.online import RewardOptions
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.policy import Inputs, Policy, answer_logps, collate, encode, load_policy

@@ -10,7 +10,7 @@ import pytest
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference import score as run
 from uni_dpo.inference.score import score_file
-from uni_dpo.models.rewards import Conversation, RewardModelOptions
+from uni_dpo.models.rewards.options import Conversation, RewardModelOptions
 
 ROWS = [
     {"id": at, "instruction": f"Question {at % 3}?", "chosen": "yes" * (at + 1), "rejected": "no", "note": "kept"}

@@ -8,7 +8,7 @@ import pytest
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import base
-from uni_dpo.models.rewards import Conversation
+from uni_dpo.models.rewards.options import Conversation
 from uni_dpo.online import RewardOptions
 from uni_dpo.online.policy import check_reward, graded, make_reward
 

@@ -85,7 +85,7 @@ def predict(settings: PredictSettings) -> None:
 def score(settings: ScoreSettings) -> None:
     """Write every row with its ratings, and print the report."""
     from uni_dpo.inference.score import score_file
-    from uni_dpo.models.rewards import RewardModelOptions
+    from uni_dpo.models.rewards.options import RewardModelOptions
 
     report = score_file(
         settings.source,

@@ -14,11 +14,10 @@ from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import Grader, check_references, over_references
 from uni_dpo.models.backends.base import Request, RewardModelBackend
-from uni_dpo.models.backends.settings import RewardModelSettings
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_processor, load_start
 from uni_dpo.models.prompt import detect_style, prompt_of
-from uni_dpo.models.rewards.options import find_reward_checkpoint
+from uni_dpo.models.rewards.options import RewardModelOptions, find_reward_checkpoint
 from uni_dpo.online import OnlineConfig, RewardOptions
 from uni_dpo.settings.registry import find
 from uni_dpo.storage import read_json
@@ -188,5 +187,5 @@ def _number(reward: Any, answer: str) -> float:
     return number
 
 
-def _model_settings(options: RewardOptions, **more: Any) -> RewardModelSettings:
-    return RewardModelSettings(Path(str(options.model)), options.template, **more)
+def _model_settings(options: RewardOptions, **more: Any) -> RewardModelOptions:
+    return RewardModelOptions(Path(str(options.model)), options.template, **more)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.rewards import Conversation, RewardModelOptions, load_reward_model
+from uni_dpo.models.rewards.options import Conversation, RewardModelOptions, load_reward_model
 
 
 def test_ratings_do_not_depend_on_the_batch(classifier: Path) -> None:

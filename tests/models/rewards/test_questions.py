@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from uni_dpo.demo.digits import QUESTION, Digit
-from uni_dpo.models.rewards import (
+from uni_dpo.models.rewards.options import (
     Conversation,
     ProcessModelOptions,
     RewardModelOptions,

@@ -11,9 +11,15 @@ from annotated_types import Ge
 from uni_dpo.data.checks.rows import MEDIA_TOKENS
 from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.settings import BUILT_IN, RATERS, ProcessRewardSettings, RewardModelSettings
+from uni_dpo.models.backends.settings import BUILT_IN, RATERS
 from uni_dpo.models.checkpoint import adapter_base, is_adapter
-from uni_dpo.models.rewards import Conversation, load_process_model, load_reward_model
+from uni_dpo.models.rewards.options import (
+    Conversation,
+    ProcessModelOptions,
+    RewardModelOptions,
+    load_process_model,
+    load_reward_model,
+)
 from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, added, check_ranges, parse
 from uni_dpo.settings.reading import SettingsError
 from uni_dpo.settings.registry import find
@@ -233,15 +239,28 @@ def make_backend(raw: Mapping[str, Any]) -> Backend:
     return backend
 
 
-class RewardModelBackend:
-    """A reward model: LlamaFactory's value head, or a sequence classifier."""
+class _Rater:
+    """Rates answers in batches and counts them."""
 
-    Options = RewardModelSettings
-
-    def __init__(self, options: RewardModelSettings) -> None:
+    def __init__(self, options: Any, model: Any) -> None:
         self.usage = Usage()
         self.batch_size = options.batch_size
-        self.model = load_reward_model(options)
+        self.model = model
+
+    def _in_batches(self, rate: Callable[[Sequence[Any]], list[Any]], answers: Sequence[Any]) -> list[Any]:
+        starts = range(0, len(answers), self.batch_size)
+        ratings = [rating for start in starts for rating in rate(answers[start : start + self.batch_size])]
+        self.usage.add(Usage(requests=len(ratings)))
+        return ratings
+
+
+class RewardModelBackend(_Rater):
+    """A reward model: LlamaFactory's value head, or a sequence classifier."""
+
+    Options = RewardModelOptions
+
+    def __init__(self, options: RewardModelOptions) -> None:
+        super().__init__(options, load_reward_model(options))
 
     def rate(self, requests: Sequence[Request], answers: Sequence[str]) -> list[float]:
         """Tell how good `answers[i]` is as the reply to `requests[i]`, on the model's own scale."""
@@ -256,28 +275,18 @@ class RewardModelBackend:
             )
             for request, answer in zip(requests, answers, strict=True)
         ]
-        ratings: list[float] = []
-        for start in range(0, len(conversations), self.batch_size):
-            ratings += self.model.rate(conversations[start : start + self.batch_size])
-        self.usage.add(Usage(requests=len(ratings)))
-        return ratings
+        return self._in_batches(self.model.rate, conversations)
 
 
-class ProcessRewardBackend:
+class ProcessRewardBackend(_Rater):
     """A process reward model: a token classifier, read at the token that closes each step."""
 
-    Options = ProcessRewardSettings
+    Options = ProcessModelOptions
 
-    def __init__(self, options: ProcessRewardSettings) -> None:
-        self.usage = Usage()
-        self.batch_size = options.batch_size
-        self.model = load_process_model(options)
+    def __init__(self, options: ProcessModelOptions) -> None:
+        super().__init__(options, load_process_model(options))
 
     def rate_steps(self, requests: Sequence[Request], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return P(right) of every step of `answers[i]`, which is not without steps, as the reply to `requests[i]`."""
         solutions = [(request.prompt, steps) for request, steps in zip(requests, answers, strict=True)]
-        ratings: list[list[float]] = []
-        for start in range(0, len(solutions), self.batch_size):
-            ratings += self.model.rate_steps(solutions[start : start + self.batch_size])
-        self.usage.add(Usage(requests=len(ratings)))
-        return ratings
+        return self._in_batches(self.model.rate_steps, solutions)

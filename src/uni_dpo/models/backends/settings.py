@@ -10,12 +10,7 @@ from annotated_types import Ge
 from uni_dpo.data.questions import Question
 from uni_dpo.data.videos import FRAME, VideoLimits
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.rewards.options import (
-    ProcessModelOptions,
-    RewardModelOptions,
-    find_process_loader,
-    find_reward_checkpoint,
-)
+from uni_dpo.models.rewards.options import ProcessModelOptions, RewardModelOptions
 from uni_dpo.settings.options import Count, Dtype, NotNegative, Positive, TopP, added, runtime
 
 
@@ -126,47 +121,12 @@ class VLLMOptions:
     more: Mapping[str, Any] | None = added(None)
 
 
-@dataclass(frozen=True)
-class RewardModelSettings(RewardModelOptions):
-    """Settings of a `reward_model`; `batch_size` answers are rated in one forward pass."""
-
-    batch_size: Count = runtime(8)
-    shows_videos: ClassVar[tuple[str, ...]] = ("file", "frames")
-
-    def check(self, *, images: bool) -> None:
-        """Raise a UniDPOError, from the checkpoint's files alone, where it cannot rate these questions.
-
-        Args:
-            images: whether they have images or videos.
-        """
-        if find_reward_checkpoint(self).kind == "classifier" and images:
-            raise UniDPOError(
-                f"{self.model}: a sequence classifier sees no images or videos, and the questions have some; take a "
-                "reward model that LlamaFactory trained (stage: rm)"
-            )
-
-
-@dataclass(frozen=True)
-class ProcessRewardSettings(ProcessModelOptions):
-    """Settings of a `process_reward` model; `batch_size` answers are rated in one forward pass."""
-
-    batch_size: Count = runtime(8)
-
-    def check(self, *, images: bool) -> None:
-        """See `RewardModelSettings.check`."""
-        find_process_loader(self)
-        if images:
-            raise UniDPOError(
-                f"{self.model}: a process reward model sees no images or videos, and the questions have some"
-            )
-
-
 BUILT_IN = {
     "transformers": TransformersOptions,
     "openai": OpenAIOptions,
     "vllm": VLLMOptions,
-    "reward_model": RewardModelSettings,
-    "process_reward": ProcessRewardSettings,
+    "reward_model": RewardModelOptions,
+    "process_reward": ProcessModelOptions,
 }
 RATERS = ("reward_model", "process_reward")
 """Backends that rate answers and write none."""

@@ -85,7 +85,9 @@ class SequenceClassifier:
 
 
 class StepClassifier:
-    """See `ProcessModel`. P(right) is the second label's share in the softmax over the two at the step token.
+    """Says of every step of an answer how probably it is right.
+
+    P(right) is the second label's share in the softmax over the two at the step token.
 
     The prompt and every step are tokenized on their own, so that where the step tokens are is known and not
     searched for: an answer that spells the step token out gains nothing by it. What a template puts behind the
@@ -104,7 +106,11 @@ class StepClassifier:
 
     @torch.inference_mode()
     def rate_steps(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """See `ProcessModel.rate_steps`."""
+        """Return P(right) in [0, 1] of every step of each answer, in order, from one forward pass.
+
+        Args:
+            solutions: question and steps of each answer; no answer is without steps.
+        """
         encoded = [self.encode(question, steps) for question, steps in solutions]
         longest = max(len(ids) for ids, _ in encoded)
         ids = torch.zeros(len(encoded), longest, dtype=torch.long)

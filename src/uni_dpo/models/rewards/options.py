@@ -1,16 +1,19 @@
-"""What rates answers, told from files: options, checkpoints, and what is rated. Nothing heavy is imported."""
+"""What rates answers, told from files: options, checkpoints, and what is rated; nothing heavy before it is loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.checkpoint import check_weights, find_checkpoint, is_adapter, tensor_names
-from uni_dpo.settings.options import Dtype
+from uni_dpo.settings.options import Count, Dtype, runtime
 from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
+
+if TYPE_CHECKING:
+    from uni_dpo.models.rewards.classifiers import StepClassifier
 
 VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 VALUE_HEAD_WEIGHTS = ("v_head.summary.weight", "v_head.summary.bias")
@@ -70,7 +73,7 @@ class RewardModel(Protocol):
 
 @dataclass(frozen=True)
 class RewardModelOptions:
-    """How a reward model is loaded.
+    """Settings of a `reward_model`: how it is loaded.
 
     Attributes:
         model: folder of the checkpoint, or of a LoRA adapter that LlamaFactory trained.
@@ -78,6 +81,7 @@ class RewardModelOptions:
         image_max_pixels, image_min_pixels: LlamaFactory's limits of the training.
         dtype: auto, float32, float16 or bfloat16.
         trust_remote_code: run Python code that comes with the checkpoint.
+        batch_size: answers in one forward pass.
     """
 
     model: Path
@@ -86,6 +90,16 @@ class RewardModelOptions:
     image_min_pixels: int = 32 * 32
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
+    batch_size: Count = runtime(8)
+    shows_videos: ClassVar[tuple[str, ...]] = ("file", "frames")
+
+    def check(self, *, images: bool) -> None:
+        """Raise a UniDPOError where it cannot rate questions, with `images` (or videos) or without."""
+        if find_reward_checkpoint(self).kind == "classifier" and images:
+            raise UniDPOError(
+                f"{self.model}: a sequence classifier sees no images or videos, and the questions have some; take a "
+                "reward model that LlamaFactory trained (stage: rm)"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,7 @@ class RewardCheckpoint:
     Attributes:
         kind: a language model with LlamaFactory's value head, or a sequence classifier with one label.
         base: folder or hub name of the full weights.
-        adapter: folder of the LoRA adapter that lies on them, or None.
+        adapter: folder of the LoRA adapter that lies on them.
         template: LlamaFactory's template; empty for a classifier, which has a chat template.
     """
 
@@ -139,24 +153,9 @@ def find_reward_checkpoint(options: RewardModelOptions) -> RewardCheckpoint:
     return RewardCheckpoint("classifier", str(folder))
 
 
-class ProcessModel(Protocol):
-    """Says of every step of an answer how probably it is right."""
-
-    def rate_steps(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """Return P(right) in [0, 1] of every step.
-
-        Args:
-            solutions: question and steps of each answer; no answer is without steps.
-
-        Returns:
-            Per answer, in order, as many probabilities as it has steps; all from one forward pass.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class ProcessModelOptions:
-    """How a process reward model is loaded, and how it reads an answer.
+    """Settings of a `process_reward` model: how it is loaded, and how it reads an answer.
 
     Attributes:
         model: folder of a token classifier with two labels, of which the second says that the step is right.
@@ -167,6 +166,7 @@ class ProcessModelOptions:
         system: the system prompt of `chat`; empty for the template's own.
         dtype: auto, float32, float16 or bfloat16.
         trust_remote_code: run Python code that comes with the checkpoint.
+        batch_size: answers in one forward pass.
     """
 
     model: Path
@@ -175,6 +175,15 @@ class ProcessModelOptions:
     system: str = ""
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
+    batch_size: Count = runtime(8)
+
+    def check(self, *, images: bool) -> None:
+        """See `RewardModelOptions.check`."""
+        find_process_loader(self)
+        if images:
+            raise UniDPOError(
+                f"{self.model}: a process reward model sees no images or videos, and the questions have some"
+            )
 
 
 def find_process_loader(options: ProcessModelOptions) -> str:
@@ -213,10 +222,7 @@ def _check_value_head(folder: Path) -> None:
 
 
 def checkpoint_identity(options: RewardModelOptions) -> list[Any]:
-    """Return what tells one reward model from another without reading its weights.
-
-    Names, sizes and times of its files.
-    """
+    """Return what tells one reward model from another: its settings, and names, sizes and times of its files."""
     told = file_stamps(options.model, (*WEIGHTS, ".json"))
     return [*told, options.template, options.image_max_pixels, options.image_min_pixels, options.dtype]
 
@@ -258,3 +264,31 @@ def _check_step_token(folder: Path, token: str) -> None:
             f"{folder}: the step token {token!r} is {len(pieces)} tokens to this model; name the one with which it was "
             "trained (step_token)"
         )
+
+
+def load_reward_model(options: RewardModelOptions) -> RewardModel:
+    """Load the reward model in `options.model`.
+
+    Raises:
+        UniDPOError: there is none, or it cannot be loaded with all its weights.
+    """
+    checkpoint = find_reward_checkpoint(options)
+    if checkpoint.kind == "value_head":
+        from uni_dpo.models.rewards.value_head import ValueHeadModel
+
+        return ValueHeadModel(checkpoint, options)
+    from uni_dpo.models.rewards.classifiers import SequenceClassifier
+
+    return SequenceClassifier(checkpoint, options)
+
+
+def load_process_model(options: ProcessModelOptions) -> "StepClassifier":
+    """Load the process reward model in `options.model`.
+
+    Raises:
+        UniDPOError: there is none, or it cannot be loaded with all its weights.
+    """
+    loader = find_process_loader(options)
+    from uni_dpo.models.rewards.classifiers import StepClassifier
+
+    return StepClassifier(loader, options)
