@@ -6,13 +6,11 @@ import pytest
 
 from uni_dpo.engine import Answered, Pipeline, Question, Scored, ScoredAnswer, register, run_engine
 from uni_dpo.engine.asking import ask
-from uni_dpo.engine.pairing import PairOptions, best_worst_pairs, choose_pairs, gap_pairs, may_be_chosen
+from uni_dpo.engine.pairing import PairOptions, choose_pairs
 from uni_dpo.engine.pipelines.dpo_reward import DpoRewardPairs, rank_pairs
 from uni_dpo.engine.records import Aside
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import Request, Sample
-
-NEVER = may_be_chosen(PairOptions())
 
 
 def scored(*scores, cut=()):
@@ -30,8 +28,9 @@ def told(pairs):
 
 def test_gap_pairs_reject_cut_answers_and_choose_none():
     answers = scored(9, 6, 3, cut="ac")
-    assert told(gap_pairs("q", answers, min_gap=1, cap=9, seed=0, choosable=NEVER)) == ["b>c"]
-    assert told(gap_pairs("q", answers, min_gap=1, cap=9, seed=0)) == ["a>b", "a>c", "b>c"]
+    assert told(choose_pairs("q", answers, PairOptions(1, 9), seed=0)) == ["b>c"]
+    allowed = PairOptions(1, 9, allow_cut_answers=True)
+    assert told(choose_pairs("q", answers, allowed, seed=0)) == ["a>b", "a>c", "b>c"]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_gap_pairs_reject_cut_answers_and_choose_none():
 )
 def test_the_next_best_takes_the_place_of_a_cut_answer(cut, pairs):
     answers = scored(9, 8, 7, 6, 5, cut=cut)
-    assert told(best_worst_pairs("q", answers, min_gap=0, cap=9, choosable=NEVER)) == pairs
+    assert told(choose_pairs("q", answers, PairOptions(0, 9, "best_worst"), seed=0)) == pairs
 
 
 def test_the_settings_may_allow_them():

@@ -3,11 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uni_dpo.engine.pairing import (
+    PairOptions,
     balance_lengths,
     bound_mean_difference,
+    choose_pairs,
     distinct,
     drop_near_duplicates,
-    gap_pairs,
     length_imbalance,
 )
 from uni_dpo.engine.records import Pair, ScoredAnswer
@@ -15,6 +16,10 @@ from uni_dpo.engine.records import Pair, ScoredAnswer
 
 def answers(**scores):
     return [ScoredAnswer(text, score) for text, score in scores.items()]
+
+
+def gap_pairs(question_id, given, min_gap, cap, seed):
+    return choose_pairs(question_id, given, PairOptions(min_gap, cap), seed)
 
 
 def pair(chosen_words, rejected_words, question="q"):

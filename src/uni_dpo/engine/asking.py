@@ -12,7 +12,7 @@ from uni_dpo.data.videos import Video
 from uni_dpo.engine.records import Aside
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import without_reasoning
-from uni_dpo.models.backends.base import Backend, Failure, Request, Sampling
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, Sampling
 from uni_dpo.storage.identity import derive_seed
 
 T = TypeVar("T")
@@ -50,22 +50,20 @@ def ask(
     for attempt in range(attempts):
         sampling = Sampling(temperature=RETRY_TEMPERATURE if attempt else 0.0, max_tokens=max_tokens)
         put = [replace(request, seed=derive_seed(request.seed, attempt)) for request in waiting]
-        unparsed = []
-        for request, reply in zip(waiting, backend.generate(put, sampling) if put else [], strict=True):
-            if isinstance(reply, Failure):
-                results[request] = reply
-                continue
-            said = reply[0]
-            text = without_reasoning(said.text) if said.finished else None
-            value = None if text is None else parse(text.strip())
-            if value is None:
-                reason = f"no {what}" if said.finished else f"{what} cut at max_tokens"
-                results[request] = Aside(reason, said.text)
-                unparsed.append(request)
-            else:
-                results[request] = value
-        waiting = unparsed
+        replies = backend.generate(put, sampling) if put else []
+        results |= {request: _parsed(reply, parse, what) for request, reply in zip(waiting, replies, strict=True)}
+        waiting = [request for request in waiting if isinstance(results[request], Aside)]
     return [results[request] for request in requests]
+
+
+def _parsed(reply: list[Sample] | Failure, parse: Callable[[str], T | None], what: str) -> T | Failure | Aside:
+    if isinstance(reply, Failure):
+        return reply
+    said = reply[0]
+    text = without_reasoning(said.text) if said.finished else None
+    if text is None or (value := parse(text.strip())) is None:
+        return Aside(f"no {what}" if said.finished else f"{what} cut at max_tokens", said.text)
+    return value
 
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -84,11 +82,7 @@ class Template:
 
 
 def load_template(name_or_path: str, *, gaps: tuple[str, ...]) -> Template:
-    """Return the prompt of that name, or the text of the user's file.
-
-    Args:
-        name_or_path: a built-in name without suffix, or the path of a text file.
-        gaps: names that the text must hold in braces.
+    """Return the prompt of that name, or the text of the user's file, which holds all `gaps` in braces.
 
     Raises:
         UniDPOError: no such prompt, one that is not UTF-8, or a gap is missing from it.

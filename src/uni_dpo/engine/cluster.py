@@ -4,9 +4,8 @@ import os
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,9 @@ class _Actor:
         try:
             os.chdir(self.folder)
         except OSError as error:
-            reason = f"{self.folder} cannot be entered there ({error.strerror})"
             return (
-                f"ray.address: on the node {socket.gethostname()}, {reason}; paths have to mean the same on every node"
+                f"ray.address: on the node {socket.gethostname()}, {self.folder} cannot be entered there "
+                f"({error.strerror}); paths have to mean the same on every node"
             )
         return None
 
@@ -52,14 +51,6 @@ class _Actor:
             return self.worker(batch)
         except UniDPOError as error:
             return str(error)
-
-
-@dataclass
-class _Task:
-    """A batch, and how often a worker has died over it."""
-
-    batch: Sequence[Row]
-    deaths: int = 0
 
 
 def stream(
@@ -103,24 +94,24 @@ class _Crew:
         self.hire = hire
         self.options = options
         self.stage = stage
-        self.at_work: dict[Any, tuple[Any, _Task | None]] = {}
-        """What is waited for → the worker and its batch; no batch where it is starting."""
+        self.at_work: dict[Any, tuple[Any, int | None]] = {}
+        """What is waited for → the worker and its batch's place; None where it is starting."""
         self.idle: list[Any] = []
-        self.failed_starts = 0
+        self.deaths: Counter[int | None] = Counter()
 
     def do(self, batches: Sequence[Sequence[Row]], count: int) -> Iterator[tuple[list[Row], Usage]]:
         """Let `count` workers do the batches; yield each batch's rows and cost."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError
 
-        left = deque(_Task(batch) for batch in batches)
+        left = deque(range(len(batches)))
         for _ in range(count):
             self._add()
         deadline = time.monotonic() + PATIENCE
         while left or self._busy():
             while left and self.idle:
-                worker, task = self.idle.pop(), left.popleft()
-                self.at_work[worker.work.remote(task.batch)] = worker, task
+                worker, place = self.idle.pop(), left.popleft()
+                self.at_work[worker.work.remote(batches[place])] = worker, place
             for done in ray.wait(list(self.at_work), timeout=1.0)[0]:
                 worker, given = self.at_work.pop(done)
                 try:
@@ -147,22 +138,20 @@ class _Crew:
         self.at_work[worker.start.remote()] = worker, None
 
     def _busy(self) -> bool:
-        return any(task is not None for _, task in self.at_work.values())
+        return any(place is not None for _, place in self.at_work.values())
 
-    def _note_death(self, task: _Task | None, error: Exception) -> None:
+    def _note_death(self, place: int | None, error: Exception) -> None:
         """Count it; raise where it is one too many."""
-        says = f"Ray says: {str(error).strip().splitlines()[-1]}"
-        if task is None:
-            self.failed_starts += 1
-            if self.failed_starts > RESTARTS:
-                raise UniDPOError(f"stage {self.stage}: {RESTARTS + 1} workers of Ray did not start. {says}") from error
+        self.deaths[place] += 1
+        if self.deaths[place] <= RESTARTS:
             return
-        task.deaths += 1
-        if task.deaths > RESTARTS:
-            raise UniDPOError(
-                f"stage {self.stage}: a worker of Ray died {RESTARTS + 1} times over the same questions. What is done "
-                f"is kept. Give each worker more memory, or make batch_size smaller. {says}"
-            ) from error
+        says = f"Ray says: {str(error).strip().splitlines()[-1]}"
+        if place is None:
+            raise UniDPOError(f"stage {self.stage}: {RESTARTS + 1} workers of Ray did not start. {says}") from error
+        raise UniDPOError(
+            f"stage {self.stage}: a worker of Ray died {RESTARTS + 1} times over the same questions. What is done "
+            f"is kept. Give each worker more memory, or make batch_size smaller. {says}"
+        ) from error
 
 
 def _start(options: RayOptions, workers: int) -> None:
@@ -170,7 +159,8 @@ def _start(options: RayOptions, workers: int) -> None:
     import ray
     from ray.exceptions import RayError
 
-    own = {} if options.address else {"num_cpus": _cpus(workers * options.cpus_per_worker)}
+    cpus = max(int(workers * options.cpus_per_worker) + 1, os.cpu_count() or 1)
+    own = {} if options.address else {"num_cpus": cpus}
     try:
         _check_port(options.address)
         ray.init(address=options.address, log_to_driver=False, include_dashboard=False, logging_level="warning", **own)
@@ -214,7 +204,3 @@ def _check_port(address: str | None) -> None:
     host, _, port = (address or "").rpartition("/")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _cpus(wanted: float) -> int:
-    return max(int(wanted) + 1, os.cpu_count() or 1)

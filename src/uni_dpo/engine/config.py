@@ -90,10 +90,10 @@ class EngineConfig:
                 faults.faults.append((f"models.{role}", needs))
         low, high = getattr(self.reward, "low", 0.0), getattr(self.reward, "high", 1.0)
         if low >= high:
-            worse = "or worse answers count as better"
-            faults.faults.append(
-                ("reward.low", f"{low:g} is not below reward.high, which is {high:g}; it has to be, {worse}")
+            said = (
+                f"{low:g} is not below reward.high, which is {high:g}; it has to be, or worse answers count as better"
             )
+            faults.faults.append(("reward.low", said))
         # Built once without models: their constructors check graders, prompts and what else options name.
         with faults.collecting("sample"):
             self.sampler_class(self.sample, {}, self.settings.seed)
@@ -126,15 +126,7 @@ class EngineConfig:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "EngineConfig":
-        """Read a YAML or JSON file; paths in it are relative to the working directory.
-
-        Args:
-            path: the file.
-            overrides: `key=value`, put in the place of what the file says, such as `sample.temperature=0.7`.
-
-        Raises:
-            UniDPOError: no such file, or all settings that are at fault.
-        """
+        """See `settings.options.load`."""
         given = override(read_mapping(path), overrides)
         with located(given):
             return cls(given)
@@ -153,11 +145,7 @@ class EngineConfig:
         return tuple(self.pipeline_class.reward_roles(self.reward)) if stage == "reward" else ()
 
     def check_servers(self, stage: str) -> None:
-        """See that every server that a stage asks is there, before anything is sampled.
-
-        Raises:
-            UniDPOError: one does not answer, or refuses the key.
-        """
+        """Raise a UniDPOError where a server that a stage asks does not answer, or refuses the key."""
         for role in self.roles(stage):
             backend, options = self.models[role]
             if backend == "openai" and options.base_url is not None:
@@ -181,31 +169,24 @@ class EngineConfig:
         """Return everything that decides a stage's output, the texts of prompts and of own code included."""
         options = {"sample": self.sample, "reward": self.reward, "pair": self.pairs}[stage]
         described: dict[str, Any] = {"seed": self.settings.seed, **fingerprinted(options)}
-        if stage == "sample":
-            described["sampler"] = self.sampler_name
-        else:
-            described["pipeline"] = self.settings.pipeline
+        described |= {"sampler": self.sampler_name} if stage == "sample" else {"pipeline": self.settings.pipeline}
         for name, value in described.items():
             if name.endswith("prompt") and isinstance(value, str):
                 described[name] = load_template(value, gaps=()).text
         for role in self.roles(stage):
             backend, options = self.models[role]
-            described[f"models.{role}"] = {"backend": backend, **fingerprinted(options)}
-            if weights := weights_of(options):
-                described[f"models.{role}"]["weights"] = weights
+            weights = weights_of(options)
+            about = {"backend": backend, **fingerprinted(options)} | ({"weights": weights} if weights else {})
+            described[f"models.{role}"] = about
         code = {name: known for name, thing in self._things(stage) if (known := own_code(thing)) is not None}
         return described | ({"code": code} if code else {})
 
     def _things(self, stage: str) -> Iterator[tuple[str, Any]]:
         """What a stage's work is done by, each under the name that the config has for it."""
-        yield (
-            (self.sampler_name, self.sampler_class)
-            if stage == "sample"
-            else (
-                self.settings.pipeline,
-                self.pipeline_class,
-            )
-        )
+        if stage == "sample":
+            yield self.sampler_name, self.sampler_class
+        else:
+            yield self.settings.pipeline, self.pipeline_class
         for role in self.roles(stage):
             yield self.models[role][0], find("backend", self.models[role][0])
         for kind in ("grader", "checker"):
@@ -230,18 +211,12 @@ def schema() -> Schema:
     ]
     own = {"properties": {"sampler": {"not": {"enum": names("sampler")}}}, "required": ["sampler"]}
     sections["sample"] = {"anyOf": [*samplers, own]}
-    whole["allOf"] = [
-        {
-            "if": {"properties": {"pipeline": {"const": name}}},
-            "then": {
-                "properties": {
-                    "reward": schema_of(find("pipeline", name).RewardOptions),
-                    "pairs": schema_of(find("pipeline", name).PairOptions),
-                }
-            },
-        }
-        for name in names("pipeline")
-    ]
+    whole["allOf"] = []
+    for name in names("pipeline"):
+        pipeline = find("pipeline", name)
+        options = {"reward": schema_of(pipeline.RewardOptions), "pairs": schema_of(pipeline.PairOptions)}
+        chosen = {"properties": {"pipeline": {"const": name}}}
+        whole["allOf"].append({"if": chosen, "then": {"properties": options}})
     return whole
 
 

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -33,8 +34,8 @@ class PairOptions:
     Attributes:
         min_gap: least difference of scores within a pair.
         max_pairs_per_question: at most this many.
-        choose: `any` two answers that far apart, drawn at random where there are too many (`gap_pairs`), or the
-            best answer with the worst, then the second best with the second worst … (`best_worst_pairs`).
+        choose: `any` two answers that far apart, drawn at random where there are too many, or the best answer with
+            the worst, then the second best with the second worst … (`best_worst`).
         length_balance: see `balance_lengths`.
         allow_cut_answers: let an answer that the token limit cut be the better one of a pair.
     """
@@ -76,68 +77,6 @@ def may_be_chosen(options: Any) -> Choosable:
     return anything if getattr(options, "allow_cut_answers", False) else lambda answer: not answer.cut
 
 
-def gap_pairs(
-    question_id: str,
-    answers: Sequence[ScoredAnswer],
-    *,
-    min_gap: float,
-    cap: int,
-    seed: int,
-    comparable: Comparable = anything,
-    choosable: Choosable = anything,
-) -> list[Pair]:
-    """Return pairs within one question whose scores differ by at least `min_gap`.
-
-    Args:
-        answers: all answers to this question.
-        min_gap: above 0 or 0; equal scores never make a pair.
-        cap: at most this many pairs, drawn without preference.
-        seed: of the draw.
-        comparable: (better, worse) → whether the two may make a pair.
-        choosable: whether an answer may be the better one of a pair.
-    """
-    kept = distinct(answers)
-    pairs = _apart(question_id, product(filter(choosable, kept), kept), min_gap, comparable)
-    if len(pairs) > cap:
-        pairs = random.Random(seed).sample(pairs, cap)
-    return sorted(pairs, key=_by_content)
-
-
-def best_worst_pairs(
-    question_id: str,
-    answers: Sequence[ScoredAnswer],
-    *,
-    min_gap: float,
-    cap: int,
-    comparable: Comparable = anything,
-    choosable: Choosable = anything,
-) -> list[Pair]:
-    """Return the best answer with the worst, the second best with the second worst, and so on.
-
-    No answer is in two pairs, and equal scores never make one. Of answers with one score, the first by text counts
-    as the better: nothing is drawn. An answer that may not be chosen leaves its place to the next best.
-
-    Args:
-        min_gap, cap, comparable, choosable: as for `gap_pairs`.
-    """
-    ordered = sorted(distinct(answers), key=lambda answer: (-answer.score, answer.text))
-    places = [place for place, answer in enumerate(ordered) if choosable(answer)]
-    couples = zip(places, range(len(ordered) - 1, -1, -1), strict=False)
-    halves = ((ordered[better], ordered[worse]) for better, worse in couples if better < worse)
-    return _apart(question_id, halves, min_gap, comparable)[:cap]
-
-
-def _apart(
-    question_id: str, couples: Iterable[tuple[ScoredAnswer, ScoredAnswer]], min_gap: float, comparable: Comparable
-) -> list[Pair]:
-    """The pairs of those couples whose first answer is better by `min_gap` at least, and comparable."""
-    return [
-        make_pair(question_id, better, worse)
-        for better, worse in couples
-        if wide_enough(better.score - worse.score, min_gap) and comparable(better, worse)
-    ]
-
-
 def choose_pairs(
     question_id: str,
     answers: Sequence[ScoredAnswer],
@@ -145,16 +84,37 @@ def choose_pairs(
     seed: int,
     comparable: Comparable = anything,
 ) -> list[Pair]:
-    """Return pairs within one question, as `options` have it."""
-    shared: dict[str, Any] = {
-        "min_gap": options.min_gap,
-        "cap": options.max_pairs_per_question,
-        "comparable": comparable,
-        "choosable": may_be_chosen(options),
-    }
-    if options.choose == "best_worst":
-        return best_worst_pairs(question_id, answers, **shared)
-    return gap_pairs(question_id, answers, seed=seed, **shared)
+    """Return pairs within one question, as `options` have it; equal scores never make one.
+
+    Args:
+        answers: all answers to this question.
+        seed: of the draw.
+        comparable: (better, worse) → whether the two may make a pair.
+    """
+    kept, choosable = distinct(answers), may_be_chosen(options)
+    drawing = options.choose == "any"
+    pairs = [
+        make_pair(question_id, better, worse)
+        for better, worse in (product(filter(choosable, kept), kept) if drawing else _from_outside(kept, choosable))
+        if wide_enough(better.score - worse.score, options.min_gap) and comparable(better, worse)
+    ]
+    if not drawing:
+        return pairs[: options.max_pairs_per_question]
+    if len(pairs) > options.max_pairs_per_question:
+        pairs = random.Random(seed).sample(pairs, options.max_pairs_per_question)
+    return sorted(pairs, key=_by_content)
+
+
+def _from_outside(answers: list[ScoredAnswer], choosable: Choosable) -> Iterator[tuple[ScoredAnswer, ScoredAnswer]]:
+    """The best answer with the worst, the second best with the second worst …; no answer is in two couples.
+
+    Of answers with one score, the first by text counts as the better: nothing is drawn. An answer that may not be
+    chosen leaves its place to the next best.
+    """
+    ordered = sorted(answers, key=lambda answer: (-answer.score, answer.text))
+    places = [place for place, answer in enumerate(ordered) if choosable(answer)]
+    couples = zip(places, range(len(ordered) - 1, -1, -1), strict=False)
+    return ((ordered[better], ordered[worse]) for better, worse in couples if better < worse)
 
 
 def make_pair(question_id: str, better: ScoredAnswer, worse: ScoredAnswer) -> Pair:
@@ -172,10 +132,12 @@ def balance_lengths(pairs: Sequence[Pair], how: LengthBalance) -> list[Pair]:
     """
     if how == "off" or not pairs:
         return list(pairs)
-    candidates = [_keep_by(pairs, _shortening, step / 50) for step in range(50)]
+    shares = [[_shorter_by(pair.chosen, pair.rejected) for pair in pairs]]
     if how == "both":
-        candidates += [_keep_by(pairs, _lengthening, step / 50) for step in range(50)]
-    kept = [candidate for candidate in candidates if candidate]
+        shares.append([_shorter_by(pair.rejected, pair.chosen) for pair in pairs])
+    limits = [(each, step / 50) for each in shares for step in range(50)]
+    candidates = ([p for p, share in zip(pairs, each, strict=True) if share <= limit] for each, limit in limits)
+    kept = filter(None, candidates)
     return min(kept, key=lambda candidate: (length_imbalance(candidate), -len(candidate)), default=[])
 
 
@@ -201,12 +163,11 @@ WORDS = 10
 
 def drop_near_duplicates(answers: Sequence[ScoredAnswer], threshold: float) -> list[ScoredAnswer]:
     """Return answers of which none is like an earlier one: Jaccard similarity of word n-grams at most `threshold`."""
-    kept: list[tuple[ScoredAnswer, list[str]]] = []
+    kept: list[ScoredAnswer] = []
     for answer in answers:
-        text = answer.text.split()
-        if all(_similarity(text, earlier) <= threshold for _, earlier in kept):
-            kept.append((answer, text))
-    return [answer for answer, _ in kept]
+        if all(_similarity(answer.text.split(), earlier.text.split()) <= threshold for earlier in kept):
+            kept.append(answer)
+    return kept
 
 
 def _similarity(a: list[str], b: list[str]) -> float:
@@ -216,16 +177,10 @@ def _similarity(a: list[str], b: list[str]) -> float:
     return len(left & right) / len(union) if union else 1.0
 
 
-def _keep_by(pairs: Sequence[Pair], measure: Callable[[int, int], float], ratio: float) -> list[Pair]:
-    return [p for p in pairs if measure(len(p.chosen.split()), len(p.rejected.split())) <= ratio]
-
-
-def _shortening(chosen: int, rejected: int) -> float:
-    return (rejected - chosen) / rejected if rejected else 0.0
-
-
-def _lengthening(chosen: int, rejected: int) -> float:
-    return (chosen - rejected) / chosen if chosen else 0.0
+def _shorter_by(text: str, other: str) -> float:
+    """The share of `other`'s words that a text has fewer; below 0 where it has more."""
+    words, others = len(text.split()), len(other.split())
+    return (others - words) / others if others else 0.0
 
 
 def _by_content(pair: Pair) -> tuple[str, str, str]:
@@ -243,7 +198,6 @@ def write_dataset(
 
     Args:
         folder: of the data set; images and videos inside it are named relative to it.
-        questions: by id.
         instruction: the prompt under which the pairs are trained on, with the gap {question}.
 
     Returns:
@@ -257,8 +211,8 @@ def write_dataset(
     write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     with replacing(path.with_suffix(".parquet")) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
-    shown = {medium for medium in ("images", "videos") if any(row.get(medium) for row in rows)}
-    columns = {key: value for key, value in COLUMNS.items() if key in shown or key not in ("images", "videos")}
+    unseen = {medium for medium in ("images", "videos") if not any(row.get(medium) for row in rows)}
+    columns = {key: value for key, value in COLUMNS.items() if key not in unseen}
     register_entry(name, {"file_name": path.name, "ranking": True, "columns": columns}, folder)
     return path, preflight([name], folder).warnings
 
@@ -267,26 +221,26 @@ def _rows(
     folder: Path, questions: Mapping[str, Question], pairs: Sequence[Pair], instruction: Template
 ) -> list[dict[str, Any]]:
     rows = []
-    numbers: dict[str, int] = {}
+    numbers: Counter[str] = Counter()
+    filmed = any(questions[pair.question_id].videos for pair in pairs)
     for pair in pairs:
         question = questions[pair.question_id]
         shown = "<image>" * len(question.images) + "<video>" * len(question.videos)
-        number = numbers[pair.question_id] = numbers.get(pair.question_id, -1) + 1
         rows.append(
             {
-                "id": f"{question.id}-{number}",
+                "id": f"{question.id}-{numbers[question.id]}",
                 "instruction": shown + instruction.render(question=question.text),
                 "chosen": pair.chosen,
                 "rejected": pair.rejected,
                 "images": [_relative(image, folder) for image in question.images],
-                "videos": [_relative(video, folder) for video in question.videos],
+                **({"videos": [_relative(video, folder) for video in question.videos]} if filmed else {}),
                 "score_chosen": pair.score_chosen,
                 "score_rejected": pair.score_rejected,
                 "question_id": question.id,
             }
         )
-    filmed = any(row["videos"] for row in rows)
-    return rows if filmed else [{name: row[name] for name in row if name != "videos"} for row in rows]
+        numbers[question.id] += 1
+    return rows
 
 
 def _relative(shown: Video, folder: Path) -> Any:

@@ -1,8 +1,10 @@
 """What travels through the engine: a question, its answers, their scores, and the pairs made of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from uni_dpo.data.questions import Question
+from uni_dpo.models.backends.base import Failure
 from uni_dpo.storage.rowlog import Row as Row
 
 
@@ -62,6 +64,14 @@ class Scored:
     answers: tuple[ScoredAnswer, ...]
     aside: tuple[Aside, ...] = ()
     detail: Row = field(default_factory=dict)
+
+
+def collected(found: Iterable[ScoredAnswer | Aside | Failure], detail: Row | None = None) -> Scored | Failure:
+    """Return what came of one question's answers; one failure among it fails the question, which is put again."""
+    results = list(found)
+    failed = next((one for one in results if isinstance(one, Failure)), None)
+    answers = tuple(one for one in results if isinstance(one, ScoredAnswer))
+    return failed or Scored(answers, tuple(one for one in results if isinstance(one, Aside)), detail or {})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The arguments of RLAIF-V's data engine (arXiv 2405.17220) as a configuration of ours."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,29 +57,26 @@ class RlaifVArguments:
         return lines
 
 
-def pipeline_of(name: str) -> str:
-    """Return our name of a published pipeline.
-
-    Raises:
-        UniDPOError: there is no such pipeline.
-    """
-    short = name.removesuffix("_pipeline")
-    if short not in JUDGES:
-        raise UniDPOError(
-            f"--pipeline_name {name}: there is no such pipeline{did_you_mean(short, JUDGES)}; "
-            f"it can be {' or '.join(JUDGES)}"
-        )
-    return short
-
-
 def configuration(given: RlaifVArguments) -> dict[str, Any]:
     """Turn the published arguments into the configuration of `uni-dpo engine run`.
 
     Raises:
         UniDPOError: an unknown pipeline, or another number of judging models than it has roles.
     """
-    pipeline = pipeline_of(given.pipeline_name)
-    models = _models(pipeline, given.reward_model_path.split(","))
+    pipeline = given.pipeline_name.removesuffix("_pipeline")
+    if pipeline not in JUDGES:
+        raise UniDPOError(
+            f"--pipeline_name {given.pipeline_name}: there is no such pipeline{did_you_mean(pipeline, JUDGES)}; "
+            f"it can be {' or '.join(JUDGES)}"
+        )
+    roles = JUDGES[pipeline]
+    judges = [path.strip() for path in given.reward_model_path.split(",")]
+    if len(judges) != len(roles) or not all(judges):
+        raise UniDPOError(
+            f"--reward_model_path: {pipeline} needs {len(roles)} models, joined by commas: {','.join(roles)}; "
+            f"not {len([path for path in judges if path])}"
+        )
+    models = {"sampler": given.instruct_model_path, **dict(zip(roles, judges, strict=True))}
     if pipeline == "divide_and_conquer":
         reward: dict[str, Any] = {"score": "refuted", "split_prompt": "split_rlaif_v", "ask_prompt": "ask_rlaif_v"}
         pairs: dict[str, Any] = {"min_gap": 1.0, "max_pairs_per_question": 2, "length_balance": "published"}
@@ -92,23 +88,9 @@ def configuration(given: RlaifVArguments) -> dict[str, Any]:
         "pipeline": pipeline,
         "seed": given.seed,
         "input": {"path": str(Path(given.dataset_path))},
-        "models": {
-            role: {"backend": given.backend, "model": model}
-            for role, model in {"sampler": given.instruct_model_path, **models}.items()
-        },
+        "models": {role: {"backend": given.backend, "model": model} for role, model in models.items()},
         "sample": {"n": given.sample_k, "temperature": 0.7, "top_p": 0.95, "max_tokens": 512},
         "reward": reward,
         "pairs": pairs,
         "dataset": {"name": f"rlaif_v_{pipeline}"},
     }
-
-
-def _models(pipeline: str, given: Sequence[str]) -> dict[str, str]:
-    roles = JUDGES[pipeline]
-    named = [path.strip() for path in given]
-    if len(named) != len(roles) or not all(named):
-        raise UniDPOError(
-            f"--reward_model_path: {pipeline} needs {len(roles)} models, joined by commas: {','.join(roles)}; "
-            f"not {len([path for path in named if path])}"
-        )
-    return dict(zip(roles, named, strict=True))

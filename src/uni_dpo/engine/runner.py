@@ -115,19 +115,15 @@ class _Run:
         return EngineResult(pairs, self.report, self.warnings)
 
     def _log(self, number: int) -> StageLog:
-        return StageLog(self.work.stage_path(number, STAGES[number]))
+        return StageLog(self.work.stage_path(number))
 
     def _inputs(self, sampled: Mapping[str, Row] | None = None) -> list[Row]:
         """Input rows of a stage, in the order of ids; with `sampled`, those that have answers."""
-        rows = []
-        for question in self.questions.values():
-            row: Row = {"id": question.id, "question": question.to_row()}
-            if sampled is None:
-                rows.append(row)
-            elif question.id in sampled:
-                answered = sampled[question.id]
-                rows.append({**row, "answers": answered["answers"], "cut": answered.get("cut", [])})
-        return rows
+        rows = {key: {"id": key, "question": question.to_row()} for key, question in self.questions.items()}
+        if sampled is None:
+            return list(rows.values())
+        answered = ((row, sampled[key]) for key, row in rows.items() if key in sampled)
+        return [{**row, "answers": given["answers"], "cut": given.get("cut", [])} for row, given in answered]
 
     def _finished(self, number: int) -> dict[str, Row]:
         """The good rows of a stage that went through all of its input."""
@@ -204,7 +200,7 @@ class _Run:
         good = log.succeeded()
         aside = [{"id": key, **item} for key, row in sorted(good.items()) for item in row["aside"]]
         failed = [{"id": key, "reason": row["failed"]} for key, row in sorted(log.rows.items()) if key not in good]
-        path = self.work.aside_path(number, STAGES[number])
+        path = self.work.aside_path(number)
         if aside or failed or path.is_file():
             write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*aside, *failed]))
         reasons = [item["reason"] for item in aside]

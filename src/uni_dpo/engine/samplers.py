@@ -12,7 +12,7 @@ from uni_dpo.data.questions import Question
 from uni_dpo.engine.asking import load_template
 from uni_dpo.engine.records import Aside
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, Sampling
+from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, Sampling, Usage
 from uni_dpo.settings.options import Count, NotNegative, TopP
 from uni_dpo.storage.identity import derive_seed
 
@@ -88,8 +88,8 @@ class ModelSampler(Sampler):
         requests = [request for question in questions for request in self._requests(question)]
         replied = self.models["sampler"].generate(requests, self.sampling)
         cut = sum(not sample.finished for reply in replied if not isinstance(reply, Failure) for sample in reply)
-        for _ in range(cut):
-            self.models["sampler"].usage.count_fault(CUT)
+        if cut:
+            self.models["sampler"].usage.add(Usage(faults={CUT: cut}))
         replies = iter(replied)
         times = len(self.options.seeds) or 1
         return [_merge(list(islice(replies, times))) for _ in questions]

@@ -63,19 +63,13 @@ class WorkDir:
         self.debug = self.folder / "debug"
         self.manifest_path = self.folder / "manifest.json"
 
-    def stage_path(self, number: int, stage: str) -> Path:
+    def stage_path(self, number: int) -> Path:
         """Return the file of a stage's rows."""
-        return self.folder / f"{number}-{stage}.jsonl"
+        return self.folder / f"{number}-{STAGES[number]}.jsonl"
 
-    def aside_path(self, number: int, stage: str) -> Path:
+    def aside_path(self, number: int) -> Path:
         """Return the file of a stage's unusable replies."""
-        return self.folder / "aside" / f"{number}-{stage}.jsonl"
-
-    def set_apart(self, number: int, stage: str, fingerprint: str) -> None:
-        """Give a stale stage's file another name: what it cost may have been much."""
-        path = self.stage_path(number, stage)
-        if path.is_file():
-            path.replace(path.with_name(f"{number}-{stage}.stale-{fingerprint[:8]}.jsonl"))
+        return self.folder / "aside" / self.stage_path(number).name
 
     def manifest(self) -> dict[str, Any]:
         """Return what was written last; empty for a new directory."""
@@ -98,11 +92,7 @@ Stages = dict[str, dict[str, Any]]
 
 
 def plan_stages(config: EngineConfig, questions: str) -> Stages:
-    """Return what each stage depends on: its own settings and everything before it.
-
-    Args:
-        questions: digest of the input.
-    """
+    """Return what each stage depends on: its own settings and everything before it, down to the input's digest."""
     stages: Stages = {}
     fingerprint = questions
     for stage in STAGES:
@@ -140,7 +130,8 @@ def settle_stages(
             "or take another --work-dir"
         )
     for number in redone:
-        work.set_apart(number, STAGES[number], known.get(STAGES[number], {}).get("fingerprint", "unknown"))
+        path, fingerprint = work.stage_path(number), known.get(STAGES[number], {}).get("fingerprint", "unknown")
+        path.replace(path.with_stem(f"{path.stem}.stale-{fingerprint[:8]}"))  # kept: it may have cost much
     return {
         stage: known[stage] if number in left or _same(planned, known, stage) else planned[stage]
         for number, stage in enumerate(STAGES)
@@ -151,7 +142,7 @@ def _stale(planned: Stages, known: Mapping[str, Any], work: WorkDir) -> dict[int
     """Stages whose rows were made by other settings, and what differs. Pairs are always made anew."""
     stale = {}
     for number, stage in enumerate(STAGES):
-        if work.stage_path(number, stage).is_file() and not _same(planned, known, stage):
+        if work.stage_path(number).is_file() and not _same(planned, known, stage):
             if stage in known:
                 changed = difference(known[stage]["settings"], planned[stage]["settings"])
                 stale[number] = changed or "an earlier stage changed"

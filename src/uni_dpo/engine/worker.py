@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,6 @@ class Recorded:
         usage: Usage = self.backend.usage
         return usage
 
-    @usage.setter
-    def usage(self, usage: Usage) -> None:
-        self.backend.usage = usage
-
     def __getattr__(self, call: str) -> Any:
         """Return a method of the backend, such as `generate` or `rate`, whose requests and replies are written."""
         method = getattr(self.backend, call)
@@ -119,15 +115,9 @@ class Recorded:
             answers = next((given for given in (*more, *named.values()) if isinstance(given, Sequence)), None)
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 for index, (request, reply) in enumerate(zip(requests, replies, strict=True)):
-                    line = {"call": call, "request": asdict(request), "reply": _plain(reply)}
+                    line = {"call": call, "request": request, "reply": reply}
                     line |= {} if answers is None else {"answer": answers[index]}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(line, ensure_ascii=False, default=asdict) + "\n")
             return replies
 
         return recorded
-
-
-def _plain(reply: Any) -> Any:
-    if isinstance(reply, list):
-        return [_plain(item) for item in reply]
-    return asdict(reply) if is_dataclass(reply) and not isinstance(reply, type) else reply

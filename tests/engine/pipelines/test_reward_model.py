@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from uni_dpo.engine import Question
-from uni_dpo.engine.pairing import BestWorstOptions, best_worst_pairs, choose_pairs
+from uni_dpo.engine.pairing import BestWorstOptions, choose_pairs
 from uni_dpo.engine.pipelines.reward_model import PIPELINE, RatingOptions
 from uni_dpo.engine.records import Answered, Aside, ScoredAnswer
 
@@ -75,8 +75,8 @@ def test_best_against_worst(scores, expected):
 
 def test_more_pairs_go_from_the_outside_in_and_keep_the_gap():
     five = answers(a=5.0, b=4.0, c=3.0, d=2.5, e=0.0)
-    both = best_worst_pairs("q", five, min_gap=0.0, cap=9)
+    both = choose_pairs("q", five, BestWorstOptions(0.0, 9), seed=0)
     assert [(p.chosen, p.rejected) for p in both] == [("a", "e"), ("b", "d")]
-    assert [(p.chosen, p.rejected) for p in best_worst_pairs("q", five, min_gap=1.6, cap=9)] == [("a", "e")]
+    assert [(p.chosen, p.rejected) for p in choose_pairs("q", five, BestWorstOptions(1.6, 9), seed=0)] == [("a", "e")]
     drawn = {tuple(choose_pairs("q", five, BestWorstOptions(choose="any"), seed)) for seed in range(20)}
     assert len(drawn) > 5

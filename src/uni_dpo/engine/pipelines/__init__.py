@@ -12,9 +12,6 @@ from uni_dpo.engine.records import Answered, Pair, Row, Scored, ScoredAnswer
 from uni_dpo.models.backends.base import Failure, Request
 from uni_dpo.storage.identity import derive_seed
 
-__all__ = ["Pipeline"]
-
-
 ENOUGH_TO_COMPARE = 20
 """So many answers or claims that are all rated alike show that the rater does not know."""
 

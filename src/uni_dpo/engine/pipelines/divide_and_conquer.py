@@ -1,13 +1,13 @@
 """Answers split into claims, each claim checked against the image (after RLAIF-V, arXiv 2405.17220)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from uni_dpo.engine.asking import Check, listed_lines, load_template
 from uni_dpo.engine.pairing import LengthBalance, PairOptions
 from uni_dpo.engine.pipelines import ENOUGH_TO_COMPARE, Pipeline
-from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Scored, ScoredAnswer, collected
 from uni_dpo.models.backends.base import Backend, Failure
 from uni_dpo.settings.options import Count, Positive
 from uni_dpo.settings.registry import find
@@ -52,12 +52,9 @@ class DivideAndConquerPairs(PairOptions):
 
 @dataclass
 class _Claim:
-    text: str
+    claim: str
     question: str = ""
     p_yes: float = 0.0
-
-    def to_row(self) -> Row:
-        return {"claim": self.text, "question": self.question, "p_yes": self.p_yes}
 
 
 @dataclass
@@ -67,8 +64,10 @@ class _Progress:
     item: Answered
     text: str
     claims: list[_Claim] = field(default_factory=list)
-    aside: list[Aside] = field(default_factory=list)
-    failure: Failure | None = None
+    unusable: list[Failure | Aside] = field(default_factory=list)
+
+
+_Slot = tuple[_Progress, _Claim]
 
 
 class DivideAndConquer(Pipeline):
@@ -96,20 +95,18 @@ class DivideAndConquer(Pipeline):
         progress = [[_Progress(item, text) for text in item.distinct] for item in items]
         everything = [answer for answers in progress for answer in answers]
         self._split(everything)
-        self._ask(everything)
-        self._check(everything)
+        self._fill(everything, "question", self._asked)
+        self._fill(everything, "p_yes", self._checked)
         return [self._collect(answers) for answers in progress]
 
     @classmethod
     def undecided(cls, answers: Sequence[ScoredAnswer]) -> str | None:
         """See `Pipeline.undecided`: here by P(yes) of the claims."""
         said = [claim["p_yes"] for answer in answers for claim in answer.detail["claims"]]
-        if len(said) < ENOUGH_TO_COMPARE or max(said) - min(said) > NOTHING_TOLD:
+        if len(said) < ENOUGH_TO_COMPARE or (high := max(said)) - (low := min(said)) > NOTHING_TOLD:
             return None
-        low, high = min(said), max(said)
-        return (
-            f"the checker says P(yes) between {low:.2f} and {high:.2f} for all {len(said):,} claims: it does not know"
-        )
+        between = f"between {low:.2f} and {high:.2f}"
+        return f"the checker says P(yes) {between} for all {len(said):,} claims: it does not know"
 
     def _split(self, answers: Sequence[_Progress]) -> None:
         requests = [
@@ -117,44 +114,40 @@ class DivideAndConquer(Pipeline):
             for answer in answers
         ]
         for answer, claims in zip(answers, self.put("splitter", requests, parse_claims, "claims"), strict=True):
-            if isinstance(claims, Failure):
-                answer.failure = claims
-            elif isinstance(claims, Aside):
-                answer.aside.append(claims)
+            if isinstance(claims, Failure | Aside):
+                answer.unusable.append(claims)
             else:
                 answer.claims = [_Claim(claim) for claim in claims[: self.options.max_claims]]
 
-    def _ask(self, answers: Sequence[_Progress]) -> None:
+    def _fill(
+        self, answers: Sequence[_Progress], gap: str, replies_to: Callable[[Sequence[_Slot]], Sequence[Any]]
+    ) -> None:
+        """Put what a model says of each claim in its place; a claim of which it says nothing counts for nothing."""
         slots = [(answer, claim) for answer in answers for claim in answer.claims]
-        requests = [self.request(self.ask_template.render(claim=claim.text)) for _, claim in slots]
-        replies = self.put("asker", requests, parse_question, "question")
-        for (answer, claim), reply in zip(slots, replies, strict=True):
-            if isinstance(reply, str):
-                claim.question = reply
-            else:
-                _drop(answer, claim, reply)
-
-    def _check(self, answers: Sequence[_Progress]) -> None:
-        slots = [(answer, claim) for answer in answers for claim in answer.claims]
-        asked = [(claim.question, answer.item.question) for answer, claim in slots]
-        checks = [Check(claim, question.images, question.videos) for claim, question in asked]
-        for (answer, claim), reply in zip(slots, self.checker.check(checks), strict=True):
+        for (answer, claim), reply in zip(slots, replies_to(slots), strict=True):
             if isinstance(reply, Failure | Aside):
-                _drop(answer, claim, reply)
+                answer.claims = [kept for kept in answer.claims if kept is not claim]
+                answer.unusable.append(reply)
             else:
-                claim.p_yes = reply
+                setattr(claim, gap, reply)
+
+    def _asked(self, slots: Sequence[_Slot]) -> Sequence[Any]:
+        requests = [self.request(self.ask_template.render(claim=claim.claim)) for _, claim in slots]
+        return self.put("asker", requests, parse_question, "question")
+
+    def _checked(self, slots: Sequence[_Slot]) -> Sequence[Any]:
+        asked = [(claim.question, answer.item.question) for answer, claim in slots]
+        return self.checker.check([Check(claim, question.images, question.videos) for claim, question in asked])
 
     def _collect(self, answers: Sequence[_Progress]) -> Scored | Failure:
-        failures = [answer.failure for answer in answers if answer.failure]
-        if failures:
-            return failures[0]
-        scored = []
+        found: list[ScoredAnswer | Aside | Failure] = []
         for answer in answers:
+            found += answer.unusable
             if answer.claims:
                 p_yes = [claim.p_yes for claim in answer.claims]
-                detail = {"claims": [claim.to_row() for claim in answer.claims]}
-                scored.append(ScoredAnswer(answer.text, score(p_yes, self.options), detail))
-        return Scored(tuple(scored), tuple(aside for answer in answers for aside in answer.aside))
+                detail = {"claims": [asdict(claim) for claim in answer.claims]}
+                found.append(ScoredAnswer(answer.text, score(p_yes, self.options), detail))
+        return collected(found)
 
 
 def score(p_yes: Sequence[float], options: DivideAndConquerOptions) -> float:
@@ -182,15 +175,6 @@ def parse_question(reply: str) -> str | None:
     """Return the one line of a reply that is a single question, with or without a heading and a bullet."""
     lines, _ = listed_lines(reply)
     return lines[0] if len(lines) == 1 and len(lines[0]) > 1 and lines[0][-1] in "?？" else None
-
-
-def _drop(answer: _Progress, claim: _Claim, reply: Failure | Aside) -> None:
-    """A claim that could not be asked or checked counts neither for nor against its answer."""
-    answer.claims = [kept for kept in answer.claims if kept is not claim]
-    if isinstance(reply, Failure):
-        answer.failure = reply
-    else:
-        answer.aside.append(reply)
 
 
 PIPELINE = DivideAndConquer

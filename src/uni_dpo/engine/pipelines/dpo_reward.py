@@ -6,15 +6,9 @@ from itertools import product
 from typing import Literal
 
 from uni_dpo.engine.asking import load_template
-from uni_dpo.engine.pairing import (
-    bound_mean_difference,
-    distinct,
-    drop_near_duplicates,
-    make_pair,
-    may_be_chosen,
-)
+from uni_dpo.engine.pairing import bound_mean_difference, distinct, drop_near_duplicates, make_pair, may_be_chosen
 from uni_dpo.engine.pipelines import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Pair, Scored, ScoredAnswer, collected
 from uni_dpo.models.backends.base import AnswerLogprob, Failure, Request
 from uni_dpo.settings.options import Count, NotNegative, Positive, Share, added
 
@@ -82,31 +76,21 @@ class DpoReward(Pipeline):
         aligned = iter(self.models["aligned"].answer_logprobs(requests, answers))
         reference = iter(self.models["reference"].answer_logprobs(requests, answers))
         return [
-            self._collect(
-                item.distinct, [next(aligned) for _ in item.distinct], [next(reference) for _ in item.distinct]
-            )
-            for item in items
+            collected(self._scored(text, next(aligned), next(reference)) for text in item.distinct) for item in items
         ]
 
-    def _collect(
-        self,
-        answers: Sequence[str],
-        aligned: Sequence[AnswerLogprob | Failure],
-        reference: Sequence[AnswerLogprob | Failure],
-    ) -> Scored | Failure:
-        scored, aside = [], []
-        for text, ours, theirs in zip(answers, aligned, reference, strict=True):
-            if isinstance(ours, Failure):
-                return ours
-            if isinstance(theirs, Failure):
-                return theirs
-            if not ours.tokens or not theirs.tokens:
-                aside.append(Aside("no tokens to score", text))
-                continue
-            total, mean = rewards(ours, theirs, self.options.beta)
-            detail = {"sum": total, "mean": mean, "aligned": ours.total, "reference": theirs.total}
-            scored.append(ScoredAnswer(text, total if self.options.score == "sum" else mean, detail))
-        return Scored(tuple(scored), tuple(aside))
+    def _scored(
+        self, text: str, ours: AnswerLogprob | Failure, theirs: AnswerLogprob | Failure
+    ) -> ScoredAnswer | Aside | Failure:
+        if isinstance(ours, Failure):
+            return ours
+        if isinstance(theirs, Failure):
+            return theirs
+        if not ours.tokens or not theirs.tokens:
+            return Aside("no tokens to score", text)
+        total, mean = rewards(ours, theirs, self.options.beta)
+        detail = {"sum": total, "mean": mean, "aligned": ours.total, "reference": theirs.total}
+        return ScoredAnswer(text, total if self.options.score == "sum" else mean, detail)
 
     @classmethod
     def pair(cls, question_id: str, answers: Sequence[ScoredAnswer], options: DpoRewardPairs, seed: int) -> list[Pair]:

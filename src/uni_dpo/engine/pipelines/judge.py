@@ -2,14 +2,15 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 from uni_dpo.engine.asking import load_template
 from uni_dpo.engine.pipelines import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer, collected
 from uni_dpo.models.backends.base import Backend, Failure
 from uni_dpo.settings.options import Count
 
@@ -70,19 +71,13 @@ class Judge(Pipeline):
             for item, text in slots
         ]
         replies = iter(self.put("judge", requests, parse_grade, "score"))
-        return [self._collect_grades(item, [next(replies) for _ in item.distinct]) for item in items]
+        return [collected(self._graded(text, next(replies)) for text in item.distinct) for item in items]
 
-    def _collect_grades(self, item: Answered, replies: Sequence[Any]) -> Scored | Failure:
-        answers, aside = [], []
-        for text, reply in zip(item.distinct, replies, strict=True):
-            if isinstance(reply, Failure):
-                return reply
-            if isinstance(reply, Aside):
-                aside.append(reply)
-                continue
-            grade, reasons = reply
-            answers.append(ScoredAnswer(text, self.on_scale(grade / 10), {"grade": grade, "reasons": reasons}))
-        return Scored(tuple(answers), tuple(aside))
+    def _graded(self, text: str, reply: Any) -> ScoredAnswer | Aside | Failure:
+        if isinstance(reply, Failure | Aside):
+            return reply
+        grade, reasons = reply
+        return ScoredAnswer(text, self.on_scale(grade / 10), {"grade": grade, "reasons": reasons})
 
     def _compare(self, items: Sequence[Answered]) -> list[Scored | Failure]:
         slots = [
@@ -102,39 +97,26 @@ class Judge(Pipeline):
             for item, (first, second) in slots
         ]
         replies = iter(self.put("judge", requests, parse_verdict, "verdict"))
-        results: list[Scored | Failure] = []
-        for item in items:
-            count = len(item.distinct) * (len(item.distinct) - 1)
-            results.append(self._collect_verdicts(item, [next(replies) for _ in range(count)]))
-        return results
+        return [self._compared(item.distinct, replies) for item in items]
 
-    def _collect_verdicts(self, item: Answered, replies: Sequence[Any]) -> Scored | Failure:
-        pairs = list(combinations(range(len(item.distinct)), 2))
-        aside: list[Aside] = []
-        verdicts: dict[tuple[int, int], tuple[Preferred, Preferred]] = {}
-        for pair, one, other in zip(pairs, replies[::2], replies[1::2], strict=True):
-            for reply in (one, other):
-                if isinstance(reply, Failure):
-                    return reply
-            unusable = [reply for reply in (one, other) if isinstance(reply, Aside)]
-            aside += unusable
-            if not unusable:
-                verdicts[pair] = (one, other)
-        shares = win_shares(len(item.distinct), verdicts)
-        answers = [
+    def _compared(self, answers: Sequence[str], replies: Iterator[Any]) -> Scored | Failure:
+        both = {pair: (next(replies), next(replies)) for pair in combinations(range(len(answers)), 2)}
+        unusable = [reply for pair in both.values() for reply in pair if isinstance(reply, Failure | Aside)]
+        verdicts = {pair: said for pair, said in both.items() if not {*said} & {*unusable}}
+        shares = win_shares(len(answers), verdicts)
+        scored = [
             ScoredAnswer(text, self.on_scale(share), {"win_share": share})
-            for text, share in zip(item.distinct, shares, strict=True)
+            for text, share in zip(answers, shares, strict=True)
             if share is not None
         ]
-        return Scored(tuple(answers), tuple(aside), position_counts(verdicts.values()))
+        return collected([*scored, *unusable], position_counts(verdicts.values()))
 
     @classmethod
     def summarize(cls, details: Sequence[Row]) -> Row:
         """Return position bias over the whole data set: see `position_bias`."""
-        totals: dict[str, int] = {}
+        totals: Counter[str] = Counter()
         for detail in details:
-            for name, count in detail.items():
-                totals[name] = totals.get(name, 0) + count
+            totals.update(detail)
         return position_bias(totals) if totals.get("pairs") else {}
 
 
@@ -180,11 +162,7 @@ def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Preferred,
     """
     points: list[list[float]] = [[] for _ in range(answers)]
     for (a, b), (one, other) in verdicts.items():
-        share = 0.5
-        if (one, other) == ("first", "second"):
-            share = 1.0
-        elif (one, other) == ("second", "first"):
-            share = 0.0
+        share = {("first", "second"): 1.0, ("second", "first"): 0.0}.get((one, other), 0.5)
         points[a].append(share)
         points[b].append(1 - share)
     return [sum(own) / len(own) if own else None for own in points]
@@ -192,13 +170,10 @@ def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Preferred,
 
 def position_counts(verdicts: Any) -> Row:
     """Tell how often the judge preferred the first, the second, or contradicted itself when the order was turned."""
-    counts = {"pairs": 0, "first": 0, "second": 0, "tie": 0, "contradicted": 0}
-    for one, other in verdicts:
-        counts["pairs"] += 1
-        counts[one] += 1
-        counts[other] += 1
-        counts["contradicted"] += one == other and one != "tie"
-    return counts
+    pairs = list(verdicts)
+    said = [verdict for pair in pairs for verdict in pair]
+    counts = {name: said.count(name) for name in ("first", "second", "tie")}
+    return {"pairs": len(pairs), **counts, "contradicted": sum(one == other != "tie" for one, other in pairs)}
 
 
 def position_bias(totals: Mapping[str, int]) -> Row:

@@ -4,14 +4,14 @@ Steps and their product as an answer's score: arXiv 2305.20050, section 2.4; the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from uni_dpo.data.questions import Question
 from uni_dpo.engine.pairing import BestWorstOptions, choose_pairs
 from uni_dpo.engine.pipelines import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Pair, Row, Scored, ScoredAnswer, collected
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import check_references, load_grader
 from uni_dpo.models.backends.base import Failure, Request
@@ -73,8 +73,8 @@ class ProcessReward(Pipeline):
         steps = [split_steps(text, self.options.separator) for grades in worth_rating for text in grades]
         ratings = iter(self.models["process"].rate_steps(requests, steps))
         return [
-            self._collect(all_grades, [(text, next(ratings)) for text in grades])
-            for all_grades, grades in zip(graded, worth_rating, strict=True)
+            collected((self._rated(text, next(ratings), grades[text]) for text in rated), self._counts(grades, rated))
+            for grades, rated in zip(graded, worth_rating, strict=True)
         ]
 
     def _graded(self, item: Answered) -> dict[str, float | None]:
@@ -85,21 +85,19 @@ class ProcessReward(Pipeline):
             return len({grade or 0.0 for grade in grades}) > 1
         return len(grades) > 1
 
-    def _collect(self, grades: Mapping[str, float | None], rated: Sequence[tuple[str, list[float]]]) -> Scored:
-        answers, aside = [], []
-        for text, steps in rated:
-            process = aggregate(steps, self.options.aggregate)
-            if not math.isfinite(process):
-                aside.append(Aside(f"rated {process}", text))
-                continue
-            detail: Row = {"outcome": grades[text], "process": process, "steps": steps}
-            detail |= {"required": True} if self.options.outcome == "require" else {}
-            share = process if self.grade is None else ((grades[text] or 0.0) + process) / 2
-            answers.append(ScoredAnswer(text, self.on_scale(share), detail))
+    def _rated(self, text: str, steps: list[float], grade: float | None) -> ScoredAnswer | Aside:
+        process = aggregate(steps, self.options.aggregate)
+        if not math.isfinite(process):
+            return Aside(f"rated {process}", text)
+        detail: Row = {"outcome": grade, "process": process, "steps": steps}
+        detail |= {"required": True} if self.options.outcome == "require" else {}
+        share = process if self.grade is None else ((grade or 0.0) + process) / 2
+        return ScoredAnswer(text, self.on_scale(share), detail)
+
+    def _counts(self, grades: Mapping[str, float | None], rated: Collection[str]) -> Row:
         right = sum(grade or 0.0 for grade in grades.values())
         ungraded = sum(grade is None for grade in grades.values()) if self.grade else 0
-        counts = {"answers": len(grades), "right": right, "ungraded": ungraded, "rated": len(rated)}
-        return Scored(tuple(answers), tuple(aside), counts)
+        return {"answers": len(grades), "right": right, "ungraded": ungraded, "rated": len(rated)}
 
     @classmethod
     def pair(cls, question_id: str, answers: Sequence[ScoredAnswer], options: Any, seed: int) -> list[Pair]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from uni_dpo.engine.pairing import BestWorstOptions
 from uni_dpo.engine.pipelines import Pipeline
-from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer
+from uni_dpo.engine.records import Answered, Aside, Row, Scored, ScoredAnswer, collected
 from uni_dpo.models.backends.base import Failure, Request
 
 
@@ -33,7 +33,7 @@ class RewardModelPipeline(Pipeline):
             for _ in texts
         ]
         ratings = iter(self.models["reward"].rate(requests, [text for texts in rated for text in texts]))
-        return [_collect(texts, [next(ratings) for _ in texts]) for texts in rated]
+        return [collected((_rated(text, next(ratings)) for text in texts), {"alike": not texts}) for texts in rated]
 
     @classmethod
     def summarize(cls, details: Sequence[Row]) -> Row:
@@ -41,14 +41,8 @@ class RewardModelPipeline(Pipeline):
         return {"questions whose answers are all alike": sum(detail["alike"] for detail in details)}
 
 
-def _collect(texts: Sequence[str], ratings: Sequence[float]) -> Scored:
-    answers, aside = [], []
-    for text, rating in zip(texts, ratings, strict=True):
-        if math.isfinite(rating):
-            answers.append(ScoredAnswer(text, rating))
-        else:
-            aside.append(Aside(f"rated {rating}", text))
-    return Scored(tuple(answers), tuple(aside), {"alike": not texts})
+def _rated(text: str, rating: float) -> ScoredAnswer | Aside:
+    return ScoredAnswer(text, rating) if math.isfinite(rating) else Aside(f"rated {rating}", text)
 
 
 PIPELINE = RewardModelPipeline
