@@ -10,12 +10,12 @@ from uni_dpo.models.backends import Sampling
 
 
 def test_an_adapter_names_its_base(original: Path, adapter: Path) -> None:
-    assert Models.find(str(adapter)) == Models(str(original), str(adapter), True)
+    assert Models.find(str(adapter)) == Models(str(original), str(adapter))
     assert Models.find(str(adapter), "another").original == "another"
 
 
 def test_a_whole_model_needs_the_one_before(original: Path, merged: Path) -> None:
-    assert Models.find(str(merged), str(original)) == Models(str(original), str(merged), False)
+    assert Models.find(str(merged), str(original)) == Models(str(original), str(merged))
     with pytest.raises(UniDPOError, match="--original"):
         Models.find(str(merged))
 

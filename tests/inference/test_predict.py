@@ -62,12 +62,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(rows: list[dict[str, Any]], **settings: Any) -> tuple[PredictReport, list[dict[str, Any]]]:
         source, output = tmp_path / "questions.json", tmp_path / "answers.json"
         source.write_text(json.dumps(rows))
-        report = predict_file(
-            source,
-            output,
-            {"backend": "scripted", "model": "m"},
-            **{"sampling": Sampling(temperature=0), "batch_size": 2, **settings},
-        )
+        report = predict_file(PredictSettings(source, output, "m", "scripted", batch_size=2, **settings))
         return report, json.loads(output.read_text())
 
     return run
@@ -76,7 +71,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_answers_stand_beside_labels(predict) -> None:
     """Right on 0, 1, 3 and 5."""
     report, rows = predict(ROWS)
-    assert report.accuracy == pytest.approx(4 / 6)
+    assert report.grades == ((1.0,), (1.0,), (0.0,), (1.0,), (0.0,), (1.0,))
     assert rows[2] == {
         "id": "2",
         "question": "Digit 2?",
@@ -99,7 +94,7 @@ def test_more_about_the_model_reaches_it(predict, tmp_path: Path, capsys: pytest
 
 def test_several_samples_give_a_mean_an_interval_and_pass_at_k(predict) -> None:
     """The first sample is right on 0, 1, 3 and 5; the second says 1, 0, 3, 0, 5, 0, so is never right."""
-    report, rows = predict(ROWS, sampling=Sampling(n=2, temperature=1.0))
+    report, rows = predict(ROWS, samples=2, temperature=1.0)
     assert rows[2]["predictions"] == ["the digit is 0", "the digit is 3"]
     assert (rows[1]["prediction"], rows[1]["grades"], rows[1]["correct"]) == ("the digit is 1", [1.0, 0.0], 0.5)
     lines = report.lines()
@@ -119,14 +114,14 @@ def test_a_prompt_asks_in_its_own_words(predict, tmp_path: Path) -> None:
 
 def test_without_labels_there_is_no_accuracy(predict) -> None:
     report, rows = predict([{"question": "Digit 3?"}])
-    assert report.accuracy is None
+    assert report.grades == ()
     assert rows[0]["prediction"] == "the digit is 3"
     assert "correct" not in rows[0]
 
 
 def test_another_grader(predict) -> None:
     report, _ = predict([{"question": "Digit 3?", "answer": "3"}], grader="numeric")
-    assert report.accuracy == 1
+    assert report.grades == ((1.0,),)
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(predict, tmp_path: Path) -> None:
@@ -181,7 +176,7 @@ def test_an_output_that_cannot_be_written_is_named_before_anything_is_asked(
     (tmp_path / "f.json").write_text(json.dumps(ROWS))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UniDPOError, match=words):
-        predict_file(tmp_path / "f.json", tmp_path / output, {"backend": "scripted", "model": "m"}, sampling=Sampling())
+        predict_file(PredictSettings(tmp_path / "f.json", tmp_path / output, "m", "scripted"))
     assert not ScriptedBackend.asked
     assert sorted(tmp_path.iterdir()) == before
 

@@ -11,7 +11,7 @@ import torch
 from uni_dpo.demo.digits import QUESTION, Digit, answer
 from uni_dpo.engine import Question
 from uni_dpo.inference.score import score_file
-from uni_dpo.models.rewards.options import RewardModelOptions
+from uni_dpo.inference.settings import ScoreSettings
 from uni_dpo.online import RewardOptions
 from uni_dpo.ppo.config import PPOConfig
 from uni_dpo.ppo.policy import Inputs, Policy, answer_logps, collate, encode, load_policy
@@ -87,8 +87,8 @@ def test_a_trained_reward_model_ranks_held_out_answers(
         for digit in digits["held_out"]
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    options = RewardModelOptions(tmp_path / "reward")
-    report = score_file(tmp_path / "pairs.json", tmp_path / "scored.json", options, batch_size=64)
+    files = tmp_path / "pairs.json", tmp_path / "scored.json"
+    report = score_file(ScoreSettings(*files, tmp_path / "reward", batch_size=64))
     assert report.rows == 347
     assert report.agreement is not None
     assert report.agreement > 0.7

@@ -79,13 +79,15 @@ def test_the_parts_are_those_that_were_given(tmp_path: Path, vision: str, whole:
 
     eyes = write_vision(tmp_path / "vision", vision, whole=whole)
     words = write_language(tmp_path / "language", language)
-    made = compose(str(eyes), str(words), tmp_path / "llava", seed=3)
-    assert (made.vision, made.language, made.image_tokens) == (16, 32, 4)
-    assert made.new_parameters == 16 * 32 + 32 + 32 * 32 + 32
+    made = tmp_path / "llava"
+    lines = compose(str(eyes), str(words), made, seed=3)
+    assert lines[0] == f"{made}: a LLaVA of 16 vision and 32 language features"
+    assert lines[1].startswith("4 tokens per image, ")
+    assert lines[2].startswith(f"{16 * 32 + 32 + 32 * 32 + 32:,} new weights in the projector 16 → 32 → 32")
 
-    model = t.AutoModelForImageTextToText.from_pretrained(made.folder)
+    model = t.AutoModelForImageTextToText.from_pretrained(made)
     assert type(model) is t.LlavaForConditionalGeneration
-    processor = t.AutoProcessor.from_pretrained(made.folder)
+    processor = t.AutoProcessor.from_pretrained(made)
     tower = (t.CLIPVisionModel if vision == "clip" else t.SiglipVisionModel).from_pretrained(eyes)
     for name, weight in tower.state_dict().items():
         assert torch.equal(model.model.vision_tower.state_dict()[name], weight), name
@@ -112,8 +114,8 @@ def test_the_parts_are_those_that_were_given(tmp_path: Path, vision: str, whole:
     given = model(**inputs, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
 
-    again = compose(str(eyes), str(words), tmp_path / "again", seed=3)
-    first, second = ((folder / "model.safetensors").read_bytes() for folder in (made.folder, again.folder))
+    compose(str(eyes), str(words), tmp_path / "again", seed=3)
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (made, tmp_path / "again"))
     assert first == second
 
 
@@ -158,7 +160,8 @@ def test_a_composed_llava_is_asked_like_any_other_checkpoint(tmp_path: Path) -> 
     from uni_dpo.models.backends import Request, Sampling, make_backend
 
     eyes = write_vision(tmp_path / "vision", "clip", whole=False)
-    folder = compose(str(eyes), str(write_language(tmp_path / "language", "llama")), tmp_path / "llava").folder
+    folder = tmp_path / "llava"
+    compose(str(eyes), str(write_language(tmp_path / "language", "llama")), folder)
     image = tmp_path / "a.png"
     Image.new("RGB", (20, 11), (200, 30, 40)).save(image)
     backend = make_backend({"model": str(folder)})

@@ -60,9 +60,10 @@ def predict(folder: Path, image: str, made: Path) -> None:
     import json
 
     from uni_dpo.inference.predict import predict_file
+    from uni_dpo.inference.settings import PredictSettings
 
     (made / "q.jsonl").write_text(json.dumps({"id": "1", "question": ASKED, "images": [image]}) + "\n")
-    report = predict_file(made / "q.jsonl", made / "o.jsonl", {"model": str(folder)}, sampling=GREEDY)
+    report = predict_file(PredictSettings(made / "q.jsonl", made / "o.jsonl", str(folder), max_tokens=3))
     assert report.rows == 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, render, what_is_lost
+from uni_dpo.models.prompt import PromptStyle, detect_style, render, style_of, what_is_lost
 
 CONTENT = [
     {"type": "image", "image": "a.png"},
@@ -80,8 +80,6 @@ def test_a_question_that_is_cut_or_doubles_an_image_is_noticed(instruct: Any) ->
     assert what_is_lost(instruct, [{"type": "text", "text": "Who?"}], "What?") == "the question is not in the prompt"
 
 
-def test_style_names() -> None:
-    assert parse_style("auto") is None
-    assert parse_style("base") is PromptStyle.BASE
-    with pytest.raises(UniDPOError, match="'chat'; it can be auto, instruct, base"):
-        parse_style("chat")
+def test_a_style_that_is_named_is_taken(instruct: Any) -> None:
+    assert style_of(instruct, "auto") is PromptStyle.INSTRUCT
+    assert style_of(instruct, "base") is PromptStyle.BASE

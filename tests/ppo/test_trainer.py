@@ -11,10 +11,11 @@ import torch
 from uni_dpo.demo.digits import closeness
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
-from uni_dpo.online.policy import graded, language_model
+from uni_dpo.online.policy import graded
 from uni_dpo.ppo.losses import advantages_and_returns, token_rewards
 from uni_dpo.ppo.policy import Rollout, answer_logps
 from uni_dpo.ppo.trainer import PPOTrainer
+from uni_dpo.shared_prefix.families import unwrapped
 
 
 @pytest.fixture
@@ -145,6 +146,6 @@ def test_ppo_raises_the_reward_and_the_kl_stays_bounded(
 def test_a_checkpoints_habits_do_not_change_what_is_sampled(trainer, finetuning: str) -> None:
     """`min_p` 1 leaves the likeliest token only: eight answers to one question would be one."""
     run = trainer(finetuning=finetuning, lora_rank=4)
-    language_model(run.model).generation_config.min_p = 1.0
+    unwrapped(run.model).generation_config.min_p = 1.0
     rollout = run._roll_out(run._questions_of(0)[:1] * 8)
     assert len(set(map(tuple, rollout.answers))) > 1

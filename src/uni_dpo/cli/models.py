@@ -56,53 +56,15 @@ def compare(settings: CompareSettings) -> None:
 def predict(settings: PredictSettings) -> None:
     """Write every question with its answer, and print the report."""
     from uni_dpo.inference.predict import predict_file
-    from uni_dpo.models.backends import Sampling
 
-    entry: dict[str, Any] = {"batch_size": settings.batch_size} if settings.backend == "transformers" else {}
-    entry |= {**settings.model_options, "backend": settings.backend, "model": settings.model}
-    entry |= {"base_url": settings.base_url} if settings.base_url else {}
-    report = predict_file(
-        settings.source,
-        settings.output,
-        entry,
-        sampling=Sampling(
-            n=settings.samples,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_tokens,
-        ),
-        grader=settings.grader,
-        image_root=str(settings.image_root) if settings.image_root else None,
-        limit=settings.limit,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        system=settings.system,
-        prompt=settings.prompt,
-    )
-    print(*report.lines(), sep="\n")
+    print(*predict_file(settings).lines(), sep="\n")
 
 
 def score(settings: ScoreSettings) -> None:
     """Write every row with its ratings, and print the report."""
     from uni_dpo.inference.score import score_file
-    from uni_dpo.models.rewards.options import RewardModelOptions
 
-    report = score_file(
-        settings.source,
-        settings.output,
-        RewardModelOptions(
-            settings.model,
-            settings.template,
-            settings.image_max_pixels,
-            settings.image_min_pixels,
-            settings.dtype,
-            settings.trust_remote_code,
-        ),
-        answer_column=settings.answer_column,
-        media_dir=settings.image_root,
-        batch_size=settings.batch_size,
-    )
-    print(*report.lines(), sep="\n")
+    print(*score_file(settings).lines(), sep="\n")
 
 
 def chat(
@@ -193,7 +155,7 @@ def compose(
     """Put a vision encoder and a language model together; train the new projector first."""
     from uni_dpo.models.compose import compose as run
 
-    print(*run(vision, language, output, dtype=dtype, seed=seed).lines(), sep="\n")
+    print(*run(vision, language, output, dtype=dtype, seed=seed), sep="\n")
 
 
 def evaluate(

@@ -41,19 +41,14 @@ class Chat:
         set_seed(seed)
 
     def say(self, text: str, images: list[Path]) -> Iterator[str]:
-        """Put a turn and yield the answer in pieces.
-
-        Args:
-            text: what the user says.
-            images: shown before the text.
+        """Put a turn, its images before its text, and yield the answer in pieces.
 
         Raises:
             UniDPOError: an image cannot be read, or the model sees none.
         """
         from transformers import TextIteratorStreamer
 
-        shown: list[dict[str, Any]] = [{"type": "image", "image": str(path)} for path in images]
-        turns = [*self.turns, [*shown, {"type": "text", "text": text}]]
+        turns = [*self.turns, Request(text, tuple(map(str, images))).items()]
         inputs = self._encode(turns)
         streamer = TextIteratorStreamer(
             self.backend.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -78,14 +73,14 @@ class Chat:
         self.turns = []
 
     def _encode(self, turns: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        from uni_dpo.models.prompt import load_pixels, render_turns, what_is_lost
+        from uni_dpo.models.prompt import open_image, render_turns, what_is_lost
 
         backend = self.backend
         said = [item for turn in turns for item in turn]
-        paths = tuple(str(item["image"]) for item in said if item["type"] == "image")
+        paths = [item["image"] for item in said if item["type"] == "image"]
         if paths and not backend.sees_images:
             raise UniDPOError(f"{backend.options.model} cannot see images")
-        images, _, _ = load_pixels(Request(images=paths))
+        images = [open_image(path) for path in paths]
         prompt = render_turns(backend.processor, turns, backend.style, self.system)
         if (lost := what_is_lost(backend.processor, said, prompt)) is not None:
             raise UniDPOError(f"{backend.options.model}: its chat template does not take this conversation: {lost}")
@@ -93,16 +88,12 @@ class Chat:
         return dict(inputs.to(backend.device))
 
     def _generate(self, inputs: dict[str, Any], streamer: Any, outcome: list[Any]) -> None:
-        draw: dict[str, Any] = {"do_sample": False}
-        if self.sampling.temperature > 0:
-            draw = {"do_sample": True, "temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
-            draw["top_k"] = self.sampling.top_k
+        draw: dict[str, Any] = {"do_sample": self.sampling.temperature > 0}
+        if draw["do_sample"]:
+            draw |= {name: getattr(self.sampling, name) for name in ("temperature", "top_p", "top_k")}
         try:
-            outcome.append(
-                self.backend.model.generate(
-                    **inputs, max_new_tokens=self.sampling.max_tokens, streamer=streamer, **draw
-                )
-            )
+            limit = self.sampling.max_tokens
+            outcome.append(self.backend.model.generate(**inputs, max_new_tokens=limit, streamer=streamer, **draw))
         except Exception as error:
             outcome.append(error)
             streamer.end()

@@ -44,11 +44,9 @@ class Prompt:
 def read_prompts(
     file: str | Path, *, image_root: str | Path | None = None, extracted: str | Path | None = None
 ) -> list[Prompt]:
-    """Read all prompts of a table, in its order.
+    """Read all prompts of a table, in its order; rows have an id each, or none has one and they are numbered from 1.
 
     Args:
-        file: rows that `uni_dpo.data.questions` reads, with an id in every row or in none (then rows are numbered from
-            1).
         image_root: where image paths start, and which none may leave; None takes them from the file's folder.
         extracted: folder for images that are in the rows; None writes them beside the file.
 
@@ -86,34 +84,27 @@ class Models:
 
     Attributes:
         original: a checkpoint's folder, or a name that transformers knows.
-        trained: likewise, or the folder of a LoRA adapter.
-        is_adapter: whether `trained` is an adapter; it lies on `original`.
+        trained: likewise, or the folder of a LoRA adapter, which lies on `original`.
     """
 
     original: str
     trained: str
-    is_adapter: bool
 
     @classmethod
     def find(cls, trained: str, original: str | None = None) -> "Models":
-        """Tell an adapter from a whole model by its files.
-
-        Args:
-            trained: what training wrote: a whole model or an adapter.
-            original: the model before; an adapter names its own.
+        """Tell an adapter, which names its own `original`, from a whole model by its files.
 
         Raises:
             UniDPOError: a whole model without `original`, or an adapter that cannot be read or names no base.
         """
-        adapter = is_adapter(Path(trained))
-        if original is None and not adapter:
+        if original is None and not is_adapter(Path(trained)):
             raise UniDPOError(f"{trained}: is no LoRA adapter, so name the model before training with --original")
-        return cls(original or str(adapter_base(Path(trained))), trained, adapter)
+        return cls(original or str(adapter_base(Path(trained))), trained)
 
     def entries(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Name both models as an entry under `models:` of an engine config does."""
         lies_on = {"model": self.original, "adapter": self.trained}
-        return {"model": self.original}, lies_on if self.is_adapter else {"model": self.trained}
+        return {"model": self.original}, lies_on if is_adapter(Path(self.trained)) else {"model": self.trained}
 
     def versions(self) -> tuple[Any, Any]:
         """Return what tells one state of each model from the next: its name, and the sizes and times of its files."""
@@ -121,10 +112,9 @@ class Models:
 
 
 def training_facts(trained: str | Path, pairs: str | Path | None = None) -> list[str]:
-    """Say how `trained` was trained, as far as its folder and the pairs tell.
+    """Say how `trained` was trained, as far as its `trainer_state.json` and the pairs tell.
 
     Args:
-        trained: the folder that training wrote; its `trainer_state.json` holds the epochs.
         pairs: the file that it was trained on; the table of an exercise on stances has `position` in its rows.
 
     Raises:
@@ -159,12 +149,9 @@ def compare(
     """Let both models answer every prompt, with the same random numbers where answers are drawn.
 
     Args:
-        prompts: what to ask, each in a conversation of its own.
-        models: before and after.
         folder: keeps the answers of an unfinished run; those given already are not asked for again while prompts,
             models and settings are the same.
         sampling: how answers are drawn; `n` is 1.
-        seed: of what is drawn.
         batch_size: prompts at once.
         options: further settings of the engine's `transformers` backend.
 
@@ -173,35 +160,24 @@ def compare(
         prompt and without special tokens), and `images` and `videos` where the prompt has some.
     """
     asked = [[p.id, p.text, p.images, *filter(None, (p.system, p.videos))] for p in prompts]
-    with holding(Path(folder) / ".lock", str(folder)):
-        logs = [
-            RowLog(Path(folder) / f"{name}-{digest([asked, version, fingerprinted(sampling), seed, options])}.jsonl")
-            for name, version in zip(("original", "trained"), models.versions(), strict=True)
-        ]
-        _ask_both({str(prompt.id): prompt for prompt in prompts}, models, logs, sampling, seed, batch_size, options)
-    return [_row(prompt, *(log.rows[str(prompt.id)]["response"] for log in logs)) for prompt in prompts]
-
-
-def _ask_both(
-    prompts: Mapping[str, Prompt],
-    models: Models,
-    logs: Sequence[RowLog],
-    sampling: Sampling,
-    seed: int,
-    batch_size: int,
-    options: dict[str, Any],
-) -> None:
+    by_id = {str(prompt.id): prompt for prompt in prompts}
     settings = {"backend": "transformers", "batch_size": batch_size, **options}
-    for log, entry, name in zip(logs, models.entries(), ("original", "trained"), strict=True):
-        ask_all(
-            prompts,
-            log,
-            partial(_asking, {**settings, **entry}, sampling, seed),
-            title=f"The {name} model answers",
-            unit="prompts",
-            batch_size=batch_size,
-            called=lambda prompt: prompt.id,
-        )
+    logs = []
+    with holding(Path(folder) / ".lock", str(folder)):
+        for name, entry, version in zip(("original", "trained"), models.entries(), models.versions(), strict=True):
+            state = digest([asked, version, fingerprinted(sampling), seed, options])
+            log = RowLog(Path(folder) / f"{name}-{state}.jsonl")
+            ask_all(
+                by_id,
+                log,
+                partial(_asking, {**settings, **entry}, sampling, seed),
+                title=f"The {name} model answers",
+                unit="prompts",
+                batch_size=batch_size,
+                called=lambda prompt: prompt.id,
+            )
+            logs.append(log)
+    return [_row(prompt, *(log.rows[key]["response"] for log in logs)) for key, prompt in by_id.items()]
 
 
 def _asking(model: Mapping[str, Any], sampling: Sampling, seed: int) -> Ask[Prompt]:

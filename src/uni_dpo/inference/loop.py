@@ -1,7 +1,7 @@
 """The loop that predict, score and compare share: check first, then ask in batches and keep every reply."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -53,23 +53,20 @@ def ask_all(
         items: what is asked, by a key that depends on everything that the reply depends on.
         log: gets the replies, under the keys.
         load: loads the model; it is not called where nothing is left to ask.
-        title: of the progress bar.
-        unit: what it counts.
-        batch_size: items at once.
+        title, unit: of the progress bar.
         called: how a message names an item.
 
     Raises:
         UniDPOError: items got no reply; all others are in the log.
     """
-    if batch_size < 1:
-        raise UniDPOError(f"the batch size is {batch_size}; it starts at 1")
     waiting = {key: item for key, item in items.items() if key not in log.rows}
     if not waiting:
         return
     ask = load()
     failures: list[str] = []
     with tqdm(desc=title, unit=f" {unit}", total=len(items), initial=len(items) - len(waiting)) as bar:
-        for batch in _batches(waiting.items(), batch_size):
+        left = iter(waiting.items())
+        while batch := list(itertools.islice(left, batch_size)):
             replies = ask([item for _, item in batch])
             rows = []
             for (key, item), reply in zip(batch, replies, strict=True):
@@ -84,9 +81,3 @@ def ask_all(
         raise UniDPOError(
             f"{len(failures):,} of {len(items):,} {unit} got no reply; run the same command again to ask them:\n{shown}"
         )
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    left = iter(items)
-    while batch := list(itertools.islice(left, size)):
-        yield batch

@@ -1,6 +1,6 @@
 """`uni-dpo predict`: answer every question, keep what is done, write the file when all is done, say how good it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -14,16 +14,9 @@ from uni_dpo.data.tables.writing import write_rows
 from uni_dpo.engine.asking import Template, load_template
 from uni_dpo.graders.grading import check_references, load_grader
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
-from uni_dpo.models.backends.base import (
-    Backend,
-    Failure,
-    Request,
-    Sample,
-    Sampling,
-    make_backend,
-    parse_model,
-    weights_of,
-)
+from uni_dpo.inference.settings import PredictSettings
+from uni_dpo.models.backends import Backend, Failure, Request, Sample, Sampling, make_backend
+from uni_dpo.models.backends.base import parse_model, weights_of
 from uni_dpo.models.backends.settings import check_videos
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.report.statistics import mean_interval
@@ -52,21 +45,6 @@ class PredictReport:
     seed: int = 0
     warnings: Sequence[str] = ()
 
-    @property
-    def labelled(self) -> int:
-        """Questions with a right answer in the file."""
-        return len(self.grades)
-
-    @property
-    def correct(self) -> float:
-        """The sum of the labelled questions' grades; a question's grade is the mean over its samples."""
-        return sum(sum(grades) / len(grades) for grades in self.grades)
-
-    @property
-    def accuracy(self) -> float | None:
-        """The mean grade of the labelled questions; None where there are none."""
-        return self.correct / self.labelled if self.labelled else None
-
     def lines(self) -> list[str]:
         """Return the report, one line per fact."""
         lines = [f"warning: {line}" for line in self.warnings]
@@ -75,20 +53,7 @@ class PredictReport:
         return lines + (accuracy_lines(self.grades, seed=self.seed) if self.grades else [])
 
 
-def predict_file(
-    source: str | Path,
-    output: str | Path,
-    model: Mapping[str, Any],
-    *,
-    sampling: Sampling,
-    grader: str = "exact",
-    image_root: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    system: str | None = None,
-    prompt: str | None = None,
-) -> PredictReport:
+def predict_file(settings: PredictSettings) -> PredictReport:
     """Answer the questions in `source` and write them, sorted by id, with answers and labels to `output`.
 
     A row of `output` has `id, question, images, prediction`, where the question has some `videos`, and where it has a
@@ -96,32 +61,24 @@ def predict_file(
     the mean. What is answered is kept beside `output` in `OUTPUT.answers.jsonl` until the file is written, so a run
     that was stopped resumes.
 
-    Args:
-        source: a file that `uni_dpo.data.questions` reads: a question, its images, and maybe its answer per row.
-        output: a .json, .jsonl or .parquet file.
-        model: what an entry under `models:` of an engine config says.
-        sampling: how answers are drawn, `sampling.n` per question.
-        grader: exact, numeric, multiple_choice, or `package.module:function`.
-        image_root: where image paths start, and which none may leave.
-        limit: only the first so many questions.
-        seed: of everything drawn.
-        batch_size: questions per request to the backend.
-        system: the system prompt of rows that have none of their own; None for what the chat template does by itself.
-        prompt: a built-in prompt (`math` asks for steps and a boxed answer) or a file with the gap {question}; None
-            asks the question alone.
-
     Raises:
         UniDPOError: an output, question, image or reference that cannot be used (no model is loaded by then), or
             a question that the model's server did not answer.
     """
-    output = Path(output)
-    with replies_for(source, output, "answers") as done:
-        grade = load_grader(grader)
-        template = load_template(prompt, gaps=("question",)) if prompt else None
+    given, output, seed, system = settings, settings.output, settings.seed, settings.system
+    model: dict[str, Any] = {"batch_size": given.batch_size} if given.backend == "transformers" else {}
+    model |= {**given.model_options, "backend": given.backend, "model": given.model}
+    model |= {"base_url": given.base_url} if given.base_url else {}
+    sampling = Sampling(given.samples, given.temperature, given.top_p, max_tokens=given.max_tokens)
+    with replies_for(given.source, output, "answers") as done:
+        grade = load_grader(given.grader)
+        template = load_template(given.prompt, gaps=("question",)) if given.prompt else None
         backend, options = parse_model(model, "model_options")
-        extracted = output.parent / f"{output.stem}_images"
-        questions = read_questions(InputOptions(path=str(source), image_root=image_root, limit=limit), extracted)
-        check_references(grader, [question for question in questions if question.reference is not None])
+        image_root = str(given.image_root) if given.image_root else None
+        questions = read_questions(
+            InputOptions(str(given.source), image_root, given.limit), output.parent / f"{output.stem}_images"
+        )
+        check_references(given.grader, [question for question in questions if question.reference is not None])
         odd = _check_images(questions)
         check_videos(backend, options, questions)
         if backend in ("transformers", "vllm"):
@@ -135,7 +92,7 @@ def predict_file(
             lambda: _asking(make_backend(model), sampling, seed, system, template),
             title="Answering",
             unit="questions",
-            batch_size=batch_size,
+            batch_size=given.batch_size,
             called=lambda question: question.id,
         )
         replies = [done.rows[keys[question.id]] for question in questions]
@@ -217,12 +174,7 @@ def pass_at(k: int, samples: Sequence[Sequence[float]]) -> float:
 
 
 def accuracy_lines(samples: Sequence[Sequence[float]], *, seed: int = 0) -> list[str]:
-    """Say how right the answers are, a line per figure.
-
-    Args:
-        samples: the grades of each question's samples, each from 0 to 1.
-        seed: of the interval.
-    """
+    """Say how right the answers are, a line per figure, from the grades (0 to 1) of each question's samples."""
     means = [sum(grades) / len(grades) for grades in samples]
     mean = sum(means) / len(means)
     low, high = mean_interval(means, seed=seed)

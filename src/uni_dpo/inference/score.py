@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from uni_dpo.data.checks.rows import MEDIA_TOKENS, RowChecker
 from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
@@ -14,13 +14,13 @@ from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import SourceRow, refuse
 from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker, image_paths
-from uni_dpo.data.pair import Image
 from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, one_split, read_rows, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
 from uni_dpo.data.videos import VideoChecker
 from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
+from uni_dpo.inference.settings import ScoreSettings
 from uni_dpo.models.backends.base import Failure
 from uni_dpo.models.rewards.options import (
     Conversation,
@@ -62,46 +62,37 @@ class ScoreReport:
         ]
 
 
-def score_file(
-    source: str | Path,
-    output: str | Path,
-    options: RewardModelOptions,
-    *,
-    answer_column: str | None = None,
-    media_dir: str | Path | None = None,
-    batch_size: int = 8,
-) -> ScoreReport:
+def score_file(settings: ScoreSettings) -> ScoreReport:
     """Rate the answers in `source` and write its rows with their ratings to `output`.
 
     Pairs get `score_chosen` and `score_rejected` (or the columns that hold scores already), a row with one
     answer gets `score`, a row with a list of answers `scores`. What is rated is kept beside `output` in
     `OUTPUT.ratings.jsonl` until the file is written, so a run that was stopped resumes.
 
-    Args:
-        source: a file or folder of rows.
-        output: a .json, .jsonl or .parquet file.
-        options: the reward model.
-        answer_column: what to rate, where `source` holds answers under another name.
-        media_dir: where image paths start, and which none may leave; None for the folder of `source`.
-        batch_size: conversations in one forward pass.
-
     Raises:
         UniDPOError: an output that cannot be written, rows that cannot be rated, all of them named, or no reward
             model; nothing is loaded by then.
     """
-    output = Path(output)
-    files = one_split(source)
+    files = one_split(settings.source)
+    options = RewardModelOptions(**{each.name: getattr(settings, each.name) for each in fields(RewardModelOptions)})
     checkpoint = find_reward_checkpoint(options)
-    layout = layout_of(source, answer_column)
-    images = ImageChecker(image_paths(media_dir or files[0].parent, media_dir))
+    layout = layout_of(settings.source, settings.answer_column)
+    images = ImageChecker(image_paths(settings.image_root or files[0].parent, settings.image_root))
     videos = VideoChecker(images)
     model_digest = digest(checkpoint_identity(options))
-    with replies_for(source, output, "ratings") as done, images.running():
+    with replies_for(settings.source, settings.output, "ratings") as done, images.running():
         rateable: dict[str, Conversation] = {}
         for row in _usable_rows(files, layout, videos, sees_images=checkpoint.kind == "value_head"):
             rateable |= {_key(conversation, model_digest): conversation for conversation in row.conversations}
-        ask_all(rateable, done, lambda: _rating(options), title="Rating", unit="answers", batch_size=batch_size)
-        return _write(files, layout, videos, done, model_digest, output)
+        ask_all(
+            rateable,
+            done,
+            lambda: _rating(options),
+            title="Rating",
+            unit="answers",
+            batch_size=settings.batch_size,
+        )
+        return _write(files, layout, videos, done, model_digest, settings.output)
 
 
 @dataclass(slots=True)
@@ -113,38 +104,6 @@ class RateableRow:
     faults: list[Fault] = field(default_factory=list)
 
 
-class Layout(Protocol):
-    """How the rows of a file are read, and where their ratings go."""
-
-    def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
-        """Return all rows of one file, in order; `videos` looks at what they show, images included."""
-        ...
-
-    def rated(self, row: Row, ratings: Sequence[float]) -> Row:
-        """Return a row with the ratings of its conversations."""
-        ...
-
-
-def layout_of(source: str | Path, answer_column: str | None = None) -> Layout:
-    """Return the layout of a file, by the columns of its first row.
-
-    Raises:
-        PreferenceDataError: the file cannot be read, is empty, or holds neither pairs nor answers.
-    """
-    first = next(iter_rows(source), None)
-    if first is None:
-        raise PreferenceDataError(f"{source}: holds no rows")
-    if answer_column is None and {"chosen", "rejected"} & first.keys():
-        return PairLayout(detect_entry(source))
-    column = answer_column or next((name for name in ANSWER_COLUMNS if name in first), None)
-    if column is None or column not in first:
-        raise PreferenceDataError(
-            f"{source}: its columns ({', '.join(first)}) hold no {answer_column or 'answer'}; pairs have `chosen` and "
-            f"`rejected`, answers one of {', '.join(ANSWER_COLUMNS)}, or what --answer-column names"
-        )
-    return AnswerLayout(column)
-
-
 @dataclass(frozen=True)
 class PairLayout:
     """Pairs in any layout that LlamaFactory reads; the ratings become the score columns."""
@@ -152,17 +111,17 @@ class PairLayout:
     entry: DatasetEntry
 
     def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
-        """See `Layout.read`."""
+        """Return all rows of one file, in order; `videos` looks at what they show, images included."""
         for checked in RowChecker(self.entry, videos.images, videos, scores_required=False).rows(file):
             conversations: tuple[Conversation, ...] = ()
             if checked.pairs and not checked.faults:
                 pair, images = checked.pairs[0], videos.images
-                shown = _resolved(pair.images, images), _films(pair.videos, images)
-                conversations = both_answers(replace(pair, images=shown[0], videos=shown[1]))
+                shown, films = _resolved(pair.images, images), _resolved(pair.videos, images)
+                conversations = both_answers(replace(pair, images=shown, videos=films))
             yield RateableRow(checked.row or {}, conversations, checked.faults)
 
     def rated(self, row: Row, ratings: Sequence[float]) -> Row:
-        """See `Layout.rated`."""
+        """Return a row with the ratings of its conversations."""
         columns = (self.entry.columns.score_chosen, self.entry.columns.score_rejected)
         return row | dict(zip(columns, ratings, strict=True))
 
@@ -174,7 +133,7 @@ class AnswerLayout:
     column: str
 
     def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
-        """See `Layout.read`."""
+        """See `PairLayout.read`."""
         for index, row in read_rows(file):
             if isinstance(row, Unreadable):
                 yield RateableRow({}, faults=[unreadable_fault(row, index, file)])
@@ -185,7 +144,7 @@ class AnswerLayout:
                 yield RateableRow(row, faults=[replace(fault, row=index, file=file) for fault in error.faults])
 
     def rated(self, row: Row, ratings: Sequence[float]) -> Row:
-        """See `Layout.rated`."""
+        """See `PairLayout.rated`."""
         if isinstance(row[self.column], list):
             return row | {"scores": list(ratings)}
         return row | {"score": ratings[0]}
@@ -212,19 +171,43 @@ class AnswerLayout:
             )
         if faults:
             raise PreferenceDataError.of(faults)
-        shown, films = _resolved(found, images), _films(films, images)
+        shown, films = _resolved(found, images), _resolved(films, images)
         return tuple(Conversation(question, text, shown, videos=films) for text in texts)
 
 
-def _resolved(found: tuple[Image, ...], images: ImageChecker) -> tuple[Image, ...]:
-    """Images with their paths as the checker found them."""
-    return tuple(str(images.resolve(image)) if isinstance(image, str) else image for image in found)
+Layout = PairLayout | AnswerLayout
+"""How the rows of a file are read, and where their ratings go."""
 
 
-def _films(found: tuple[Any, ...], images: ImageChecker) -> tuple[Any, ...]:
-    """Likewise for videos."""
+def layout_of(source: str | Path, answer_column: str | None = None) -> Layout:
+    """Return the layout of a file, by the columns of its first row.
+
+    Raises:
+        PreferenceDataError: the file cannot be read, is empty, or holds neither pairs nor answers.
+    """
+    first = next(iter_rows(source), None)
+    if first is None:
+        raise PreferenceDataError(f"{source}: holds no rows")
+    if answer_column is None and {"chosen", "rejected"} & first.keys():
+        return PairLayout(detect_entry(source))
+    column = answer_column or next((name for name in ANSWER_COLUMNS if name in first), None)
+    if column is None or column not in first:
+        raise PreferenceDataError(
+            f"{source}: its columns ({', '.join(first)}) hold no {answer_column or 'answer'}; pairs have `chosen` and "
+            f"`rejected`, answers one of {', '.join(ANSWER_COLUMNS)}, or what --answer-column names"
+        )
+    return AnswerLayout(column)
+
+
+def _resolved(found: Sequence[Any], images: ImageChecker) -> tuple[Any, ...]:
+    """Images and videos, some of them lists of frames, with their paths as the checker found them."""
     return tuple(
-        str(images.resolve(video)) if isinstance(video, str) else _resolved(tuple(video), images) for video in found
+        str(images.resolve(one))
+        if isinstance(one, str)
+        else _resolved(one, images)
+        if isinstance(one, list | tuple)
+        else one
+        for one in found
     )
 
 

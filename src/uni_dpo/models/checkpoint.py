@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.storage import read_json
@@ -78,16 +79,15 @@ def find_checkpoint(
         UniDPOError: nothing is there, or a file of it is missing or damaged; the message names the file.
     """
     base = _folder(str(model_path), revision=revision)
+    lora: Path | None = None
     if adapter is not None:
-        lora: Path | None = _folder(str(adapter))
-        if not (Path(str(lora)) / ADAPTER_CONFIG).is_file():
+        lora = _folder(str(adapter))
+        if not (lora / ADAPTER_CONFIG).is_file():
             raise UniDPOError(f"{lora} is not a LoRA adapter: it has no {ADAPTER_CONFIG}")
         if is_adapter(base):
             raise UniDPOError(f"{base} is a LoRA adapter itself; name the checkpoint that {lora} lies on")
     elif is_adapter(base):
         lora, base = base, adapter_base(base)
-    else:
-        lora = None
     family = read_json(base / "config.json").get("model_type")
     if not (base / "config.json").is_file():
         raise UniDPOError(f"{base} is not a checkpoint: it has no config.json")
@@ -118,11 +118,7 @@ def adapter_base(folder: Path) -> Path:
 
 
 def check_weights(folder: Path, stem: str = "model") -> None:
-    """See that a folder's safetensors are there and as long as they say.
-
-    Args:
-        folder: of the checkpoint.
-        stem: how the files are called: `model`, `adapter_model` or `value_head`.
+    """See that a folder's safetensors are there and as long as they say: `model`, `adapter_model` or `value_head`.
 
     Raises:
         UniDPOError: a file is missing or cut; the message names it.
@@ -145,24 +141,26 @@ def check_weights(folder: Path, stem: str = "model") -> None:
 
 def tensor_names(file: Path) -> set[str]:
     """Return names of the weights in a whole safetensors file."""
+    return set(_header(file)[1]) - {"__metadata__"}
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """A safetensors file is 8 bytes of length, a JSON header of that length, and as many bytes as the header says."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
-        return set(json.loads(opened.read(length))) - {"__metadata__"}
+        if length > file.stat().st_size - 8:
+            raise ValueError("its header is cut")
+        return 8 + length, json.loads(opened.read(length))
 
 
 def _check_whole(file: Path) -> None:
-    """A safetensors file is 8 bytes of length, a JSON header of that length, and as many bytes as the header says."""
     size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > size - 8:
-                raise ValueError("its header is cut")
-            header = json.loads(opened.read(length))
+        start, header = _header(file)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise UniDPOError(f"{file}: is damaged, no whole safetensors file ({error}); copy it again") from error
-    if (expected := 8 + length + max(ends, default=0)) != size:
+    if (expected := start + max(ends, default=0)) != size:
         raise UniDPOError(f"{file}: is damaged, {size:,} bytes where {expected:,} belong; copy it again")
 
 

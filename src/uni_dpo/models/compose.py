@@ -4,7 +4,6 @@ Only the projector between the two is new. The checkpoint is one that transforme
 every command of this package load.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,37 +37,7 @@ CHAT_TEMPLATE = (
 """The same tokens as LlamaFactory's template `llava`."""
 
 
-@dataclass(frozen=True)
-class Composed:
-    """What was put together.
-
-    Attributes:
-        folder: the checkpoint.
-        vision: width of the image features.
-        language: width of the language model.
-        image_tokens: tokens that stand for one image.
-        vocabulary: rows of the language model's embeddings, the new tokens and padding included.
-        new_parameters: of the projector.
-    """
-
-    folder: Path
-    vision: int
-    language: int
-    image_tokens: int
-    vocabulary: int
-    new_parameters: int
-
-    def lines(self) -> list[str]:
-        """Return what to print."""
-        return [
-            f"{self.folder}: a LLaVA of {self.vision} vision and {self.language} language features",
-            f"{self.image_tokens} tokens per image, {self.vocabulary:,} words",
-            f"{self.new_parameters:,} new weights in the projector {self.vision} → {self.language} → {self.language}",
-            "train it first: examples/vision_alignment/pretrain_projector.yaml",
-        ]
-
-
-def compose(vision: str, language: str, output: str | Path, *, dtype: str = "auto", seed: int = 0) -> Composed:
+def compose(vision: str, language: str, output: str | Path, *, dtype: str = "auto", seed: int = 0) -> list[str]:
     """Write a LLaVA checkpoint made of a vision encoder and a language model.
 
     The image features are those of the encoder's last layer but one, as in LLaVA-1.5; a CLIP's class token is left out,
@@ -81,6 +50,9 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
         dtype: of the weights: `auto` is the language model's own, or float32, bfloat16, float16.
         seed: of the projector's weights and of the new words' embeddings.
 
+    Returns:
+        What was put together, in lines for the user.
+
     Raises:
         UniDPOError: one of the two is of another kind or cannot be loaded, or `output` holds files.
     """
@@ -88,18 +60,16 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UniDPOError(f"{folder}: is there already; name a new folder")
     check_dtype(dtype)
-    _check_kind(vision, VISION_TYPES, "vision")
+    if (file := Path(vision) / "config.json").is_file():  # refused before anything heavy is imported
+        _check_kind(read_json(file).get("model_type"), file)
 
     import torch
-    from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import AutoConfig, AutoModel, LlavaConfig, LlavaForConditionalGeneration
 
     with one_line(vision):
         vision_config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(vision_config, "vision_config", vision_config)
-    if vision_config.model_type not in VISION_TYPES:
-        raise UniDPOError(
-            f"vision: {vision} is of model_type {vision_config.model_type!r}; name a CLIP or SigLIP model"
-        )
+    _check_kind(vision_config.model_type, vision)
     text, tokenizer = _language_model(language, dtype, seed)
     has_class_token = vision_config.model_type.startswith("clip")
     image_tokens = (vision_config.image_size // vision_config.patch_size) ** 2
@@ -115,7 +85,9 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
     config.dtype = text.dtype
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower = _vision_tower(vision, vision_config, text.dtype)
+    # The image half of a CLIP or SigLIP, whether the checkpoint holds both halves or that one.
+    tower = AutoModel._model_mapping[type(vision_config)]
+    model.model.vision_tower = load_class(tower, vision, config=vision_config, dtype=text.dtype)
     model.model.language_model = text.model
     model.lm_head = text.lm_head
     projector = model.model.multi_modal_projector.to_empty(device="cpu").to(text.dtype)
@@ -128,22 +100,19 @@ def compose(vision: str, language: str, output: str | Path, *, dtype: str = "aut
     model.generation_config = text.generation_config
     _processor(vision, vision_config, tokenizer, has_class_token).save_pretrained(folder)
     model.save_pretrained(folder)
-    return Composed(
-        folder,
-        vision_config.hidden_size,
-        text.config.hidden_size,
-        image_tokens,
-        text.config.vocab_size,
-        sum(parameter.numel() for parameter in projector.parameters()),
-    )
+    seen, words = vision_config.hidden_size, text.config.hidden_size
+    new = sum(parameter.numel() for parameter in projector.parameters())
+    return [
+        f"{folder}: a LLaVA of {seen} vision and {words} language features",
+        f"{image_tokens} tokens per image, {text.config.vocab_size:,} words",
+        f"{new:,} new weights in the projector {seen} → {words} → {words}",
+        "train it first: examples/vision_alignment/pretrain_projector.yaml",
+    ]
 
 
-def _check_kind(name: str, kinds: tuple[str, ...], role: str) -> None:
-    """Refuse a folder of another model before anything heavy is imported."""
-    path = Path(name) / "config.json"
-    kind = read_json(path).get("model_type")
-    if path.is_file() and kind not in kinds:
-        raise UniDPOError(f"{role}: {path} is of model_type {kind!r}; name a CLIP or SigLIP model")
+def _check_kind(kind: Any, said_by: Path | str) -> None:
+    if kind not in VISION_TYPES:
+        raise UniDPOError(f"vision: {said_by} is of model_type {kind!r}; name a CLIP or SigLIP model")
 
 
 def _language_model(name: str, dtype: str, seed: int) -> tuple[Any, Any]:
@@ -181,14 +150,6 @@ def _begin_with_the_text(tokenizer: Any) -> None:
             setattr(tokenizer, name, False)
         if name in tokenizer.init_kwargs:
             tokenizer.init_kwargs[name] = False
-
-
-def _vision_tower(name: str, config: Any, dtype: Any) -> Any:
-    """The image half of a CLIP or SigLIP, whether the checkpoint holds both halves or that one."""
-    from transformers import AutoModel
-
-    tower = AutoModel._model_mapping[type(config)]
-    return load_class(tower, name, config=config, dtype=dtype)
 
 
 def _processor(name: str, config: Any, tokenizer: Any, has_class_token: bool) -> Any:

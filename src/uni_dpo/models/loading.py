@@ -25,10 +25,9 @@ def load_model(
     quantization: str | None = None,
     device_map: Any = None,
     trust_remote_code: bool = False,
-    merge: bool = True,
     **more: Any,
 ) -> Any:
-    """Load a model with its adapter, ready to be asked.
+    """Load a model, its adapter merged into it unless it is quantized, ready to be asked.
 
     Args:
         checkpoint: what `find_checkpoint` found.
@@ -37,8 +36,6 @@ def load_model(
         attention: transformers' name of an implementation.
         quantization: `4bit` or `8bit` by bitsandbytes.
         device_map: spreads one model over several devices, in place of `device`.
-        merge: put the adapter's weights into the base's; otherwise it stays an adapter of PEFT. Quantized weights are
-            not merged.
         more: further arguments of `from_pretrained`.
 
     Raises:
@@ -69,8 +66,8 @@ def load_model(
             **more,
         )
         if checkpoint.adapter is not None:
-            model = add_adapter(model, checkpoint)
-            model = model.merge_and_unload() if merge and not quantized else model
+            model = _with_adapter(model, checkpoint)
+            model = model if quantized else model.merge_and_unload()
         if device is None or device_map or quantized:
             return model.eval()
         return model.to(where).eval()
@@ -80,7 +77,6 @@ def load_class(cls: Any, name: str | Path, **options: Any) -> Any:
     """Load a model by its class, with all its weights: transformers draws those that are missing at random.
 
     Args:
-        cls: a class of transformers.
         name: folder or hub name.
         options: of `from_pretrained`.
 
@@ -142,22 +138,14 @@ def _write_merged(checkpoint: Checkpoint, folder: Path, dtype: Any, trust_remote
     written.replace(folder)
 
 
-def add_adapter(model: Any, checkpoint: Checkpoint, **more: Any) -> Any:
-    """Lay the checkpoint's adapter on its base, as an adapter of PEFT.
-
-    Args:
-        more: further arguments of `PeftModel.from_pretrained`, such as `is_trainable`.
-
-    Raises:
-        UniDPOError: it does not fit that model.
-    """
+def _with_adapter(model: Any, checkpoint: Checkpoint) -> Any:
     from peft import PeftModel
 
     with warnings.catch_warnings():
         # PEFT only warns where an adapter's weights find no place, and leaves the model as it was.
         warnings.filterwarnings("error", message=".*missing adapter keys")
         try:
-            return PeftModel.from_pretrained(model, str(checkpoint.adapter), **more)
+            return PeftModel.from_pretrained(model, str(checkpoint.adapter))
         except (OSError, ValueError, RuntimeError, UserWarning) as error:
             reason = str(error).splitlines()[0][:300]
             raise UniDPOError(f"the adapter {checkpoint.adapter} does not fit {checkpoint.base}: {reason}") from error

@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from uni_dpo.data.videos import Video, VideoLimits, read_frames
 from uni_dpo.errors import UniDPOError
@@ -33,27 +33,18 @@ _PROBE: Content = (
 )
 
 
-def parse_style(style: str) -> PromptStyle | None:
-    """Return the style a user named; `None` for `auto`."""
-    if style == "auto":
-        return None
-    try:
-        return PromptStyle(style)
-    except ValueError:
-        raise UniDPOError(f"prompt_style is {style!r}; it can be auto, {', '.join(map(str, PromptStyle))}") from None
-
-
 def sees_images(processor: Any) -> bool:
     """Tell a vision-language model's processor from a text model's tokenizer."""
     return hasattr(processor, "image_processor")
 
 
-def detect_style(processor: Any, name: str = "the checkpoint") -> PromptStyle:
-    """Find the style in which `processor`'s chat template keeps question and images.
+def style_of(processor: Any, wanted: Literal["auto", "instruct", "base"], name: str = "the checkpoint") -> PromptStyle:
+    """Return the style that a user named, or for `auto` the one that `detect_style` finds."""
+    return detect_style(processor, name) if wanted == "auto" else PromptStyle(wanted)
 
-    Args:
-        processor: of a vision-language model, or the tokenizer of a text model.
-        name: of the checkpoint, for the message.
+
+def detect_style(processor: Any, name: str = "the checkpoint") -> PromptStyle:
+    """Find the style in which the chat template of `processor`, or of a text model's tokenizer, keeps what is asked.
 
     Raises:
         UniDPOError: neither style does.
@@ -62,11 +53,9 @@ def detect_style(processor: Any, name: str = "the checkpoint") -> PromptStyle:
     lost = {}
     for style in PromptStyle:
         try:
-            prompt = render(processor, probe, style)
+            reason = what_is_lost(processor, probe, render(processor, probe, style))
         except Exception as error:  # a template may raise anything, in words of its own
-            lost[style] = f"the template fails: {error}"
-            continue
-        reason = what_is_lost(processor, probe, prompt)
+            reason = f"the template fails: {error}"
         if reason is None:
             return style
         lost[style] = reason
@@ -75,14 +64,7 @@ def detect_style(processor: Any, name: str = "the checkpoint") -> PromptStyle:
 
 
 def render(processor: Any, content: Content, style: PromptStyle, system: str | None = None) -> str:
-    """Render `content` to the text a checkpoint is prompted with, up to where its answer starts.
-
-    Args:
-        processor: the checkpoint's processor, with its chat template; the tokenizer of a text model.
-        content: the items of one user turn.
-        style: what the template takes.
-        system: a system prompt, or `None` for what the template does by itself.
-    """
+    """Render one user turn; see `render_turns`."""
     return render_turns(processor, [content], style, system)
 
 
@@ -90,25 +72,25 @@ def render_turns(processor: Any, turns: Sequence[Content], style: PromptStyle, s
     """Render a conversation, up to where the next answer starts.
 
     Args:
-        processor, style, system: as for `render`.
+        processor: the checkpoint's processor, with its chat template; the tokenizer of a text model.
         turns: the items of each turn: the user's, the model's, the user's …; the last one is the user's. A base
             template knows no turns and gets their items in a row, a line break behind each turn.
+        style: what the template takes.
+        system: a system prompt, or `None` for what the template does by itself.
     """
     template = getattr(processor, "chat_template", None) or _tokenizer(processor).chat_template
     if style is PromptStyle.BASE:
         items = [{"type": "text", "text": system}] if system is not None else []
         for number, turn in enumerate(turns):
             items += [{"type": "text", "text": "\n"}] if number else []
-            items += [dict(item) for item in turn]
+            items += map(dict, turn)
         if template is None:
             return "".join(_spelt(processor, item) for item in items)
         conversation = items
     else:
         conversation = [{"role": "system", "content": system}] if system is not None else []
         for number, turn in enumerate(turns):
-            said: Any = [dict(item) for item in turn]
-            if not sees_images(processor):
-                said = "".join(item["text"] for item in turn)
+            said: Any = [*map(dict, turn)] if sees_images(processor) else "".join(item["text"] for item in turn)
             conversation.append({"role": "assistant" if number % 2 else "user", "content": said})
     return str(
         _tokenizer(processor).apply_chat_template(
@@ -149,24 +131,15 @@ def what_is_lost(processor: Any, content: Content, prompt: str) -> str | None:
 
 
 def placeholder(processor: Any, kind: str) -> str | None:
-    """Return what stands for an image or video in a prompt; None where the model takes none.
-
-    Args:
-        processor: of a vision-language model.
-        kind: `image` or `video`.
-    """
-    begin = kind == "image" and _writes_around_images(processor)
-    return getattr(processor, "boi_token" if begin else f"{kind}_token", None)
+    """Return what stands for an `image` or `video` in a prompt; None where the model takes none."""
+    # Gemma 3 puts the tokens of an image, and a frame for them, in place of the token that begins it.
+    begins = kind == "image" and hasattr(processor, "full_image_sequence")
+    return getattr(processor, "boi_token" if begins else f"{kind}_token", None)
 
 
 def by_request(processor: Any, images: Sequence[list[Any]]) -> list[Any]:
     """Return the images of several requests as a processor takes them: those of Gemma 3 and 4 ask whose each is."""
     return list(images) if hasattr(processor, "boi_token") else [image for shown in images for image in shown]
-
-
-def _writes_around_images(processor: Any) -> bool:
-    """Whether it puts the tokens of an image, and a frame for them, in place of the token that begins it (Gemma 3)."""
-    return hasattr(processor, "full_image_sequence")
 
 
 def _tokenizer(processor: Any) -> Any:
@@ -187,10 +160,7 @@ QWEN2_PATCH = 14
 def load_pixels(
     request: "Request", patch: int = QWEN2_PATCH, limits: VideoLimits | None = None
 ) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """Load what a request shows; see `load_vision`.
-
-    Args:
-        limits: which frames of a video are taken; those of LlamaFactory's training where none are given.
+    """Load what a request shows (see `load_vision`), of videos the frames that LlamaFactory's training takes.
 
     Raises:
         UniDPOError: an image or a video cannot be read.
@@ -270,15 +240,11 @@ def load_vision(
     """
     from qwen_vl_utils import process_vision_info
 
-    conversation = [{"role": "user", "content": [dict(item) for item in content]}]
-    if patch == QWEN2_PATCH:
-        images, videos = process_vision_info(conversation)
-        return list(map(_unturned, images or ())), videos or [], {}
-    images, videos, told = process_vision_info(
-        conversation, image_patch_size=patch, return_video_kwargs=True, return_video_metadata=True
-    )
+    told = {"return_video_kwargs": True, "return_video_metadata": True}
+    more = {} if patch == QWEN2_PATCH else {"image_patch_size": patch, **told}
+    images, videos, *kwargs = process_vision_info([{"role": "user", "content": [*map(dict, content)]}], **more)
     shown = list(map(_unturned, images or ()))
-    if not videos:
-        return shown, [], {}
+    if not videos or not more:
+        return shown, videos or [], {}
     frames, metadata = zip(*videos, strict=True)
-    return shown, list(frames), {**told, "video_metadata": list(metadata)}
+    return shown, list(frames), {**kwargs[0], "video_metadata": list(metadata)}

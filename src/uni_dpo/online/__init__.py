@@ -57,15 +57,7 @@ class OnlineConfig:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a configuration file; paths in it are relative to the working directory.
-
-        Args:
-            path: YAML or JSON.
-            overrides: `key=value`, put in the place of what the file says.
-
-        Raises:
-            UniDPOError: no such file, or all settings that are unknown, missing, of the wrong type or out of range.
-        """
+        """See `settings.options.load`."""
         return load(cls, path, overrides)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from uni_dpo.models.prompt import detect_style, prompt_of
 from uni_dpo.models.rewards.options import RewardModelOptions, find_reward_checkpoint
 from uni_dpo.online import OnlineConfig, RewardOptions
 from uni_dpo.settings.registry import find
+from uni_dpo.shared_prefix.families import unwrapped
 from uni_dpo.storage import read_json
 
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
@@ -82,11 +83,6 @@ def freeze_vision_tower(model: Any) -> None:
         parameter.requires_grad_(not any(part in name for part in VISION_PARTS))
 
 
-def language_model(model: Any) -> Any:
-    """Return `model` without the adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 def messages(question: Question) -> list[dict[str, Any]]:
     """Return a question as the chat template takes it, its images before its text."""
     images = [{"type": "image", "text": None} for _ in question.images]
@@ -106,7 +102,7 @@ def prompt_text(question: Question, processor: Any) -> str:
 
 def media_tokens(model: Any) -> list[int]:
     """Give the tokens that stand for what is seen: never to be sampled, for an answer with one could not be scored."""
-    tokens = [getattr(language_model(model).config, name, None) for name in MEDIA_TOKEN_SETTINGS]
+    tokens = [getattr(unwrapped(model).config, name, None) for name in MEDIA_TOKEN_SETTINGS]
     return [token for token in tokens if token is not None]
 
 
@@ -117,7 +113,7 @@ def plain_sampling(model: Any) -> Iterator[None]:
     Transformers takes them for whatever a given `GenerationConfig` leaves open, and the log-probabilities of what
     was sampled would be those of another distribution.
     """
-    language = language_model(model)
+    language = unwrapped(model)
     own = language.generation_config
     language.generation_config = GenerationConfig()
     try:
@@ -143,10 +139,7 @@ def check_reward(options: RewardOptions, questions: Sequence[Question]) -> None:
 
 
 def make_reward(options: RewardOptions, *, batch_size: int, trust_remote_code: bool = False) -> Reward:
-    """Return the reward that a config names.
-
-    Args:
-        batch_size: answers that a reward model sees at once.
+    """Return the reward that a config names; a reward model sees `batch_size` answers at once.
 
     Raises:
         UniDPOError: there is no such reward model or function.

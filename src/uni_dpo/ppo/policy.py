@@ -13,9 +13,9 @@ from transformers import GenerationConfig
 from uni_dpo.data.questions import Question
 from uni_dpo.logprobs import IGNORE_INDEX, ResponseTokens, response_logps
 from uni_dpo.models.prompt import open_image
-from uni_dpo.online.policy import adapter, freeze_vision_tower, language_model, load_model, media_tokens, prompt_text
+from uni_dpo.online.policy import adapter, freeze_vision_tower, load_model, media_tokens, prompt_text
 from uni_dpo.ppo.config import PPOConfig
-from uni_dpo.shared_prefix.families import logit_cap
+from uni_dpo.shared_prefix.families import logit_cap, unwrapped
 from uni_dpo.shared_prefix.forward import projection
 from uni_dpo.shared_prefix.media import media_dim
 from uni_dpo.shared_prefix.rows import share_rows, shares_rows
@@ -30,7 +30,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        head = language_model(model).get_output_embeddings()
+        head = unwrapped(model).get_output_embeddings()
         # From zero: the first advantages are the rewards, not the noise of a random critic.
         self.value_head = nn.Linear(head.in_features, 1)
         nn.init.zeros_(self.value_head.weight)
@@ -58,7 +58,7 @@ def answer_logps(model: Any, inputs: Inputs, labels: Tensor, temperature: float)
     Returns:
         (B, T) log-probabilities, 0 on padding, and (B, T, D) the hidden states that predict the tokens.
     """
-    language = language_model(model)
+    language = unwrapped(model)
     answers = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     answers[:, -labels.shape[1] :] = labels != IGNORE_INDEX
     shared = share_rows(model, inputs, answers)

@@ -18,7 +18,7 @@ from vlmeval.vlm.qwen3_vl.prompt import Qwen3VLPromptMixin
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Backend, Failure, Request, Sample, make_backend
 from uni_dpo.models.checkpoint import QWEN_FAMILIES, Checkpoint, find_checkpoint
-from uni_dpo.models.prompt import PromptStyle, detect_style, parse_style, prompt_of
+from uni_dpo.models.prompt import PromptStyle, prompt_of, style_of
 from uni_dpo.storage.identity import derive_seed
 from uni_dpo.vlmeval.config import ModelSettings
 
@@ -67,7 +67,7 @@ class Qwen2VLChat(_UpstreamChat):
 
             self.checkpoint = find_checkpoint(settings.model_path, settings.adapter).of(QWEN_FAMILIES)
             self.processor = load_processor(self.checkpoint, trust_remote_code=settings.trust_remote_code)
-            self.style = parse_style(settings.prompt_style) or detect_style(self.processor)
+            self.style = style_of(self.processor, settings.prompt_style)
         self._backend: Backend | None = None
         if not lazy:
             _ = self.backend

@@ -112,10 +112,6 @@ class Usage:
     cost: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
 
-    def count_fault(self, kind: str) -> None:
-        """Remember one more unusable reply of this kind."""
-        self.faults[kind] = self.faults.get(kind, 0) + 1
-
     def add(self, other: "Usage") -> None:
         """Add another count to this one."""
         for item in fields(self):
@@ -200,7 +196,6 @@ def parse_model(raw: Mapping[str, Any], where: str, rater: str | None = None) ->
     """Return the backend's name and the parsed options of one entry under `models:`.
 
     Args:
-        raw: the entry.
         where: what messages call it, `models.sampler` for example.
         rater: the backend that alone fills this role; None for a role that any model fills which writes text.
     """

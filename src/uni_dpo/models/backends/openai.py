@@ -33,13 +33,10 @@ from uni_dpo.models.backends.replies import (
 from uni_dpo.models.backends.server import (
     LONGEST_WAIT,
     BadRequestError,
-    Loop,
-    LostReplyError,
     Server,
-    final_fault,
-    probe,
     request_body,
     retry_after,
+    submit,
     why,
 )
 from uni_dpo.models.backends.settings import OpenAIOptions
@@ -73,8 +70,8 @@ class OpenAIBackend:
         yield from self._sampled(requests, sampling, read_samples)
 
     def check(self) -> None:
-        """See `probe`."""
-        probe(self.options)
+        """See `Server.probe`."""
+        self.server.probe()
 
     def _sampled(
         self, requests: Sequence[Request], sampling: Sampling, read: Callable[..., list[Sample]]
@@ -86,12 +83,12 @@ class OpenAIBackend:
             asked["repetition_penalty"] = sampling.repetition_penalty
         texts = partial(read, join_parts=self.options.join_parts)
 
-        async def answer(put: "_Put", request: Request) -> list[Sample] | Failure:
+        async def answer(client: httpx.AsyncClient, request: Request) -> list[Sample] | Failure:
             samples: list[Sample] = []
             for attempt in range(sampling.n):  # some servers take no notice of n, some refuse one answer of several
                 seed = derive_seed(request.seed, "more", attempt) if attempt else request.seed
                 settings = {**asked, "n": sampling.n - len(samples)}
-                reply = await put(replace(request, seed=seed), settings, texts)
+                reply = await self._put(client, replace(request, seed=seed), settings, texts)
                 if isinstance(reply, Failure):
                     return reply
                 samples += reply
@@ -128,30 +125,27 @@ class OpenAIBackend:
         return {"temperature": 0.0, self.options.token_limit_field: 1}
 
     def _put_all(self, asked: Sequence[tuple[Request, dict[str, Any]]], read: Read) -> list[Any]:
-        async def answer(put: "_Put", request: Request, settings: dict[str, Any]) -> Any:
-            return await put(request, settings, read)
+        jobs = [partial(self._put, request=request, settings=settings, read=read) for request, settings in asked]
+        return _in_order(self._all(jobs))
 
-        return _in_order(self._all([partial(answer, request=one, settings=settings) for one, settings in asked]))
-
-    def _all(self, jobs: Sequence[Callable[["_Put"], Coroutine[Any, Any, Any]]]) -> Iterator[tuple[int, Any]]:
+    def _all(self, jobs: Sequence[Callable[[httpx.AsyncClient], Coroutine[Any, Any, Any]]]) -> Iterator[Any]:
         """Do jobs at once, `concurrency` of them; yield each one's place and outcome as it ends."""
         finished: SimpleQueue[tuple[int, Any]] = SimpleQueue()
 
         async def work() -> None:
             async with self.server.client() as client:
-                put = _Put(self, client)
                 free = asyncio.Semaphore(self.options.concurrency)
 
                 async def one(place: int) -> None:
                     async with free:
                         try:
-                            finished.put((place, await jobs[place](put)))
+                            finished.put((place, await jobs[place](client)))
                         except Exception as error:
                             finished.put((place, error))
 
                 await asyncio.gather(*map(one, range(len(jobs))))
 
-        running = Loop.shared().submit(work())
+        running = submit(work())
         try:
             for _ in jobs:
                 place, outcome = finished.get()
@@ -161,7 +155,64 @@ class OpenAIBackend:
         finally:
             running.cancel()
 
-    def turn(self) -> float:
+    async def _put(self, client: httpx.AsyncClient, request: Request, settings: Mapping[str, Any], read: Read) -> Any:
+        """What `read` makes of the reply to a request, or a `Failure` when its attempts are used up."""
+        body = await asyncio.to_thread(request_body, self.options.model, request, dict(settings))
+        seed = request.seed
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception_type(UnusableReplyError),
+                stop=tenacity.stop_after_attempt(self.options.max_retries + 1),
+                wait=self._pause,
+                before_sleep=self._say,
+                reraise=True,
+            ):
+                with attempt:
+                    try:
+                        return read(await self._completion(client, {**body, "seed": seed % 2**31}))
+                    except UnusableReplyError as error:
+                        # A reply that was lost is asked for again as it was; one of no use has to come out otherwise.
+                        if error.redraw:
+                            seed = derive_seed(request.seed, attempt.retry_state.attempt_number)
+                        self._count(Usage(faults={error.kind: 1}))
+                        raise
+        except UnusableReplyError as error:
+            self._count(Usage(failures=1))
+            detail = f" ({self.server.mask(error.detail)})" if error.detail else ""
+            return Failure(f"{error.kind}{detail} ({self.options.max_retries + 1} attempts)")
+        except LackingError as error:
+            raise UniDPOError(f"the server of {self.options.model!r} {error}") from error
+        except BadRequestError as error:
+            self._count(Usage(failures=1, faults={str(error).partition(":")[0]: 1}))
+            return Failure(self.server.mask(str(error)))
+
+    async def _completion(self, client: httpx.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        await asyncio.sleep(self._turn())
+        sent = self.server.fields(body)
+        try:
+            reply, received = await self.server.call(client, "/chat/completions", sent, self.options.timeout)
+        except TimeoutError as error:
+            raise UnusableReplyError("timeout") from error
+        except httpx.DecodingError as error:
+            raise UnusableReplyError(MALFORMED) from error
+        except httpx.HTTPError as error:
+            raise UnusableReplyError("no connection", why(error)) from error
+        if reply.status_code in (408, 409, 425, 429) or reply.status_code >= 500:
+            message, code = read_error(received)
+            if code != "insufficient_quota":
+                raise UnusableReplyError(f"HTTP {reply.status_code}", message, wait=retry_after(reply))
+        if reply.status_code in (400, 422) and (refused := refused_field(received, sent)):
+            self.server.leave_out(refused, sent[refused])
+            return await self._completion(client, body)
+        if not reply.is_success:
+            raise self.server.final_fault(reply, received)
+        completion = read_body(received)
+        prompt, answer = read_usage(completion)
+        cost = (prompt * self.options.price_prompt + answer * self.options.price_completion) / 1e6
+        self._count(Usage(requests=1, prompt_tokens=prompt, completion_tokens=answer, cost=cost))
+        return completion
+
+    def _turn(self) -> float:
         """Take the next place in the queue that `requests_per_minute` spaces; seconds until it comes."""
         if self.options.requests_per_minute is None:
             return 0.0
@@ -170,87 +221,16 @@ class OpenAIBackend:
         self._next_start = start + 60 / self.options.requests_per_minute
         return start - now
 
-    def _count(self, usage: Usage) -> None:
-        with self._lock:
-            self.usage.add(usage)
-
-
-class _Put:
-    """One request until it is answered or its attempts are used up."""
-
-    def __init__(self, backend: OpenAIBackend, client: httpx.AsyncClient) -> None:
-        self.backend, self.client = backend, client
-        self.server, self.options = backend.server, backend.options
-
-    async def __call__(self, request: Request, settings: Mapping[str, Any], read: Read) -> Any:
-        """What `read` makes of the reply, or a `Failure`."""
-        body = await asyncio.to_thread(request_body, self.options.model, request, dict(settings))
-        seed = request.seed
-        try:
-            async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type((LostReplyError, UnusableReplyError)),
-                stop=tenacity.stop_after_attempt(self.options.max_retries + 1),
-                wait=self._pause,
-                before_sleep=self._say,
-                reraise=True,
-            ):
-                with attempt:
-                    try:
-                        return read(await self._completion({**body, "seed": seed % 2**31}))
-                    except (UnusableReplyError, LostReplyError) as error:
-                        # A reply that was lost is asked for again as it was; one of no use has to come out otherwise.
-                        if getattr(error, "redraw", False):
-                            seed = derive_seed(request.seed, attempt.retry_state.attempt_number)
-                        self._fault(error.kind)
-                        raise
-        except (LostReplyError, UnusableReplyError) as error:
-            self.backend._count(Usage(failures=1))
-            detail = f" ({self.server.mask(error.detail)})" if error.detail else ""
-            return Failure(f"{error.kind}{detail} ({self.options.max_retries + 1} attempts)")
-        except LackingError as error:
-            raise UniDPOError(f"the server of {self.options.model!r} {error}") from error
-        except BadRequestError as error:
-            self._fault(str(error).partition(":")[0])
-            self.backend._count(Usage(failures=1))
-            return Failure(self.server.mask(str(error)))
-
-    async def _completion(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        await asyncio.sleep(self.backend.turn())
-        sent = self.server.fields(body)
-        try:
-            reply, received = await self.server.call(self.client, "/chat/completions", sent, self.options.timeout)
-        except TimeoutError as error:
-            raise LostReplyError("timeout") from error
-        except httpx.DecodingError as error:
-            raise UnusableReplyError(MALFORMED) from error
-        except httpx.HTTPError as error:
-            raise LostReplyError("no connection", why(error)) from error
-        if reply.status_code in (408, 409, 425, 429) or reply.status_code >= 500:
-            message, code = read_error(received)
-            if code != "insufficient_quota":
-                raise LostReplyError(f"HTTP {reply.status_code}", message, retry_after(reply))
-        if reply.status_code in (400, 422) and (refused := refused_field(received, sent)):
-            self.server.leave_out(refused, sent[refused])
-            return await self._completion(body)
-        if not reply.is_success:
-            raise final_fault(self.server, reply, received)
-        completion = read_body(received)
-        prompt, answer = read_usage(completion)
-        cost = (prompt * self.options.price_prompt + answer * self.options.price_completion) / 1e6
-        self.backend._count(Usage(requests=1, prompt_tokens=prompt, completion_tokens=answer, cost=cost))
-        return completion
-
     def _pause(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, LostReplyError) and error.wait is not None:
-            return error.wait
-        return float(
-            min(LONGEST_WAIT, self.options.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
-        )
+        error: Any = state.outcome.exception() if state.outcome else None
+        if error is not None and error.wait is not None:
+            return float(error.wait)
+        longer = self.options.backoff * 2 ** (state.attempt_number - 1)
+        return float(min(LONGEST_WAIT, longer) * random.uniform(0.75, 1.25))
 
     def _say(self, state: tenacity.RetryCallState) -> None:
         """Show that a request is put again, where somebody waits for it."""
-        self.backend._count(Usage(retries=1))
+        self._count(Usage(retries=1))
         pause = state.next_action.sleep if state.next_action else 0.0
         if pause < 0.5:
             return
@@ -263,9 +243,9 @@ class _Put:
             flush=True,
         )
 
-    def _fault(self, kind: str) -> None:
-        with self.backend._lock:
-            self.backend.usage.count_fault(kind)
+    def _count(self, usage: Usage) -> None:
+        with self._lock:
+            self.usage.add(usage)
 
 
 def _in_order(replies: Iterable[tuple[int, Any]]) -> list[Any]:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from uni_dpo.models.backends.base import Sample, logsumexp
@@ -23,20 +24,21 @@ _ONLY_ONE = re.compile(r"(?:^|[\s'\"`(\[,])n(?:['\"`]|\s+(?:value|must|should|is
 """How servers say that they refuse `n`: n > 1 is not supported; 'n' must be at most 1; currently only n = 1."""
 
 
+@dataclass
 class UnusableReplyError(Exception):
-    """A reply that arrived and cannot be used.
+    """A reply that did not arrive, or cannot be used; another attempt may bring a better one.
 
-    Args:
+    Attributes:
         kind: names why, for the counts.
-        redraw: whether another seed may bring a better one.
         detail: what came instead.
+        redraw: whether another attempt needs another seed.
+        wait: seconds until it, where the server says how many.
     """
 
-    def __init__(self, kind: str, *, redraw: bool = False, detail: str = "") -> None:
-        super().__init__(kind)
-        self.kind = kind
-        self.redraw = redraw
-        self.detail = detail
+    kind: str
+    detail: str = ""
+    redraw: bool = False
+    wait: float | None = None
 
 
 class LackingError(Exception):
@@ -49,10 +51,7 @@ def read_body(body: bytes) -> dict[str, Any]:
     Raises:
         UnusableReplyError: it holds none, one that is nested too deeply, or an error instead of an answer.
     """
-    try:
-        value = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UnusableReplyError(MALFORMED, detail=_beginning(body)) from error
+    value = _parsed(body)
     if not isinstance(value, dict):
         raise UnusableReplyError(MALFORMED, detail=_beginning(body))
     if value.get("error") and not value.get("choices"):
@@ -63,10 +62,8 @@ def read_body(body: bytes) -> dict[str, Any]:
 def read_samples(completion: Mapping[str, Any], *, join_parts: bool = False) -> list[Sample]:
     """Return the usable answers of a completion, in its order.
 
-    Lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`.
-
-    Args:
-        join_parts: take the text parts of an answer that is a list of parts together, and leave out the others.
+    Lone surrogates become U+FFFD, and an answer that the token limit cut is not `finished`. With `join_parts` the text
+    parts of an answer that is a list of parts are taken together, and the others left out.
 
     Raises:
         LackingError: an answer is a list of parts, and they are not to be joined.
@@ -164,10 +161,7 @@ def read_usage(completion: Mapping[str, Any]) -> tuple[int, int]:
 
 def read_error(body: bytes) -> tuple[str, str]:
     """Return what an error says, and its code; the first 300 characters of a body of another form."""
-    try:
-        value: Any = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        value = None
+    value = _parsed(body)
     error = value.get("error", value) if isinstance(value, Mapping) else None
     said, code = error, ""
     if isinstance(error, Mapping):
@@ -237,6 +231,14 @@ def _text(content: Any, join_parts: bool) -> str | None:
     if content is not None and not isinstance(content, str):
         raise UnusableReplyError(MALFORMED)
     return None if content is None else sound(content).strip()
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON value in a body; None where it holds none, or one that is nested too deeply."""
+    try:
+        return json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _beginning(body: bytes) -> str:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +21,7 @@ from uni_dpo.data.image_state import encoded_oddity
 from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.models.backends.base import Request
-from uni_dpo.models.backends.replies import (
-    UnusableReplyError,
-    read_body,
-    read_error,
-    sound,
-)
+from uni_dpo.models.backends.replies import UnusableReplyError, read_body, read_error, sound
 from uni_dpo.models.backends.settings import OpenAIOptions, without_secrets
 from uni_dpo.models.prompt import load_vision, open_image, png_url
 
@@ -38,15 +32,6 @@ LARGEST_REPLY = 64 * 2**20
 PROBE_TIMEOUT = 10.0
 _SECRET = 8
 """Characters of a key that is masked: shorter ones, such as `EMPTY`, are words."""
-
-
-@dataclass
-class LostReplyError(Exception):
-    """An attempt that brought nothing to read; `kind` names why, `detail` tells more."""
-
-    kind: str
-    detail: str = ""
-    wait: float | None = None
 
 
 class Server:
@@ -114,118 +99,97 @@ class Server:
         sent = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if sent else {}
         method = "GET" if sent is None else "POST"
-        async with (
-            asyncio.timeout(timeout),
-            client.stream(method, self._at(path), content=sent, headers=headers) as reply,
-        ):
+        stream = client.stream(method, self._at(path), content=sent, headers=headers)
+        async with asyncio.timeout(timeout), stream as reply:
             received = bytearray()
             async for chunk in reply.aiter_bytes():
                 received += chunk
                 if len(received) > LARGEST_REPLY:
                     raise UnusableReplyError("reply too large")
-        return reply, self._masked(bytes(received))
+        return reply, bytes(received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received)
 
     def _at(self, path: str) -> httpx.URL:
         """The address of one of its paths; a query such as Azure's `?api-version=…` stays behind it."""
         return self.url.copy_with(path=self.url.path.rstrip("/") + path)
 
-    def _masked(self, received: bytes) -> bytes:
-        return received.replace(self.key.encode(), b"***") if len(self.key) >= _SECRET else received
-
     def mask(self, text: str) -> str:
         """Return a text without the key and without control characters."""
         return plain(sound(text.replace(self.key, "***") if len(self.key) >= _SECRET else text))
 
-    def refused(self, said: str) -> UniDPOError:
-        """Return the error that ends a run: every further request would be refused too."""
+    def final_fault(self, reply: httpx.Response, received: bytes) -> Exception:
+        """Return the error of a reply that another attempt would not change: fatal where every request would get it."""
         option = self.options
-        return UniDPOError(
-            f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
-            f"check model, base_url and {option.api_key_env}"
-        )
+        if reply.is_redirect:
+            return UniDPOError(
+                f"the server of {option.model!r} at {self.name} redirects to another address, which is not "
+                "followed, since the key would go there; set base_url to that address if you trust it"
+            )
+        message, code = read_error(received)
+        said = f"HTTP {reply.status_code}: {message}"
+        if reply.status_code in (401, 402, 403, 404, 405) or code == "insufficient_quota":
+            return UniDPOError(
+                f"the server of {option.model!r} at {self.name} says {self.mask(said)}; "
+                f"check model, base_url and {option.api_key_env}"
+            )
+        return BadRequestError(said)
 
+    def probe(self) -> None:
+        """Ask for its models, which costs nothing, before anything is asked of any.
 
-def probe(options: OpenAIOptions) -> None:
-    """Ask a server for its models, which costs nothing, before anything is asked of any.
+        A server that lists no models is taken as it is. One that lists others is sent an empty chat, which only one
+        that does not know the model refuses with 404.
 
-    A server that lists no models is taken as it is. One that lists others is sent an empty chat, which only one that
-    does not know the model refuses with 404.
+        Raises:
+            UniDPOError: no server is there, it refuses the key, sends elsewhere, or does not know the model.
+        """
+        try:
+            submit(self._probe()).result()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError) as error:
+            raise UniDPOError(
+                f"no OpenAI-compatible server answers at {self.name}: {self.mask(why(error))}; "
+                f"start it, or correct base_url of {self.options.model!r}"
+            ) from error
+        except (TimeoutError, httpx.HTTPError, UnusableReplyError):
+            return  # something is there; what it says to a question is counted then
 
-    Raises:
-        UniDPOError: no server is there, it refuses the key, sends elsewhere, or does not know the model.
-    """
-    server = Server(options)
-
-    async def ask() -> None:
-        async with server.client() as client:
-            reply, body = await server.call(client, "/models", None, min(options.timeout, PROBE_TIMEOUT))
+    async def _probe(self) -> None:
+        model = self.options.model
+        async with self.client() as client:
+            reply, body = await self.call(client, "/models", None, min(self.options.timeout, PROBE_TIMEOUT))
             if reply.status_code in (401, 403) or reply.is_redirect:
-                raise final_fault(server, reply, body)
+                raise self.final_fault(reply, body)
             if reply.status_code != 200:
                 return
             listed = read_body(body).get("data")
             names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-            if names and options.model not in names:
-                empty = {"model": options.model, "messages": []}
-                reply, body = await server.call(client, "/chat/completions", empty, PROBE_TIMEOUT)
+            if names and model not in names:
+                empty = {"model": model, "messages": []}
+                reply, body = await self.call(client, "/chat/completions", empty, PROBE_TIMEOUT)
                 if reply.status_code == 404:
-                    raise final_fault(server, reply, body)
-
-    try:
-        Loop.shared().submit(ask()).result()
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError) as error:
-        raise UniDPOError(
-            f"no OpenAI-compatible server answers at {server.name}: {server.mask(why(error))}; "
-            f"start it, or correct base_url of {options.model!r}"
-        ) from error
-    except (TimeoutError, httpx.HTTPError, UnusableReplyError):
-        return  # something is there; what it says to a question is counted then
+                    raise self.final_fault(reply, body)
 
 
 class BadRequestError(Exception):
     """A request that another attempt would not help."""
 
 
-class Loop:
-    """An event loop in a thread of its own, so that callers with or without a loop can wait for it."""
+@lru_cache(maxsize=1)
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """The event loop of a process, in a thread of its own, so that callers with or without a loop can wait for it."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="servers").start()
+    return loop
 
-    _only: "Loop | None" = None
 
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True, name="servers").start()
-
-    @classmethod
-    def shared(cls) -> "Loop":
-        """Return the loop of this process."""
-        if cls._only is None or cls._only.process != os.getpid():
-            cls._only = cls()
-        return cls._only
-
-    def submit(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Start a coroutine; its future."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+def submit(work: Coroutine[Any, Any, Any]) -> Any:
+    """Start a coroutine; its future."""
+    return asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
 
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
     """The certificates, which take a while to read, once."""
     return httpx.create_ssl_context()
-
-
-def final_fault(server: Server, reply: httpx.Response, received: bytes) -> Exception:
-    """Return the error of a reply that another attempt would not change: fatal where it would befall every request."""
-    if reply.is_redirect:
-        return UniDPOError(
-            f"the server of {server.options.model!r} at {server.name} redirects to another address, which is not "
-            "followed, since the key would go there; set base_url to that address if you trust it"
-        )
-    message, code = read_error(received)
-    said = f"HTTP {reply.status_code}: {message}"
-    if reply.status_code in (401, 402, 403, 404, 405) or code == "insufficient_quota":
-        return server.refused(said)
-    return BadRequestError(said)
 
 
 def retry_after(reply: httpx.Response) -> float | None:
@@ -246,13 +210,7 @@ def why(error: BaseException) -> str:
 
 
 def request_body(model: str, request: Request, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a chat request sends.
-
-    Args:
-        model: its name on the server.
-        request: what is asked.
-        settings: further fields; `answer`, a text, is the beginning of the reply and no field.
-    """
+    """Return what a chat request sends; of `settings`, `answer` is the beginning of the reply and no field."""
     content: Any = sound(request.prompt)
     if request.content:
         content = _resized(request.content)

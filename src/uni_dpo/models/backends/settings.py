@@ -138,11 +138,7 @@ def without_secrets(address: str) -> str:
 
 
 def check_videos(backend: str, options: Any, questions: Sequence[Question]) -> None:
-    """See that a model can be shown the videos of questions.
-
-    Args:
-        backend: its name.
-        options: parsed; `shows_videos` says what the backend shows, `file` or `frames`, nothing where it lacks.
+    """See that a model can be shown the videos of questions: `shows_videos` of its options says which.
 
     Raises:
         UniDPOError: it cannot; the first such question is named.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from uni_dpo.errors import UniDPOError
@@ -20,13 +21,12 @@ from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
 from uni_dpo.models.prompt import (
     by_request,
-    detect_style,
     load_pixels,
-    parse_style,
     patch_of,
     placeholder,
     prompt_of,
     sees_images,
+    style_of,
 )
 from uni_dpo.shared_prefix.families import unwrapped
 from uni_dpo.shared_prefix.forward import projection
@@ -51,7 +51,7 @@ class TransformersBackend(Backend):
         self.processor = load_processor(
             checkpoint, min_pixels=options.min_pixels, max_pixels=options.max_pixels, trust_remote_code=trust
         )
-        self.style = parse_style(options.prompt_style) or detect_style(self.processor, options.model)
+        self.style = style_of(self.processor, options.prompt_style, options.model)
         self.model = load_model(
             checkpoint,
             dtype=options.dtype,
@@ -270,21 +270,15 @@ class _OwnStreams(LogitsProcessor):
 def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
     """Left-padded prompts and answers → right-padded prompt + answer, for every per-token input."""
     mask = inputs["attention_mask"].bool()
-    lengths = [int(row.sum()) + len(answer) for row, answer in zip(mask, answers, strict=True)]
-    fills = {"input_ids": pad}
     joined = dict(inputs)
     for name, value in inputs.items():
         if not isinstance(value, torch.Tensor) or value.shape != mask.shape:
             continue
-        table = value.new_full((len(answers), max(lengths)), fills.get(name, 0))
-        for row, (tokens, kept, answer) in enumerate(zip(value, mask, answers, strict=True)):
-            prompt = tokens[kept]
-            table[row, : len(prompt)] = prompt
-            if name == "input_ids":
-                table[row, len(prompt) : lengths[row]] = torch.tensor(answer, dtype=value.dtype)
-            elif name == "attention_mask":
-                table[row, len(prompt) : lengths[row]] = 1
-        joined[name] = table
+        rows = []
+        for tokens, kept, answer in zip(value, mask, answers, strict=True):
+            behind = answer if name == "input_ids" else [int(name == "attention_mask")] * len(answer)
+            rows.append(torch.cat([tokens[kept], value.new_tensor(behind)]))
+        joined[name] = pad_sequence(rows, batch_first=True, padding_value=pad if name == "input_ids" else 0)
     return joined
 
 

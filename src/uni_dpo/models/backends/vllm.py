@@ -5,21 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.backends.base import (
-    AnswerLogprob,
-    Backend,
-    Failure,
-    Request,
-    Sample,
-    Sampling,
-    Usage,
-    first_tokens,
-    logsumexp,
-)
+from uni_dpo.models.backends import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage
+from uni_dpo.models.backends.base import first_tokens, logsumexp
 from uni_dpo.models.backends.settings import VLLMOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_processor, one_line
-from uni_dpo.models.prompt import detect_style, load_pixels, parse_style, patch_of, prompt_of
+from uni_dpo.models.prompt import load_pixels, patch_of, prompt_of, style_of
 
 REPORTED_TOKENS = 20
 """The most alternatives per token that older versions of vLLM report unless told otherwise."""
@@ -52,7 +43,7 @@ class VLLMBackend(Backend):
         self.usage = Usage()
         self._vllm = vllm
         self.processor = load_processor(checkpoint, trust_remote_code=options.trust_remote_code)
-        self.style = parse_style(options.prompt_style) or detect_style(self.processor, options.model)
+        self.style = style_of(self.processor, options.prompt_style, options.model)
         self.patch = patch_of(self.processor)
         pixels = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
         settings: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from uni_dpo.errors import UniDPOError
@@ -112,12 +113,8 @@ class StepClassifier:
             solutions: question and steps of each answer; no answer is without steps.
         """
         encoded = [self.encode(question, steps) for question, steps in solutions]
-        longest = max(len(ids) for ids, _ in encoded)
-        ids = torch.zeros(len(encoded), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, (tokens, _) in enumerate(encoded):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
+        rows = [torch.tensor(tokens) for tokens, _ in encoded]
+        ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
         inputs = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
         states = _shared_states(self.model, inputs, [question for question, _ in solutions])
         logits = self.model(**inputs, use_cache=False)[0] if states is None else self.model.score(states)

@@ -137,17 +137,16 @@ def find_reward_checkpoint(options: RewardModelOptions) -> RewardCheckpoint:
             raise UniDPOError(f"{folder}: which template was this {family or 'model'} trained with? Give --template")
         return RewardCheckpoint("value_head", str(found.base), found.adapter, template)
     config = read_json((find_checkpoint(folder).base if adapter else folder) / "config.json")
-    architectures = [str(name) for name in config.get("architectures") or []]
-    plain = any(name.endswith("ForSequenceClassification") for name in architectures)
-    if not plain and not own_loader(folder, config, ("AutoModelForSequenceClassification",), options.trust_remote_code):
+    loaders = ("AutoModelForSequenceClassification",)
+    loader, labels, architecture = _classifier(folder, config, loaders, options.trust_remote_code)
+    if loader is None:
         raise UniDPOError(
             f"{folder}: is no reward model. It has no {VALUE_HEAD_FILES[0]}, as LlamaFactory writes it with "
-            f"`stage: rm`, and its architecture is {', '.join(architectures) or 'not named'}, no sequence classifier"
+            f"`stage: rm`, and its architecture is {architecture}, no sequence classifier"
         )
     if adapter:
         raise UniDPOError(f"{folder}: is an adapter on a sequence classifier; merge it into its base first")
-    labels = len(config.get("id2label") or {0: "", 1: ""})
-    if plain and labels != 1:
+    if labels not in (None, 1):
         raise UniDPOError(f"{folder}: is a classifier of {labels} labels; a reward model has one")
     check_weights(folder)
     return RewardCheckpoint("classifier", str(folder))
@@ -195,16 +194,12 @@ def find_process_loader(options: ProcessModelOptions) -> str:
     folder = options.model
     check_folder(folder, "name a token classifier that was trained on steps")
     config = read_json(folder / "config.json")
-    architectures = [str(name) for name in config.get("architectures") or []]
-    plain = any(name.endswith("ForTokenClassification") for name in architectures)
-    loader = STEP_LOADERS[0] if plain else own_loader(folder, config, STEP_LOADERS, options.trust_remote_code)
+    loader, labels, architecture = _classifier(folder, config, STEP_LOADERS, options.trust_remote_code)
     if loader is None:
         raise UniDPOError(
-            f"{folder}: is no process reward model; its architecture is {', '.join(architectures) or 'not named'}, "
-            "no token classifier"
+            f"{folder}: is no process reward model; its architecture is {architecture}, no token classifier"
         )
-    labels = len(config.get("id2label") or {0: "", 1: ""})
-    if plain and labels != 2:
+    if labels not in (None, 2):
         raise UniDPOError(f"{folder}: is a token classifier of {labels} labels; one for steps has two, wrong and right")
     _check_step_token(folder, options.step_token)
     check_weights(folder)
@@ -233,22 +228,24 @@ def check_folder(folder: Path, advice: str) -> None:
         raise UniDPOError(f"{folder}: there is no such folder; {advice}")
 
 
-def own_loader(folder: Path, config: Mapping[str, Any], loaders: Sequence[str], trusted: bool) -> str | None:
-    """Tell which of transformers' `loaders` a checkpoint with code of its own names for itself.
+def _classifier(
+    folder: Path, config: Mapping[str, Any], loaders: Sequence[str], trusted: bool
+) -> tuple[str | None, int | None, str]:
+    """Which of transformers' `loaders` reads a classifier; how many labels it has; its architecture, for messages.
 
-    Returns:
-        None for a checkpoint without such code, which the library's own classes read.
-
-    Raises:
-        UniDPOError: there is such code, and the user has not said that it may run.
+    One without code of its own is read by the first, or by none. What one with such code has for labels is not known.
     """
+    architectures = [str(name) for name in config.get("architectures") or []]
+    named = ", ".join(architectures) or "not named"
+    if any(name.endswith(loaders[0].removeprefix("AutoModel")) for name in architectures):
+        return loaders[0], len(config.get("id2label") or {0: "", 1: ""}), named
     own = config.get("auto_map") or {}
     found = next((name for name in loaders if name in own), None)
     if found and not trusted:
         raise UniDPOError(
             f"{folder}: comes with Python code of its own ({own[found]}), which runs only with trust_remote_code"
         )
-    return found
+    return found, None, named
 
 
 def _check_step_token(folder: Path, token: str) -> None:

@@ -39,7 +39,12 @@ def shared_states(model: nn.Module, inputs: dict[str, Any], questions: Sequence[
         }
     with sharing_rows(model) as shares:
         shared = share_rows(model, asked, _answers(ids, mask, media, questions)) if shares else None
-        if shared is None or not (sees or _pays(model, ids, shared.inputs["input_ids"])):
+        if shared is None:
+            return None
+        keys = keys_worth_a_token(model)
+        shapes = ids.shape, shared.inputs["input_ids"].shape
+        ordinary, ours = (rows * length * (keys + length) for rows, length in shapes)
+        if not sees and ours >= ordinary:
             return None
         states = unwrapped(model).base_model(**shared.inputs, use_cache=False).last_hidden_state
     return shared.rows(states)
@@ -59,9 +64,3 @@ def _answers(ids: Tensor, mask: Tensor, media: Tensor, questions: Sequence[Hasha
         starts[rows] = torch.minimum(same, lengths[rows].min() - 1)  # no answer is empty
     column = torch.arange(ids.shape[1], device=ids.device)
     return (column >= starts[:, None]) & mask
-
-
-def _pays(model: nn.Module, alone: Tensor, shared: Tensor) -> bool:
-    keys = keys_worth_a_token(model)
-    ordinary, ours = (rows * length * (keys + length) for rows, length in (alone.shape, shared.shape))
-    return ours < ordinary
