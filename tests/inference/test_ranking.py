@@ -87,8 +87,8 @@ def test_a_trained_reward_model_ranks_held_out_answers(
         for digit in digits["held_out"]
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    files = tmp_path / "pairs.json", tmp_path / "scored.json"
-    report = score_file(ScoreSettings(*files, tmp_path / "reward", batch_size=64))
+    files = {"source": tmp_path / "pairs.json", "output": tmp_path / "scored.json"}
+    report = score_file(ScoreSettings(tmp_path / "reward", batch_size=64, **files))
     assert report.rows == 347
     assert report.agreement is not None
     assert report.agreement > 0.7

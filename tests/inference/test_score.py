@@ -42,7 +42,7 @@ def score(monkeypatch: pytest.MonkeyPatch, classifier: Path, tmp_path: Path):
         monkeypatch.setattr(run, "load_reward_model", lambda options: model)
         source, output = tmp_path / "rows.json", tmp_path / "rated.json"
         source.write_text(json.dumps(rows))
-        score_file(ScoreSettings(source, output, classifier, batch_size=2, **settings))
+        score_file(ScoreSettings(classifier, source=source, output=output, batch_size=2, **settings))
         return json.loads(output.read_text())
 
     return rate
@@ -88,7 +88,7 @@ def test_the_report_counts_agreement(tmp_path: Path, score, monkeypatch, classif
     """Lengths 3, 6, … against 2, and one pair whose rejected answer is the longer: 5 of 6 agree; median 7.5."""
     monkeypatch.setattr(run, "load_reward_model", lambda options: LengthModel())
     (tmp_path / "in.json").write_text(json.dumps([*ROWS, {"instruction": "B?", "chosen": "a", "rejected": "abc"}]))
-    report = score_file(ScoreSettings(tmp_path / "in.json", tmp_path / "out.json", classifier))
+    report = score_file(ScoreSettings(classifier, source=tmp_path / "in.json", output=tmp_path / "out.json"))
     assert report.agreement == pytest.approx(5 / 6)
     assert report.median == 7.5
 
@@ -125,13 +125,13 @@ def test_images_for_a_classifier_are_refused_by_row(score, digits) -> None:
 def test_the_input_is_never_written_over(tmp_path: Path, classifier: Path) -> None:
     (tmp_path / "in.json").write_text(json.dumps(ROWS))
     with pytest.raises(UniDPOError, match="is what is read"):
-        score_file(ScoreSettings(tmp_path / "in.json", tmp_path / "in.json", classifier))
+        score_file(ScoreSettings(classifier, source=tmp_path / "in.json", output=tmp_path / "in.json"))
 
 
 def test_an_output_that_cannot_be_written_is_named_before_the_rating(tmp_path: Path, classifier: Path) -> None:
     (tmp_path / "in.json").write_text(json.dumps(ROWS))
     with pytest.raises(UniDPOError, match=r"'\.csv' are not written"):
-        score_file(ScoreSettings(tmp_path / "in.json", tmp_path / "out.csv", classifier))
+        score_file(ScoreSettings(classifier, source=tmp_path / "in.json", output=tmp_path / "out.csv"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 

@@ -21,9 +21,6 @@ _HEADING = re.compile(
 )
 _BULLET = re.compile(r"(?:[-*•]|\d+[.)])\s+(?P<text>.+)")
 
-RETRY_TEMPERATURE = 0.7
-"""The first attempt takes the likeliest reply; another attempt has to be able to differ from it."""
-
 
 def ask(
     backend: Backend,
@@ -48,7 +45,8 @@ def ask(
     results: dict[Request, T | Failure | Aside] = {}
     waiting = list(dict.fromkeys(requests))
     for attempt in range(attempts):
-        sampling = Sampling(temperature=RETRY_TEMPERATURE if attempt else 0.0, max_tokens=max_tokens)
+        # The first attempt takes the likeliest reply; another has to be able to differ from it.
+        sampling = Sampling(temperature=0.7 if attempt else 0.0, max_tokens=max_tokens)
         put = [replace(request, seed=derive_seed(request.seed, attempt)) for request in waiting]
         replies = backend.generate(put, sampling) if put else []
         results |= {request: _parsed(reply, parse, what) for request, reply in zip(waiting, replies, strict=True)}
@@ -179,12 +177,8 @@ class FirstTokenChecker(Checker):
             for check in distinct
         ]
         replies = self.models["checker"].choice_logprobs(requests, YES_NO)
-        results = {check: _read(check, reply) for check, reply in zip(distinct, replies, strict=True)}
+        results: dict[Check, float | Failure | Aside] = {}
+        for check, reply in zip(distinct, replies, strict=True):
+            said = reply if isinstance(reply, Failure) else probability_of_yes(reply)
+            results[check] = Aside("neither yes nor no", check.question) if said is None else said
         return [results[check] for check in checks]
-
-
-def _read(check: Check, reply: dict[str, float] | Failure) -> float | Failure | Aside:
-    if isinstance(reply, Failure):
-        return reply
-    probability = probability_of_yes(reply)
-    return Aside("neither yes nor no", check.question) if probability is None else probability

@@ -77,7 +77,7 @@ def stream(
         actor = ray.remote(_Actor).options(
             num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker or None, scheduling_strategy="SPREAD"
         )
-        crew = _Crew(lambda: actor.remote(str(Path.cwd()), config.raw, stage, debug), options, stage)
+        crew = _Crew(lambda: actor.remote(str(Path.cwd()), config.raw, stage, debug), stage)
         yield from crew.do(batches, count)
     finally:
         if started:
@@ -90,9 +90,8 @@ class _Crew:
     A worker gets none before the cluster has given it a place: one whose node is gone may wait for another for ever.
     """
 
-    def __init__(self, hire: Callable[[], Any], options: RayOptions, stage: str) -> None:
+    def __init__(self, hire: Callable[[], Any], stage: str) -> None:
         self.hire = hire
-        self.options = options
         self.stage = stage
         self.at_work: dict[Any, tuple[Any, int | None]] = {}
         """What is waited for → the worker and its batch's place; None where it is starting."""

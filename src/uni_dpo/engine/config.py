@@ -67,10 +67,7 @@ class Settings:
 
 
 class EngineConfig:
-    """A checked config: every name resolved, every setting parsed, no model loaded.
-
-    Args:
-        raw: the mapping of a config file.
+    """A checked config, of the mapping in a file: every name resolved, every setting parsed, no model loaded.
 
     Raises:
         SettingsError: every unknown name or setting, missing model, and value of the wrong type or out of range.

@@ -84,13 +84,7 @@ def choose_pairs(
     seed: int,
     comparable: Comparable = anything,
 ) -> list[Pair]:
-    """Return pairs within one question, as `options` have it; equal scores never make one.
-
-    Args:
-        answers: all answers to this question.
-        seed: of the draw.
-        comparable: (better, worse) → whether the two may make a pair.
-    """
+    """Return pairs within one question, as `options` have it; equal scores never make one."""
     kept, choosable = distinct(answers), may_be_chosen(options)
     drawing = options.choose == "any"
     pairs = [

@@ -19,12 +19,7 @@ class Chat:
     """
 
     def __init__(self, options: TransformersOptions, sampling: Sampling, *, system: str | None, seed: int) -> None:
-        """Load the checkpoint.
-
-        Args:
-            sampling: its `n` is 1.
-            system: the system prompt; None for what the chat template does by itself.
-            seed: of all that is drawn in this conversation.
+        """Load the checkpoint; with no system prompt the chat template does what it does by itself.
 
         Raises:
             UniDPOError: the checkpoint cannot be loaded.

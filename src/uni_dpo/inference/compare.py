@@ -112,10 +112,7 @@ class Models:
 
 
 def training_facts(trained: str | Path, pairs: str | Path | None = None) -> list[str]:
-    """Say how `trained` was trained, as far as its `trainer_state.json` and the pairs tell.
-
-    Args:
-        pairs: the file that it was trained on; the table of an exercise on stances has `position` in its rows.
+    """Say how `trained` was trained, as far as its `trainer_state.json` and the pairs that it was trained on tell.
 
     Raises:
         UniDPOError: `pairs` cannot be read.
@@ -127,6 +124,7 @@ def training_facts(trained: str | Path, pairs: str | Path | None = None) -> list
     if pairs is not None:
         rows = list(iter_rows(pairs))
         facts.append(f"pairs: {len(rows):,}")
+        # The table of an exercise on stances has `position` in its rows.
         if rows and all(row.get("position") in ("support", "oppose") for row in rows):
             facts.append(f"support ratio: {count_stances(rows)['support'] / len(rows):.2f}")
     return facts
@@ -197,11 +195,6 @@ def _row(prompt: Prompt, original: str, trained: str) -> dict[str, Any]:
     return row | {name: value for name, value in more.items() if value}
 
 
-HEADER = ("id", "prompt", "original model", "trained model")
-THUMBNAIL = 240
-"""Longest side of an image on the page, in pixels."""
-
-
 def changed(rows: Sequence[Row]) -> int:
     """Tell how many answers differ."""
     return sum(row[ORIGINAL] != row[TRAINED] for row in rows)
@@ -212,7 +205,7 @@ def table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    side_by_side = Table(*HEADER, show_lines=True)
+    side_by_side = Table("id", "prompt", "original model", "trained model", show_lines=True)
     for row in rows:
         side_by_side.add_row(*(Text(plain(str(row[name]))) for name in ("id", "prompt", ORIGINAL, TRAINED)))
     return side_by_side
@@ -220,7 +213,7 @@ def table(rows: Sequence[Row]) -> "Table":
 
 def page(rows: Sequence[Row], title: str, facts: Sequence[str] = ()) -> str:
     """Return the answers side by side, and how the model was trained, as one HTML page that needs nothing beside it."""
-    thumbnails = Thumbnails(side=THUMBNAIL)
+    thumbnails = Thumbnails(side=240)  # pixels, of the longest side
     count, all_rows, known = f"{changed(rows):,}", f"{len(rows):,}", ", ".join(facts)
     columns: dict[str, list[Any]] = {
         "pair": [str(row["id"]) for row in rows],

@@ -18,7 +18,6 @@ from uni_dpo.storage.writing import holding
 T = TypeVar("T")
 Ask = Callable[[Sequence[T]], Sequence[Row | Failure]]
 """Puts a batch to a model; a reply is a row without its id, or why there is none."""
-_SHOWN_FAILURES = 20
 
 
 @contextmanager
@@ -77,7 +76,7 @@ def ask_all(
             log.append(rows)
             bar.update(len(batch))
     if failures:
-        shown = "\n".join(f"  {failure}" for failure in failures[:_SHOWN_FAILURES])
+        shown = "\n".join(f"  {failure}" for failure in failures[:20])
         raise UniDPOError(
             f"{len(failures):,} of {len(items):,} {unit} got no reply; run the same command again to ask them:\n{shown}"
         )

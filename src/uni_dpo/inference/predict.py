@@ -65,20 +65,20 @@ def predict_file(settings: PredictSettings) -> PredictReport:
         UniDPOError: an output, question, image or reference that cannot be used (no model is loaded by then), or
             a question that the model's server did not answer.
     """
-    given, output, seed, system = settings, settings.output, settings.seed, settings.system
-    model: dict[str, Any] = {"batch_size": given.batch_size} if given.backend == "transformers" else {}
-    model |= {**given.model_options, "backend": given.backend, "model": given.model}
-    model |= {"base_url": given.base_url} if given.base_url else {}
-    sampling = Sampling(given.samples, given.temperature, given.top_p, max_tokens=given.max_tokens)
-    with replies_for(given.source, output, "answers") as done:
-        grade = load_grader(given.grader)
-        template = load_template(given.prompt, gaps=("question",)) if given.prompt else None
+    output, seed, system = settings.output, settings.seed, settings.system
+    model: dict[str, Any] = {"batch_size": settings.batch_size} if settings.backend == "transformers" else {}
+    model |= {**settings.model_options, "backend": settings.backend, "model": settings.model}
+    model |= {"base_url": settings.base_url} if settings.base_url else {}
+    sampling = Sampling(settings.samples, settings.temperature, settings.top_p, max_tokens=settings.max_tokens)
+    with replies_for(settings.source, output, "answers") as done:
+        grade = load_grader(settings.grader)
+        template = load_template(settings.prompt, gaps=("question",)) if settings.prompt else None
         backend, options = parse_model(model, "model_options")
-        image_root = str(given.image_root) if given.image_root else None
+        image_root = str(settings.image_root) if settings.image_root else None
         questions = read_questions(
-            InputOptions(str(given.source), image_root, given.limit), output.parent / f"{output.stem}_images"
+            InputOptions(str(settings.source), image_root, settings.limit), output.parent / f"{output.stem}_images"
         )
-        check_references(given.grader, [question for question in questions if question.reference is not None])
+        check_references(settings.grader, [question for question in questions if question.reference is not None])
         odd = _check_images(questions)
         check_videos(backend, options, questions)
         if backend in ("transformers", "vllm"):
@@ -92,7 +92,7 @@ def predict_file(settings: PredictSettings) -> PredictReport:
             lambda: _asking(make_backend(model), sampling, seed, system, template),
             title="Answering",
             unit="questions",
-            batch_size=given.batch_size,
+            batch_size=settings.batch_size,
             called=lambda question: question.id,
         )
         replies = [done.rows[keys[question.id]] for question in questions]

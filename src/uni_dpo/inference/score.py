@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,24 +75,17 @@ def score_file(settings: ScoreSettings) -> ScoreReport:
             model; nothing is loaded by then.
     """
     files = one_split(settings.source)
-    options = RewardModelOptions(**{each.name: getattr(settings, each.name) for each in fields(RewardModelOptions)})
-    checkpoint = find_reward_checkpoint(options)
+    checkpoint = find_reward_checkpoint(settings)
     layout = layout_of(settings.source, settings.answer_column)
     images = ImageChecker(image_paths(settings.image_root or files[0].parent, settings.image_root))
     videos = VideoChecker(images)
-    model_digest = digest(checkpoint_identity(options))
+    model_digest = digest(checkpoint_identity(settings))
     with replies_for(settings.source, settings.output, "ratings") as done, images.running():
         rateable: dict[str, Conversation] = {}
         for row in _usable_rows(files, layout, videos, sees_images=checkpoint.kind == "value_head"):
             rateable |= {_key(conversation, model_digest): conversation for conversation in row.conversations}
-        ask_all(
-            rateable,
-            done,
-            lambda: _rating(options),
-            title="Rating",
-            unit="answers",
-            batch_size=settings.batch_size,
-        )
+        load = partial(_rating, settings)
+        ask_all(rateable, done, load, title="Rating", unit="answers", batch_size=settings.batch_size)
         return _write(files, layout, videos, done, model_digest, settings.output)
 
 

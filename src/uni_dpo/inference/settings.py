@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.models.rewards.options import RewardModelOptions
 from uni_dpo.settings.options import Argument, Count, Dtype, ImageRoot, NotNegative, TopP
 
 
@@ -51,35 +52,21 @@ class PredictSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(RewardModelOptions):
     """Write score_chosen and score_rejected (or score). A stopped run resumes.
 
     Attributes:
         source: pairs, or questions with answers; see docs/vision_alignment.md.
         output: a .json, .jsonl or .parquet file.
-        model: the output_dir of a `stage: rm` run, or a sequence classifier.
-        template: LlamaFactory's template, as in the training.
         answer_column: rate this column's answers.
         image_root: where image paths start; none may leave it.
-        batch_size: answers in one forward pass.
-        image_max_pixels: LlamaFactory's limit, as in the training.
-        image_min_pixels: LlamaFactory's limit, as in the training.
-        dtype: how the weights are held; auto is the checkpoint's own.
-        trust_remote_code: run Python code that comes with the checkpoint.
     """
 
     source: Argument
     output: Argument
-    model: Path
-    template: str | None = None
     answer_column: str | None = None
     image_root: ImageRoot = None
-    batch_size: Count = 8
-    image_max_pixels: Count = 768 * 768
-    image_min_pixels: Count = 32 * 32
-    dtype: Dtype = "auto"
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,7 @@ from uni_dpo.models.loading import check_dtype, load_class, load_model, one_line
 from uni_dpo.storage import read_json
 
 IMAGE_TOKEN = "<image>"
-PAD_TOKEN = "<pad>"
 VISION_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
-ROWS_MULTIPLE = 64
-"""The vocabulary is padded to a multiple of this: matrix products are faster so."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -131,11 +128,12 @@ def _language_model(name: str, dtype: str, seed: int) -> tuple[Any, Any]:
         raise UniDPOError(f"language: {name} sees images already; name a text model")
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
     if len(tokenizer) > text.get_input_embeddings().num_embeddings:
-        with torch.random.fork_rng(devices=[]):  # new rows are drawn around the mean of the old ones
+        # New rows are drawn around the mean of the old ones; products with a multiple of 64 rows are faster.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=True)
+            text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=True)
     _begin_with_the_text(tokenizer)
     return text, tokenizer
 

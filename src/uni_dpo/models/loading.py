@@ -76,10 +76,6 @@ def load_model(
 def load_class(cls: Any, name: str | Path, **options: Any) -> Any:
     """Load a model by its class, with all its weights: transformers draws those that are missing at random.
 
-    Args:
-        name: folder or hub name.
-        options: of `from_pretrained`.
-
     Raises:
         UniDPOError: it cannot be loaded, or weights are missing.
     """
@@ -103,14 +99,10 @@ def load_alike(model: Any, folder: str | Path) -> Any:
 
 
 def load_start(checkpoint: Checkpoint, folder: str | Path, **options: Any) -> Any:
-    """Load a model to train on, on the CPU unless `options` say otherwise.
+    """Load a model to train on (see `load_model`), on the CPU unless `options` say otherwise.
 
     What a trained adapter lies on is known by a folder. So where the start is an adapter on a base, the merged model
-    is written to `folder/start` and loaded from there, by every process.
-
-    Args:
-        folder: of the run.
-        options: as of `load_model`.
+    is written to `folder/start`, in that of the run, and loaded from there, by every process.
 
     Raises:
         UniDPOError: it cannot be loaded, or its adapter cannot be merged.

@@ -229,11 +229,7 @@ def png_url(image: Any) -> str:
 def load_vision(
     content: Sequence[Mapping[str, Any]], patch: int = QWEN2_PATCH
 ) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """Load what content items show.
-
-    Args:
-        content: the request's items; images and videos carry their own pixel limits.
-        patch: pixels per side of the model's image patch.
+    """Load what content items show, within their own pixel limits.
 
     Returns:
         The images, the videos, and what the processor must be told of the videos.

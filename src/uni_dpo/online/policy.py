@@ -26,9 +26,6 @@ from uni_dpo.storage import read_json
 VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
 """Names of the modules that `freeze_vision_tower` freezes, in the supported families."""
 
-MEDIA_TOKEN_SETTINGS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Names, in a model's config, of the tokens that stand for what is seen."""
-
 
 def check_model(config: OnlineConfig) -> None:
     """See that there is a model of the right kind, from its files alone.
@@ -102,7 +99,8 @@ def prompt_text(question: Question, processor: Any) -> str:
 
 def media_tokens(model: Any) -> list[int]:
     """Give the tokens that stand for what is seen: never to be sampled, for an answer with one could not be scored."""
-    tokens = [getattr(unwrapped(model).config, name, None) for name in MEDIA_TOKEN_SETTINGS]
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    tokens = [getattr(unwrapped(model).config, name, None) for name in names]
     return [token for token in tokens if token is not None]
 
 

@@ -156,7 +156,6 @@ def win_shares(answers: int, verdicts: Mapping[tuple[int, int], tuple[Preferred,
     """Return share of its comparisons that each answer wins; None for an answer that was never compared.
 
     Args:
-        answers: how many there are.
         verdicts: (a, b) → verdict with a first, verdict with b first. A pair counts 1 to 0 only if both orders
             prefer the same answer and ½ to ½ otherwise, so a judge that goes by position moves no score.
     """

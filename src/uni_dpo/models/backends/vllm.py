@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from uni_dpo.errors import UniDPOError
@@ -63,19 +64,8 @@ class VLLMBackend(Backend):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         """See `Backend.generate`."""
-        params = [
-            self._vllm.SamplingParams(
-                n=sampling.n,
-                seed=request.seed % 2**31,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                repetition_penalty=sampling.repetition_penalty,
-                detokenize=False,
-            )
-            for request in requests
-        ]
+        asked = asdict(sampling) | {"detokenize": False}  # vLLM's names are ours
+        params = [self._vllm.SamplingParams(seed=request.seed % 2**31, **asked) for request in requests]
         return [[self._sample(answer) for answer in output.outputs] for output in self._ask(requests, params)]
 
     def choice_logprobs(

@@ -107,7 +107,7 @@ class StepClassifier:
 
     @torch.inference_mode()
     def rate_steps(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """Return P(right) in [0, 1] of every step of each answer, in order, from one forward pass.
+        """Return P(right) in [0, 1] of every step, from one forward pass.
 
         Args:
             solutions: question and steps of each answer; no answer is without steps.

@@ -76,18 +76,18 @@ class RewardModelOptions:
     """Settings of a `reward_model`: how it is loaded.
 
     Attributes:
-        model: folder of the checkpoint, or of a LoRA adapter that LlamaFactory trained.
-        template: LlamaFactory's template that the model was trained with; None takes the family's only one.
-        image_max_pixels, image_min_pixels: LlamaFactory's limits of the training.
-        dtype: auto, float32, float16 or bfloat16.
+        model: the output_dir of a `stage: rm` run, or a sequence classifier.
+        template: LlamaFactory's template, as in the training; without it the only one of the family.
+        image_max_pixels, image_min_pixels: LlamaFactory's limit, as in the training.
+        dtype: how the weights are held; auto is the checkpoint's own.
         trust_remote_code: run Python code that comes with the checkpoint.
         batch_size: answers in one forward pass.
     """
 
     model: Path
     template: str | None = None
-    image_max_pixels: int = 768 * 768
-    image_min_pixels: int = 32 * 32
+    image_max_pixels: Count = 768 * 768
+    image_min_pixels: Count = 32 * 32
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
     batch_size: Count = runtime(8)

@@ -10,9 +10,6 @@ from uni_dpo.shared_prefix.families import image_token_id, keys_worth_a_token, u
 from uni_dpo.shared_prefix.media import IMAGE_KEYS
 from uni_dpo.shared_prefix.rows import share_rows, sharing_rows
 
-POSITIONS = ("position_ids", "rope_deltas")
-"""Inputs that are made anew for the shared sequences."""
-
 
 def shared_states(model: nn.Module, inputs: dict[str, Any], questions: Sequence[Hashable]) -> Tensor | None:
     """Return the last hidden states of rows, of which those that ask one question have run it once.
@@ -29,7 +26,8 @@ def shared_states(model: nn.Module, inputs: dict[str, Any], questions: Sequence[
     if len(set(questions)) == len(questions):
         return None
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    asked = {name: value for name, value in inputs.items() if name not in POSITIONS}
+    # Positions are made anew for the shared sequences.
+    asked = {name: value for name, value in inputs.items() if name not in ("position_ids", "rope_deltas")}
     tokens = [token for token in (image_token_id(model), video_token_id(model)) if token is not None]
     media = torch.isin(ids, ids.new_tensor(tokens)) & mask
     sees = bool(media.any())
