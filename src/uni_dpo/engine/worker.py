@@ -100,15 +100,11 @@ class Recorded:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def usage(self) -> Usage:
-        """What the backend has done."""
-        usage: Usage = self.backend.usage
-        return usage
-
     def __getattr__(self, call: str) -> Any:
-        """Return a method of the backend, such as `generate` or `rate`, whose requests and replies are written."""
+        """Return what the backend has; of a method such as `generate` or `rate` requests and replies are written."""
         method = getattr(self.backend, call)
+        if not callable(method):
+            return method
 
         def recorded(requests: Sequence[Request], *more: Any, **named: Any) -> Any:
             replies = method(requests, *more, **named)

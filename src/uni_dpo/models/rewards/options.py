@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+from annotated_types import Ge
 
 from uni_dpo.data.pair import Image, PreferencePair
 from uni_dpo.errors import UniDPOError
@@ -87,7 +89,7 @@ class RewardModelOptions:
     model: Path
     template: str | None = None
     image_max_pixels: Count = 768 * 768
-    image_min_pixels: Count = 32 * 32
+    image_min_pixels: Annotated[int, Ge(0)] = 32 * 32
     dtype: Dtype = "auto"
     trust_remote_code: bool = False
     batch_size: Count = runtime(8)
