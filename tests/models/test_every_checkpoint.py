@@ -99,7 +99,8 @@ def evaluate(folder: Path, image: str, made: Path) -> None:
 
 
 def score(folder: Path, image: str, made: Path) -> None:
-    from uni_dpo.models.rewards.options import Conversation, RewardModelOptions, load_reward_model
+    from uni_dpo.models.rewards import load_reward_model
+    from uni_dpo.models.rewards.options import Conversation, RewardModelOptions
 
     model = load_reward_model(RewardModelOptions(folder, template="qwen2_vl", dtype="float32"))
     good, bad = (Conversation(f"<image>{ASKED}", answer, (image,)) for answer in ("four", "I do not know."))

@@ -23,13 +23,13 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.inference.loop import Ask, ask_all, replies_for
 from uni_dpo.inference.settings import ScoreSettings
 from uni_dpo.models.backends.base import Failure
+from uni_dpo.models.rewards import load_reward_model
 from uni_dpo.models.rewards.options import (
     Conversation,
     RewardModelOptions,
     both_answers,
     checkpoint_identity,
     find_reward_checkpoint,
-    load_reward_model,
 )
 from uni_dpo.storage.identity import digest
 from uni_dpo.storage.rowlog import RowLog

@@ -12,7 +12,8 @@ from uni_dpo.data.checks.preflight import preflight
 from uni_dpo.demo.tiny_model import write_tiny_text_model
 from uni_dpo.engine import EngineConfig, Question, run_engine
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.rewards.options import Conversation, RewardModelOptions, load_reward_model
+from uni_dpo.models.rewards import load_reward_model
+from uni_dpo.models.rewards.options import Conversation, RewardModelOptions
 
 QUESTIONS = [
     Question(str(n), f"one two {n}?", reference=str(n), answers=(f"so {n}", f"thus {n}.\n\n\\boxed{{{n}}}", "two", "2"))

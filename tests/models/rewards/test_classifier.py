@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.rewards.options import Conversation, RewardModelOptions, load_reward_model
+from uni_dpo.models.rewards import load_reward_model
+from uni_dpo.models.rewards.options import Conversation, RewardModelOptions
 
 
 def test_ratings_do_not_depend_on_the_batch(classifier: Path) -> None:

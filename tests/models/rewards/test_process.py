@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.rewards.options import ProcessModelOptions, load_process_model
+from uni_dpo.models.rewards import load_process_model
+from uni_dpo.models.rewards.options import ProcessModelOptions
 
 SOLUTIONS = [
     ("What is 2 + 3?", ["2 + 3 = 5", "The answer is 5."]),

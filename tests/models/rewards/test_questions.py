@@ -12,13 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from uni_dpo.demo.digits import QUESTION, Digit
-from uni_dpo.models.rewards.options import (
-    Conversation,
-    ProcessModelOptions,
-    RewardModelOptions,
-    load_process_model,
-    load_reward_model,
-)
+from uni_dpo.models.rewards import load_process_model, load_reward_model
+from uni_dpo.models.rewards.options import Conversation, ProcessModelOptions, RewardModelOptions
 
 ANSWERS = ("The digit is two.", "The digit is two", "zero", "The digit is three, one two three.", "zero")
 LONG = "one two three four five six seven eight nine " * 6

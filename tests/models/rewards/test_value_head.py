@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from uni_dpo.demo.digits import QUESTION, Digit
-from uni_dpo.models.rewards.options import Conversation, RewardModelOptions, load_reward_model
+from uni_dpo.models.rewards import load_reward_model
+from uni_dpo.models.rewards.options import Conversation, RewardModelOptions
 
 TURN = "<|im_start|>{}\n{}<|im_end|>\n"
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -13,13 +13,8 @@ from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.settings import BUILT_IN, RATERS
 from uni_dpo.models.checkpoint import adapter_base, is_adapter
-from uni_dpo.models.rewards.options import (
-    Conversation,
-    ProcessModelOptions,
-    RewardModelOptions,
-    load_process_model,
-    load_reward_model,
-)
+from uni_dpo.models.rewards import load_process_model, load_reward_model
+from uni_dpo.models.rewards.options import Conversation, ProcessModelOptions, RewardModelOptions
 from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, added, check_ranges, parse
 from uni_dpo.settings.reading import SettingsError
 from uni_dpo.settings.registry import find

@@ -1,9 +1,9 @@
-"""What rates answers, told from files: options, checkpoints, and what is rated; nothing heavy before it is loaded."""
+"""What rates answers, told from files: options, checkpoints, and what is rated. Nothing heavy is imported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from annotated_types import Ge
 
@@ -13,9 +13,6 @@ from uni_dpo.models.checkpoint import check_weights, find_checkpoint, is_adapter
 from uni_dpo.settings.options import Count, Dtype, runtime
 from uni_dpo.storage import read_json
 from uni_dpo.storage.identity import WEIGHTS, file_stamps
-
-if TYPE_CHECKING:
-    from uni_dpo.models.rewards.classifiers import StepClassifier
 
 VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 VALUE_HEAD_WEIGHTS = ("v_head.summary.weight", "v_head.summary.bias")
@@ -263,31 +260,3 @@ def _check_step_token(folder: Path, token: str) -> None:
             f"{folder}: the step token {token!r} is {len(pieces)} tokens to this model; name the one with which it was "
             "trained (step_token)"
         )
-
-
-def load_reward_model(options: RewardModelOptions) -> RewardModel:
-    """Load the reward model in `options.model`.
-
-    Raises:
-        UniDPOError: there is none, or it cannot be loaded with all its weights.
-    """
-    checkpoint = find_reward_checkpoint(options)
-    if checkpoint.kind == "value_head":
-        from uni_dpo.models.rewards.value_head import ValueHeadModel
-
-        return ValueHeadModel(checkpoint, options)
-    from uni_dpo.models.rewards.classifiers import SequenceClassifier
-
-    return SequenceClassifier(checkpoint, options)
-
-
-def load_process_model(options: ProcessModelOptions) -> "StepClassifier":
-    """Load the process reward model in `options.model`.
-
-    Raises:
-        UniDPOError: there is none, or it cannot be loaded with all its weights.
-    """
-    loader = find_process_loader(options)
-    from uni_dpo.models.rewards.classifiers import StepClassifier
-
-    return StepClassifier(loader, options)
