@@ -187,7 +187,7 @@ class OpenAIBackend:
             return Failure(self.server.mask(str(error)))
 
     async def _completion(self, client: httpx.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        await asyncio.sleep(self._turn())
+        await asyncio.sleep(self.turn())
         sent = self.server.fields(body)
         try:
             reply, received = await self.server.call(client, "/chat/completions", sent, self.options.timeout)
@@ -212,7 +212,7 @@ class OpenAIBackend:
         self._count(Usage(requests=1, prompt_tokens=prompt, completion_tokens=answer, cost=cost))
         return completion
 
-    def _turn(self) -> float:
+    def turn(self) -> float:
         """Take the next place in the queue that `requests_per_minute` spaces; seconds until it comes."""
         if self.options.requests_per_minute is None:
             return 0.0
