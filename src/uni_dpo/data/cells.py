@@ -57,9 +57,7 @@ def turns_of(value: object, field: str, role: str) -> list[Turn]:
     Raises:
         PreferenceDataError: anything else, or a part that is neither text nor image.
     """
-    if isinstance(value, str):
-        return [Turn(role, *_joined([(value, (None,) * value.count(IMAGE_TOKEN))]))]
-    messages = [value] if isinstance(value, dict) else value
+    messages = [{"content": value}] if isinstance(value, str) else [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         refuse(field, value, "a text or a list of messages belongs there")
     return [_turn(message, f"{field}[{index}]", role) for index, message in enumerate(messages)]
@@ -79,11 +77,8 @@ def _turn(message: dict[str, Any], field: str, role: str) -> Turn:
     if not isinstance(content, list):
         refuse(field, content, "text, or a list of parts, belongs there")
     parts = [_part(part, f"{field}[{index}]") for index, part in enumerate(content)]
-    return Turn(_ROLES.get(said_by, said_by), *_joined(parts))
-
-
-def _joined(parts: Sequence[tuple[str, tuple[Image | None, ...]]]) -> tuple[str, tuple[Image | None, ...]]:
-    return "".join(text for text, _ in parts), tuple(image for _, images in parts for image in images)
+    images = tuple(image for _, found in parts for image in found)
+    return Turn(_ROLES.get(said_by, said_by), "".join(text for text, _ in parts), images)
 
 
 def _part(part: object, field: str) -> tuple[str, tuple[Image | None, ...]]:

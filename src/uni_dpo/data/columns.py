@@ -19,18 +19,12 @@ _ANSWER_KEYS = ("answer", "text", "response", "content", "value", "raw_answer")
 
 
 def first_filled(row: Mapping[str, Any], columns: Sequence[str]) -> Any:
-    """Return what stands under the first of `columns` that holds something.
-
-    NaN, empty texts and empty lists are nothing.
-    """
+    """Return what stands under the first of `columns` that holds something, by `is_empty`."""
     return next((row[column] for column in columns if not is_empty(row.get(column))), None)
 
 
 def is_empty(value: object) -> bool:
-    """Tell whether a cell holds nothing.
-
-    Null, NaN (a gap of pandas), an empty text or list, or an image without either.
-    """
+    """Tell whether a cell holds nothing: null, NaN (a gap), empty text or list, an image of neither bytes nor path."""
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
@@ -41,10 +35,7 @@ def is_empty(value: object) -> bool:
 
 
 def plain_text(value: object) -> str | None:
-    """Return a cell as text, None where it holds nothing or cannot be one.
-
-    3.0, which a gap makes of an integer, is `3`.
-    """
+    """Return a cell as text (3.0, which a gap makes of an integer, as `3`), None where it holds none."""
     if isinstance(value, float | Decimal) and abs(float(value)) < 1e15 and value == int(value):
         value = int(value)
     if isinstance(value, Mapping):

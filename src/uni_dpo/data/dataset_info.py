@@ -230,10 +230,6 @@ def _names(kind: type[Columns] | type[Tags], given: object, place: str) -> dict[
     return {key: given.get(key) for key in fields} | (scores if kind is Columns else {})
 
 
-PATIENCE = 10.0
-"""Seconds to wait for another process that is writing its entry."""
-
-
 def register_entry(name: str, attributes: Mapping[str, Any], folder: str | Path) -> None:
     """Write the entry `name` into `folder`'s `dataset_info.json`; every other entry stays as it is.
 
@@ -241,7 +237,7 @@ def register_entry(name: str, attributes: Mapping[str, Any], folder: str | Path)
         PreferenceDataError: the file is there and cannot be read.
     """
     path = Path(folder) / FILE_NAME
-    with holding(path.with_name(f".{FILE_NAME}.lock"), str(path), patience=PATIENCE):  # another's entry is not lost
+    with holding(path.with_name(f".{FILE_NAME}.lock"), str(path), patience=10.0):  # another's entry is not lost
         info = load_dataset_info(folder) if path.exists() else {}
         info[name] = dict(attributes)
         write_text(path, json.dumps(info, ensure_ascii=False, indent=2) + "\n")

@@ -56,23 +56,21 @@ class OddImages:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._first: dict[str, list[str]] = {}
+        self._first: dict[str, list[str]] = {kind: [] for kind in _MEANINGS}
 
     def add(self, kind: str, place: str) -> None:
         """Take in an image; `kind` is empty for one that is not odd."""
         if kind:
             self._counts[kind] += 1
-            if self._counts[kind] <= _NAMED:
-                self._first.setdefault(kind, []).append(place)
+            self._first[kind] += [place] if self._counts[kind] <= _NAMED else []
 
     def warnings(self) -> list[str]:
         """Say how many there are of each kind, where, and what to do: one line each."""
         lines = []
-        for kind, count in sorted(self._counts.items(), reverse=True):
-            what, advice = _MEANINGS[kind]
-            more = "; …" if count > _NAMED else ""
-            places = "; ".join(self._first[kind])
-            lines.append(f"images with {what}: {count:,} ({places}{more}): {advice}")
+        for kind, (what, advice) in _MEANINGS.items():
+            if count := self._counts[kind]:
+                places = "; ".join([*self._first[kind], *["…"] * (count > _NAMED)])
+                lines.append(f"images with {what}: {count:,} ({places}): {advice}")
         return lines
 
 

@@ -74,10 +74,7 @@ def scale_warnings(audit: Audit) -> list[str]:
 
 
 def refused_by_llamafactory(path: Path, files: Sequence[Path]) -> str:
-    """Tell why LlamaFactory's own loader, which serves its own losses, would not read a layout.
-
-    Empty where it would.
-    """
+    """Tell why LlamaFactory's own loader, which serves its own losses, would not read a layout; else nothing."""
     if path.is_dir() and {f.name for f in path.iterdir()} != {f.name for f in files}:
         return (
             f"{path}: LlamaFactory wants a folder of data files of one type and nothing else; "

@@ -17,7 +17,6 @@ from typing import Any
 from uni_dpo.data.checks.check import CheckReport, check_dataset
 from uni_dpo.data.dataset_info import DatasetEntry, read_entry
 from uni_dpo.data.faults import Fault, PreferenceDataError, shown
-from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImageFolder, ImagePaths, image_source
 from uni_dpo.data.pair import listed, listed_images
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice, answer_scores, answer_text
@@ -222,10 +221,7 @@ def _as_message(message: Row, entry: DatasetEntry) -> Row:
 
 
 def _as_file(image: Any, folder: ImageFolder, paths: ImagePaths) -> str:
-    try:
-        source = image_source(image, paths)
-    except BrokenImageError as broken:
-        raise PreferenceDataError(str(broken)) from None
+    source = image_source(image, paths)
     return str(folder.put(source)) if isinstance(source, bytes) else str(source.absolute())
 
 
