@@ -102,6 +102,13 @@ def test_reading_that_stops_is_said_and_keeps_what_was_read(folder, good_row) ->
     assert not report.faultless
 
 
+def test_a_number_that_is_not_known_is_null_in_json(folder) -> None:
+    (folder / "d.json").write_text(json.dumps([{"instruction": "q", "chosen": "a", "rejected": "b"}]))
+    report = check_dataset(str(folder / "d.json"), scores_required=False)
+    as_json = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert (report.faultless, as_json["audit"]["margins"]["mean"]) == (True, None)
+
+
 def test_the_report_as_tables_page_and_json(mixed, folder) -> None:
     report = check_dataset(str(mixed), media_dir=folder)
     titles = [title for title, _, _ in sections(report)]

@@ -5,15 +5,13 @@ import math
 import re
 from array import array
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from uni_dpo.data.checks.rows import CheckedRow
 from uni_dpo.data.pair import PreferencePair
 from uni_dpo.data.tables.reading import Row
-from uni_dpo.storage.writing import finite
 
 _EXAMPLES = 5
 JUDGE_COLUMNS = ("judge", "rater", "scorer", "annotator", "score_source", "source")
@@ -131,11 +129,6 @@ class Audit:
     quality_weights: Spread = field(init=False)
     histogram: tuple[list[float], list[int]] = field(init=False)
     score_histograms: tuple[list[float], list[int], list[int]] = field(init=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`; NaN becomes None."""
-        found: dict[str, Any] = finite(asdict(self))
-        return found
 
 
 class Auditor:

@@ -22,6 +22,7 @@ from uni_dpo.data.register import detect_entry
 from uni_dpo.data.tables.reading import counted, source_files
 from uni_dpo.data.tables.writing import keep_inputs
 from uni_dpo.data.videos import VideoChecker, has_decoder
+from uni_dpo.storage.writing import finite
 
 
 @dataclass
@@ -70,23 +71,26 @@ class CheckReport:
         return not self.fault_counts
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "dataset": self.dataset,
-            "formatting": self.entry.formatting,
-            "columns": {name: column for name, column in asdict(self.entry.columns).items() if column},
-            "rows": self.rows,
-            "usable": self.usable,
-            "pairless": self.pairless,
-            "fault_counts": dict(self.fault_counts),
-            "faults": [asdict(fault) | {"file": str(fault.file)} for fault in self.whole + self.faults],
-            "warnings": self.warnings,
-            "stopped": self.stopped,
-            "audit": self.audit.as_dict(),
-            "lengths": asdict(self.lengths) if self.lengths else None,
-            "repairs": dict(self.repairs),
-            "fixed": [str(path) for path in self.fixed] if self.fixed else None,
-        }
+        """For `--json`; NaN becomes None."""
+        found: dict[str, Any] = finite(
+            {
+                "dataset": self.dataset,
+                "formatting": self.entry.formatting,
+                "columns": {name: column for name, column in asdict(self.entry.columns).items() if column},
+                "rows": self.rows,
+                "usable": self.usable,
+                "pairless": self.pairless,
+                "fault_counts": dict(self.fault_counts),
+                "faults": [asdict(fault) | {"file": str(fault.file)} for fault in self.whole + self.faults],
+                "warnings": self.warnings,
+                "stopped": self.stopped,
+                "audit": asdict(self.audit),
+                "lengths": asdict(self.lengths) if self.lengths else None,
+                "repairs": dict(self.repairs),
+                "fixed": [str(path) for path in self.fixed] if self.fixed else None,
+            }
+        )
+        return found
 
 
 def find_dataset(dataset: str, dataset_dir: str | Path | None) -> tuple[DatasetEntry, str | Path | None]:
