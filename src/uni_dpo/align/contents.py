@@ -29,9 +29,20 @@ class Contents:
         self.changed = False
         self.told: dict[tuple[str, ...], dict[str, Any]] = {}
 
-    def questions(self, path: str, image_root: str | None) -> dict[str, Any]:
-        """Return what a file of questions is known by, and the images that it names."""
-        return self._rows(path, image_root, image_root)
+    def questions(self, path: str, root: str | None, media: str | None = None) -> dict[str, Any]:
+        """Return what a file of rows is known by, and the images that it names, which start in `root` or in `media`."""
+        key, folder = (path, str(root), str(media)), root if media is None else media
+        if key not in self.told:
+            files = one_split(path)
+            images = [
+                self._file(image)
+                for file in files
+                for image in _images(file, image_paths(folder, root, None if root else file.parent))
+            ]
+            rows = [self._file(file) for file in files]
+            self.told[key] = {"questions": rows[0] if len(rows) == 1 else digest(rows)}
+            self.told[key] |= {"images": digest(images)} if images else {}
+        return self.told[key]
 
     def dataset(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the datasets are known by that a training's settings name; nothing of those elsewhere."""
@@ -43,7 +54,7 @@ class Contents:
             with suppress(UniDPOError):  # the training says what is wrong with it
                 if (place := read_entry(str(name).strip(), folder).path) is not None and place.exists():
                     media = str(settings.get("media_dir") or folder)
-                    found[str(name).strip()] = self._rows(str(place), None, media)
+                    found[str(name).strip()] = self.questions(str(place), None, media)
         return found
 
     def table(self, path: str) -> str:
@@ -56,20 +67,6 @@ class Contents:
         if self.changed:
             self.changed = False
             write_text(self.file, json.dumps(self.kept, ensure_ascii=False) + "\n")
-
-    def _rows(self, path: str, root: str | None, folder: str | None) -> dict[str, Any]:
-        key = (path, str(root), str(folder))
-        if key not in self.told:
-            files = one_split(path)
-            images = [
-                self._file(image)
-                for file in files
-                for image in _images(file, image_paths(folder, root, None if root else file.parent))
-            ]
-            rows = [self._file(file) for file in files]
-            self.told[key] = {"questions": rows[0] if len(rows) == 1 else digest(rows)}
-            self.told[key] |= {"images": digest(images)} if images else {}
-        return self.told[key]
 
     def _file(self, path: Path) -> str:
         name, state = str(path.absolute()), path.stat()

@@ -202,9 +202,8 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
     """Move what a stage and those after it made to `aside/`, and forget that they were done."""
     state.restart = restart
     state.write()
-    ordered = list(stages)
-    names = [stage.name for stage in ordered]
-    left = ordered[names.index(restart) :]
+    kept = {stage.name for stage in takewhile(lambda stage: stage.name != restart, stages)}
+    left = [stage for stage in stages if stage.name not in kept]
     work = stages.config.work
     outputs = [output for stage in left for output in stage.outputs]
     if any(stage.name[0].isdecimal() for stage in left):
@@ -212,8 +211,7 @@ def _put_aside(stages: AlignStages, state: AlignState, restart: str) -> None:
         begun = _number(restart.partition("/")[0])
         outputs += [folder for folder in sorted(work.glob("round-*")) if _number(folder.name[6:]) > begun]
     _move_aside(work, outputs)
-    for name in [*(stage.name for stage in left), *(state.stages.keys() - set(names))]:
-        state.stages.pop(name, None)
+    state.stages = {name: entry for name, entry in state.stages.items() if name in kept}
     state.restart = None
     state.write()
 
