@@ -6,6 +6,7 @@ Known are names, types, ranges, defaults and help. What only the imported classe
 import ast
 import re
 import typing
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -160,15 +161,8 @@ def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return kind_of(ast.parse(node.value, mode="eval").body, choices)
     try:
-        return eval(ast.unparse(node), {"__builtins__": {}}, _Names(_NAMES | {**choices}))
+        return eval(ast.unparse(node), {"__builtins__": {}}, defaultdict(lambda: Any, _NAMES | {**choices}))
     except (TypeError, AttributeError):
-        return Any
-
-
-class _Names(dict[str, Any]):
-    """What an annotation can name; a name that is not here stands for any value."""
-
-    def __missing__(self, name: str) -> Any:
         return Any
 
 
