@@ -1,11 +1,11 @@
 """What a training configuration says wrong is said without torch, transformers or LlamaFactory."""
 
+import ast
 import dataclasses
 import importlib.util
 import re
 import subprocess
 import sys
-from ast import literal_eval
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,8 +16,8 @@ from llamafactory.hparams import parser
 from uni_dpo.errors import UniDPOError
 from uni_dpo.llamafactory import launch, register
 from uni_dpo.settings import machine
-from uni_dpo.settings.options import parts_of
-from uni_dpo.settings.sources import RANGES, known_settings, known_templates
+from uni_dpo.settings.options import NotNegative, Share, parts_of
+from uni_dpo.settings.sources import RANGES, kind_of, known_settings, known_templates
 from uni_dpo.settings.training import check_early, check_trl, generation_warning, help_lines
 
 FLAGS = ["--model_name_or_path", "m", "--output_dir", "o"]
@@ -48,6 +48,23 @@ def test_names_and_types_are_those_of_the_imported_classes() -> None:
     assert sum(Any in flat(kind) for kind in known.values()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("str | None", str | None),
+        ("'int'", int),
+        ("Optional[Union[str, bool]]", str | bool | None),
+        ("Annotated[float, Ge(0), Le(1)]", Share),
+        ("NotNegative | None", NotNegative | None),
+        ("Kind", Literal["a", "b"]),
+        ("Unknown", Any),
+        *((source, Any) for source in ("torch.dtype", "Optional[Unknown[str]]", "Optional['Unknown']", "print()")),
+    ],
+)
+def test_a_type_is_read_from_its_source(source: str, kind: Any) -> None:
+    assert kind_of(ast.parse(source, mode="eval").body, {"Kind": Literal["a", "b"]}) == kind
+
+
 def test_templates_are_those_of_the_imported_module() -> None:
     from llamafactory.data import TEMPLATES
 
@@ -58,7 +75,7 @@ def test_every_range_is_of_a_setting_and_holds_its_default() -> None:
     known = {setting.name: setting for setting in known_settings()}
     assert RANGES.keys() <= known.keys()
     defaults = {
-        name: literal_eval(known[name].default) for name in RANGES if re.fullmatch(r"[\d.e-]+", known[name].default)
+        name: ast.literal_eval(known[name].default) for name in RANGES if re.fullmatch(r"[\d.e-]+", known[name].default)
     }
     assert len(defaults) > 20
     check_early({name: value for name, value in defaults.items() if value is not None})

@@ -161,9 +161,10 @@ def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return kind_of(ast.parse(node.value, mode="eval").body, choices)
     try:
-        return eval(ast.unparse(node), {"__builtins__": {}}, defaultdict(lambda: Any, _NAMES | {**choices}))
+        kind = eval(ast.unparse(node), {"__builtins__": {}}, defaultdict(lambda: Any, _NAMES | {**choices}))
     except (TypeError, AttributeError):
         return Any
+    return Any if "ForwardRef(" in repr(kind) else kind  # of a name in quotation marks
 
 
 def _help(metadata: ast.expr | None) -> str:
