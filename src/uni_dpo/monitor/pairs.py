@@ -134,11 +134,7 @@ class WatchesPairs(Trainer):
         return drift if self._evidence["averaged"] else drift / tokens
 
     def _stop_where_chosen_answers_fall(self) -> None:
-        """See `stop_on`; every process decides the same.
-
-        Raises:
-            UniDPOError: names the last checkpoint, which is from before the fall.
-        """
+        """See `stop_on`; every process decides the same. The error names the last checkpoint, from before the fall."""
         drift = self._drift.take("train", self.accelerator).get("drift")
         if drift is None:
             return

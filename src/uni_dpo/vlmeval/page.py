@@ -176,28 +176,24 @@ def _compared(results: Results, answered: Answered, first: str, others: Sequence
         for other in others or [first]:
             names = (first, benchmark), (other, benchmark)
             before, after = ({row.index: row for row in answered.get(name, ())} for name in names)
-            values = [results.by_name[name].values() for name in names]
+            first_values, other_values = (results.by_name[name].values() for name in names)
             for index in (index for index in before if index in after):
-                yield _pair(before[index], after[index], values, f"{benchmark}, {index}", other)
+                row = _pair(before[index], after[index], first_values.get(index), other_values.get(index))
+                note = f"reference: {before[index].answer}; {other}"
+                yield {**row, "pair": f"{benchmark}, {index}", "note": note}
 
 
-def _pair(
-    before: AnsweredRow, after: AnsweredRow, values: Sequence[Mapping[str, float]], name: str, model: str
-) -> Compared:
-    scores = [found.get(before.index) for found in values]
-    gain = 0.0 if scores[0] is None or scores[1] is None else scores[1] - scores[0]
+def _pair(before: AnsweredRow, after: AnsweredRow, score: float | None, other: float | None) -> Compared:
+    gain = 0.0 if score is None or other is None else other - score
     bits = 1 << (0 if gain < 0 else 1 if gain > 0 else 2 if before.reply != after.reply else 3)
-    bits |= (not (before.readable and after.readable)) << 4
     return {
-        "pair": name,
         "question": before.question,
         "chosen": before.reply,
         "rejected": after.reply,
-        "note": f"reference: {before.answer}; {model}",
-        "score_chosen": scores[0],
-        "score_rejected": scores[1],
+        "score_chosen": score,
+        "score_rejected": other,
         "images": before.images,
-        "groups": bits,
+        "groups": bits | (not (before.readable and after.readable)) << 4,
     }
 
 
