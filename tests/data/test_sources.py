@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.json_stream import Unreadable
-from uni_dpo.data.tables.reading import iter_rows, numbered_rows, one_split, read_rows, source_files
+from uni_dpo.data.tables.reading import iter_rows, numbered_rows, one_split, source_files
 
 ROWS = [{"id": i, "text": f"line one\nline two {i} é 像", "images": [f"{i}.png"], "score": i / 2} for i in range(70)]
 
@@ -53,7 +53,7 @@ def test_saved_datasets_and_their_splits(tmp_path) -> None:
     saved.save_to_disk(tmp_path / "both", num_shards={"train": 3, "test": 1})
     assert list(iter_rows(tmp_path / "both")) == ROWS
     (held_out,) = one_split(tmp_path / "both", "test")
-    assert [row for _, row in read_rows(held_out)] == ROWS[60:]
+    assert [row for *_, row in numbered_rows(held_out)] == ROWS[60:]
     assert len(source_files(tmp_path / "both" / "train")) == 3
     with pytest.raises(PreferenceDataError, match="no split 'dev'; it has train, test"):
         one_split(tmp_path / "both", "dev")
@@ -68,7 +68,7 @@ def test_a_saved_dataset_cannot_name_files_outside_its_folder(tmp_path) -> None:
 def test_csv_columns_of_numbers_are_numbers(tmp_path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text('chosen,score,note\n"a, b",4.5,7\nc,,x\nd,e\n', encoding="utf-8-sig")
-    assert [row for _, row in read_rows(file)] == [
+    assert [row for *_, row in numbered_rows(file)] == [
         {"chosen": "a, b", "score": 4.5, "note": "7"},
         {"chosen": "c", "score": None, "note": "x"},
         Unreadable("has 2 cells; the header has 3"),
@@ -78,7 +78,7 @@ def test_csv_columns_of_numbers_are_numbers(tmp_path) -> None:
 def test_a_broken_line_is_named_and_the_rest_is_read(tmp_path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_bytes(b'{"a": 1}\n{"a": \n[1]\n{"a": "\xff"}\n' + b"[" * 100_000 + b'\n{"a": 2}')
-    rows = [row for _, row in read_rows(file)]
+    rows = [row for *_, row in numbered_rows(file)]
     assert rows[0] == {"a": 1}
     assert rows[3] == {"a": "\udcff"}
     assert rows[5] == {"a": 2}
@@ -105,14 +105,14 @@ def test_a_broken_array_is_read_up_to_the_fault(tmp_path, text, count, message) 
     file.write_text(text)
     rows = []
     with pytest.raises(PreferenceDataError, match=message):
-        rows.extend(read_rows(file))
-    assert list(rows) == [(i, {"a": 1}) for i in range(count)]
+        rows.extend((index, row) for index, _, row in numbered_rows(file))
+    assert rows == [(i, {"a": 1}) for i in range(count)]
 
 
 def test_utf_16_is_refused_in_one_line(tmp_path) -> None:
     (tmp_path / "d.json").write_text("[]", encoding="utf-16")
     with pytest.raises(PreferenceDataError, match="is UTF-16; save it as UTF-8"):
-        list(read_rows(tmp_path / "d.json"))
+        list(numbered_rows(tmp_path / "d.json"))
 
 
 json_values = st.recursive(
@@ -145,7 +145,7 @@ def test_fifty_megabytes_on_one_line_are_read_in_flat_memory(tmp_path) -> None:
         out.write("]")
     assert file.stat().st_size > 49_000_000
     tracemalloc.start()
-    rows = sum(1 for _ in read_rows(file))
+    rows = sum(1 for _ in numbered_rows(file))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert rows == count // 1000 * 1000
@@ -154,14 +154,14 @@ def test_fifty_megabytes_on_one_line_are_read_in_flat_memory(tmp_path) -> None:
 
 def test_questions_and_answers_of_a_csv_are_texts(tmp_path) -> None:
     (tmp_path / "d.csv").write_text("instruction,chosen,rejected,score_chosen\n7,3,4,5\n8,1,2,4\n")
-    _, row = next(read_rows(tmp_path / "d.csv"))
+    *_, row = next(numbered_rows(tmp_path / "d.csv"))
     assert row == {"instruction": "7", "chosen": "3", "rejected": "4", "score_chosen": 5}
 
 
 def test_numbers_of_a_csv_keep_their_kind(tmp_path) -> None:
     file = tmp_path / "d.csv"
     file.write_text("id,count,share,code\n007,3,0.5,1_0\n8,,2,+1\n9,-4,1e2,1\n")
-    rows = [row for _, row in read_rows(file)]
+    rows = [row for *_, row in numbered_rows(file)]
     assert rows == [
         {"id": "007", "count": 3, "share": 0.5, "code": "1_0"},
         {"id": "8", "count": None, "share": 2, "code": "+1"},
@@ -188,7 +188,7 @@ def test_integers_beside_a_gap_stay_integers_in_parquet(tmp_path) -> None:
 def test_a_quotation_mark_that_would_take_other_rows_is_named(tmp_path, text, line) -> None:
     (tmp_path / "d.csv").write_text(text)
     with pytest.raises(PreferenceDataError, match=f"line {line}: a quotation mark opens"):
-        list(read_rows(tmp_path / "d.csv"))
+        list(numbered_rows(tmp_path / "d.csv"))
 
 
 def test_a_quoted_cell_may_hold_lines(tmp_path) -> None:
@@ -221,7 +221,7 @@ def test_broken_texts_of_a_columnar_file_are_one_line(tmp_path) -> None:
         writer.write_table(table)
     for name in ("d.parquet", "d.arrow"):
         with pytest.raises(PreferenceDataError, match=f"{name}, column 'text': holds broken values"):
-            list(read_rows(tmp_path / name))
+            list(numbered_rows(tmp_path / name))
 
 
 def test_offsets_beyond_the_texts_do_not_end_the_process(tmp_path) -> None:
@@ -232,12 +232,12 @@ def test_offsets_beyond_the_texts_do_not_end_the_process(tmp_path) -> None:
     assert written.count(struct.pack("<3i", 0, 1, 3)) == 1
     (tmp_path / "d.arrow").write_bytes(written.replace(struct.pack("<3i", 0, 1, 3), struct.pack("<3i", 0, 1, 2**30)))
     with pytest.raises(PreferenceDataError, match="broken values"):
-        list(read_rows(tmp_path / "d.arrow"))
+        list(numbered_rows(tmp_path / "d.arrow"))
 
 
 def test_a_column_name_that_is_not_utf8_is_a_fault_of_its_row(tmp_path) -> None:
     (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n{"a\xff": 2}\n{"a": 3}\n')
-    rows = [row for _, row in read_rows(tmp_path / "d.jsonl")]
+    rows = [row for *_, row in numbered_rows(tmp_path / "d.jsonl")]
     assert [type(row) for row in rows] == [dict, Unreadable, dict]
     assert "is not UTF-8" in rows[1].reason
 

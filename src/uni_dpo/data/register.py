@@ -17,7 +17,7 @@ from uni_dpo.data.dataset_info import (
     register_entry,
 )
 from uni_dpo.data.faults import PreferenceDataError, encodable, shown
-from uni_dpo.data.tables.reading import Row, Unreadable, read_rows, source_files
+from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, source_files
 
 
 def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, replace: bool = False) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _holds_ranked_answers(rows: list[Row], found: dict[str, str | None]) -> bool
 
 def _first_rows(path: str | Path) -> list[Row]:
     rows: list[Row] = []
-    found = (row for file in source_files(path) for _, row in read_rows(file))
+    found = (row for file in source_files(path) for *_, row in numbered_rows(file))
     try:
         for row in islice(found, _LOOKED_AT):
             if not isinstance(row, Unreadable):

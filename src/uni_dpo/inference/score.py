@@ -16,7 +16,7 @@ from uni_dpo.data.formats.base import SourceRow, refuse
 from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, one_split, read_rows, unreadable_fault
+from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, numbered_rows, one_split, unreadable_fault
 from uni_dpo.data.tables.writing import row_writer
 from uni_dpo.data.videos import VideoChecker
 from uni_dpo.errors import UniDPOError
@@ -128,7 +128,7 @@ class AnswerLayout:
 
     def read(self, file: Path, videos: VideoChecker) -> Iterator[RateableRow]:
         """See `PairLayout.read`."""
-        for index, row in read_rows(file):
+        for index, _, row in numbered_rows(file):
             if isinstance(row, Unreadable):
                 yield RateableRow({}, faults=[unreadable_fault(row, index, file)])
                 continue

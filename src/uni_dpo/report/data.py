@@ -8,7 +8,7 @@ from uni_dpo.data.dataset_info import pair_entry
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.images import ImagePaths, image_paths, image_source
 from uni_dpo.data.pair import read_pair
-from uni_dpo.data.tables.reading import iter_rows, read_rows
+from uni_dpo.data.tables.reading import iter_rows, numbered_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.report.page import Thumbnails, pair_columns, write_page
 from uni_dpo.report.run import MANY, SHOWN, SHOWN_OF_MANY
@@ -76,7 +76,7 @@ def _file_pairs(source: Path) -> Iterator[Shown]:
     entry = pair_entry(source)
     paths = image_paths(source.parent, None, entry.beside)
     count = 0
-    for number, row in read_rows(source):
+    for number, _, row in numbered_rows(source):
         pair = read_pair(row, entry, [], scores_required=False) if isinstance(row, dict) else None
         if pair is not None:
             count += 1

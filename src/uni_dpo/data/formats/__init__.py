@@ -9,7 +9,7 @@ from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.formats import chatml, conversations, llamafactory, llava, ranked, rlaif_v, stance, trl
 from uni_dpo.data.formats.base import Format
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import Row, read_rows
+from uni_dpo.data.tables.reading import Row, numbered_rows
 from uni_dpo.errors import UniDPOError
 
 FORMATS: dict[str, Format] = {
@@ -36,7 +36,7 @@ def source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) 
         return format_named(name)
     if columns:
         raise UniDPOError("--map names the columns of a format; name it with --format, not auto")
-    rows = (row for file in files for _, row in read_rows(file) if isinstance(row, dict))
+    rows = (row for file in files for *_, row in numbered_rows(file) if isinstance(row, dict))
     row = next(rows, {})
     if found := _detected(row):
         return format_named(found)

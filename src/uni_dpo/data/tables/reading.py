@@ -114,12 +114,6 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, int | None, Row | Unr
         raise PreferenceDataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, Row | Unreadable]]:
-    """Like `numbered_rows`, without the lines."""
-    for index, _, row in numbered_rows(path):
-        yield index, row
-
-
 def iter_rows(path: str | Path) -> Iterator[Row]:
     """Yield every row of a file or folder (see `source_files`), in order, in flat memory.
 
