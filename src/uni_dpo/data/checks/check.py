@@ -158,11 +158,11 @@ def check_dataset(
             videos = VideoChecker(images, whole=whole_videos) if entry.columns.videos and has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required, choice)
         if fix is not None:
-            for output in (Path(fix), rejects_path(Path(fix))):
+            report.fixed = Path(fix), rejects_path(Path(fix))
+            for output in report.fixed:
                 keep_inputs(output, files)
             sorter = stack.enter_context(sorting(Path(fix), checker))
             report.repairs = sorter.repairs
-            report.fixed = Path(fix), rejects_path(Path(fix))
         rows = islice(_checked_rows(files, checker, report), limit if entry.num_samples is None else None)
         for row in counted(rows, f"Checking {entry.name}"):
             _note(report, row)

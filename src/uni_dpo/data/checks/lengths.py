@@ -29,10 +29,7 @@ MEDIA = re.compile("|".join(re.escape(MEDIA_TOKENS[medium]) for medium in ("imag
 
 
 def model_limits(folder: str | Path, limits: ImageLimits) -> ImageLimits:
-    """Return LlamaFactory's limits on images with a checkpoint's, by its processor files.
-
-    Transformers 4 and 5 name the files so.
-    """
+    """Return LlamaFactory's limits on images with a checkpoint's, by the processor files of transformers 4 or 5."""
     config = read_json(Path(folder) / "preprocessor_config.json")
     config = config or read_json(Path(folder) / "processor_config.json").get("image_processor", {})
     plain = {"longest_edge": config.get("max_pixels"), "shortest_edge": config.get("min_pixels")}

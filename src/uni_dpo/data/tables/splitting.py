@@ -16,7 +16,7 @@ from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, VIDEO_COLUMNS, f
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.image_paths import led_from, led_rows
 from uni_dpo.data.tables.reading import Row, one_split, shown_rows
-from uni_dpo.data.tables.writing import keep_inputs, row_writer
+from uni_dpo.data.tables.writing import keep_inputs, row_writer, write_rows
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.options import as_number
 
@@ -125,11 +125,7 @@ def split(
 
 
 def sample(source: str | Path, output: str | Path, count: int, *, by: str | None = None, seed: int = 0) -> int:
-    """Write `count` rows drawn at random, in the order of `source`; with `by`, whole groups up to that number.
-
-    Returns:
-        How many rows were written.
-    """
+    """Write `count` rows drawn at random (with `by`, whole groups up to it), in the order of `source`; count them."""
     if count < 1:
         raise UniDPOError(f"sample: {count} rows; ask for one or more")
     keep_inputs(output, one_split(source))
@@ -143,11 +139,8 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
         if sizes[group] <= room:
             taken.add(group)
             room -= sizes[group]
-    with row_writer(output) as writer:
-        for group, row in zip(groups, led_rows(source, "Writing", output), strict=True):
-            if group in taken:
-                writer.write(row)
-    return count - room
+    rows = zip(groups, led_rows(source, "Writing", output), strict=True)
+    return write_rows(output, (row for group, row in rows if group in taken))
 
 
 def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: str | None = None) -> dict[str, int]:
