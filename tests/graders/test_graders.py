@@ -6,12 +6,20 @@ import pytest
 from uni_dpo.data.questions import InputOptions, read_questions
 from uni_dpo.engine import Question
 from uni_dpo.errors import UniDPOError
+from uni_dpo.graders import grading
 from uni_dpo.graders.grading import check_references, exact, load_grader, without_reasoning
 from uni_dpo.graders.multiple_choice import pick_option
 
 
 def asked(reference, **options):
     return Question("q", "?", reference=reference, options=options)
+
+
+@pytest.mark.parametrize("grade", ["1", 2, float("nan")])
+def test_a_grader_of_ones_own_that_gives_no_grade_is_named(grade, monkeypatch):
+    monkeypatch.setattr(grading, "find", lambda kind, name: lambda answer, question: grade)
+    with pytest.raises(UniDPOError, match=r"grader mine:f: a grade lies in \[0, 1\], but 'a' got"):
+        load_grader("mine:f")("a", asked("a"))
 
 
 @pytest.mark.parametrize(

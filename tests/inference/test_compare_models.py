@@ -27,6 +27,13 @@ def test_an_adapter_without_a_base_is_named(tmp_path: Path, content: str) -> Non
         Models.find(str(tmp_path))
 
 
+def test_a_trained_model_that_is_not_there_is_named_before_the_original_answers(original: Path, tmp_path: Path) -> None:
+    models = Models.find(str(tmp_path / "gone"), str(original))
+    with pytest.raises(UniDPOError, match="gone"):
+        compare([Prompt(1, "Is rain good?")], models, tmp_path, Sampling(max_tokens=1, temperature=0.0))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_adapter_of_another_model_is_named(tiny_qwen2_vl: Path, adapter: Path, tmp_path: Path) -> None:
     models = Models.find(str(adapter), str(tiny_qwen2_vl))
     with pytest.raises(UniDPOError, match="does not fit"):

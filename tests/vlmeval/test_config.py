@@ -77,6 +77,7 @@ def test_the_younger_class_has_its_own_defaults_and_answers() -> None:
         ({"m": {"class": "Qwen2VLChat"}}, {"POPE": {}}, "model.m.model_path: this setting is required"),
         ({"m": "somewhere"}, {"POPE": {}}, "a mapping of settings is expected, not 'somewhere'"),
         ({"a/b": MODEL}, {"POPE": {}}, "can hold no slash"),
+        ({"a\nb": MODEL}, {"POPE": {}}, "can hold no slash, no line break"),
         ({}, {"POPE": {}}, "model: nothing stands under it"),
         ({"m": MODEL}, {}, "data: nothing stands under it"),
         ({"m": MODEL}, [], "data: a mapping is expected, not "),

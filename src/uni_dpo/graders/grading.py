@@ -45,7 +45,7 @@ def load_grader(name: str) -> Grader:
     def grade(answer: str, question: Question) -> float | None:
         said = without_reasoning(answer) if built_in else answer
         found = None if said is None else grader(said, question)
-        if found is not None and not 0 <= found <= 1:
+        if found is not None and (isinstance(found, str) or not 0 <= found <= 1):
             raise UniDPOError(f"grader {name}: a grade lies in [0, 1], but {answer!r} got {found!r}")
         return found
 

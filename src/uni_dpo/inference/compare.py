@@ -14,7 +14,7 @@ from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.inference.loop import Ask, ask_all
 from uni_dpo.models.backends import Failure, Request, Sampling, make_backend
-from uni_dpo.models.checkpoint import adapter_base, is_adapter
+from uni_dpo.models.checkpoint import adapter_base, find_checkpoint, is_adapter
 from uni_dpo.report.page import Thumbnails
 from uni_dpo.report.page import page as report_page
 from uni_dpo.settings.options import fingerprinted
@@ -157,6 +157,8 @@ def compare(
         One row per prompt, in their order: `id`, `prompt`, both responses (only what the model wrote, without the
         prompt and without special tokens), and `images` and `videos` where the prompt has some.
     """
+    for entry in models.entries():
+        find_checkpoint(entry["model"], entry.get("adapter"))
     asked = [[p.id, p.text, p.images, *filter(None, (p.system, p.videos))] for p in prompts]
     by_id = {str(prompt.id): prompt for prompt in prompts}
     settings = {"backend": "transformers", "batch_size": batch_size, **options}

@@ -229,8 +229,8 @@ def parse_benchmark(name: str, entry: Any, where: str, folder: Path) -> Benchmar
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name or name.startswith(".") or any(part in name for part in "/\\\0"):
-        raise UniDPOError(f"{name!r} becomes a file name, so it can hold no slash and no leading dot")
+    if not isinstance(name, str) or not name or name[0] == "." or not name.isprintable() or set(name) & set("/\\"):
+        raise UniDPOError(f"{name!r} becomes a file name, so it can hold no slash, no line break and no leading dot")
 
 
 def describe(benchmark: Benchmark) -> dict[str, str]:
