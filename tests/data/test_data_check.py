@@ -10,6 +10,7 @@ from PIL import Image
 from uni_dpo.data.checks.check import check_dataset
 from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.tables.reading import iter_rows
+from uni_dpo.errors import UniDPOError
 from uni_dpo.report.check import sections, tables, write_check_page
 
 
@@ -114,7 +115,13 @@ def test_the_report_as_tables_page_and_json(mixed, folder) -> None:
     titles = [title for title, _, _ in sections(report)]
     assert titles == [str(mixed), "Faults", "The first faults", "Pairs", "Distributions", "Scores"]
     assert len(list(tables(report))) == len(titles)
+    (folder / "page.html").touch()
+    write_check_page(folder / "page.html", report)
     html = write_check_page(folder / "page.html", report).read_text()
+    before = mixed.read_bytes()
+    with pytest.raises(UniDPOError, match="is there and is no page; name another file"):
+        write_check_page(mixed, report)
+    assert mixed.read_bytes() == before
     assert html.count('"edges":') == 2
     assert "images/none.png" in html
     as_json = json.loads(json.dumps(report.as_dict(), allow_nan=False))

@@ -38,6 +38,15 @@ def test_every_missing_dataset_is_named_at_once(folder):
     assert again.startswith("eval_dataset gone")
 
 
+def test_a_file_that_would_be_a_stream_without_data_is_refused(folder):
+    stream = {"dataset_dir": str(folder), "dataset": "here", "streaming": True}
+    for settings in ({"pref_loss": "uni_dpo"}, {"dataloader_num_workers": 1}, {"dataset": "hub"}, {"streaming": False}):
+        check_named({**stream, **settings})
+    for settings in ({}, {"pref_loss": "sigmoid"}, {"dataloader_num_workers": "0", "streaming": "true"}):
+        with pytest.raises(PreferenceDataError, match="streaming: with dataloader_num_workers: 0 a file would give no"):
+            check_named({**stream, **settings})
+
+
 def test_the_published_pairs_and_images_are_named_with_their_place(folder):
     with pytest.raises(PreferenceDataError, match=r"Multimodal of https://huggingface.co/datasets/psp-dada/Uni-DPO"):
         check_named({"dataset_dir": str(folder), "dataset": "published"})

@@ -3,6 +3,7 @@
 Turns may be texts, lists of texts, or OpenAI's and TRL's parts.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -24,6 +25,7 @@ from uni_dpo.data.pair import Image, is_image
 from uni_dpo.data.tables.reading import Row
 
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _PEOPLE = 10
@@ -57,6 +59,8 @@ def turns_of(value: object, field: str, role: str) -> list[Turn]:
     Raises:
         PreferenceDataError: anything else, or a part that is neither text nor image.
     """
+    if isinstance(value, str) and _WRITTEN_MESSAGES.match(value):
+        refuse(field, shown(value), "messages that were written as a text, as to CSV; keep them as JSON or Parquet")
     messages = [{"content": value}] if isinstance(value, str) else [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         refuse(field, value, "a text or a list of messages belongs there")

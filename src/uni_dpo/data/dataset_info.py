@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.data.faults import PreferenceDataError, where_to_get
+from uni_dpo.settings.losses import STOCK
+from uni_dpo.settings.machine import is_true
 from uni_dpo.storage.writing import holding, write_text
 
 FILE_NAME = "dataset_info.json"
@@ -177,9 +179,19 @@ def _faults_of_named(settings: Mapping[str, Any], folder: str) -> Iterator[str]:
             if stage in ("pt", "sft", "ppo", "kto") and entry.ranking:
                 why = "learns from answers, and this dataset has pairs (`ranking: true`); name another"
                 yield f"{key} {entry.name}: stage: {stage} {why}"
+            if entry.path is not None and (fault := _no_stream(settings)):
+                yield fault
             if entry.path is not None and not entry.path.exists():
                 advice = where_to_get(entry.path) or f"correct file_name in {Path(folder) / FILE_NAME}"
                 yield f"{key} {entry.name}: there is no file {entry.path}; {advice}"
+
+
+def _no_stream(settings: Mapping[str, Any]) -> str:
+    """LlamaFactory parts the stream of a file among the workers, of which `uni_dpo` takes one where there is none."""
+    stock = settings.get("pref_loss") in (None, *STOCK)
+    if stock and is_true(settings.get("streaming")) and str(settings.get("dataloader_num_workers") or 0) == "0":
+        return "streaming: with dataloader_num_workers: 0 a file would give no data; set it to 1"
+    return ""
 
 
 def tokenized(settings: Mapping[str, Any]) -> bool:

@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from uni_dpo.errors import UniDPOError
 from uni_dpo.storage.writing import finite, write_text
 
+BEGINNING = "<!doctype html>"
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("core.js", "charts.js", "run.js", "check.js", "evaluation.js", "browser.js")
 SIDE = 192
@@ -25,7 +27,15 @@ def write_page(file: str | Path, title: str, data: Mapping[str, Any]) -> Path:
 
     The data are JSON-like; their keys say what sections there are (`summary`, `runs`, `check`, `evaluation`, `pairs`).
     Texts in them are shown as text, whatever is in them.
+
+    Raises:
+        UniDPOError: `file` is there and is no page: data, perhaps.
     """
+    there = Path(file)
+    if there.is_file() and there.stat().st_size:
+        with there.open("rb") as stream:
+            if not stream.read(len(BEGINNING)) == BEGINNING.encode():
+                raise UniDPOError(f"{file}: is there and is no page; name another file for the page")
     write_text(file, page(title, data))
     return Path(file)
 
@@ -38,7 +48,7 @@ def page(title: str, data: Mapping[str, Any]) -> str:
     scripts = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     style = (ASSETS / "page.css").read_text(encoding="utf-8")
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'{BEGINNING}\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         "script-src 'unsafe-inline'; img-src data:\">"

@@ -246,6 +246,8 @@ def test_images_inside_messages_are_kept(part) -> None:
         ({"prompt": "q", "chosen": said("", "a", "q2", "a2")[1:]}, "not those of `chosen`"),
         ({"prompt": "q", "chosen": said("another question", "a")}, "not those of `chosen`"),
         ({"prompt": "q", "chosen": said("q")}, "ends with role 'user'"),
+        ({"prompt": json.dumps(said("q"))}, "messages that were written as a text"),
+        ({"prompt": "q", "chosen": str(said("q", "a"))}, "messages that were written as a text"),
         ({"prompt": "q", "score_chosen": float("nan")}, "a finite number"),
     ],
 )
