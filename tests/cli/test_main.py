@@ -91,6 +91,14 @@ def test_a_terminal_of_ascii_gets_escapes() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
+    code = "from uni_dpo.cli import run; run(lambda: print(open('kept', 'w').write('x')))"
+    command = ["sh", "-c", f'"$1" -c "$2" {closed}', "sh", sys.executable, code]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "kept").read_text() == "x", "a stream that was closed gives its number to no other file"
+
+
 WAITING = """
 import sys, threading, time
 from uni_dpo.cli import run

@@ -38,6 +38,9 @@ def run(command: Callable[[], object]) -> None:
     A fault of the input or an error of the system is one message and exit status 1, Ctrl-C is a message and exit
     status 130. What else escapes is a bug and keeps its traceback.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as those of a daemon may be; opened first, it takes the free number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     stopping = _watch()
     with texts_shown_as_text():
         try:

@@ -11,7 +11,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends import AnswerLogprob, Failure, Request, Sample, Sampling, make_backend
 from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 from uni_dpo.models.backends.replies import sum_choices
-from uni_dpo.models.backends.server import LONGEST_WAIT, Server, retry_after
+from uni_dpo.models.backends.server import LONGEST_WAIT, Server, _tls, retry_after
 
 
 def make(server, **options):
@@ -154,6 +154,37 @@ def test_a_query_in_the_address_stays_behind_the_path(chat_server):
 def test_no_message_holds_what_may_be_a_key_in_the_address():
     options = OpenAIOptions("m", base_url="https://me:secret@host/v1?key=secret")
     assert Server(options).name == "https://host/v1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "HTTP_PROXY",
+            "foo://bar",
+            "the proxy that .* cannot be used: .*; correct or unset it, or add 127.0.0.1 to NO",
+        ),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "the proxy that .* cannot be used: .*socks"),
+        (
+            "HTTP_PROXY",
+            "http://me:secret@127.0.0.1:9",
+            "at http://127.0.0.1:9/v1 through the proxy http://127.0.0.1:9: ",
+        ),
+    ],
+)
+def test_a_proxy_that_is_in_the_way_is_named(name, value, message, monkeypatch):
+    for other in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UniDPOError, match=message):
+        Server(OpenAIOptions("m", base_url=" http://127.0.0.1:9/v1 ")).probe()
+
+
+def test_certificates_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    _tls.cache_clear()
+    with pytest.raises(UniDPOError, match="certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read"):
+        Server(OpenAIOptions("m", base_url="http://127.0.0.1:9/v1")).probe()
 
 
 def test_the_wait_that_a_server_asks_for_may_be_a_date():

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -52,7 +53,7 @@ class Server:
         self._left_out = set() if options.send_temperature else {"temperature", "top_p"}
         address = options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         try:
-            self.url = httpx.URL(address.rstrip("/"))
+            self.url = httpx.URL(address.strip().rstrip("/"))
         except (httpx.InvalidURL, ValueError) as error:
             raise UniDPOError(f"model {options.model!r}: base_url {address!r} is no address: {error}") from error
         if self.url.scheme not in ("http", "https") or not self.url.host:
@@ -85,7 +86,14 @@ class Server:
         """Return a client whose requests may only go to this server."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency)
         headers = {"Authorization": f"Bearer {self.key or 'none'}"}
-        return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits, verify=_tls())
+        tls = _tls()
+        try:
+            return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits, verify=tls)
+        except (ValueError, ImportError) as error:  # of another scheme, or SOCKS without its package
+            raise UniDPOError(
+                f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {error}; correct or unset "
+                f"it, or add {self.url.host} to NO_PROXY"
+            ) from error
 
     async def call(
         self, client: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None, timeout: float
@@ -145,8 +153,12 @@ class Server:
         try:
             submit(self._probe()).result()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.ProxyError) as error:
+            proxy = getproxies().get(self.url.scheme) or getproxies().get("all")
+            through = (
+                f" through the proxy {without_secrets(proxy)}" if proxy and not proxy_bypass(self.url.host) else ""
+            )
             raise UniDPOError(
-                f"no OpenAI-compatible server answers at {self.name}: {self.mask(why(error))}; "
+                f"no OpenAI-compatible server answers at {self.name}{through}: {self.mask(why(error))}; "
                 f"start it, or correct base_url of {self.options.model!r}"
             ) from error
         except (TimeoutError, httpx.HTTPError, UnusableReplyError):
@@ -189,7 +201,12 @@ def submit(work: Coroutine[Any, Any, Any]) -> Any:
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
     """The certificates, which take a while to read, once."""
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise UniDPOError(
+            f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: {error}"
+        ) from error
 
 
 def retry_after(reply: httpx.Response) -> float | None:
