@@ -14,7 +14,7 @@ from uni_dpo.data.faults import PreferenceDataError
 from uni_dpo.data.ranking import PairChoice
 from uni_dpo.data.register import register_file
 from uni_dpo.data.tables.reading import iter_rows
-from uni_dpo.engine.pairing import best_worst_pairs, gap_pairs
+from uni_dpo.engine.pairing import PairOptions, choose_pairs
 from uni_dpo.engine.records import ScoredAnswer
 
 SCORES, SAME = [3.0, 5.0, 1.0, 4.5, 3.0], [0, 1, 2, 1, 4]
@@ -44,8 +44,8 @@ def test_a_gap_is_that_of_the_decimals(scores: tuple[float, float], gap: float, 
     """In binary 4.7 − 4.4 and 0.7 − 0.4 are less than 0.3."""
     assert bool(PairChoice("all", gap).pairs(scores, "ab")) == counts
     answers = [ScoredAnswer(text, score) for text, score in zip("ab", scores, strict=True)]
-    assert bool(gap_pairs("q", answers, min_gap=gap, cap=9, seed=0)) == counts
-    assert bool(best_worst_pairs("q", answers, min_gap=gap, cap=9)) == counts
+    for options in (PairOptions(gap, 9), PairOptions(gap, 9, "best_worst")):
+        assert bool(choose_pairs("q", answers, options, seed=0)) == counts
 
 
 ROW = {"instruction": "Which?", "answers": ["one", "two", "three"], "scores": [1, 2.5, 4]}
