@@ -245,12 +245,10 @@ def _keys(pair: PreferencePair) -> tuple[int, int]:
     start = hashlib.blake2b(question.encode(errors="surrogatepass"), digest_size=8)
     chosen = (repr(pair.images), pair.chosen)
     rejected = (repr(pair.rejected_images or pair.images), pair.rejected)
-    numbers = []
-    for sides in ((*chosen, *rejected), (*rejected, *chosen)):
-        digest = start.copy()
+    swapped = start.copy()
+    for digest, sides in ((start, chosen + rejected), (swapped, rejected + chosen)):
         digest.update("\0".join(("", *sides)).encode(errors="surrogatepass"))
-        numbers.append(int.from_bytes(digest.digest()))
-    return numbers[0], numbers[1]
+    return int.from_bytes(start.digest()), int.from_bytes(swapped.digest())
 
 
 def _mean(values: np.ndarray) -> float:

@@ -267,15 +267,13 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
             header = next(reader, [])
             if twice := [name for name, count in Counter(header).items() if count > 1]:
                 raise PreferenceDataError(f"{path}: two columns are called {twice[0]!r}; rename one")
-            while True:
-                start = reader.line_num + 1
-                cells = next(reader, None)
-                if cells is None:
-                    return
+            start = reader.line_num + 1
+            for cells in reader:
                 if len(cells) == len(header):
                     yield start, dict(zip(header, (cell or None for cell in cells), strict=True))
                 elif cells:
                     yield start, Unreadable(f"has {len(cells)} cells; the header has {len(header)}")
+                start = reader.line_num + 1
         except csv.Error as error:
             fault = f"{path}, line {start}: a quotation mark opens here and does not end before a comma ({error})"
             raise PreferenceDataError(f"{fault}; double each quotation mark inside a cell") from None
