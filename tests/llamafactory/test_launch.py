@@ -90,6 +90,31 @@ def test_what_comes_to_light_later_is_one_message_too(
         launch.train([str(described)])
 
 
+@pytest.mark.parametrize(
+    ("rows", "settings", "words"),
+    [
+        ("[{", {}, "a file of data cannot be read: "),
+        ("[]", {}, "corresponds to no data"),
+        ([{"conversations": [{"from": "user", "value": "q"}, {"from": "gpt", "value": "a"}]}], {}, "valid samples"),
+        ([{"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]}] * 4,
+         {"preprocessing_num_workers": 2}, "number of images does not match"),
+    ],
+    ids=["cut off", "no row", "other roles", "an image too few, seen by a worker"],
+)  # fmt: skip
+def test_data_that_llamafactory_refuses_are_one_message(
+    config: Any, tmp_path: Path, rows: Any, settings: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "rows.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps({"rows": {"file_name": "rows.json", "formatting": "sharegpt"}})
+    )
+    stock = {"stage": "sft", "pref_loss": "sigmoid", "dataset": "rows", "dataset_dir": str(tmp_path)}
+    described = tmp_path / "run.json"
+    described.write_text(json.dumps(config(**stock, **settings)))
+    with pytest.raises(UniDPOError, match=words):
+        launch.train([str(described)])
+
+
 def test_no_arguments_at_all() -> None:
     with pytest.raises(UniDPOError, match="uni-dpo train CONFIG"):
         launch.train([])

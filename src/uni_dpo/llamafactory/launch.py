@@ -1,6 +1,7 @@
 """`uni-dpo train`: what `llamafactory-cli train` does, with Uni-DPO registered and nothing copied."""
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -110,6 +111,7 @@ def _register() -> None:
 
 def _run(arguments: list[str]) -> None:
     _register()
+    from datasets.exceptions import DatasetsError
     from llamafactory.extras.misc import use_ray
     from llamafactory.train.tuner import run_exp
 
@@ -121,7 +123,7 @@ def _run(arguments: list[str]) -> None:
     read = read_arguments(arguments)
     try:
         _show(read, run_exp)
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, DatasetsError) as error:
         if message := _fault_of_the_user(error):
             raise UniDPOError(message) from None
         raise
@@ -152,12 +154,19 @@ def _fault_of_the_user(error: Exception) -> str | None:
     import llamafactory
 
     frames, said = traceback.extract_tb(error.__traceback__), str(error)
-    raised_in, wrong_value = Path(frames[-1].filename), isinstance(error, ValueError)
+    in_worker = re.findall(r'^  File "(.+)", line ', str(error.__cause__), re.MULTILINE)  # as `multiprocess` says it
+    raised_in, wrong_value = Path((in_worker or [frames[-1].filename])[-1]), isinstance(error, ValueError)
     refusals = (  # perhaps from a worker's process
         "correct `template`",
         "`metric_for_best_model` training argument",
         "No `target_modules` passed",
+        "Cannot find valid samples",
+        "corresponds to no data",
     )
+    if frames[-1].name == "_prepare_split_single":
+        return f"a file of data cannot be read: {error.__cause__ or error}"
+    if "Image features and image tokens do not match" in said:
+        return "cutoff_len cuts image tokens: raise it, or lower image_max_pixels"
     if (
         (wrong_value and raised_in.is_relative_to(Path(llamafactory.__file__).parent))
         or (wrong_value and "arget modules" in said and "not found in the base model" in said)

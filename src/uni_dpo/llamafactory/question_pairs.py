@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from llamafactory.data.processor.processor_utils import infer_seqlen
+from llamafactory.extras import logging
 from llamafactory.extras.constants import IGNORE_INDEX
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -20,6 +21,8 @@ from uni_dpo.data.ranking import PairChoice
 from uni_dpo.errors import UniDPOError
 from uni_dpo.ledger.writing import KEY, NAME, pair_key
 from uni_dpo.shared_prefix.questions import question_key
+
+logger = logging.get_logger(f"llamafactory.{__name__}")  # below LlamaFactory's own, which shows what is INFO
 
 MEDIA = ("images", "videos", "audios")
 REJECTED_IMAGES = "rejected_images"
@@ -145,11 +148,15 @@ class QuestionPairs(Dataset[dict[str, Any]]):
                 last = row, questions[row]
             yield pair_texts_of(last[1], better, worse)
 
+    def lengths(self) -> np.ndarray:
+        """Return the tokens of each pair's question with its longest answer, (pairs,) int64, nothing cut."""
+        lengths = np.fromiter((row["length"] for row in self.questions.select_columns(["length"])), np.int64)
+        return lengths[self._places[:, 0]]
+
     def faults(self) -> list[str]:
         """Of every question of which `cutoff_len` cuts image tokens: what it cuts from the first such pair."""
-        lengths = np.fromiter((row["length"] for row in self.questions.select_columns(["length"])), np.int64)
         found: dict[int, str] = {}
-        for place in np.flatnonzero(lengths[self._places[:, 0]] > self.cutoff_len).tolist():
+        for place in np.flatnonzero(self.lengths() > self.cutoff_len).tolist():
             row = int(self._places[place, 0])
             if row not in found:
                 fault = cut_media(self._question(row), self[place], self.cutoff_len, self.media_ids)
@@ -178,6 +185,12 @@ def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids:
     pairs = QuestionPairs(dataset, choice, cutoff_len, media_ids)
     if faults := pairs.faults():
         raise UniDPOError(cut_media_message(faults))
+    lengths = pairs.lengths()
+    if cut := int((lengths > cutoff_len).sum()):
+        logger.warning_rank0(
+            f"cutoff_len {cutoff_len} cuts the texts of {cut:,} of {len(pairs):,} pairs; the longest has "
+            f"{lengths.max():,} tokens"
+        )
     return pairs
 
 
