@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from uni_dpo.data.questions import InputOptions, Question, read_questions
+from uni_dpo.data.tables.splitting import split
 from uni_dpo.engine.samplers import ModelSampler, ModelSamplerOptions
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import load_grader
@@ -148,6 +149,17 @@ def test_no_image_outside_the_root(tmp_path, image):
         path = write_jsonl(tmp_path / "a.jsonl", {"question": "x", "image_path": escape})
         with pytest.raises(UniDPOError, match=r"leaves .*keep images below it"):
             read(path, tmp_path, image_root=str(root))
+
+
+def test_a_part_that_was_split_off_elsewhere_finds_its_images_in_the_root(tmp_path, image):
+    """`data split` writes paths that lead from where the part is."""
+    mine, parts = tmp_path / "mine", tmp_path / "work" / "questions"
+    mine.mkdir()
+    (mine / "1.png").write_bytes(image.read_bytes())
+    source = write_jsonl(mine / "q.jsonl", *({"question": "x", "image": "1.png"} for _ in range(2)))
+    split(source, {parts / "a.jsonl": 0.5, parts / "b.jsonl": 0.5}, by=None)
+    (question,) = read(parts / "a.jsonl", tmp_path, image_root=str(mine))
+    assert question.images == (str((mine / "1.png").resolve()),)
 
 
 @pytest.mark.parametrize("name", ["", "missing.jsonl"])

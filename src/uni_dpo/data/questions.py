@@ -36,7 +36,7 @@ class InputOptions:
 
     Attributes:
         path: JSONL, JSON, Parquet, Arrow or CSV file. Empty where the caller hands questions over in Python.
-        image_root: folder that relative image paths start from; with it, no image may lie outside.
+        image_root: folder that relative image paths start from, else the file's; with it, no image may lie outside.
         limit: use only this many questions (the first by id).
         answers: what a column `answers` holds: `given` answers to rate, or `references`. `auto` takes ten short texts,
             or objects with an `answer_id`, for the references of TextVQA and VQAv2 where the row has no other.
@@ -130,7 +130,7 @@ def questions_in_order(options: InputOptions, extracted: Path) -> Iterator[tuple
     if not options.path:
         raise UniDPOError("input.path: this setting is required")
     for file in one_split(options.path):
-        paths = image_paths(options.image_root, options.image_root, None if options.image_root else file.parent)
+        paths = image_paths(options.image_root, options.image_root, file.parent)
         reader = _QuestionReader(options, paths, ImageFolder(extracted, paths))
         for index, line, row in numbered_rows(file):
             if isinstance(row, Unreadable):
