@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from uni_dpo.align import doctor
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.doctor import examine
 from uni_dpo.align.init import write_config
+from uni_dpo.align.stages import AlignStages
+from uni_dpo.cli import main
+from uni_dpo.data.questions import InputOptions, questions_in_order
 from uni_dpo.errors import UniDPOError
 from uni_dpo.settings.training import check_early
 
@@ -62,6 +67,23 @@ def test_both_languages_say_the_same_settings(place, tiny_qwen2_vl):
         read.append(yaml.safe_load(path.read_text(encoding="utf-8")))
         path.unlink()
     assert read[0] == read[1]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_parts_of_the_questions_find_their_images(place, tiny_qwen2_vl, tmp_path, monkeypatch, moved):
+    path, _ = write_config(place, model=str(tiny_qwen2_vl))
+    work = tmp_path / "elsewhere" / "work"
+    config = AlignConfig.load(path, [f"work_dir={work}"] if moved else [])
+    (command,) = next(iter(AlignStages(config))).commands()
+    monkeypatch.setattr(sys, "argv", ["uni-dpo", *command.words])
+    with suppress(SystemExit):
+        main()
+    if moved:
+        work.rename(tmp_path / "work")
+    for part in ((tmp_path / "work" if moved else config.work) / "questions").iterdir():
+        asked = list(questions_in_order(InputOptions(str(part), image_root=config.image_root), tmp_path / "images"))
+        assert asked
+        assert all(Path(question.images[0]).parent == (place / "images").resolve() for question, _ in asked)
 
 
 def test_without_answers_a_judge_scores(place, tiny_qwen2_vl):

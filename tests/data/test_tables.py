@@ -173,6 +173,11 @@ def test_paths_lead_from_the_output_to_the_same_files(tmp_path) -> None:
     rows = [row["images"] for row in iter_rows(tmp_path / "a" / "all.jsonl")]
     assert rows == [["1.png", "elsewhere.png", "/a.png"], ["../b/1.png", "elsewhere.png", "/b.png"]]
     sample(tmp_path / "b" / "p.json", tmp_path / "new" / "s.jsonl", 1)
+    rows = [{"images": ["1.png"]}, {"images": ["2.png"]}]
+    (tmp_path / "b" / "q.json").write_text(json.dumps(rows))
+    parts = [tmp_path / "new" / "1.jsonl", tmp_path / "new" / "2.jsonl"]
+    split(tmp_path / "b" / "q.json", dict.fromkeys(parts, 1), image_root=tmp_path / "b")
+    assert sorted(row["images"][0] for part in parts for row in iter_rows(part)) == ["1.png", "2.png"]
     assert next(iter_rows(tmp_path / "new" / "s.jsonl"))["images"][0] == "../b/1.png"
     halves = tmp_path / "new" / "one.jsonl", tmp_path / "a" / "two.jsonl"
     split(tmp_path / "a" / "all.jsonl", dict.fromkeys(halves, 0.5), by=None)

@@ -35,9 +35,7 @@ class Contents:
         if key not in self.told:
             files = one_split(path)
             images = [
-                self._file(image)
-                for file in files
-                for image in _images(file, image_paths(folder, root, None if root else file.parent))
+                self._file(image) for file in files for image in _images(file, image_paths(folder, root, file.parent))
             ]
             rows = [self._file(file) for file in files]
             self.told[key] = {"questions": rows[0] if len(rows) == 1 else digest(rows)}

@@ -110,7 +110,8 @@ class AlignStages:
         says = f"{len(shares)} files of questions; no image stands in two"
         parts = [f"--part={folder / name}.jsonl={share:.10g}" for name, share in shares.items()]
         source = Path(self.config.questions.path).absolute()
-        run = _run("data", "split", source, *parts, "--seed", self.settings.seed)
+        root = ("--image-root", self.config.image_root)
+        run = _run("data", "split", source, *parts, *root, "--seed", self.settings.seed)
         return AlignStage("split", says, asked, (), (folder,), run)
 
     def _before(self, kind: str, part: str, start: tuple[str, ...]) -> AlignStage:

@@ -226,12 +226,15 @@ def split(
     source: Source,
     part: Annotated[list[str], typer.Option(help="FILE=SHARE, two or more times, such as train.jsonl=0.9.")],
     by: Annotated[str, typer.Option(help="What no two files share: image, prompt, a column, or none.")] = "image",
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where image paths start, and stay; without it they start beside each file.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Split rows into files, so that no image (or prompt) stands in two of them."""
     from uni_dpo.data.tables.splitting import parse_shares, split
 
-    counts = split(source, parse_shares(part), by=None if by == "none" else by, seed=seed)
+    counts = split(source, parse_shares(part), by=None if by == "none" else by, image_root=image_root, seed=seed)
     print(*(f"{file}: {count:,} rows" for file, count in counts.items()), sep="\n")
 
 

@@ -77,6 +77,7 @@ def split(
     shares: Mapping[str | Path, float],
     *,
     by: str | None = "image",
+    image_root: str | Path | None = None,
     seed: int = 0,
 ) -> dict[Path, int]:
     """Write each row into one of several files.
@@ -87,6 +88,7 @@ def split(
         source: a file or folder of rows.
         shares: file → its share of the rows. Shares below 1 sum to 1; others are scaled, as 9 and 1.
         by: what no two files may share: `image`, `prompt` or a column; None splits row by row.
+        image_root: where paths start, which stay as they are; None for beside each file.
         seed: fixes the draw.
 
     Returns:
@@ -120,7 +122,7 @@ def split(
     with ExitStack() as stack:
         writers = [stack.enter_context(row_writer(file)) for file in files]
         for group, row in zip(groups, shown_rows(source, "Writing"), strict=True):
-            writers[place[group]].write(led_from(row, source, files[place[group]]))
+            writers[place[group]].write(row if image_root else led_from(row, source, files[place[group]]))
     return dict(zip(files, filled, strict=True))
 
 
