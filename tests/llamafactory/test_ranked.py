@@ -208,6 +208,8 @@ def test_the_reference_runs_once_per_answer(
     assert sum(sequences) == 12
     (folder,) = (tmp_path / "cache").iterdir()
     assert len(read_records(folder)[0]) == 12
+    for run in (log, carried):  # nothing has moved yet: rounding decides the accuracy of the first step
+        run[0, METRICS.index("rewards/accuracies")] = 0.0
     torch.testing.assert_close(log, carried, rtol=1e-4, atol=1e-5)
     train(**settings, uni_dpo_pairs="ends")
     assert sum(sequences) == 12
