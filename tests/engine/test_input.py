@@ -94,6 +94,12 @@ def test_without_ids_the_content_is_the_id_whatever_the_order(tmp_path):
     assert len(one) == 2
 
 
+def test_rows_that_repeat_a_question_are_counted(tmp_path, capsys):
+    path = write_jsonl(tmp_path / "q.jsonl", *({"question": text} for text in ("one", "two", "one", "one")))
+    assert len(read(path, tmp_path)) == 2
+    assert "q.jsonl: 2 of its rows repeat a question, which is asked once" in capsys.readouterr().err
+
+
 def test_options_become_lines_of_the_question(tmp_path):
     (question,) = read(write_jsonl(tmp_path / "a.jsonl", {"question": "x", "options": ["cat", "dog"]}), tmp_path)
     assert question.text == "x\nA. cat\nB. dog"

@@ -1,5 +1,6 @@
 """Reading questions from any table, and the names that their columns have wherever rows are read."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -107,17 +108,23 @@ def _nested(kind: type[list[Any]] | type[tuple[Any, ...]], value: Any) -> Any:
 def read_questions(options: InputOptions, extracted: Path) -> list[Question]:
     """Return all questions of a file, sorted by id; embedded images go to `extracted`, under the hash of their bytes.
 
+    Rows that repeat a question, without an id of their own, are counted on the terminal and asked once.
+
     Raises:
         UniDPOError: a row without text, an image that is missing or outside `image_root`, an id given twice.
     """
     questions: dict[str, Question] = {}
+    repeated = 0
     for question, own_id in questions_in_order(options, extracted):
         if other := questions.get(question.id):
             if question == other and own_id is None:
-                continue  # the same question twice, and no id that claims otherwise
+                repeated += 1  # the same question twice, and no id that claims otherwise
+                continue
             place = other.place.removeprefix(f"{options.path}, ")
             raise UniDPOError(f"{question.place}: the id {question.id!r} is also that of {place}; make ids unique")
         questions[question.id] = question
+    if repeated:
+        print(f"{options.path}: {repeated:,} of its rows repeat a question, which is asked once", file=sys.stderr)
     return sort_questions(questions.values(), options.limit)
 
 
