@@ -72,6 +72,8 @@ _NO_NUMBER = re.compile(
 _DOTTED = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)")
 _DENIED = re.compile(r"(?:\bnot|n't|\brather than|\binstead of|不是|而非)\s*(?:an?\s|about\s)?$", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:\bor\b|或者?|还是)\s*$")
+_BREAKDOWN = re.compile(r"(\d[^()\n]*?)(?<!\\)\(([^()=≈]*)\)")
+"""A number, and in parentheses behind it what may say how it comes about: 7 (4 red and 3 green)."""
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True))
 DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
 
@@ -110,15 +112,16 @@ def stated(text: str, *, years: bool = True) -> Stated | None:
     """Return the number behind the last `answer is` or in the last box, else the last number; None where there is none.
 
     1,234 and 3/4 and 1 1/2 and 5e-3 and 2 × 10³ and -2 with any minus sign are read, and words (`three dogs`, `十二个`)
-    where there are no digits. Digits of units (m²) and names (CO2), of times, ratios, dates, points and roots,
-    the numbers of list entries, steps and figures, and those that are denied (`not 6`) do not count.
+    where no digits stand outside of parentheses. Digits of units (m²) and names (CO2), of times, ratios, dates, points
+    and roots, the numbers of list entries, steps and figures, those that are denied (`not 6`), and several in
+    parentheses behind a number (`7 (4 red and 3 green)`) do not count.
 
     Args:
         text: an answer or a reference.
         years: whether the last number may be a year (`45 in 2019`) where there are others.
     """
     text = _normal(text)
-    if not re.search(r"\d", text):
+    if not re.search(r"\d", re.sub(r"\([^()]*\)", "", text)):
         text = with_digits(text)
     text = with_fractions(text)
     cues = list(_SAID.finditer(text))
@@ -127,11 +130,17 @@ def stated(text: str, *, years: bool = True) -> Stated | None:
         said = rest[: end.start()] if (end := _END.search(rest)) else rest
         if found := _numbers(re.split(r"[=≈]", said)[-1]):
             return found[0]
-    without = _LABEL.sub(" ", _ENTRY.sub(" ", text))
+    without = _BREAKDOWN.sub(_without_breakdown, _LABEL.sub(" ", _ENTRY.sub(" ", text)))
     found = ([] if years else _numbers(_YEAR.sub(" ", without))) or _numbers(without)
     if not found and len(_ENTRY.findall(text)) == 1:
         found = _numbers(text)
     return found[-1] if found else None
+
+
+def _without_breakdown(match: "re.Match[str]") -> str:
+    inside = _numbers(match[2])
+    explains = len(inside) > 1 or any(number.low != number.high for number in inside)
+    return match[1] if explains else match[0]
 
 
 def _normal(text: str) -> str:
