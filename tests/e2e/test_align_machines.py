@@ -13,7 +13,7 @@ import yaml
 
 from uni_dpo.align.config import AlignConfig
 from uni_dpo.align.stages import AlignStages
-from uni_dpo.align.state import AlignState, Fingerprints
+from uni_dpo.align.state import AlignState
 from uni_dpo.ledger.reading import read_ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
@@ -27,12 +27,11 @@ TWO = (
 def write(folder: Path, name: str, raw: dict[str, Any], pairs: list[dict[str, Any]]) -> Path:
     """Write a configuration and a work dir in which everything before the training is done."""
     config = AlignConfig(raw | {"work_dir": str(folder / name)})
-    stages, state, fingerprints = AlignStages(config), AlignState(config.work), Fingerprints()
+    stages, state = AlignStages(config), AlignState(config.work)
     for stage in stages:
-        fingerprint = fingerprints.add(stage)
         if stage.name == "1/train":
             break
-        state.begin(stage, fingerprint)
+        state.begin(stage)
         state.end(stage, 0.0)
     dataset = stages.layout.dataset(1)
     dataset.mkdir(parents=True)

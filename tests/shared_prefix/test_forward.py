@@ -426,7 +426,8 @@ def test_the_reference_uses_the_features_of_the_policy(family: str) -> None:
         pair_scores(policy, inputs, tokens)
     looks = counted_looks(reference)
     with images.reused(reference, inputs["pixel_values"]):
-        assert torch.equal(pair_scores(reference, inputs, tokens).logps, expected)
+        reused = pair_scores(reference, inputs, tokens).logps
+    torch.testing.assert_close(reused, expected, rtol=1e-6, atol=1e-6)  # where memory lies may move a last bit
     assert not looks
     with images.reused(reference, inputs["pixel_values"]):
         pair_scores(reference, inputs, tokens)
