@@ -41,7 +41,7 @@ def write(folder: Path, name: str, raw: dict[str, Any], pairs: list[dict[str, An
     entry = {"file_name": "pairs.json", "ranking": True, "columns": columns}
     (dataset / "dataset_info.json").write_text(json.dumps({"pairs": entry}))
     file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(config.raw))
+    file.write_text(yaml.safe_dump(raw | {"work_dir": str(folder / name)}))
     return file
 
 
