@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -125,8 +125,8 @@ def test_grpo_raises_the_reward(warm_policy: Path, settings: Any, asked: Any, tm
     rewards = [line["reward"] for line in log if "reward" in line]
     assert len(rewards) == 12
     before, after = fmean(rewards[:3]), fmean(rewards[-3:])
-    kl = median(line["kl"] for line in log if "kl" in line)  # of one step, a single unlikely token can make it large
-    print(f"reward {before:.2f} in the first three rounds, {after:.2f} in the last three; KL {kl:.2f}")
+    *kls, _ = sorted(line["kl"] for line in log if "kl" in line)  # in one step a single unlikely token can give 40
+    print(f"reward {before:.2f} in the first three rounds, {after:.2f} in the last three; KL at most {kls[-1]:.2f}")
     assert after > before + 0.07
-    assert kl < 3
+    assert kls[-1] < 3
     assert (Path(chosen.output_dir) / "model.safetensors").is_file()
