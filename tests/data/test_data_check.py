@@ -282,5 +282,8 @@ def test_fix_writes_paths_that_lead_to_the_images_from_there(folder, good_row) -
     check_dataset(str(path), fix=good)
     assert check_dataset(str(good)).faultless
     assert json.loads((good.parent / "good.rejected.jsonl").read_text(), parse_constant=pytest.fail)["row"] == 1
+    led = good.read_text()
+    check_dataset(str(path), check_images=False, fix=good)
+    assert good.read_text() == led
     check_dataset(str(path), media_dir=folder, fix=good)
     assert next(iter_rows(good))["images"] == ["images/red.png"]

@@ -183,3 +183,7 @@ def test_paths_lead_from_the_output_to_the_same_files(tmp_path) -> None:
     split(tmp_path / "a" / "all.jsonl", dict.fromkeys(halves, 0.5), by=None)
     found = [(half.parent / next(iter_rows(half))["images"][0]).resolve() for half in halves]
     assert sorted(found) == [tmp_path / "a" / "1.png", tmp_path / "b" / "1.png"]
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    sample(tmp_path / "b" / "q.json", tmp_path / "link" / "s.jsonl", 2)
+    assert (tmp_path / "link" / next(iter_rows(tmp_path / "link" / "s.jsonl"))["images"][0]).is_file()

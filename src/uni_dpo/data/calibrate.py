@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from uni_dpo.data.faults import Fault, PreferenceDataError
-from uni_dpo.data.image_paths import led_rows
+from uni_dpo.data.image_paths import leading
 from uni_dpo.data.pair import read_score
 from uni_dpo.data.tables.reading import one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer
@@ -96,7 +96,7 @@ def calibrate(
     units: dict[Any, list[tuple[float, float]]] = defaultdict(list)
     chosen, margins = array("d"), array("d")
     with row_writer(output) as writer:
-        for row in led_rows(source, "Writing", output):
+        for row in map(leading(source, output), shown_rows(source, "Writing")):
             rater = str(row[by]) if by else "all"
             new = {column: mappings[rater](float(row[column])) for column in columns}
             if by and row.get(unit) is not None:

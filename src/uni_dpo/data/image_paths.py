@@ -3,9 +3,9 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from uni_dpo.data.tables.writing import row_writer
 MOVED_COLUMNS = (*IMAGE_COLUMNS, *VIDEO_COLUMNS, "rejected_images")
 CHANGED, RIGHT, WITHOUT_ANCHOR = "changed", "already right", "left alone, no anchor"
 OUTSIDE, MISSING = "left alone, leave the image folder", "point to no file"
-"""What becomes of a path; MISSING, after the change, comes to one of the others but `OUTSIDE`."""
+"""What becomes of a path. `MISSING`, after the change, is counted beside another one, which is never `OUTSIDE`."""
 
 
 @dataclass
@@ -103,22 +103,19 @@ def rebase_images(
     return rebaser.result
 
 
-def led_from(row: Row, source: str | Path, output: str | Path) -> Row:
-    """Return a row for `output`: paths of files that start beside `source` lead to them from there; others stay."""
-    old, new = Path(source) if Path(source).is_dir() else Path(source).parent, Path(output).parent
-    if old.absolute() == new.absolute():
-        return row
+def leading(source: str | Path, output: str | Path) -> Callable[[Row], Row]:
+    """Return a function from a row of `source` to the same row for `output`.
+
+    Paths of files that start beside `source` lead to them from `output`; others stay.
+    """
+    old = Path(source if Path(source).is_dir() else Path(source).parent).resolve()
+    new = Path(output).parent.resolve()
 
     def led(path: str) -> str:
         beside = not Path(path).is_absolute() and is_file(old / path)
         return os.path.relpath(old / path, new) if beside else path
 
-    return _with_paths(row, led)
-
-
-def led_rows(source: str | Path, verb: str, output: str | Path) -> Iterator[Row]:
-    """Yield the rows of `shown_rows`, each as `led_from` gives it for `output`."""
-    return (led_from(row, source, output) for row in shown_rows(source, verb))
+    return (lambda row: row) if old == new else partial(_with_paths, change=led)
 
 
 def _with_paths(row: Row, change: Callable[[str], str]) -> Row:

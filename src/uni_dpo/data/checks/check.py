@@ -15,6 +15,7 @@ from uni_dpo.data.checks.lengths import LengthCounter, Lengths
 from uni_dpo.data.checks.rows import CheckedRow, RowChecker
 from uni_dpo.data.dataset_info import FILE_NAME, DatasetEntry, read_entry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
+from uni_dpo.data.image_paths import leading
 from uni_dpo.data.image_state import OddImages
 from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.ranking import ALL_PAIRS, PairChoice
@@ -152,8 +153,8 @@ def check_dataset(
     auditor = Auditor(qual_eta, tau_good)
     with ExitStack() as stack:
         images = videos = sorter = None
+        paths = image_paths(media_dir or start, media_dir, entry.beside)
         if check_images:
-            paths = image_paths(media_dir or start, media_dir, entry.beside)
             images = stack.enter_context(ImageChecker(paths).running())
             videos = VideoChecker(images, whole=whole_videos) if entry.columns.videos and has_decoder() else None
         checker = RowChecker(entry, images, videos, scores_required, choice)
@@ -161,7 +162,9 @@ def check_dataset(
             report.fixed = Path(fix), rejects_path(Path(fix))
             for output in report.fixed:
                 keep_inputs(output, files)
-            sorter = stack.enter_context(sorting(Path(fix), checker))
+            beside = media_dir is None and paths.folders == (entry.beside,)
+            lead = leading(entry.path if beside else fix, fix)  # else paths stay as they are
+            sorter = stack.enter_context(sorting(Path(fix), checker, lead))
             report.repairs = sorter.repairs
         rows = islice(_checked_rows(files, checker, report), limit if entry.num_samples is None else None)
         for row in counted(rows, f"Checking {entry.name}"):

@@ -3,14 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN, CheckedRow, RowChecker
-from uni_dpo.data.image_paths import led_from
 from uni_dpo.data.image_state import BrokenImageError
 from uni_dpo.data.pair import listed_images
 from uni_dpo.data.tables.reading import Row, is_file
@@ -34,14 +33,14 @@ class RowSorter:
         good: takes the rows without fault.
         rest: takes the others, as JSON lines with the reasons.
         checker: judges a row anew once it is repaired.
-        fix: the file of the good rows.
+        lead: changes a good row for the file that it goes to.
         repairs: what was put right → how often.
     """
 
     good: RowWriter
     rest: TextIO
     checker: RowChecker
-    fix: Path
+    lead: Callable[[Row], Row]
     repairs: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: CheckedRow) -> None:
@@ -49,18 +48,12 @@ class RowSorter:
         if row.row is not None:
             repaired, done = self._repaired(row.row)
             if not (self.checker.again(row, repaired) if done else row).faults:
-                self.good.write(self._led(repaired))
+                self.good.write(self.lead(repaired))
                 self.repairs.update(done)
                 return
         reasons = [f"{fault.field}: {fault.found}; {fault.advice}" for fault in row.faults]
         record = {"file": str(row.file), "row": row.index, "line": row.line, "reasons": reasons, "data": row.row}
         self.rest.write(json.dumps(finite(record), default=repr) + "\n")
-
-    def _led(self, row: Row) -> Row:
-        """The row for where it is written, where its paths start beside what is read."""
-        images, entry = self.checker.images, self.checker.entry
-        beside = images is not None and images.paths.root is None and {*images.paths.folders} == {entry.beside}
-        return led_from(row, entry.path or "", self.fix) if beside else row
 
     def _repaired(self, row: Row) -> tuple[Row, list[str]]:
         """A copy of the row with everything put right that has one right value, and what was done."""
@@ -118,11 +111,11 @@ class RowSorter:
 
 
 @contextmanager
-def sorting(fix: Path, checker: RowChecker) -> Iterator[RowSorter]:
+def sorting(fix: Path, checker: RowChecker, lead: Callable[[Row], Row]) -> Iterator[RowSorter]:
     """Give a sorter whose files get their names when the block ends without an error."""
     with (
         row_writer(fix) as good,
         replacing(rejects_path(fix)) as temporary,
         temporary.open("w", encoding="utf-8") as rest,
     ):
-        yield RowSorter(good, rest, checker, fix)
+        yield RowSorter(good, rest, checker, lead)

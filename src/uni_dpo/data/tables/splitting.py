@@ -14,7 +14,7 @@ from typing import Any
 from uni_dpo.data.cells import without_placeholders
 from uni_dpo.data.columns import IMAGE_COLUMNS, PROMPT_COLUMNS, VIDEO_COLUMNS, first_filled, items_of
 from uni_dpo.data.faults import PreferenceDataError
-from uni_dpo.data.image_paths import led_from, led_rows
+from uni_dpo.data.image_paths import leading
 from uni_dpo.data.tables.reading import Row, one_split, shown_rows
 from uni_dpo.data.tables.writing import keep_inputs, row_writer, write_rows
 from uni_dpo.errors import UniDPOError
@@ -121,8 +121,10 @@ def split(
         )
     with ExitStack() as stack:
         writers = [stack.enter_context(row_writer(file)) for file in files]
+        leads = [leading(source, file) for file in files]
         for group, row in zip(groups, shown_rows(source, "Writing"), strict=True):
-            writers[place[group]].write(row if image_root else led_from(row, source, files[place[group]]))
+            at = place[group]
+            writers[at].write(row if image_root else leads[at](row))
     return dict(zip(files, filled, strict=True))
 
 
@@ -141,8 +143,9 @@ def sample(source: str | Path, output: str | Path, count: int, *, by: str | None
         if sizes[group] <= room:
             taken.add(group)
             room -= sizes[group]
-    rows = zip(groups, led_rows(source, "Writing", output), strict=True)
-    return write_rows(output, (row for group, row in rows if group in taken))
+    rows = zip(groups, shown_rows(source, "Writing"), strict=True)
+    lead = leading(source, output)
+    return write_rows(output, (lead(row) for group, row in rows if group in taken))
 
 
 def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: str | None = None) -> dict[str, int]:
@@ -159,7 +162,7 @@ def merge(sources: Sequence[str | Path], output: str | Path, *, source_column: s
     layout: set[str] = set()
     with row_writer(output) as writer:
         for source in sources:
-            for at, row in enumerate(led_rows(source, "Merging", output)):
+            for at, row in enumerate(map(leading(source, output), shown_rows(source, "Merging"))):
                 # texts must stand under the same names; scores, ids and the like may be there or not
                 texts = row.keys() & set(PROMPT_COLUMNS) if not at else layout
                 layout = layout or texts
