@@ -41,6 +41,13 @@ def test_an_answer_keeps_the_images_that_it_saw(tmp_path: Path, column: str) -> 
     assert json.loads(apply(tmp_path, both_see_the_same, "swap"))[column] == ["a.png"]
 
 
+@pytest.mark.parametrize(("action", "output"), [("swap", "o.jsonl"), ("rejudge", "o.rejudge.jsonl")])
+def test_paths_lead_from_the_output_to_the_same_files(tmp_path: Path, action: str, output: str) -> None:
+    (tmp_path / "a.png").touch()
+    apply(tmp_path, PAIR | {"images": ["a.png", "none.png"]}, action, output="new/o.jsonl")
+    assert json.loads((tmp_path / "new" / output).read_text())["images"] == ["../a.png", "none.png"]
+
+
 def test_answers_under_other_names_are_not_left_as_they_are(tmp_path: Path) -> None:
     row = {"instruction": "q", "good": "a", "bad": "b", "score_chosen": 5, "score_rejected": 1}
     with pytest.raises(UniDPOError, match=r"p.jsonl, row 0: has no columns `chosen` and `rejected`"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uni_dpo.data.columns import IMAGE_COLUMNS, is_empty
+from uni_dpo.data.image_paths import leading
 from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.data.tables.writing import check_output, keep_inputs, row_writer, write_rows
 from uni_dpo.errors import UniDPOError, did_you_mean
@@ -44,7 +45,7 @@ def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> A
     check_output(output, [source, marked])
     keep_inputs(apart, [source, marked])
     actions = _actions(Path(marked), source.name)
-    done = Applied()
+    done, lead = Applied(), leading(source, output)
     again: list[Row] = []
     count = -1
     with row_writer(output) as writer:
@@ -52,9 +53,9 @@ def apply_marks(source: str | Path, marked: str | Path, output: str | Path) -> A
             action = actions.pop(count, "keep")
             done.rows[action] += 1
             if action == "rejudge":
-                again.append(row)
+                again.append(lead(row))
             elif action != "drop":
-                writer.write(_swapped(row, f"{source}, row {count}") if action == "swap" else row)
+                writer.write(lead(_swapped(row, f"{source}, row {count}") if action == "swap" else row))
         if actions:
             raise UniDPOError(f"{marked}: marks row {min(actions)}, and {source} has {count + 1:,} rows")
     if again:
