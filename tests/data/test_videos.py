@@ -139,7 +139,6 @@ def test_fix_makes_a_list_of_a_path_and_leaves_broken_videos_out(films: Path, ro
 def test_without_a_decoder_the_package_is_named_once(
     films: Path, row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     monkeypatch.setattr("uni_dpo.data.videos.find_spec", lambda name: None)
     (films / "pairs.json").write_text(json.dumps([row(0, "good.mp4"), row(1, "good.mp4")]))
     report = check_dataset(str(films / "pairs.json"))

@@ -1,6 +1,7 @@
 """Files in, files out: what is added, what is kept, what is refused, and going on after a stop."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from uni_dpo.errors import UniDPOError
 from uni_dpo.inference import score as run
 from uni_dpo.inference.score import score_file
 from uni_dpo.inference.settings import ScoreSettings
-from uni_dpo.models.rewards.options import Conversation
+from uni_dpo.models.rewards.options import Conversation, RewardCheckpoint
 
 ROWS = [
     {"id": at, "instruction": f"Question {at % 3}?", "chosen": "yes" * (at + 1), "rejected": "no", "note": "kept"}
@@ -120,6 +121,19 @@ def test_images_for_a_classifier_are_refused_by_row(score, digits) -> None:
     row = {"question": "<image>A?", "answer": "a", "image": str(digits["train"][0].image)}
     with pytest.raises(UniDPOError, match=r"row 1\b.*images: a classifier sees no images"):
         score([{"question": "A?", "answer": "a"}, row], LengthModel(batches=0))
+
+
+def test_paths_lead_from_the_output_to_the_same_images(tmp_path: Path, monkeypatch, digits) -> None:
+    monkeypatch.setattr(run, "load_reward_model", lambda options: LengthModel())
+    monkeypatch.setattr(run, "find_reward_checkpoint", lambda options: RewardCheckpoint("value_head", ""))
+    image = digits["train"][0].image
+    source = tmp_path / "rows.json"
+    shutil.copy(image, tmp_path)
+    source.write_text(json.dumps([{"question": "<image>A?", "answer": "a", "image": image.name}]))
+    for root, written in ((None, f"../{image.name}"), (tmp_path, image.name)):
+        output = tmp_path / "new" / "rated.json"
+        score_file(ScoreSettings(tmp_path, source=source, output=output, image_root=root))
+        assert json.loads(output.read_text())[0]["image"] == written
 
 
 def test_the_input_is_never_written_over(tmp_path: Path, classifier: Path) -> None:

@@ -13,6 +13,7 @@ from uni_dpo.data.columns import ANSWER_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, VI
 from uni_dpo.data.dataset_info import DatasetEntry
 from uni_dpo.data.faults import KEPT_FAULTS, Fault, PreferenceDataError
 from uni_dpo.data.formats.base import SourceRow, refuse
+from uni_dpo.data.image_paths import leading
 from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.register import detect_entry
@@ -86,7 +87,7 @@ def score_file(settings: ScoreSettings) -> ScoreReport:
             rateable |= {_key(conversation, model_digest): conversation for conversation in row.conversations}
         load = partial(_rating, settings)
         ask_all(rateable, done, load, title="Rating", unit="answers", batch_size=settings.batch_size)
-        return _write(files, layout, videos, done, model_digest, settings.output)
+        return _write(settings, files, layout, videos, done, model_digest)
 
 
 @dataclass(slots=True)
@@ -243,15 +244,16 @@ def _rating(options: RewardModelOptions) -> Ask[Conversation]:
 
 
 def _write(
-    files: list[Path], layout: Layout, videos: VideoChecker, done: RowLog, model: str, output: Path
+    settings: ScoreSettings, files: list[Path], layout: Layout, videos: VideoChecker, done: RowLog, model: str
 ) -> ScoreReport:
-    report = ScoreReport(output)
+    report = ScoreReport(settings.output)
     agreeing, first_ratings = 0, []
-    with row_writer(output) as writer:
+    lead = leading(settings.output if settings.image_root else files[0], settings.output)
+    with row_writer(settings.output) as writer:
         for file in files:
             for row in layout.read(file, videos):
                 ratings = [float(done.rows[_key(conversation, model)]["rating"]) for conversation in row.conversations]
-                writer.write(layout.rated(row.row, ratings))
+                writer.write(lead(layout.rated(row.row, ratings)))
                 report.rows += 1
                 agreeing += ratings[0] > ratings[-1]
                 first_ratings += ratings[:1] if isinstance(layout, PairLayout) else ratings
