@@ -183,11 +183,9 @@ def test_faults_are_named_before_a_model_is_looked_for(text_rows: Rows, tmp_path
         train(flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out"))
     with pytest.raises(UniDPOError, match=r"dataset_name: there is no file .*nowhere\.json"):
         train(flags("no/such-model", tmp_path / "nowhere.json", tmp_path / "out"))
-    (tmp_path / "ids.json").write_text(
-        json.dumps([row | {"id": id} for row, id in zip(text_rows[:2], ("a", 3), strict=True)])
-    )
-    with pytest.raises(UniDPOError, match=r"ids\.json' cannot be loaded: .*id"):
-        train(flags("no/such-model", tmp_path / "ids.json", tmp_path / "out"))
+    (tmp_path / "number.json").write_text(json.dumps([*text_rows, 3]))
+    with pytest.raises(UniDPOError, match=r"number\.json' cannot be loaded: .*int"):
+        train(flags("no/such-model", tmp_path / "number.json", tmp_path / "out"))
     with pytest.raises(UniDPOError, match=r"nowhere\.yaml"):
         parse(["--config", str(tmp_path / "nowhere.yaml")])
     arguments = flags("no/such-model", tmp_path / "pairs.json", tmp_path / "out")
