@@ -6,10 +6,19 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image, List
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.trl.data import ScoredPairs, as_messages, check_pairs, check_places, check_scores, refuse_videos
+from uni_dpo.trl.data import (
+    ScoredPairs,
+    as_messages,
+    check_images,
+    check_pairs,
+    check_places,
+    check_scores,
+    first_chosen,
+    refuse_videos,
+)
 
 COLUMNS = ("score_chosen", "score_rejected")
 
@@ -105,11 +114,23 @@ def test_videos_are_refused_since_trl_shows_none() -> None:
         ({"question": "q", "chosen": [{"role": "assistant", "content": "a"}]}, "would not read 'question'"),
         ({"prompt": "q", "chosen": "a", "rejected": None}, "row 0, rejected: is empty"),
         ({"prompt": "q", "chosen": " ", "rejected": "b"}, "row 0, chosen: is empty"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, "row 0, prompt: is empty"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "row 0, prompt: is empty"),
     ],
 )
 def test_no_pair_loses_its_question_or_an_answer(row: dict[str, Any], message: str) -> None:
     with pytest.raises(UniDPOError, match=message):
         check_pairs(Dataset.from_list([row]))
+
+
+def test_an_image_that_is_not_there_is_named_although_the_first_row_is_looked_at(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "images": [{"bytes": None, "path": str(tmp_path / "x.png")}]}
+    rows = Dataset.from_list([row]).cast_column("images", List(Image()))
+    for dataset in (rows, rows.to_iterable_dataset()):
+        check_pairs(dataset)
+        assert first_chosen(dataset) == "a"
+    with pytest.raises(UniDPOError, match=r"the train dataset, row 0, image 1 cannot be read: .*x\.png"):
+        check_images(rows)
 
 
 def test_a_question_may_stand_in_both_answers() -> None:

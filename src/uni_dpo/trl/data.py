@@ -86,7 +86,7 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
 
 
 def check_pairs(dataset: Any, name: str = "train") -> None:
-    """Refuse a dataset of which TRL would leave out the question, or that lacks an answer.
+    """Refuse a dataset of which TRL would leave out the question, or that lacks a prompt or an answer.
 
     Without `prompt`, TRL takes what both answers begin with for the question.
 
@@ -98,8 +98,7 @@ def check_pairs(dataset: Any, name: str = "train") -> None:
         UniDPOError: names the column, or the row.
     """
     columns = dataset.column_names or ()
-    first: Mapping[str, Any] = next(iter(dataset), {})
-    chosen = first.get("chosen")
+    chosen = first_chosen(dataset)
     begins_with_it = isinstance(chosen, list) and chosen and chosen[0].get("role") != "assistant"
     asked = [column for column in TEXT_COLUMNS if column in columns]
     if asked and "prompt" not in columns and not begins_with_it:
@@ -107,10 +106,19 @@ def check_pairs(dataset: Any, name: str = "train") -> None:
             f"the {name} dataset has no column 'prompt', and TRL would not read {asked[0]!r}: `uni-dpo data convert "
             "FILE FOLDER --to trl` makes what it reads"
         )
-    for column in {"chosen", "rejected"}.intersection(columns) if hasattr(dataset, "num_rows") else ():
+    read = [column for column in ("prompt", "chosen", "rejected") if column in columns]
+    for column in read if hasattr(dataset, "num_rows") else ():
         empty = next((row for row, value in enumerate(dataset[column]) if is_empty(value)), None)
         if empty is not None:
             raise UniDPOError(f"the {name} dataset, row {empty}, {column}: is empty; write it, or remove the row")
+
+
+def first_chosen(dataset: Any) -> Any:
+    """Return the chosen answer of the first row, of a stream too; no image is opened, which may be broken."""
+    if dataset.column_names is not None:
+        dataset = dataset.select_columns([name for name in dataset.column_names if name == "chosen"])
+    first: Mapping[str, Any] = next(iter(dataset), {})
+    return first.get("chosen")
 
 
 def check_places(dataset: Any, image_token: str | None, name: str = "train", *, added: bool = False) -> None:

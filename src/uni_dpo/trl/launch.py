@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,15 @@ from uni_dpo.settings.machine import is_true
 from uni_dpo.settings.reading import is_config, override, read_mapping
 from uni_dpo.trainer_mixins import process_group, refuse_broken_flash_attention
 from uni_dpo.trl.arguments import TRLUniDPOConfig
-from uni_dpo.trl.data import as_messages, check_images, check_pairs, check_places, check_scores, refuse_videos
+from uni_dpo.trl.data import (
+    as_messages,
+    check_images,
+    check_pairs,
+    check_places,
+    check_scores,
+    first_chosen,
+    refuse_videos,
+)
 from uni_dpo.trl.ledger import logger
 from uni_dpo.trl.trainer import TRL_1, UniDPOTrainer
 
@@ -196,7 +203,7 @@ def _load_model(settings: Any, checkpoint: Checkpoint, output: str, trusted: boo
 
 def _check_template(processor: Any, name: str, splits: Mapping[str, Any]) -> None:
     """Refuse turns for a template that takes none: TRL would train on empty prompts."""
-    turns = any(isinstance(row.get("chosen"), list) for split in splits.values() for row in islice(split, 1))
+    turns = any(isinstance(first_chosen(split), list) for split in splits.values())
     if turns and detect_style(processor, name) is PromptStyle.BASE:
         raise UniDPOError(
             f"{name}: has the template of a base checkpoint, which TRL cannot fill with turns; take the instruct "
