@@ -39,7 +39,7 @@ _SIGNS = "".join((*_DIGITS, *_UNITS))
 _CHINESE = re.compile(
     rf"(?<![第点{_SIGNS}])([{_SIGNS}]+(?:点[{''.join(_DIGITS)}]+)?)(?=\s*(?:[{_COUNTED}%/]|[。,;!]|$))", re.MULTILINE
 )
-_SHARE = re.compile(rf"(?<![第{_SIGNS}\d])([{_SIGNS}]+|\d+)分之([{_SIGNS}]+(?:点[{_SIGNS}]+)?|\d+(?:\.\d+)?)")
+_SHARE = re.compile(rf"(?<![第{_SIGNS}\d])([{_SIGNS}]+|\d+)分之([{_SIGNS}]+(?:点[{''.join(_DIGITS)}]+)?|\d+(?:\.\d+)?)")
 
 
 def with_digits(text: str) -> str:
