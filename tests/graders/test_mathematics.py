@@ -75,6 +75,9 @@ def test_the_final_result_is_found(text: str, found: str | None) -> None:
         ("12", "所以面积为12平方厘米"),
         ("-5", "答案是-5。"),
         ("50000", "共5万元"),
+        ("3", "这段路长3千米。"),
+        ("3", r"\boxed{3 千克}"),
+        ("3000", "共3千人"),
     ],
 )
 def test_equal_results(reference: str, answer: str) -> None:

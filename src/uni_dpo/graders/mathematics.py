@@ -51,8 +51,10 @@ _NAME = (
 )
 _POWER = r"(?:\^\{?-?\d\}?)?"
 _UNITS = re.compile(rf"(\S*\d)(?:\s|\\[ ,;:])*{_NAME}{_POWER}(?:\s*(?:/|\\cdot|\*|per)\s*{_NAME}{_POWER})*")
-_CHINESE = re.compile(r"(-?[\d.,]+)\s*([千万亿])?[\u4e00-\u9fff]*")
 _SCALES = {"千": 3, "万": 4, "亿": 8}
+_SCALE = r"(千(?![米克瓦焦帕赫卡伏牛])|[万亿])"
+"""Behind a number. 千 of 千米 and 千克 belongs to the unit: 3千米 is 3, as 3 km is."""
+_CHINESE = re.compile(rf"(-?[\d.,]+)\s*{_SCALE}?[\u4e00-\u9fff]*")
 
 
 def latex(formula: str) -> str:
@@ -81,7 +83,7 @@ def typeset(text: str) -> str:
         found = match[0].rstrip(".,")
         return f"${latex(found)}$" + match[0][len(found) :] if re.search(_SIGN, found) else match[0]
 
-    text = re.sub(r"(?<=\d)\s?([千万亿])", lambda match: f"×10^{_SCALES[match[1]]}", text)
+    text = re.sub(rf"(?<=\d)\s?{_SCALE}", lambda match: f"×10^{_SCALES[match[1]]}", text)
     text = re.sub(r"(?<=[\u4e00-\u9fff])(?=-?\d)|(?<=\d)(?=[\u4e00-\u9fff])", " ", text)
     parts = _TYPESET.split(text)
     parts[::2] = [_FORMULA.sub(formula, _AREA.sub("", part)) for part in parts[::2]]
