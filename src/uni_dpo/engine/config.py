@@ -131,7 +131,7 @@ class EngineConfig:
     def shown(self) -> dict[str, Any]:
         """Return the mapping of the config file, without what may be a key in the addresses of its models."""
         models = {role: dict(spec) for role, spec in self.raw.get("models", {}).items()}
-        for spec in filter(lambda spec: spec.get("base_url"), models.values()):
+        for spec in filter(lambda spec: isinstance(spec.get("base_url"), str), models.values()):
             spec["base_url"] = without_secrets(spec["base_url"])
         return {**self.raw, "models": models}
 

@@ -12,6 +12,7 @@ from uni_dpo.models.backends import AnswerLogprob, Failure, Request, Sample, Sam
 from uni_dpo.models.backends.openai import OpenAIBackend, OpenAIOptions
 from uni_dpo.models.backends.replies import sum_choices
 from uni_dpo.models.backends.server import LONGEST_WAIT, Server, _tls, retry_after
+from uni_dpo.models.backends.settings import without_secrets
 
 
 def make(server, **options):
@@ -151,9 +152,24 @@ def test_a_query_in_the_address_stays_behind_the_path(chat_server):
     assert backend.generate([Request("a")], Sampling()) == [[Sample("a", 0, True)]]
 
 
-def test_no_message_holds_what_may_be_a_key_in_the_address():
-    options = OpenAIOptions("m", base_url="https://me:secret@host/v1?key=secret")
-    assert Server(options).name == "https://host/v1"
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://me:secret@host/v1?key=secret", "https://host/v1"),
+        (" http://me:sec@ret@host:1/a//b@c#secret", "http://host:1/a//b@c"),
+        ("me:secret@host:3128", "host:3128"),
+        ("host:3128", "host:3128"),
+    ],
+)
+def test_no_message_holds_what_may_be_a_key_in_an_address(address, said):
+    assert without_secrets(address) == said
+
+
+def test_a_fault_of_the_address_shows_no_key():
+    for address in ("ftp://me:secret@host/v1?key=secret", "http://me:secret@host:none/v1"):
+        with pytest.raises(UniDPOError, match="host") as raised:
+            Server(OpenAIOptions("m", base_url=address))
+        assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,7 @@ def test_no_message_holds_what_may_be_a_key_in_the_address():
             "http://me:secret@127.0.0.1:9",
             "at http://127.0.0.1:9/v1 through the proxy http://127.0.0.1:9: ",
         ),
+        ("HTTP_PROXY", "me:secret@127.0.0.1:9", "at http://127.0.0.1:9/v1 through the proxy 127.0.0.1:9: "),
     ],
 )
 def test_a_proxy_that_is_in_the_way_is_named(name, value, message, monkeypatch):

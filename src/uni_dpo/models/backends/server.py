@@ -52,12 +52,13 @@ class Server:
         self.key = key
         self._left_out = set() if options.send_temperature else {"temperature", "top_p"}
         address = options.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        named = f"model {options.model!r}: base_url {without_secrets(address)!r}"
         try:
             self.url = httpx.URL(address.strip().rstrip("/"))
         except (httpx.InvalidURL, ValueError) as error:
-            raise UniDPOError(f"model {options.model!r}: base_url {address!r} is no address: {error}") from error
+            raise UniDPOError(f"{named} is no address: {error}") from error
         if self.url.scheme not in ("http", "https") or not self.url.host:
-            raise UniDPOError(f"model {options.model!r}: base_url {address!r} has to begin with http:// or https://")
+            raise UniDPOError(f"{named} has to begin with http:// or https://")
         self.name = without_secrets(str(self.url))
 
     def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,8 +133,8 @@ RATERS = ("reward_model", "process_reward")
 
 
 def without_secrets(address: str) -> str:
-    """Return an address without user, password and query, in which keys may stand."""
-    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", address)
+    """Return an address, with or without its scheme, without what may hold a key: user, password, query, fragment."""
+    return re.sub(r"(?s)^((?:[\w+.-]+:)?//)?[^/?#]*@|[?#].*", r"\1", address.strip())
 
 
 def check_videos(backend: str, options: Any, questions: Sequence[Question]) -> None:
