@@ -30,7 +30,7 @@ def test_a_line_cut_off_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
     journal.append("2", "two")
     path = journal.folder / "answers-0.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    path.write_bytes(path.read_bytes() + b'\n{"index": "2", "answer": null}\n')
+    path.write_bytes(path.read_bytes() + b'\n{"index": "2", "answer": null}\n{"answer": "x"}\n')
     again = Journal(tmp_path, {})
     assert again.read() == {"1": "one"}
     again.append("2", "two")

@@ -206,7 +206,9 @@ class Journal:
     def _rows(self) -> Iterator[Row]:
         """The finished answers, of this and of earlier runs and of the other processes."""
         for path in sorted(self.folder.glob("answers-*.jsonl")):
-            yield from (row for row, _ in log_lines(path) if row and isinstance(row.get("answer"), str))
+            for row, _ in log_lines(path):
+                if row and isinstance(row.get("index"), str) and isinstance(row.get("answer"), str):
+                    yield row
 
     def read(self) -> dict[str, str]:
         """Return all finished answers by index."""
