@@ -197,6 +197,14 @@ def test_a_proxy_that_is_in_the_way_is_named(name, value, message, monkeypatch):
         Server(OpenAIOptions("m", base_url=" http://127.0.0.1:9/v1 ")).probe()
 
 
+def test_a_proxy_at_fault_is_named_without_a_probe_too(monkeypatch):
+    for other in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "foo://bar")
+    with pytest.raises(UniDPOError, match="ALL_PROXY names cannot be used"):
+        OpenAIBackend(OpenAIOptions("m", base_url="http://127.0.0.1:9/v1")).generate([Request("a")], Sampling())
+
+
 def test_certificates_that_are_not_there_are_named(monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
     _tls.cache_clear()

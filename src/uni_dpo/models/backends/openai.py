@@ -131,9 +131,10 @@ class OpenAIBackend:
     def _all(self, jobs: Sequence[Callable[[httpx.AsyncClient], Coroutine[Any, Any, Any]]]) -> Iterator[Any]:
         """Do jobs at once, `concurrency` of them; yield each one's place and outcome as it ends."""
         finished: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        own = self.server.client()  # made here, so that a proxy or certificates at fault are raised to the caller
 
         async def work() -> None:
-            async with self.server.client() as client:
+            async with own as client:
                 free = asyncio.Semaphore(self.options.concurrency)
 
                 async def one(place: int) -> None:
