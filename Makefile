@@ -10,6 +10,8 @@ PYTHONS := python3.12 python3.13
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UPSTREAM := $(patsubst %,.upstream/llamafactory-%.unpacked,0.9.4 0.9.5)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode
+# By file, in the order of their names: the files of few and long tests lie in the middle and leave no worker idle.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 SLOW := e2e demo engine/test_ray.py settings/test_newcomer.py report/test_browser.py grpo inference llamafactory models/rewards models/test_every_checkpoint.py online ppo trl vlmeval shared_prefix/test_forward.py shared_prefix/test_sharded.py
 # All but trl, which no environment holds together with LlamaFactory.
 EXTRAS := $(addprefix --extra ,train eval engine math dev)
@@ -81,30 +83,30 @@ demo: setup
 	$(BIN)/uni-dpo align examples/align/digits.yaml
 
 test: setup upstream oldest wheel
-	UNI_DPO_REQUIRE_UPSTREAM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	UNI_DPO_REQUIRE_UPSTREAM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 # The loop of daily work: everything that starts no training and no other process.
 test-quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(addprefix --ignore=tests/,$(SLOW))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" $(addprefix --ignore=tests/,$(SLOW))
 
 test-vllm: vllm
 	PYTHONPATH=tests/vllm_cpu:src VLLM_CPU_KVCACHE_SPACE=1 TORCH_COMPILE_DISABLE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	$(VLLM)/bin/python -m pytest tests/vlmeval/test_vllm.py tests/models/backends/test_vllm.py
 
 test-trl: trl
-	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -n 2 --dist loadfile tests/trl tests/grpo \
+	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest $(PARALLEL) tests/trl tests/grpo \
 	tests/shared_prefix/test_linear_attention.py
 	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -k minicpm tests/shared_prefix tests/ppo/test_policy.py \
 	tests/models/backends/test_transformers.py
 
 # With UNI_DPO_LLAMAFACTORY=CHECKOUT also that checkout, with the overlay in it; with UNI_DPO_VLMEVALKIT=CHECKOUT that one.
 test-head: head
-	DISABLE_VERSION_CHECK=1 OMP_NUM_THREADS=1 $(HEAD)/bin/python -m pytest -n 2 --dist loadfile tests/llamafactory \
+	DISABLE_VERSION_CHECK=1 OMP_NUM_THREADS=1 $(HEAD)/bin/python -m pytest $(PARALLEL) tests/llamafactory \
 	tests/shared_prefix tests/models tests/vlmeval tests/e2e/test_eval_cli.py tests/benchmarks/test_count_families.py
 
 # What starts no other process, by another Python: make test-python VENV=.venv-py313 PYTHON=python3.13
 test-python: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(addprefix --ignore=tests/,$(SLOW))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(addprefix --ignore=tests/,$(SLOW))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/llamafactory/test_trainer.py tests/trl/test_trainer.py
 
 # Every world that is not the one of `make test`; docs/install.md says what is in each.

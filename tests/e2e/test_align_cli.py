@@ -24,7 +24,7 @@ OF_THE_MOMENT = {
     "total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second",
 }  # fmt: skip
 """What a page says of times; the last five count from where a training was taken up again."""
-KILLS = int(os.environ.get("UNI_DPO_KILLS", "3"))
+KILLS = int(os.environ.get("UNI_DPO_KILLS", "1"))
 
 
 @pytest.fixture
@@ -219,7 +219,8 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.mark.parametrize("attempts", [pytest.param(1, marks=pytest.mark.nightly), 100])
+@pytest.mark.nightly
+@pytest.mark.parametrize("attempts", [1, 100])
 def test_a_judge_that_dies_and_comes_back(
     raw: dict[str, Any], tmp_path: Path, mortal_judge: Callable[[int, int], subprocess.Popen[str]], attempts: int
 ) -> None:

@@ -96,7 +96,7 @@ def one_rank(workspace: Path) -> list[tuple[float, ...]]:
     ("ranks", "overrides"),
     [
         (2, ["per_device_train_batch_size=2"]),
-        (2, ["per_device_train_batch_size=2", "zero2.json"]),
+        pytest.param(2, ["per_device_train_batch_size=2", "zero2.json"], marks=pytest.mark.nightly),
         (1, ["zero3.json"]),
     ],
     ids=["two ranks", "ZeRO-2 on two ranks", "ZeRO-3 on one rank"],

@@ -151,7 +151,7 @@ def test_an_unknown_model_says_what_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["ordinary", "shared_prefix"])
+@pytest.mark.parametrize("variant", [pytest.param("ordinary", marks=pytest.mark.nightly), "shared_prefix"])
 @pytest.mark.parametrize(
     "sizes",
     [
