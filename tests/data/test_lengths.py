@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from uni_dpo.data.checks.lengths import LengthCounter, kept_lengths
+from uni_dpo.data.checks.lengths import LengthCounter, kept_lengths, model_limits
 from uni_dpo.data.checks.rows import CheckedRow
 from uni_dpo.data.image_state import ImageLimits, MediaState
 from uni_dpo.data.pair import PreferencePair
@@ -23,6 +24,19 @@ SIZES = [
     (60, 20_000),
     (9_000, 1),
 ]
+
+
+@pytest.mark.parametrize(
+    ("config", "limits"),
+    [
+        ({"patch_size": 16, "merge_size": 2, "max_pixels": 2048}, ImageLimits(side=32, processor_max=2048)),
+        ({"patch_size": {"height": 16, "width": 16}, "size": {"longest_edge": 1024}}, ImageLimits(processor_max=1024)),
+        ({"patch_size": None, "size": 224}, ImageLimits()),
+    ],
+)
+def test_the_limits_of_other_families_are_read_too(tmp_path: Path, config: dict, limits: ImageLimits) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    assert model_limits(tmp_path, ImageLimits()) == limits
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -45,10 +45,13 @@ def video_limits(folder: str | Path, limits: VideoLimits) -> VideoLimits:
 
 def _processed(limits: ImageLimits, config: Mapping[str, Any], edges: Mapping[str, Any]) -> ImageLimits:
     """The limits with those of a processor: `edges` go before what its `size` says."""
-    size = (config.get("size") or {}) | {name: edge for name, edge in edges.items() if edge}
+    size = config.get("size")
+    size = (size if isinstance(size, dict) else {}) | {name: edge for name, edge in edges.items() if edge}
+    patch, merge = config.get("patch_size", 14), config.get("merge_size", 2)
     return replace(
         limits,
-        side=int(config.get("patch_size", 14)) * int(config.get("merge_size", 2)),
+        # other families than Qwen's have patches of two sides, or none
+        side=patch * merge if isinstance(patch, int) and isinstance(merge, int) else limits.side,
         processor_max=int(size.get("longest_edge") or limits.processor_max),
         processor_min=int(size.get("shortest_edge") or limits.processor_min),
     )
