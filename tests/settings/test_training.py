@@ -59,6 +59,8 @@ def test_names_and_types_are_those_of_the_imported_classes() -> None:
         ("Kind", Literal["a", "b"]),
         ("Unknown", Any),
         *((source, Any) for source in ("torch.dtype", "Optional[Unknown[str]]", "Optional['Unknown']", "print()")),
+        *((source, Any) for source in ("Optional['two words']", "NAMES['a'][0]", "('a',)[1]", "{'a': 1}['b']")),
+        *((source, Any) for source in ("[X for x in ('a',)][0]", "[10 ** 10 ** 10][0]")),
     ],
 )
 def test_a_type_is_read_from_its_source(source: str, kind: Any) -> None:
@@ -167,6 +169,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"resume_from_checkpoint": "./nowhere"}, "resume_from_checkpoint: there is no folder ./nowhere"),
         ({"resume_from_checkpoint": "checkpoint-9"}, "resume_from_checkpoint: there is no folder checkpoint-9"),
         ({"resume_from_checkpoint": True, "output_dir": "/o"}, "resume_from_checkpoint: there is no checkpoint in /o;"),
+        ({"resume_from_checkpoint": True}, "resume_from_checkpoint: there is no checkpoint in trainer_output;"),
         ({"tf32": True, "use_cpu": True}, "tf32: true needs a GPU"),
         ({"fsdp": "full_shard"}, "fsdp: shards a model over GPUs, and this machine shows none"),
         ({"resume_from_checkpoint": "/"}, "resume_from_checkpoint: there is no trainer_state.json in /"),

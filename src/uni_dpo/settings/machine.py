@@ -110,7 +110,7 @@ def _template(settings: Training) -> Faults:
 def _folders(settings: Training) -> Faults:
     """Checkpoints and adapters whose folders are not there, or hold none."""
     resumed = settings.get("resume_from_checkpoint")
-    output = Path(str(settings.get("output_dir"))).expanduser()
+    output = Path(str(settings.get("output_dir") or "trainer_output")).expanduser()  # as transformers has it
     if is_true(resumed) and not any(output.glob("checkpoint-*")):
         yield "resume_from_checkpoint", f"there is no checkpoint in {output}; leave it out to start anew"
     if isinstance(resumed, str) and resumed.lower() not in ("true", "false"):

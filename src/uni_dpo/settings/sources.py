@@ -42,6 +42,8 @@ _NAMES: dict[str, Any] = {
     **{name: getattr(options, name) for name in ("Count", "Finite", "NotNegative", "Positive", "Share", "TopP")},
 }
 """What annotations are made of."""
+_SYNTAX = (ast.Name, ast.Constant, ast.Subscript, ast.Tuple, ast.BinOp, ast.BitOr, ast.Call, ast.expr_context)
+"""How they are put together; nothing else of a source is evaluated."""
 _FROM_1, _FROM_0, _ABOVE_0, _SHARE = (Ge(1),), (Ge(0),), (Gt(0),), (Ge(0), Le(1))
 RANGES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
@@ -160,9 +162,11 @@ def kind_of(node: ast.expr, choices: Mapping[str, Any]) -> Any:
     """Read a type from its source, `choices` being known by name; `Any` where it is none of the plain ones."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return kind_of(ast.parse(node.value, mode="eval").body, choices)
+    if not all(isinstance(part, _SYNTAX) for part in ast.walk(node)):
+        return Any
     try:
         kind = eval(ast.unparse(node), {"__builtins__": {}}, defaultdict(lambda: Any, _NAMES | {**choices}))
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, LookupError, SyntaxError):
         return Any
     return Any if "ForwardRef(" in repr(kind) else kind  # of a name in quotation marks
 
