@@ -78,6 +78,8 @@ def test_the_final_result_is_found(text: str, found: str | None) -> None:
         ("3", "这段路长3千米。"),
         ("3", r"\boxed{3 千克}"),
         ("3000", "共3千人"),
+        ("2000000000000", "共2万亿元"),
+        ("30000000", r"\boxed{3千万}"),
     ],
 )
 def test_equal_results(reference: str, answer: str) -> None:

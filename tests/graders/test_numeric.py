@@ -78,6 +78,8 @@ from uni_dpo.graders.numeric import numeric, stated
         ("There are three dogs.", 3.0),
         ("Two.", 2.0),
         ("twenty-one", 21.0),
+        ("on the twenty-fifth", 25.0),
+        ("twenty fifths", 4.0),
         ("two hundred and five dogs", 205.0),
         ("five six", None),
         ("two hundred and five birds", 205.0),

@@ -51,8 +51,8 @@ _NAME = (
 )
 _POWER = r"(?:\^\{?-?\d\}?)?"
 _UNITS = re.compile(rf"(\S*\d)(?:\s|\\[ ,;:])*{_NAME}{_POWER}(?:\s*(?:/|\\cdot|\*|per)\s*{_NAME}{_POWER})*")
-_SCALES = {"千": 3, "万": 4, "亿": 8}
-_SCALE = r"(千(?![米克瓦焦帕赫卡伏牛])|[万亿])"
+_SCALES = {"百万": 6, "千万": 7, "百亿": 10, "千亿": 11, "万亿": 12, "千": 3, "万": 4, "亿": 8}
+_SCALE = rf"((?!千[米克瓦焦帕赫卡伏牛])(?:{'|'.join(_SCALES)}))"
 """Behind a number. 千 of 千米 and 千克 belongs to the unit: 3千米 is 3, as 3 km is."""
 _CHINESE = re.compile(rf"(-?[\d.,]+)\s*{_SCALE}?[\u4e00-\u9fff]*")
 

@@ -26,6 +26,11 @@ _PARTS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+_ORDINAL = re.compile(
+    rf"\b({'|'.join(word for word, value in _WORDS.items() if value >= 20)})[\s-]({'|'.join(_ORDINALS)})\b",
+    re.IGNORECASE,
+)
 _PART_OF = re.compile(
     rf"(?P<and>\s+and\s+)?\b(?P<count>an?(?=\s\w+ of\b)|{'|'.join(_WORDS)})[\s-](?P<part>{'|'.join(_PARTS)})s?\b"
     r"|\bhalf(?= of\b)|^\W*half(?=\W*$)",
@@ -43,7 +48,7 @@ _SHARE = re.compile(rf"(?<![第{_SIGNS}\d])([{_SIGNS}]+|\d+)分之([{_SIGNS}]+(?
 
 
 def with_digits(text: str) -> str:
-    """Return a text with `twenty-one`, `two hundred and five`, `two thirds`, `十二个`, `三万五千` as digits.
+    """Return a text with `twenty-one`, `twenty-first`, `two hundred`, `two thirds`, `十二个`, `三万五千` as digits.
 
     `one` as a pronoun stays, and so do words that are no single number together (`five six`).
     """
@@ -56,6 +61,7 @@ def with_digits(text: str) -> str:
         value = _english_value(words)
         return match[0] if value is None else str(value)
 
+    text = _ORDINAL.sub(lambda match: str(_WORDS[match[1].lower()] + _ORDINALS.index(match[2].lower()) + 1), text)
     text = _PART_OF.sub(_fraction, _DOZEN.sub(lambda match: _dozens(match[1]), text))
     text = _ENGLISH.sub(english, text).replace("一半", "1/2")
     return _CHINESE.sub(lambda match: _chinese_value(match[1]), text)
