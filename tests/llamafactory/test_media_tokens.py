@@ -38,3 +38,8 @@ def test_texts_that_are_cut_are_counted(cutoff_len: int, warned: list[str], monk
     data = Dataset.from_list([short | rest, long | rest])
     assert len(question_pairs.pairs_to_train(data, ALL_PAIRS, cutoff_len, {3})) == 2
     assert said == warned
+    ranked = {"answer_ids": [[2] * 8, [4] * 5, [5] * 4], "same_as": [0, 1, 2], "scores": [3.0, 2.0, 1.0]}
+    three = Dataset.from_list([long | rest | ranked | {"ranked": True, "answers": ["a", "b", "c"]}])
+    said.clear()
+    assert len(question_pairs.pairs_to_train(three, ALL_PAIRS, cutoff_len, {3})) == 3
+    assert said == [line.replace("1 of 2", "2 of 3") for line in warned]  # one pair is without the long answer

@@ -35,9 +35,8 @@ QUESTION_COLUMNS = (
     REJECTED_IMAGES,
 )
 """Of a tokenized question: the tokens of its prompt, or of two where the rejected answer sees other images; those of
-each answer; for each answer the first that is equal, and
-its score; whether its answers are ranked, or a pair as it stands; tokens with the longest answer; its file and row;
-its text and those of its answers; its media."""
+each answer; for each answer the first that is equal, and its score; whether its answers are ranked, or a pair as it
+stands; tokens with the longest answer; its file and row; its text and those of its answers; its media."""
 
 TokenizedQuestion = dict[str, Any]
 
@@ -148,20 +147,21 @@ class QuestionPairs(Dataset[dict[str, Any]]):
                 last = row, questions[row]
             yield pair_texts_of(last[1], better, worse)
 
-    def lengths(self) -> np.ndarray:
-        """Return the tokens of each pair's question with its longest answer, (pairs,) int64, nothing cut."""
-        lengths = np.fromiter((row["length"] for row in self.questions.select_columns(["length"])), np.int64)
-        return lengths[self._places[:, 0]]
-
-    def faults(self) -> list[str]:
-        """Of every question of which `cutoff_len` cuts image tokens: what it cuts from the first such pair."""
-        found: dict[int, str] = {}
-        for place in np.flatnonzero(self.lengths() > self.cutoff_len).tolist():
-            row = int(self._places[place, 0])
-            if row not in found:
-                fault = cut_media(self._question(row), self[place], self.cutoff_len, self.media_ids)
-                found |= {row: fault} if fault else {}
-        return list(found.values())
+    def cut(self) -> tuple[list[str], list[int]]:
+        """Tell what `cutoff_len` cuts of images, by the first such pair of a question; the tokens of every cut pair."""
+        longest = self.questions.select_columns(["length"]).with_format("arrow")[:]["length"].to_numpy()
+        faults: dict[int, str] = {}
+        lengths = []
+        for place in np.flatnonzero(longest[self._places[:, 0]] > self.cutoff_len).tolist():
+            row, *pair = map(int, self._places[place])
+            question = self._question(row)
+            length = max(map(len, question["prompts"])) + max(len(question["answer_ids"][at]) for at in pair)
+            if length <= self.cutoff_len:
+                continue
+            lengths.append(length)
+            if row not in faults and (fault := cut_media(question, self[place], self.cutoff_len, self.media_ids)):
+                faults[row] = fault
+        return list(faults.values()), lengths
 
     def _question(self, row: int) -> TokenizedQuestion:
         if self._last is None or self._last[0] != row:
@@ -183,13 +183,13 @@ def pairs_to_train(dataset: Any, choice: PairChoice, cutoff_len: int, media_ids:
             "Name another tokenized_path, or delete that folder, and tokenize with pref_loss: uni_dpo"
         )
     pairs = QuestionPairs(dataset, choice, cutoff_len, media_ids)
-    if faults := pairs.faults():
+    faults, cut = pairs.cut()
+    if faults:
         raise UniDPOError(cut_media_message(faults))
-    lengths = pairs.lengths()
-    if cut := int((lengths > cutoff_len).sum()):
+    if cut:
         logger.warning_rank0(
-            f"cutoff_len {cutoff_len} cuts the texts of {cut:,} of {len(pairs):,} pairs; the longest has "
-            f"{lengths.max():,} tokens"
+            f"cutoff_len {cutoff_len} cuts the texts of {len(cut):,} of {len(pairs):,} pairs; the longest has "
+            f"{max(cut):,} tokens"
         )
     return pairs
 
