@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from uni_dpo.errors import UniDPOError
@@ -113,6 +114,13 @@ def test_data_that_llamafactory_refuses_are_one_message(
     described.write_text(json.dumps(config(**stock, **settings)))
     with pytest.raises(UniDPOError, match=words):
         launch.train([str(described)])
+
+
+def test_probabilities_that_do_not_sum_to_one_are_one_message() -> None:
+    rows = datasets.Dataset.from_dict({"a": [1, 2]})
+    with pytest.raises(ValueError, match="sum to 1") as caught:
+        datasets.interleave_datasets([rows, rows], probabilities=[0.9, 0.9])
+    assert (launch._fault_of_the_user(caught.value) or "").startswith("interleave_probs: ")
 
 
 def test_no_arguments_at_all() -> None:

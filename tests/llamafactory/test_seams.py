@@ -1,6 +1,7 @@
 """Registration: all seams or none, once, and a clear word where it cannot be."""
 
 import importlib
+import sys
 
 import pytest
 
@@ -18,6 +19,15 @@ def test_every_seam_is_ours_and_a_second_call_changes_nothing() -> None:
     assert all(item.__module__.startswith("uni_dpo.") for item in first)
     register()
     assert standing() == first
+
+
+def test_a_hook_that_wraps_ours_is_not_called_by_ours(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    register()
+    monkeypatch.setattr(sys, "excepthook", lambda *error: seams._excepthook(*error))  # as Ray's does
+    register()
+    error = ValueError("of a bug")
+    sys.excepthook(ValueError, error, None)
+    assert "ValueError: of a bug" in capsys.readouterr().err
 
 
 def test_the_argument_lists_hold_our_arguments_once() -> None:

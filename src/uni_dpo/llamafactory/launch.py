@@ -174,6 +174,8 @@ def _fault_of_the_user(error: Exception) -> str | None:
         or (frames[-1].name == "train_test_split" or any(words in said for words in refusals))
     ):
         return str(error.args[0] if isinstance(error, KeyError) else error).replace("test_size", "val_size")
+    if wrong_value and any(frame.name == "interleave_datasets" for frame in frames):
+        return f"interleave_probs: {said}; give one probability for each dataset, which sum to 1"
     of_adapter = "'adapter_config.json'" in said
     no_tokenizer = isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
     if not no_tokenizer and not (of_adapter and wrong_value):

@@ -70,7 +70,7 @@ def register() -> None:
     """
     global _fault
     version = _version()
-    if sys.excepthook is not _excepthook:
+    if not hasattr(_excepthook, "previous"):  # once: Ray's hook, set in between, calls the one that it found
         _excepthook.previous = sys.excepthook  # type: ignore[attr-defined]
         sys.excepthook = _excepthook
     parser: Any = importlib.import_module("llamafactory.hparams.parser")
