@@ -130,6 +130,7 @@ def test_messages_are_detected_in_both_styles(tmp_path, style) -> None:
         ({"text": "x"}, r"its columns \(text\) hold no `chosen` and `rejected`"),
         ({"chosen": "a", "rejected": "b"}, "hold no question"),
         ({"chosen": [{"role": "user", "content": "q"}], "rejected": []}, "holds a list of messages"),
+        ({"chosen": ["a", "b"], "rejected": "c"}, r"holds \['a', 'b'\]; one text or one message"),
         ({"chosen": {"from": "gpt", "value": "a"}, "rejected": {}}, "no column of its"),
     ],
 )
@@ -137,6 +138,20 @@ def test_what_is_not_pairs_is_refused(tmp_path, row, message) -> None:
     (tmp_path / "d.json").write_text(json.dumps([row]))
     with pytest.raises(PreferenceDataError, match=message):
         detect_attributes(tmp_path / "d.json")
+
+
+def test_columns_that_only_later_rows_have_are_found(tmp_path, good_row) -> None:
+    text = good_row(instruction="q", images=...)
+    rows = [*[text] * 150, good_row(1), text | {"system": "Be kind.", "other": 1}]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    columns = detect_attributes(tmp_path / "d.json")["columns"]
+    assert (columns["images"], columns["system"]) == ("images", "system")
+
+
+def test_the_first_row_is_named_where_none_can_be_read(tmp_path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"chosen": "a", "chosen": "b"}\n{}{}\n')
+    with pytest.raises(PreferenceDataError, match=r"row 0 \(line 1\), row: gives 'chosen' twice"):
+        detect_attributes(tmp_path / "d.jsonl")
 
 
 def test_a_broken_row_among_the_first_does_not_hide_the_layout(tmp_path, good_row) -> None:

@@ -16,8 +16,8 @@ from uni_dpo.data.dataset_info import (
     parse_entry,
     register_entry,
 )
-from uni_dpo.data.faults import PreferenceDataError, encodable, shown
-from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, source_files
+from uni_dpo.data.faults import Fault, PreferenceDataError, encodable, shown
+from uni_dpo.data.tables.reading import Row, Unreadable, numbered_rows, source_files, unreadable_fault
 
 
 def register_file(name: str, file: str | Path, dataset_dir: str | Path, *, replace: bool = False) -> dict[str, Any]:
@@ -94,6 +94,9 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
         if messages is not None:
             message = next((row[messages][0] for row in rows if row.get(messages)), {})
     elif kinds["chosen"] is list:
+        answer = next(row["chosen"] for row in rows if isinstance(row.get("chosen"), list))
+        if not all(isinstance(part, dict) for part in answer):
+            raise PreferenceDataError(f"{path}: `chosen` holds {shown(answer)}; one text or one message belongs there")
         raise PreferenceDataError(
             f"{path}: `chosen` holds a list of messages; `uni-dpo data convert --format trl` reads it"
         )
@@ -131,15 +134,24 @@ def _holds_ranked_answers(rows: list[Row], found: dict[str, str | None]) -> bool
 
 
 def _first_rows(path: str | Path) -> list[Row]:
+    """The first rows, and of JSON each later one that has a known column before any other: text may stand in front."""
     rows: list[Row] = []
-    found = (row for file in source_files(path) for *_, row in numbered_rows(file))
+    unreadable: list[Fault] = []
+    waited_for = {name for names in _CANDIDATES.values() for name in names}
     try:
-        for row in islice(found, _LOOKED_AT):
-            if not isinstance(row, Unreadable):
-                rows.append(row)
+        for file in source_files(path):
+            all_told_first = not file.suffix.lower().startswith(".json")
+            for index, line, row in islice(numbered_rows(file), _LOOKED_AT if all_told_first else None):
+                if isinstance(row, Unreadable):
+                    unreadable += [] if unreadable else [unreadable_fault(row, index, file, line)]
+                elif len(rows) < _LOOKED_AT or not waited_for.isdisjoint(row):
+                    rows.append(row)
+                    waited_for -= row.keys()
     except PreferenceDataError:
         if not rows:
             raise
+    if not rows and unreadable:
+        raise PreferenceDataError.of(unreadable)
     if not rows:
         raise PreferenceDataError(f"{path}: holds no rows that can be read")
     return rows
