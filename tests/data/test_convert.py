@@ -127,10 +127,11 @@ def test_the_input_is_never_written_over(pairs) -> None:
     assert pairs.read_bytes() == before
 
 
-def test_other_column_names_are_found_by_auto(folder) -> None:
+@pytest.mark.parametrize("form", ["auto", "llamafactory"])
+def test_other_column_names_are_found(folder, form) -> None:
     row = {"question": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 4, "rejected_score": 2.5}
     (folder / "in.jsonl").write_text(json.dumps(row))
-    convert(folder / "in.jsonl", folder / "out.jsonl", from_format="auto")
+    assert not convert(folder / "in.jsonl", folder / "out.jsonl", from_format=form).losses
     expected = {"instruction": "Why?", "chosen": "So.", "rejected": "No.", "score_chosen": 4.0, "score_rejected": 2.5}
     assert list(iter_rows(folder / "out.jsonl")) == [expected]
 

@@ -191,6 +191,13 @@ def test_a_quotation_mark_that_would_take_other_rows_is_named(tmp_path, text, li
         list(numbered_rows(tmp_path / "d.csv"))
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_marks_between_columns_are_named(tmp_path, mark) -> None:
+    (tmp_path / "d.csv").write_text(f"a{mark}b\n1,5{mark}x\n")
+    with pytest.raises(PreferenceDataError, match="stands between its columns; save it with commas"):
+        list(numbered_rows(tmp_path / "d.csv"))
+
+
 def test_a_quoted_cell_may_hold_lines(tmp_path) -> None:
     (tmp_path / "d.csv").write_text('a,b\n1,"one\ntwo ""2"" "\n3,x\n')
     assert [(line, row) for _, line, row in numbered_rows(tmp_path / "d.csv")] == [

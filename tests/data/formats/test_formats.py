@@ -257,6 +257,12 @@ def test_what_a_pair_cannot_hold_is_refused(row, words, name) -> None:
         pairs_of(name, [{"chosen": "a", "rejected": "b"} | row], Counter())
 
 
+def test_a_path_within_the_text_of_ms_swift_2_is_refused() -> None:
+    row = {"query": "<img>a.png</img>What?", "response": "a", "rejected_response": "b"}
+    with pytest.raises(PreferenceDataError, match="name the file under `images`"):
+        pairs_of("swift", [row], Counter())
+
+
 def test_equal_ranks_and_single_answers_make_no_pair() -> None:
     losses: Counter[str] = Counter()
     answers = [{"response": text, "rank": rank} for text, rank in (("x", 1), ("y", 1), ("z", 2))]

@@ -1,6 +1,7 @@
 """The layouts that pair files come in, one module per family; `FORMATS` holds them by name."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
@@ -33,7 +34,7 @@ def source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) 
         UniDPOError: there is none, or `columns`, which map a format's, stand beside `auto`.
     """
     if name != "auto":
-        return format_named(name)
+        return _as_called_in(files[0]) if name == "llamafactory" and not columns else format_named(name)
     if columns:
         raise UniDPOError("--map names the columns of a format; name it with --format, not auto")
     rows = (row for file in files for *_, row in numbered_rows(file) if isinstance(row, dict))
@@ -46,6 +47,19 @@ def source_format(name: str, files: Sequence[Path], columns: Mapping[str, str]) 
         advice = "; `uni-dpo data formats` shows what is read, --format names one, and --map its columns"
         raise PreferenceDataError(str(error).partition("; `uni-dpo data convert`")[0] + advice) from None
     return Format("llamafactory", "", read=llamafactory.reader(entry))
+
+
+def _as_called_in(file: Path) -> Format:
+    """LlamaFactory's pair record, whose scores, images and question may have the other names that the check knows."""
+    known, pairs = format_named("llamafactory"), llamafactory.ALPACA
+    try:
+        found = detect_entry(file)
+    except PreferenceDataError:  # what is wrong there is named row by row
+        return known
+    if found.formatting != "alpaca" or found.ranked:
+        return known
+    names = {role: name for role, name in asdict(found.columns).items() if name}
+    return replace(known, read=llamafactory.reader(replace(pairs, columns=replace(pairs.columns, **names))))
 
 
 def _detected(row: Row) -> str | None:

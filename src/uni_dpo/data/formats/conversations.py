@@ -4,6 +4,7 @@ Follows ms-swift's page on custom datasets (`rejected_response`, `rejected_messa
 YiyangAiLab/POVID_preference_data_for_VLLMs and zhiqings/LLaVA-Human-Preference-10K.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,9 +13,16 @@ from uni_dpo.data.formats import trl
 from uni_dpo.data.formats.base import Format, SourceRow, refuse
 from uni_dpo.data.pair import PreferencePair
 
+_MEDIA_IN_TEXT = re.compile(r"<(img|image|vid|video|aud|audio)>[^<>\n]{1,300}</\1>")
+"""A path within a text, as ms-swift 2 and Qwen-VL take it."""
+
 
 def read_swift(row: SourceRow) -> Iterator[PreferencePair]:
     """Yield the pair of `messages`, or of `query` and `response`, with the rejected answer or conversation."""
+    if written := _MEDIA_IN_TEXT.search(f"{row.get('query')}{row.get('messages')}"):
+        refuse(
+            "query / messages", written.group(), "name the file under `images` or `videos`; write <image> or <video>"
+        )
     if (chosen := row.get("messages")) is None:
         history = row.get("history") or []
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):

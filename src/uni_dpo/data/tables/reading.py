@@ -267,6 +267,8 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Row | Unreadable]]:
             header = next(reader, [])
             if twice := [name for name, count in Counter(header).items() if count > 1]:
                 raise PreferenceDataError(f"{path}: two columns are called {twice[0]!r}; rename one")
+            if len(header) == 1 and (mark := next((mark for mark in ";\t|" if mark in header[0]), "")):
+                raise PreferenceDataError(f"{path}: {mark!r} stands between its columns; save it with commas there")
             start = reader.line_num + 1
             for cells in reader:
                 if len(cells) == len(header):
