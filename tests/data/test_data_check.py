@@ -133,6 +133,23 @@ def test_the_report_as_tables_page_and_json(mixed, folder) -> None:
     assert as_json["audit"]["duplicates"] == {"count": 1, "examples": [[3, 4]]}
 
 
+def test_rows_of_a_folder_are_named_with_their_file(folder, good_row) -> None:
+    (folder / "many").mkdir()
+    for name, score in (("a.json", 4), ("b.json", None)):
+        (folder / "many" / name).write_text(json.dumps([good_row(score_chosen=score)]))
+    faults = next(
+        rows for title, _, rows in sections(check_dataset(str(folder / "many"), media_dir=folder)) if "first" in title
+    )
+    assert faults[0][2].startswith(f"{folder / 'many' / 'b.json'}, id 'r0', score_chosen: null")
+
+
+def test_rejected_images_beside_ranked_answers_are_a_fault(folder, good_row) -> None:
+    row = good_row(chosen=..., rejected=..., answers=["a", "b"], scores=[1, 2], rejected_images=["images/red.png"])
+    (folder / "ranked.json").write_text(json.dumps([row]))
+    report = check_dataset(str(folder / "ranked.json"))
+    assert [fault.kind for fault in report.whole] == ["column_unmapped"]
+
+
 def test_what_a_row_says_is_text_on_the_page(folder, good_row) -> None:
     path = folder / "d.json"
     path.write_text(

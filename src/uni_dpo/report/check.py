@@ -34,7 +34,8 @@ def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
     if report.fault_counts:
         yield "Faults", ("kind", "count"), [(kind, f"{count:,}") for kind, count in report.fault_counts.most_common()]
         faults = [*report.whole, *report.faults][:SHOWN_FAULTS]
-        rows = [(_named("row", f.row), _named("line", f.line), _what(f)) for f in faults]
+        of_several = len({fault.file for fault in faults}) > 1 or (report.entry.path or Path()).is_dir()
+        rows = [(_named("row", f.row), _named("line", f.line), _what(f, of_several)) for f in faults]
         yield "The first faults", ("", "", "what"), rows
     if report.audit.pairs:
         yield from _audit_sections(report.audit)
@@ -50,9 +51,10 @@ def _named(what: str, number: int | None) -> str:
     return "" if number is None else f"{what} {number}"
 
 
-def _what(fault: Fault) -> str:
+def _what(fault: Fault, of_several: bool) -> str:
     name = "" if fault.id is None else f"id {shown(fault.id)}"
-    place = ", ".join(filter(None, (str(fault.file) if fault.row is None and fault.file else "", name, fault.field)))
+    file = str(fault.file) if fault.file and (of_several or fault.row is None) else ""
+    place = ", ".join(filter(None, (file, name, fault.field)))
     text = f"{place}: {fault.found}" if place else fault.found
     return f"{text}; {fault.advice}" if fault.advice else text
 

@@ -12,9 +12,11 @@ from uni_dpo.data.videos import DECODER, has_decoder
 
 def whole_faults(entry: DatasetEntry, seen: AbstractSet[str], audit: Audit) -> Iterator[Fault]:
     """Yield what is wrong with an entry, by the columns that its rows have, and with the scores as a whole."""
-    if "rejected_images" in seen and entry.columns.rejected_images is None and not entry.ranked:
+    if "rejected_images" in seen and entry.columns.rejected_images is None:
         found = "rows have it, the entry does not"
         advice = 'add "rejected_images": "rejected_images" to the columns in dataset_info.json, or rename the column'
+        if entry.ranked:
+            found, advice = "all ranked answers see the same images", "make pairs of the rows, or remove the column"
         yield Fault("column_unmapped", "columns.rejected_images", found, advice, file=entry.path)
     names = ["images", "videos", "audios"]
     names += ["system", "tools"] if entry.formatting != "openai" else []
