@@ -276,6 +276,7 @@ def test_what_llamafactory_takes_is_not_refused(monkeypatch: pytest.MonkeyPatch)
         ({"uni_dpo_qual_eta": -1}, "uni_dpo_qual_eta: -1 is out of range; it can be 0 or more"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0 is out of range; it can be 1 or more"),
         ({"lora_rank": 1.5}, "lora_rank: a whole number is expected, not 1.5"),
+        ({"interleave_probs": 0.5}, "interleave_probs: a text is expected, not 0.5; write it in quotation marks"),
         ({"do_train": "false"}, "do_train: true or false is expected, not 'false'"),
         ({"learning_rate": [1]}, "learning_rate: [1] is not a finite number"),
         (["--warmup_ratio", "2"], "warmup_ratio: 2.0 is out of range; it can be 0 or more and 1 at most"),

@@ -61,6 +61,10 @@ OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
 
 
+_NOT_HERE = ("run_name", "dataset", "eval_dataset")
+"""Texts: a run may be called by a number, and datasets are looked up by their names later."""
+
+
 def help_lines() -> list[str]:
     """Give what `uni-dpo train --help` prints: Uni-DPO's settings with their meaning, then the names of all others."""
     settings = known_settings()
@@ -174,6 +178,9 @@ def _value_fault(setting: KnownSetting, value: Any, ranges: Sequence[object], as
         return 'YAML reads a bare no as false; write "no" in quotation marks'
     if plain == {bool} and not isinstance(value, bool | None) and not (as_text and isinstance(value, str)):
         return f"true or false is expected, not {value!r}"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if plain == {str} and is_number and setting.name not in _NOT_HERE:
+        return f"a text is expected, not {value!r}; write it in quotation marks"
     if not plain or not plain <= {int, float} or (value is None and type(None) in parts):
         return None
     number = as_number(value)
