@@ -76,10 +76,11 @@ def test_settings_that_llamafactory_refuses_are_one_message(
         ({"val_size": 1000}, "^val_size=1000 should be"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
         ({"enable_liger_kernel": True}, "pip install liger-kernel"),
+        ({"push_to_hub": True}, "^push_to_hub: the hub makes no repository: "),
     ],
     ids=[
         *("no checkpoint", "no reference", "no adapter", "no such modules", "a template without images"),
-        *("no such module to freeze", "more held out than there is", "half a schedule", "no such package"),
+        *("no such module to freeze", "more held out than there is", "half a schedule", "no such package", "no hub"),
     ],
 )
 def test_what_comes_to_light_later_is_one_message_too(

@@ -111,7 +111,6 @@ def _register() -> None:
 
 def _run(arguments: list[str]) -> None:
     _register()
-    from datasets.exceptions import DatasetsError
     from llamafactory.extras.misc import use_ray
     from llamafactory.train.tuner import run_exp
 
@@ -123,7 +122,9 @@ def _run(arguments: list[str]) -> None:
     read = read_arguments(arguments)
     try:
         _show(read, run_exp)
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError, DatasetsError) as error:
+    except UniDPOError:
+        raise
+    except Exception as error:
         if message := _fault_of_the_user(error):
             raise UniDPOError(message) from None
         raise
@@ -176,6 +177,8 @@ def _fault_of_the_user(error: Exception) -> str | None:
         return str(error.args[0] if isinstance(error, KeyError) else error).replace("test_size", "val_size")
     if wrong_value and any(frame.name == "interleave_datasets" for frame in frames):
         return f"interleave_probs: {said}; give one probability for each dataset, which sum to 1"
+    if any(frame.name == "init_hf_repo" for frame in frames):
+        return f"push_to_hub: the hub makes no repository: {said.splitlines()[0]}"
     of_adapter = "'adapter_config.json'" in said
     no_tokenizer = isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
     if not no_tokenizer and not (of_adapter and wrong_value):
