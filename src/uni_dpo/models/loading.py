@@ -57,7 +57,8 @@ def load_model(
         quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
         seeing = transformers.AutoModelForImageTextToText
         sees = type(config) in seeing._model_mapping or "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
-        model = (seeing if sees else transformers.AutoModelForCausalLM).from_pretrained(
+        model = _from_pretrained(
+            seeing if sees else transformers.AutoModelForCausalLM,
             checkpoint.base,
             **({"attn_implementation": attention} if attention else {}),
             **({"device_map": device_map} if device_map else {}),
@@ -74,15 +75,24 @@ def load_model(
 
 
 def load_class(cls: Any, name: str | Path, **options: Any) -> Any:
-    """Load a model by its class, with all its weights: transformers draws those that are missing at random.
+    """Load a model by its class.
 
     Raises:
         UniDPOError: it cannot be loaded, or weights are missing.
     """
     with one_line(name):
-        model, found = cls.from_pretrained(name, output_loading_info=True, **options)
+        return _from_pretrained(cls, name, **options)
+
+
+def _from_pretrained(cls: Any, name: str | Path, **options: Any) -> Any:
+    """A model with all its weights: transformers draws those that are missing at random."""
+    model, found = cls.from_pretrained(name, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
-        raise UniDPOError(f"{name}: lacks {len(missing)} weights of {cls.__name__}, such as {missing[0]}")
+        known, unknown = type(model).__name__, sorted(found["unexpected_keys"])
+        others = f"; it has {len(unknown)} that are none, such as {unknown[0]}" if unknown else ""
+        raise UniDPOError(
+            f"{name}: lacks {len(missing)} weights of {known}, such as {missing[0]}{others}; save it again"
+        )
     return model
 
 
@@ -153,7 +163,7 @@ def load_processor(
     """Load the processor of a vision-language model, or the tokenizer of a text model; it has a padding token.
 
     Raises:
-        UniDPOError: it cannot be loaded.
+        UniDPOError: it cannot be loaded, or its tokenizer knows no words.
     """
     from transformers import AutoProcessor, AutoVideoProcessor
 
@@ -165,6 +175,8 @@ def load_processor(
             own = AutoVideoProcessor.from_pretrained(checkpoint.processor, trust_remote_code=trust_remote_code)
             processor.video_processor = own
     tokenizer = getattr(processor, "tokenizer", processor)
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):  # made up by transformers: every text would be empty
+        raise UniDPOError(f"{checkpoint.processor}: the files of its tokenizer are missing; copy them from its base")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor

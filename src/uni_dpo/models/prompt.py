@@ -103,9 +103,14 @@ def prompt_of(processor: Any, content: Content, style: PromptStyle, system: str 
     """Render `content`; see `render`.
 
     Raises:
-        UniDPOError: the rendered prompt does not hold the texts and a placeholder per image and video.
+        UniDPOError: the rendered prompt does not hold the texts and a placeholder per image and video, or a text
+            holds a placeholder itself.
     """
     prompt = render(processor, content, style, system)
+    texts = [item["text"] for item in content if item["type"] == "text"]
+    for token in filter(None, (placeholder(processor, kind) for kind in ("image", "video"))):
+        if held := [text for text in texts if token in text]:
+            raise UniDPOError(f"the question {held[0][:200]!r} holds {token}, which stands for pixels; take it out")
     reason = what_is_lost(processor, content, prompt)
     if reason is None and system is not None and system.strip() not in prompt:
         reason = "the system prompt is not in the prompt"

@@ -1,4 +1,5 @@
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -248,3 +249,54 @@ def test_an_unreadable_image_is_named(backend, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UniDPOError, match=r"image .*bad.png cannot be read"):
         backend.generate([Request("?", (str(tmp_path / "bad.png"),))], Sampling(max_tokens=1))
+
+
+def changed_copy(checkpoint, folder, change):
+    """A copy of a checkpoint whose weights went through `change`."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, folder)
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: {f"module.{name}": value for name, value in weights.items()}, r"lacks \d+ weights .*module\."),
+        (lambda weights: {name: value for name, value in weights.items() if "visual" not in name}, r"such as .*visual"),
+    ],
+)
+def test_weights_that_are_missing_are_not_drawn_at_random(tiny_qwen2_vl, tmp_path, change, message):
+    damaged = changed_copy(tiny_qwen2_vl, tmp_path / "damaged", change)
+    with pytest.raises(UniDPOError, match=message):
+        make_backend({"model": str(damaged)})
+
+
+def test_a_model_that_computes_nan_gives_no_answer(tiny_qwen2_vl, requests, tmp_path):
+    def with_nan(weights):
+        name = next(name for name in weights if "mlp" in name and "visual" not in name)
+        return weights | {name: weights[name] * float("nan")}
+
+    model = make_backend({"model": str(changed_copy(tiny_qwen2_vl, tmp_path / "nan", with_nan))})
+    for ask in (
+        lambda: model.generate(requests[:1], Sampling(max_tokens=2)),
+        lambda: model.choice_logprobs(requests[:1], YES_NO),
+        lambda: model.answer_logprobs(requests[:1], ["seven"]),
+    ):
+        with pytest.raises(UniDPOError, match=r"computes NaN: its weights are damaged"):
+            ask()
+
+
+def test_a_tokenizer_without_words_is_refused(tiny_qwen2_vl, tmp_path):
+    shutil.copytree(tiny_qwen2_vl, tmp_path / "bare")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (tmp_path / "bare" / name).unlink(missing_ok=True)
+    with pytest.raises(UniDPOError, match=r"the files of its tokenizer are missing"):
+        make_backend({"model": str(tmp_path / "bare")})
+
+
+def test_a_question_that_holds_a_placeholder_is_named(backend, requests):
+    with pytest.raises(UniDPOError, match=r"'What is <\|image_pad\|>\?' holds <\|image_pad\|>"):
+        backend.generate([replace(requests[0], prompt="What is <|image_pad|>?")], Sampling(max_tokens=2))

@@ -4,18 +4,17 @@ Sampling draws from each request's own random stream: what a request gets does n
 other requests share its batch.
 """
 
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import AnswerLogprob, Backend, Failure, Request, Sample, Sampling, Usage, first_tokens
+from uni_dpo.models.backends.logits import OwnStreams, SoundLogits, sound_logits
 from uni_dpo.models.backends.settings import TransformersOptions
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.models.loading import load_model, load_processor
@@ -110,6 +109,7 @@ class TransformersBackend(Backend):
     @torch.inference_mode()
     def _batch(self, batch: Sequence[Request], sampling: Sampling) -> list[list[Sample] | Failure]:
         inputs = self._encode(batch)
+        processors: list[LogitsProcessor] = [SoundLogits(self.options.model)]
         draw: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             # The processor leaves one token per row, so "sampling" takes that one; it is only asked
@@ -120,12 +120,12 @@ class TransformersBackend(Backend):
                 "top_k": 0,
                 "top_p": 1.0,
                 "num_return_sequences": sampling.n,
-                "logits_processor": LogitsProcessorList(
-                    [_OwnStreams([request.seed for request in batch], inputs["input_ids"].shape[1], sampling)]
-                ),
             }
+            seeds = [request.seed for request in batch]
+            processors.append(OwnStreams(seeds, inputs["input_ids"].shape[1], sampling))
         if sampling.repetition_penalty != 1:
             draw["repetition_penalty"] = sampling.repetition_penalty
+        draw["logits_processor"] = LogitsProcessorList(processors)
         output = self.model.generate(**inputs, max_new_tokens=sampling.max_tokens, **draw)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
         samples = [self._sample(tokens) for tokens in new]
@@ -145,7 +145,7 @@ class TransformersBackend(Backend):
             output = self.model.generate(
                 **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
-            logprobs = output.logits[0].double().log_softmax(-1)
+            logprobs = sound_logits(output.logits[0], self.options.model).double().log_softmax(-1)
             for row in logprobs:
                 replies.append({name: float(row[ids].logsumexp(-1)) for name, ids in tokens.items()})
             self._count(len(batch), int(inputs["attention_mask"].sum()), len(batch))
@@ -178,7 +178,7 @@ class TransformersBackend(Backend):
         self._count(len(requests), sum(starts) + sum(map(len, ids)), 0)
         replies = []
         for row, answer in zip(spans, ids, strict=True):
-            span = row.double().log_softmax(-1)
+            span = sound_logits(row, self.options.model).double().log_softmax(-1)
             target = torch.tensor(answer, device=self.device, dtype=torch.long)
             total = span.gather(-1, target[:, None]).sum()
             replies.append(AnswerLogprob(float(total), len(answer)))
@@ -242,29 +242,6 @@ class TransformersBackend(Backend):
 
     def _count(self, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
         self.usage.add(Usage(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
-
-
-class _OwnStreams(LogitsProcessor):
-    """Draws each row's next token from the row's own stream of uniform numbers and masks all others."""
-
-    def __init__(self, seeds: Sequence[int], prompt_length: int, sampling: Sampling) -> None:
-        self.prompt_length = prompt_length
-        self.sampling = sampling
-        self.uniforms = torch.from_numpy(
-            np.concatenate([np.random.default_rng(s).random((sampling.n, sampling.max_tokens)) for s in seeds])
-        )
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        ordered, tokens = (scores.double() / self.sampling.temperature).sort(dim=-1, descending=True, stable=True)
-        if self.sampling.top_k:
-            ordered[:, self.sampling.top_k :] = -math.inf
-        mass = ordered.softmax(-1).cumsum(-1)
-        # A token stays while the mass before it is below top_p: the likeliest one always does.
-        limit = mass.gather(-1, (mass < self.sampling.top_p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1))
-        step = input_ids.shape[1] - self.prompt_length
-        target = self.uniforms[:, step, None].to(mass.device) * limit
-        drawn = (mass <= target).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
-        return torch.full_like(scores, -math.inf).scatter(-1, tokens.gather(-1, drawn), 0.0)
 
 
 def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
