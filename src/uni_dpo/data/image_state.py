@@ -51,6 +51,15 @@ def encoded_oddity(encoded: bytes) -> str:
         return ""
 
 
+def encoded_type(encoded: bytes) -> str:
+    """Return the media type of an encoded image, such as `image/png`; an empty text for what is none."""
+    try:
+        with PILImage.open(io.BytesIO(encoded)) as image:
+            return PILImage.MIME.get(image.format or "", "")
+    except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError):
+        return ""
+
+
 class OddImages:
     """Counts odd images, and remembers where the first are."""
 

@@ -1,10 +1,12 @@
 import base64
+import io
 import math
 import time
 from email.utils import formatdate
 
 import httpx
 import pytest
+from PIL import Image as PILImage
 
 from uni_dpo.engine.asking import YES_NO
 from uni_dpo.errors import UniDPOError
@@ -43,6 +45,23 @@ def test_requests_carry_what_was_asked(chat_server, digits):
     }  # fmt: skip
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     assert base64.b64decode(url.removeprefix("data:image/png;base64,")) == image.read_bytes()
+
+
+def test_images_are_sent_as_what_they_are_in_a_format_that_servers_take(chat_server, digits, tmp_path):
+    server = chat_server(echo)
+    with PILImage.open(digits["train"][0].image) as image:
+        for name, kind in (("named.jpg", "PNG"), ("scan.tiff", "TIFF"), ("plain.jpeg", "JPEG")):
+            image.convert("RGB").save(tmp_path / name, format=kind)
+            make(server).generate([Request("hello", (str(tmp_path / name),))], Sampling())
+    urls = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.bodies]
+    assert [url.split(";")[0] for url in urls] == ["data:image/png", "data:image/png", "data:image/jpeg"]
+    formats = [PILImage.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).format for url in urls]
+    assert formats == ["PNG", "PNG", "JPEG"]
+
+
+def test_a_port_that_no_server_has_is_named():
+    with pytest.raises(UniDPOError, match=r"no port has the number 99999"):
+        make_backend({"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:99999/v1"})
 
 
 def test_many_requests_come_back_in_order(chat_server):

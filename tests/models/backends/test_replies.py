@@ -36,6 +36,7 @@ def test_an_answer_that_the_limit_cut_is_not(reason: str) -> None:
     [
         (completion("error", content="Answ"), "answer broken off by the server"),
         (completion("abort", content="Answ"), "answer broken off by the server"),
+        (completion("insufficient_system_resource", content="Answ"), "answer broken off by the server"),
         (completion("SAFETY", content="Answ"), "refusal"),
         (completion("content_filter", content=""), "refusal"),
         (completion("tool_calls", content=None, tool_calls=[{"id": "1"}]), "tool call in place of an answer"),

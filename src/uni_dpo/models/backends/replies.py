@@ -11,7 +11,7 @@ from uni_dpo.models.backends.base import Sample, logsumexp
 
 MALFORMED = "malformed reply"
 _CUT = ("length", "max_tokens", "model_length")
-_BROKEN = ("error", "abort", "cancelled", "network_error")
+_BROKEN = ("error", "abort", "cancelled", "network_error", "insufficient_system_resource")
 _FILTERED = ("content_filter", "safety", "recitation", "prohibited_content", "blocklist", "sensitive")
 """What servers write as `finish_reason`, in any case, where an answer is not whole."""
 _ROUNDING = 1e-3

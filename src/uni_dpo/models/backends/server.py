@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from uni_dpo.data.image_state import encoded_oddity
+from uni_dpo.data.image_state import encoded_oddity, encoded_type
 from uni_dpo.data.videos import Video
 from uni_dpo.errors import UniDPOError, plain
 from uni_dpo.models.backends.base import Request
@@ -59,6 +59,8 @@ class Server:
             raise UniDPOError(f"{named} is no address: {error}") from error
         if self.url.scheme not in ("http", "https") or not self.url.host:
             raise UniDPOError(f"{named} has to begin with http:// or https://")
+        if not 0 < (self.url.port or 1) < 65536:
+            raise UniDPOError(f"{named}: no port has the number {self.url.port}")
         self.name = without_secrets(str(self.url))
 
     def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +265,9 @@ def _data_url(path: str) -> str:
     encoded = Path(path).read_bytes()
     if encoded_oddity(encoded):
         return png_url(open_image(path))
-    kind = mimetypes.guess_type(path)[0] or "image/png"
+    kind = encoded_type(encoded)  # the name of a file may say another, which servers refuse
+    if kind not in ("image/png", "image/jpeg", "image/webp", "image/gif"):
+        return png_url(open_image(path))
     return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
