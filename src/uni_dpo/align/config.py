@@ -9,7 +9,7 @@ from uni_dpo.align.launch import read_launchers
 from uni_dpo.engine.config import EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import load_grader
-from uni_dpo.settings.options import Count, NotNegative, parse, runtime
+from uni_dpo.settings.options import Count, NotNegative, Seed, parse, runtime
 from uni_dpo.settings.reading import beneath, located, override, read_mapping
 from uni_dpo.settings.training import check_early
 
@@ -107,7 +107,7 @@ class AlignSettings:
     rounds: Count = 1
     reference: Literal["base", "previous"] = "previous"
     go_on: Literal["better", "surely_better", "always"] = "better"
-    seed: int = 0
+    seed: Seed = 0
     launcher: Any = runtime("{command}")  # a field, as the others
     attempts: Count = runtime(1)
     pause: NotNegative = runtime(30.0)

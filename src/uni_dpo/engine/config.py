@@ -9,7 +9,7 @@ from uni_dpo.data.questions import InputOptions, Question
 from uni_dpo.engine.asking import load_template
 from uni_dpo.models.backends.base import parse_model, weights_of
 from uni_dpo.models.backends.settings import BUILT_IN, check_videos, without_secrets
-from uni_dpo.settings.options import Count, NotNegative, Share, fingerprinted, parse
+from uni_dpo.settings.options import Count, NotNegative, Seed, Share, fingerprinted, parse
 from uni_dpo.settings.reading import FaultCollector, located, override, read_mapping
 from uni_dpo.settings.registry import find, load_plugins, names, own_code
 from uni_dpo.settings.schema import Schema, object_schema, schema_of
@@ -51,7 +51,7 @@ class Settings:
     """All keys of a config file; `sample`, `reward`, `pairs` and `models` are read by what they configure."""
 
     pipeline: str
-    seed: int = 0
+    seed: Seed = 0
     input: InputOptions = field(default_factory=InputOptions)
     models: Mapping[str, Any] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uni_dpo.models.rewards.options import RewardModelOptions
-from uni_dpo.settings.options import Argument, Count, Dtype, ImageRoot, NotNegative, TopP
+from uni_dpo.settings.options import Argument, Count, Dtype, ImageRoot, NotNegative, Seed, TopP
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PredictSettings:
     image_root: Path | None = None
     limit: Count | None = None
     batch_size: Count = 64
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class CompareSettings:
     max_tokens: Count = 256
     temperature: NotNegative = 0.0
     top_p: TopP = 1.0
-    seed: int = 0
+    seed: Seed = 0
     batch_size: Count = 8
     dtype: Dtype = "auto"
     device: str = "auto"

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from uni_dpo.data.questions import InputOptions
 from uni_dpo.errors import UniDPOError
-from uni_dpo.settings.options import Count, check_ranges, load
+from uni_dpo.settings.options import Count, Seed, check_ranges, load
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class OnlineConfig:
     min_pixels: Count | None = None
     max_pixels: Count | None = None
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:

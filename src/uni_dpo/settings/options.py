@@ -20,6 +20,7 @@ T = TypeVar("T")
 Finite = Annotated[float, Interval()]
 Count = Annotated[int, Ge(1)]
 NotNegative = Annotated[float, Ge(0)]
+Seed = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Argument = Annotated[Path, "argument"]

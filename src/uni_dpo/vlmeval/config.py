@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Sampling
 from uni_dpo.models.backends.settings import without_secrets
-from uni_dpo.settings.options import Count, NotNegative, Positive, TopP, named, parse
+from uni_dpo.settings.options import Count, NotNegative, Positive, Seed, TopP, named, parse
 from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, object_schema, schema_of
 
@@ -60,7 +60,7 @@ class ModelSettings:
     top_p: TopP = 0.001
     top_k: Annotated[int, Ge(0)] = 1
     repetition_penalty: Positive = 1.0
-    seed: int = 0
+    seed: Seed = 0
     use_custom_prompt: bool = True
     system_prompt: str | None = None
     post_process: bool = False
