@@ -247,8 +247,9 @@ class _Run:
         cut = sum(answer.cut for answer in rated)
         self._note("pair", {"questions": of, "pairs": len(kept), "dropped": len(pairs) - len(kept), "cut answers": cut})
         cause = config.pipeline_class.undecided(rated)
+        lost = [item for row in scored.values() for item in row["aside"]]
         if not kept:
-            raise UniDPOError(f"no pairs came of {len(scored)} questions: {_why_none(rated, choosable, cause)}")
+            raise UniDPOError(f"no pairs came of {len(scored)} questions: {_why_none(rated, lost, choosable, cause)}")
         self.warnings += [cause] if cause else []
         if unfit:
             self.warnings.append(
@@ -280,16 +281,17 @@ def _why_empty(row: Row) -> str | None:
     return "; ".join(sorted({item["reason"] for item in row["aside"]}))
 
 
-def _why_none(rated: Sequence[ScoredAnswer], choosable: Choosable, cause: str | None) -> str:
-    """Why no two answers of a whole run made a pair, and what to do about it."""
-    barred = sum(not choosable(answer) for answer in rated)
+def _why_none(rated: Sequence[ScoredAnswer], lost: Sequence[Row], choosable: Choosable, cause: str | None) -> str:
+    """Why no two answers of a whole run made a pair, and what to do about it; `lost` are replies put aside."""
+    if len(lost) >= max(1, len(rated)):
+        such = f"such as {lost[0]['reason']} in {lost[0]['text'][:80]!r}"
+        return f"{len(lost):,} replies could not be read, {such}; look at aside, or take another model or prompt"
+    barred, cut = sum(not choosable(answer) for answer in rated), "were cut at sample.max_tokens"
     let = "raise it, or set pairs.allow_cut_answers: true"
     if rated and barred == len(rated):
-        return f"all {barred:,} answers were cut at sample.max_tokens, and a cut answer is never chosen; {let}"
+        return f"all {barred:,} answers {cut}, and a cut answer is never chosen; {let}"
     if cause:
         return f"{cause}; take another model, or other prompts"
-    also = f"; {barred:,} of {len(rated):,} answers were cut at sample.max_tokens and never chosen: {let}"
-    return (
-        "the scores of their answers differ too little; look at 1-reward.jsonl, then lower pairs.min_gap or raise "
-        f"sample.n or sample.temperature{also if barred else ''}"
-    )
+    also = f"; {barred:,} of {len(rated):,} answers {cut} and never chosen: {let}" if barred else ""
+    do = "look at 1-reward.jsonl, then lower pairs.min_gap or raise sample.n or sample.temperature"
+    return f"the scores of their answers differ too little; {do}{also}"

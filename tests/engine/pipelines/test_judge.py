@@ -11,6 +11,7 @@ from uni_dpo.engine.pipelines.judge import (
     win_shares,
 )
 from uni_dpo.engine.records import Answered, ScoredAnswer
+from uni_dpo.engine.runner import _why_none
 from uni_dpo.models.backends import Failure, Sample
 
 
@@ -28,6 +29,10 @@ from uni_dpo.models.backends import Failure, Sample
         ("**Final Score:** 8", (8.0, "")),
         ("很好。\n评分：8分", (8.0, "很好。")),
         ('```json\n{"reason": "Fine.",\n"score": 8}\n```', (8.0, '```json {"reason": "Fine.",')),
+        ("It is right. Score: 8", (8.0, "It is right.")),
+        ("Score (0-10): 8", (8.0, "")),
+        ("A perfect score: 10 would need more", None),
+        ("The score is not Score: 8", None),
         ("Score: 11", None),
         ("Score: -1", None),
         ("Score: 8 or 9", None),
@@ -50,6 +55,7 @@ def test_grades_are_parsed_strictly(reply, grade):
         ("Verdict：[B]", "second"),
         ("Verdict: Answer A", "first"),
         ("Final verdict: [[A]]", "first"),
+        ("The first is better. Verdict: A", "first"),
         ("Verdict: A or B", None),
         ("A", None),
         ("", None),
@@ -133,3 +139,10 @@ def test_a_judge_that_says_the_same_of_all_answers_is_named() -> None:
     assert Judge.undecided(same) == "all 20 answers have the score 5: the judge does not tell them apart"
     assert Judge.undecided(same[1:]) is None
     assert Judge.undecided([*same, ScoredAnswer("x", 6.0)]) is None
+
+
+def test_replies_that_cannot_be_read_are_named_where_no_pair_comes_of_them():
+    lost = [{"reason": "no score", "text": "I like it."}] * 2
+    assert _why_none([], lost, lambda answer: True, None).startswith(
+        "2 replies could not be read, such as no score in 'I like it.'"
+    )

@@ -121,23 +121,24 @@ class Judge(Pipeline):
 
 
 def parse_grade(reply: str) -> tuple[float, str] | None:
-    """Grade (0 … 10) and reasons of a reply whose last line is `Score: n`."""
+    """Grade (0 … 10) and reasons of a reply that ends with `Score: n`."""
     reasons, last = _last_line(reply)
     match = re.fullmatch(
-        r"(?:(?:final|overall|total)\s+)?(?:score|rating|评分|得分|分数|打分)\s*[:=]?\s*"
-        r"(\d+(?:\.\d+)?)\s*(?:/\s*10|out of 10|points?|分)?\s*[.。]?",
+        r"(?:(.*[.!?;。:])\s*)?(?:(?:final|overall|total)\s+)?(?:score|rating|评分|得分|分数|打分)\s*"
+        r"(?:0 ?[-–] ?10\s*)?[:=]?\s*(\d+(?:\.\d+)?)\s*(?:/\s*10|out of 10|points?|分)?\s*[.,;。]?",
         last,
         re.IGNORECASE,
     )
-    if match is None or float(match.group(1)) > 10:
+    if match is None or float(match.group(2)) > 10:
         return None
-    return float(match.group(1)), " ".join(line.strip() for line in reasons if line.strip())
+    reasons = [*reasons, match.group(1) or ""]
+    return float(match.group(2)), " ".join(line.strip() for line in reasons if line.strip())
 
 
 def parse_verdict(reply: str) -> Preferred | None:
-    """Return what the last line of a reply, `Verdict: A`, `B` or `tie`, prefers."""
+    """Return what the end of a reply, `Verdict: A`, `B` or `tie`, prefers."""
     match = re.fullmatch(
-        r"(?:(?:final|overall)\s+)?(?:verdict|结论)\s*[:=]?\s*(?:answer\s+)?(A|B|tie|draw)\s*[.。]?",
+        r"(?:.*[.!?;。:]\s*)?(?:(?:final|overall)\s+)?(?:verdict|结论)\s*[:=]?\s*(?:answer\s+)?(A|B|tie|draw)\s*[.。]?",
         _last_line(reply)[1],
         re.IGNORECASE,
     )
