@@ -36,6 +36,10 @@ def test_the_final_result_is_found(text: str, found: str | None) -> None:
 @pytest.mark.parametrize(
     ("reference", "answer"),
     [
+        ("7", "<answer>7</answer>"),
+        ("0", "+0"),
+        ("-7", "−7"),
+        ("25%", r"25\%"),
         ("1/2", r"\boxed{0.5}"),
         (r"\frac{1}{2}", r"\boxed{\dfrac12}"),
         ("1234567", r"\boxed{1,234,567}"),

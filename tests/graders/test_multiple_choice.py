@@ -11,6 +11,10 @@ from uni_dpo.graders.multiple_choice import multiple_choice, pick_option
 
 ANIMALS = {"A": "dog", "B": "cat", "C": "fish", "D": "cow"}
 PHRASINGS: list[tuple[str, str | None]] = [
+    ("我认为是B选项，因为A是狗", "B"),
+    ("A: ✗\nB: ✓\nC: ✗\nD: ✗", "B"),
+    ("A. dog ❌\nB. cat ✅\nC. fish ❌\nD. cow ❌", "B"),
+    ("There is no cat in the picture.", None),
     ("<B>", "B"),
     ("<B>B</B>", "B"),
     ("ans: b", "B"),
@@ -347,3 +351,14 @@ def test_any_of_several_references_is_right() -> None:
     question = Question("q", "?", reference="A", references=("A", "C"), options=ANIMALS)
     grade = load_grader("multiple_choice")
     assert [grade(answer, question) for answer in ("a dog", "C", "B", "?")] == [1.0, 1.0, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "picked"), [("Yes, there is no doubt.", "A"), ("No.", "B"), ("No, it is not.", "B"), ("It is: no", "B")]
+)
+def test_no_before_a_word_is_not_the_option_no(answer: str, picked: str) -> None:
+    assert pick_option(answer, {"A": "Yes", "B": "No"}) == picked
+
+
+def test_an_option_in_dollar_signs_is_the_same_formula_in_a_box() -> None:
+    assert pick_option(r"\boxed{\frac{1}{2}}", {"A": "$x^2$", "B": r"$\frac{1}{2}$"}) == "B"

@@ -187,6 +187,19 @@ def test_the_number_that_a_text_states(text: str, number: float | None) -> None:
         ("3-6", "3 to 5", 0.0),
         ("3-5", "4", None),
         ("4", "3-5", None),
+        ("零下5度", "-5", 1.0),
+        ("5 ± 0.1", "5", 1.0),
+        ("8 dogs out of 10", "8", 1.0),
+        ("more than 5", "5", None),
+        ("> 5", "5", None),
+        ("超过5个", "5", None),
+        ("<answer>5</answer>", "5", 1.0),
+        ("more than 5", "more than 5", 1.0),
+        ("There are 7, more than 5.", "7", 1.0),
+        ("There is only one.", "1", 1.0),
+        ("the only one", "1", None),
+        ("a hundred", "100", 1.0),
+        ("Five chairs, as shown in image 2.", "5", 1.0),
         ("\u22122", "-2", 1.0),
         ("\u22122", "2", 0.0),
     ],
@@ -211,6 +224,7 @@ DOGS = "How many dogs are in the image? Answer with a number."
         (DOGS, "No dogs"),
         (DOGS, "no dog"),
         (DOGS, "There are no dogs."),
+        (DOGS, "I don't see any dogs."),
         (DOGS, "There are no dogs in the image."),
         (DOGS, "There aren’t any dogs in this picture."),
         (DOGS, "No dogs are visible in the image."),
@@ -229,6 +243,25 @@ DOGS = "How many dogs are in the image? Answer with a number."
 def test_none_of_what_is_counted_is_zero(asked: str, answer: str) -> None:
     assert numeric(answer, Question("q", asked, reference="0")) == 1
     assert numeric(answer, Question("q", asked, reference="3")) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "number"),
+    [
+        (DOGS, "There are 3 dogs and 2 cats.", "3"),
+        (DOGS, "There are three dogs: one brown, two white.", "3"),
+        (DOGS, "Overall 5 dogs, 2 of which are brown.", "5"),
+        (DOGS, "There are 3 dogs on the left and 2 dogs on the right, 5 in total.", "5"),
+        (DOGS, "3 dogs on the left plus 2 more = 5", "5"),
+        (DOGS, "There are 2 cats and 3 or 4 dogs; I say 4.", "4"),
+        (DOGS, "The answer is 3; 2 dogs are brown.", "3"),
+        ("How many dogs are on the sofa?", "There are 5 dogs, 3 are on the sofa", "3"),
+        ("图中有几只狗?", "图中有3只狗和2只猫。", "3"),
+        ("图中有几只狗?", "图中共有2只狗，1只黑色，1只白色。", "2"),
+    ],
+)
+def test_the_number_beside_what_is_counted_is_the_answer(asked: str, answer: str, number: str) -> None:
+    assert numeric(answer, Question("q", asked, reference=number)) == 1
 
 
 @pytest.mark.parametrize(

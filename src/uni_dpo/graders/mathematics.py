@@ -114,6 +114,7 @@ if find_spec("math_verify") is None:
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})?(?:\.\d{1,30})?(?:[eE][-+]?\d{1,2})?")
 _PERCENT = re.compile(r"\s*\\?%$")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def grade(answer: str, question: Question) -> float | None:
@@ -121,11 +122,16 @@ def grade(answer: str, question: Question) -> float | None:
 
     None where it has none, or none that can be compared.
 
-    The final result is what stands in the last `\\boxed{…}`, else behind the last `####`, else the last expression.
+    The final result is what stands in the last `\\boxed{…}`, else behind the last `####`, else the last expression; of
+    an answer with `<answer>…</answer>`, all of it in there.
     12 % equals both 12 and 0.12.
     """
     reference = reference_of(question)
+    answer = (_ANSWER.findall(answer) or [answer])[-1]
     wanted, given = final_result(reference) or reference.strip(), final_result(answer)
+    bare = latex(_bare(answer).rstrip("."))
+    if given is None and _plain_number(_PERCENT.sub("", bare)) is not None:
+        given = bare
     equal = _compare(latex(wanted), typeset(answer[-READ_FROM_END:]), True) if given is None else _equal(wanted, given)
     return None if equal is None else float(equal)
 

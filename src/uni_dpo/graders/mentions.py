@@ -44,10 +44,10 @@ _STATED = _before(
     rf"\b(?:it|this|that|which|there|i think|i believe)(?:'s\b|\s*{_IS})\s*",
     r"\bshows\s*",
     r"\bi (?:think|believe|guess)\s*",
-    r"是|为",
+    r"是|(?<!因)为",
 )
 _REJECTED = _before(
-    r"(?:\b(?:can)?not|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)"
+    r"(?:\b(?:can)?not|\bno|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept|\bwithout)"
     r"(?: (?:be|it|have))?",
     r"\b(?:rul\w+ out|exclud\w+|eliminat\w+|reject\w*|discard\w*)",
     r"\b(?:incorrect|wrong|false)(?: (?:answers?|options?|choices?))?:",
@@ -64,6 +64,7 @@ _WRONG = (
 _REJECTED_BEHIND = re.compile(
     r"^[)\]\"'”.,]*\s*(?:(?:is|are|was|seems?|looks?|can|be|must|would|clearly|obviously|also|both)\s+)*"
     rf"{_WRONG}(?! *(?:options?|answers?|choices?)? *:)"
+    r"|^[)\]\"'”.,:]*\s*[✗✘❌]"
     r"|^[)\]\"'”]*\s*(?:选项|项)?,?\s*(?:都|是|明显|显然|也|被|可以)*(?:错|不对|不正确|不是(?:答案|正确)|不符|不成立|排除|有误|不合)",
     re.IGNORECASE,
 )
@@ -74,6 +75,7 @@ _CONCLUDED_BEHIND = re.compile(
     r"^[)\]\"'”.,]*\s*(?:is|are|was|would be|should be|must be|seems|looks|fits)\s+"
     r"(?:(?:the|most|clearly|definitely|therefore|thus|probably|my|indeed|also)\s+)*(?:correct|right|best|better|answer|true|final|accurate)\b"
     r"|^\s+it is\b"
+    r"|^[)\]\"'”.,:]*\s*[✓✔✅]"
     r"|^[)\]\"'”]*\s*(?:选项|项)?\s*(?:是|为|才是|最|才)*\s*(?:正确|对的|答案|最合适|最佳)",
     re.IGNORECASE,
 )
@@ -113,7 +115,10 @@ def mentions_of(text: str, options: Mapping[str, str]) -> list[Mention]:
         for match in re.finditer(
             rf"(?<!{edge})(?<!\d\.)(?<!-)(?:an? |the )?{words}(?!{edge}|[.,]\d)", text, re.IGNORECASE
         ):
-            if not _SUM_BEHIND.match(text[match.end() : match.end() + NEAR]) and not any(
+            behind = text[match.end() : match.end() + NEAR]
+            if words == "no" and match.start() and _ARTICLE_BEHIND.match(behind):
+                continue  # Yes, there is no doubt
+            if not _SUM_BEHIND.match(behind) and not any(
                 match.start() < other.end and other.start < match.end() for other in taken
             ):
                 taken.append(Mention(letter, *match.span(), by_letter=False))

@@ -49,6 +49,7 @@ def pick_option(text: str, options: Mapping[str, str]) -> str | None:
     options = {letter: _one_notation(option) for letter, option in options.items()} or _ALPHABET
     said = without_reasoning(text) or ""
     text = _without_list(_one_notation(unicodedata.normalize("NFKC", said)), options)
+    options = {letter: _without_markup(option) for letter, option in options.items()}
     picked = _picked(text, options)
     if picked is None and not any(mentions_of(_without_markup(text), options)):
         return _by_number(said, options)
@@ -153,7 +154,7 @@ def _discussion(text: str, options: Mapping[str, str]) -> str | None:
         return _only(said["stated"][-1])
     rejected = set().union(*said["rejected"])
     left = set().union(*said["open"]) - rejected
-    if rejected and not left and options is not _ALPHABET:
+    if rejected and not left and any(options.values()):
         left = set(options) - rejected
     return _only(left)
 

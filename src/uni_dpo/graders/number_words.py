@@ -13,13 +13,14 @@ _WORDS = {
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _WORD = "|".join((*_WORDS, *_SCALES))
 _ENGLISH = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b(?:(?:[\s-]+|\s+and\s+)(?:{_WORD})\b)*", re.IGNORECASE)
+NUMBER_WORD = rf"(?:an? )?(?:{_WORD})"
 _DOZEN = re.compile(r"\b(half a|an?|one|two|three|four|five|six) dozen\b", re.IGNORECASE)
 _PRONOUN = re.compile(
     r"\s+(?:of|is|can|could|should|would|will|that|which|who|in|on|at|to|with|from|has|was|may|might|must|does|by|side)\b",
     re.IGNORECASE,
 )
 _POINTED_AT = re.compile(
-    r"\b(?:the|this|that|which|each|every|any|no|some|another|only|other|\w+er|\w+est|red|left|right|last|next)\s+$",
+    r"\b(?:the|this|that|which|each|every|any|no|some|another|the\s+only|other|\w+er|\w+est|red|left|right|last|next)\s+$",
     re.IGNORECASE,
 )
 _PARTS = {
@@ -62,6 +63,7 @@ def with_digits(text: str) -> str:
         return match[0] if value is None else str(value)
 
     text = _ORDINAL.sub(lambda match: str(_WORDS[match[1].lower()] + _ORDINALS.index(match[2].lower()) + 1), text)
+    text = re.sub(rf"(?i)\ban?(?= (?:{'|'.join(_SCALES)})\b)", "one", text)
     text = _PART_OF.sub(_fraction, _DOZEN.sub(lambda match: _dozens(match[1]), text))
     text = _ENGLISH.sub(english, text).replace("一半", "1/2")
     return _CHINESE.sub(lambda match: _chinese_value(match[1]), text)
@@ -128,7 +130,8 @@ _OTHERWISE = re.compile(
 _BEHIND = r"(?:are|is|were|was|can|could|do|does|did|has|have|in|on|at|visible|shown|there)\b.*"
 _IS = r"(?:are|is|were|was)"
 _THEM = " of (?:them|these|those)"
-_NO = rf"(?:(?:there {_IS} )?no|there {_IS}(?: not|n['’]t) any)"
+_SEE = r"i (?:(?:do|can)(?: ?not|n['’]t)|can['’]t) see"
+_NO = rf"(?:(?:there {_IS} |i see )?no|(?:there {_IS}(?: not|n['’]t)|{_SEE}) any)"
 _WHOLE_IMAGE = (
     rf"(?: {_IS})?(?: visible| shown| present| pictured| here)?"
     r"(?: (?:in|on) (?:the|this) (?:image|picture|photo|scene))?(?: at all)?"
@@ -140,6 +143,45 @@ _LONGEST = 4
 
 
 _ASKED_CHINESE = re.compile(rf"(?:几|多少)\s*[{_COUNTED}]?\s*([^?？。\s]*)")
+
+
+_IN_ALL = r"\b(?:in total|altogether|in all|overall)\b"
+_SUMMED = re.compile(rf"(?i){_IN_ALL}|\b(?:total|sum)\b|[=+]|[共总]")
+
+
+def counted(answer: str, asked: str) -> float | None:
+    """Return the number that stands right before what a question counts, where one alone does: `3 dogs, 2 black`.
+
+    The question asks what is there at all, in English or Chinese. An answer that sums up has its sum elsewhere.
+    """
+    text = with_digits(answer)
+    if len(nouns := _ASKED_CHINESE.findall(asked)) == 1:
+        what = rf"[{_COUNTED}]?{re.escape(nouns[0])}" if nouns[0] and not re.search("[没不除]|多少?于", asked) else None
+    else:
+        what = _asked_for(asked)
+    if what is None:
+        return None
+    found = list(
+        re.finditer(rf"(?i)(?P<sums>共有?|{_IN_ALL} )?(?<![A-Za-z\d.,/~-])(\d+) ?{what}(?P<up>,? {_IN_ALL})?", text)
+    )
+    found = [
+        match for match in found if not re.search(r"(?:\bor|\bto|\bnot|n't|-|至|到|或)\s*$", text[: match.start(2)])
+    ]
+    if len({match[2] for match in found}) != 1:
+        return None
+    return float(found[0][2]) if found[0]["sums"] or found[0]["up"] or not _SUMMED.search(text) else None
+
+
+def _asked_for(asked: str) -> str | None:
+    """A pattern of what `how many dogs are there?` counts; None for a question that asks more than what is there."""
+    questions = _HOW_MANY.findall(asked.casefold())
+    if len(questions) != 1 or _OTHERWISE.search(questions[0]):
+        return None
+    words = plain(questions[0]).split()
+    for length in range(1, min(_LONGEST, len(words)) + 1):
+        if _THERE.fullmatch("".join(f" {word}" for word in words[length:])):
+            return re.escape(" ".join(words[:length]).removesuffix("s")) + r"s?\b"
+    return None
 
 
 def says_none(answer: str, asked: str) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
-from uni_dpo.graders.number_words import says_none, with_digits, with_fractions
+from uni_dpo.graders.number_words import NUMBER_WORD, counted, says_none, with_digits, with_fractions
 
 
 class Stated(NamedTuple):
@@ -30,7 +30,7 @@ _PLAIN = (
     r"\d{1,3}(?:[ \u202f]\d{3})+(?![\d.]*\d)|\d+)(?:\.\d+)?|\.\d+"
 )
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]%])[-+](?=[.\d$€£¥\\])|\b(?:minus|negative)\s+|负\s*)?[$€£¥]?\s?(?:"
+    r"(?P<sign>(?<![\w)\]%])[-+](?=[.\d$€£¥\\])|\b(?:minus|negative)\s+|(?:负|零下)\s*)?[$€£¥]?\s?(?:"
     rf"\\[dtc]?frac\s*\{{(?P<top>-?(?:{_PLAIN}))\}}\s*\{{(?P<bottom>{_PLAIN})\}}"
     r"|(?<![\w.])(?:(?P<whole>\d{1,3})[ -])?(?P<part>\d[\d,]*(?:\.\d+)?)\s?/\s?(?P<of>\d+(?:\.\d+)?)"
     r"|(?<![\w.])(?P<base>\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\{?(?P<exponent>[-+]?\d+)\}?"
@@ -69,6 +69,14 @@ _NO_NUMBER = re.compile(
     r"|(?:\d+(?:\.\d+)?)?\s?[*·×]?\s?(?:π|\\pi\b|\bpi\b)(?:\s?/\s?\d+)?"
 )
 """What has digits and is no plain number."""
+_SPREAD = re.compile(r"(?i)(?:±|\+/-|\\pm\b)\s*\d[\d.,]*|(?<=\d)(?: \w+)? out of (?:the )?\d[\d,]*")
+"""How exact a number is, or of how many: 5 ± 0.1, 8 out of 10."""
+_BOUND = re.compile(
+    r"(?i)(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower) than|\bat (?:least|most)|\bup to|"
+    r"(?<![\w\"'/])[<>≥≤]=?|超过|至少|最多|不到|少于|多于|大于|小于)"
+    rf"\s*(?:or equal to |about )?(?:-?\d[\d.,]*|{NUMBER_WORD}\b)"
+)
+"""What a number is only compared with: more than 5."""
 _DOTTED = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)")
 _DENIED = re.compile(r"(?:\bnot|n't|\brather than|\binstead of|不是|而非)\s*(?:an?\s|about\s)?$", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"^(?:\s*[^\s\d]{0,3})?\s*(?:\bor\b|或者?|还是)\s*$")
@@ -83,12 +91,15 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
 
     45 % is right for 45 %, for 45 and for 0.45, and 5 million for 5 million, 5 and 5,000,000. A range is no number,
     unless the reference is a range too: then both ends count. `None` and `no dogs` are 0 where the question asks how
-    many dogs there are (`says_none`).
+    many dogs there are (`says_none`), where 3 of `3 dogs and 2 cats` counts too. More than 5 is no 5.
     """
     wanted = stated(reference_of(question))
     if wanted is None:
         raise UniDPOError(f"{question.called}: the reference {question.reference!r} holds no number")
-    given = stated(answer, years=wanted.low == wanted.high and wanted.low in range(1500, 2100))
+    said = answer if _BOUND.search(reference_of(question)) else _BOUND.sub(" ", answer)
+    years = wanted.low == wanted.high and wanted.low in range(1500, 2100)
+    beside = None if _SAID.search(said) else counted(_normal(said), question.text)
+    given = stated(said, years=years) if beside is None else Stated(beside, beside)
     if given is None and says_none(answer, question.text):
         given = Stated(0, 0)
     if given is None or (given.low == given.high) != (wanted.low == wanted.high):
@@ -121,7 +132,7 @@ def stated(text: str, *, years: bool = True) -> Stated | None:
         years: whether the last number may be a year (`45 in 2019`) where there are others.
     """
     text = _normal(text)
-    if not re.search(r"\d", re.sub(r"\([^()]*\)", "", text)):
+    if not re.search(r"\d", re.sub(r"\([^()]*\)", "", _LABEL.sub(" ", text))):
         text = with_digits(text)
     text = with_fractions(text)
     cues = list(_SAID.finditer(text))
@@ -152,7 +163,7 @@ def _normal(text: str) -> str:
     text = _COMMA_DECIMAL.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
     text = _SHORT_COMMA.sub(lambda m: m[0].replace(",", "."), text)
     text = re.sub(r"(?<=\d)['_](?=\d{3}(?!\d))", "", _DOTTED.sub(lambda m: m[0].replace(".", ""), text))
-    text = _NO_NUMBER.sub(" ", text)
+    text = _SPREAD.sub(" ", _NO_NUMBER.sub(" ", text))
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ")
     text = re.sub(r"(?<!\d)\*\*|\*\*(?!\d)", "", text)
     return _BULLET.sub(" ", _UNIT_DIGIT.sub(" ", text))
@@ -195,6 +206,6 @@ def _value(match: "re.Match[str]") -> Stated | None:
         return None
     if not math.isfinite(value):
         return None
-    sign = -1.0 if (match["sign"] or "").strip().casefold() in ("-", "minus", "negative", "负") else 1.0
+    sign = -1.0 if (match["sign"] or "").strip().casefold() in ("-", "minus", "negative", "负", "零下") else 1.0
     scale = _LETTERS.get(match["letters"] or "") or _SCALES.get((match["scale"] or "").casefold(), 1.0)
     return Stated(sign * value, sign * value, scale)
