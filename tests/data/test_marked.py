@@ -41,6 +41,14 @@ def test_an_answer_keeps_the_images_that_it_saw(tmp_path: Path, column: str) -> 
     assert json.loads(apply(tmp_path, both_see_the_same, "swap"))[column] == ["a.png"]
 
 
+def test_a_row_with_two_marks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps(PAIR))
+    marks = [{"pair": "p.jsonl, row 0", "action": action} for action in ("drop", "drop", "swap")]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, marks)))
+    with pytest.raises(UniDPOError, match=r"line 3, pair: row 0 has the mark drop too"):
+        apply_marks(tmp_path / "p.jsonl", tmp_path / "m.jsonl", tmp_path / "o.jsonl")
+
+
 @pytest.mark.parametrize(("action", "output"), [("swap", "o.jsonl"), ("rejudge", "o.rejudge.jsonl")])
 def test_paths_lead_from_the_output_to_the_same_files(tmp_path: Path, action: str, output: str) -> None:
     (tmp_path / "a.png").touch()

@@ -117,6 +117,13 @@ def test_data_that_llamafactory_refuses_are_one_message(
         launch.train([str(described)])
 
 
+def test_a_folder_that_was_not_tokenized_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text("cut o")
+    with pytest.raises(ValueError, match="Expecting value") as caught:
+        datasets.load_from_disk(str(tmp_path))
+    assert (launch._fault_of_the_user(caught.value) or "").startswith("tokenized_path: does not hold")
+
+
 def test_probabilities_that_do_not_sum_to_one_are_one_message() -> None:
     rows = datasets.Dataset.from_dict({"a": [1, 2]})
     with pytest.raises(ValueError, match="sum to 1") as caught:

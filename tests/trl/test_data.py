@@ -6,7 +6,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from datasets import Dataset, Image, List
+from datasets import Dataset, Image, List, Value
 
 from uni_dpo.errors import UniDPOError
 from uni_dpo.trl.data import (
@@ -18,6 +18,7 @@ from uni_dpo.trl.data import (
     check_scores,
     first_chosen,
     refuse_videos,
+    with_image_lists,
 )
 
 COLUMNS = ("score_chosen", "score_rejected")
@@ -116,6 +117,7 @@ def test_videos_are_refused_since_trl_shows_none() -> None:
         ({"prompt": "q", "chosen": " ", "rejected": "b"}, "row 0, chosen: is empty"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, "row 0, prompt: is empty"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "row 0, prompt: is empty"),
+        ({"prompt": "q", "system": "s", "chosen": "a", "rejected": "b"}, "row 0, system: TRL would not read it"),
     ],
 )
 def test_no_pair_loses_its_question_or_an_answer(row: dict[str, Any], message: str) -> None:
@@ -131,6 +133,18 @@ def test_an_image_that_is_not_there_is_named_although_the_first_row_is_looked_at
         assert first_chosen(dataset) == "a"
     with pytest.raises(UniDPOError, match=r"the train dataset, row 0, image 1 cannot be read: .*x\.png"):
         check_images(rows)
+
+
+@pytest.mark.parametrize("kind", [Image(), Value("string")])
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_one_image_becomes_a_list_of_images_unopened(kind: Any, column: str) -> None:
+    stored = {"bytes": b"broken", "path": None} if isinstance(kind, Image) else "a.png"
+    rows = Dataset.from_list([{"prompt": "q", column: stored}, {"prompt": "q", column: None}])
+    made = with_image_lists(rows.cast_column(column, kind))
+    shown = Image(decode=False) if isinstance(kind, Image) else kind
+    assert made.features["images"] == List(kind)
+    assert made.cast_column("images", List(shown))["images"][:] == [[stored], []]
+    assert with_image_lists(made) is made
 
 
 def test_a_question_may_stand_in_both_answers() -> None:

@@ -9,7 +9,7 @@ from uni_dpo.data.columns import IMAGE_COLUMNS, is_empty
 from uni_dpo.data.image_paths import leading
 from uni_dpo.data.tables.reading import Row, iter_rows
 from uni_dpo.data.tables.writing import check_output, keep_inputs, row_writer, write_rows
-from uni_dpo.errors import UniDPOError, did_you_mean
+from uni_dpo.errors import UniDPOError
 
 ACTIONS = ("drop", "rejudge", "swap")
 _NAME = re.compile(r"(?P<file>.+), row (?P<row>\d+)", re.DOTALL)
@@ -92,6 +92,7 @@ def _actions(marked: Path, name: str) -> dict[int, str]:
         if match["file"] != name:
             raise UniDPOError(f"{marked}, line {line}, pair: is of {match['file']}, and the data are {name}")
         if action not in ACTIONS:
-            raise UniDPOError(f"{marked}, line {line}, action: {action!r}{did_you_mean(action, ACTIONS)}")
-        found[int(match["row"])] = action
+            raise UniDPOError(f"{marked}, line {line}, action: {action!r}; write {', '.join(ACTIONS)}")
+        if (before := found.setdefault(int(match["row"]), action)) != action:
+            raise UniDPOError(f"{marked}, line {line}, pair: row {match['row']} has the mark {before} too; keep one")
     return found

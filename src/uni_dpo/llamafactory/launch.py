@@ -175,10 +175,15 @@ def _fault_of_the_user(error: Exception) -> str | None:
         or (frames[-1].name == "train_test_split" or any(words in said for words in refusals))
     ):
         return str(error.args[0] if isinstance(error, KeyError) else error).replace("test_size", "val_size")
-    if wrong_value and any(frame.name == "interleave_datasets" for frame in frames):
+    called = {frame.name for frame in frames}
+    if wrong_value and "interleave_datasets" in called:
         return f"interleave_probs: {said}; give one probability for each dataset, which sum to 1"
-    if any(frame.name == "init_hf_repo" for frame in frames):
+    if "init_hf_repo" in called:
         return f"push_to_hub: the hub makes no repository: {said.splitlines()[0]}"
+    if "load_from_disk" in called:
+        return f"tokenized_path: does not hold rows that were tokenized ({said}); remove it, or name another"
+    if "load_dataset" in called:
+        return f"a dataset cannot be loaded: {said}"
     of_adapter = "'adapter_config.json'" in said
     no_tokenizer = isinstance(error, OSError) and raised_in.parts[-2:] == ("model", "loader.py")
     if not no_tokenizer and not (of_adapter and wrong_value):

@@ -21,6 +21,8 @@ logger = logging.getLogger(f"transformers.{__name__}")  # below transformers', w
 
 SCORES = ("score_chosen", "score_rejected")
 """The scores' names in a batch, whatever their columns are called."""
+UNREAD = ("system", "history", "input")
+"""Columns of LlamaFactory's layouts that belong to the question, and that TRL does not know."""
 
 
 def as_messages(dataset: Any) -> Any:
@@ -51,6 +53,23 @@ def as_messages(dataset: Any) -> Any:
     left = {name: kind for name, kind in features.items() if name not in ("question", "chosen", "rejected")}
     gone = [name for name in ("question", "image") if name in columns]
     return dataset.map(turn, remove_columns=gone, features=datasets.Features({**left, **made}))
+
+
+def with_image_lists(dataset: Any) -> Any:
+    """Give rows of one `image`, or of a path under `images`, a list of `images`: TRL 0.24 reads nothing else."""
+    kinds = dict(dataset.features or {})
+    column = "images" if "images" in kinds else "image"
+    kind = kinds.pop(column, None)
+    if not isinstance(kind, datasets.Image | datasets.Value | dict):
+        return dataset
+    listed = datasets.Features({**kinds, "images": datasets.List(kind)})
+    if isinstance(kind, datasets.Image):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+
+    def of(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"images": [] if is_empty(row[column]) else [row[column]]}
+
+    return dataset.map(of, remove_columns=[column], features=listed)
 
 
 def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") -> None:
@@ -86,7 +105,7 @@ def check_scores(dataset: Any, columns: tuple[str, str], name: str = "train") ->
 
 
 def check_pairs(dataset: Any, name: str = "train") -> None:
-    """Refuse a dataset of which TRL would leave out the question, or that lacks a prompt or an answer.
+    """Refuse a dataset of which TRL would leave out the question, or a part of it, or that lacks a prompt or an answer.
 
     Without `prompt`, TRL takes what both answers begin with for the question.
 
@@ -111,6 +130,14 @@ def check_pairs(dataset: Any, name: str = "train") -> None:
         empty = next((row for row, value in enumerate(dataset[column]) if is_empty(value)), None)
         if empty is not None:
             raise UniDPOError(f"the {name} dataset, row {empty}, {column}: is empty; write it, or remove the row")
+    parts = [column for column in UNREAD if column in columns]
+    for column in parts if hasattr(dataset, "num_rows") else ():
+        filled = next((row for row, value in enumerate(dataset[column]) if not is_empty(value)), None)
+        if filled is not None:
+            raise UniDPOError(
+                f"the {name} dataset, row {filled}, {column}: TRL would not read it: `uni-dpo data convert FILE FOLDER "
+                "--format auto --to trl` writes it into the messages; or remove the column"
+            )
 
 
 def first_chosen(dataset: Any) -> Any:

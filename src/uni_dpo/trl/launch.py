@@ -36,6 +36,7 @@ from uni_dpo.trl.data import (
     check_scores,
     first_chosen,
     refuse_videos,
+    with_image_lists,
 )
 from uni_dpo.trl.ledger import logger
 from uni_dpo.trl.trainer import TRL_1, UniDPOTrainer
@@ -183,7 +184,7 @@ def _load_one(name: str, script: Any) -> Any:
 def _split(data: Any, name: str) -> Any:
     if isinstance(data, dict) and name not in data:
         raise UniDPOError(f"the dataset has no split {name!r}; it has {', '.join(data)}")
-    split = as_messages(data[name] if isinstance(data, dict) else data)
+    split = with_image_lists(as_messages(data[name] if isinstance(data, dict) else data))
     return split.remove_columns([column for column in UNREAD if column in (split.column_names or ())])
 
 

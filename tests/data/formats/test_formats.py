@@ -402,7 +402,8 @@ def test_the_system_column_of_a_conversation_is_its_system_prompt() -> None:
     (both,) = pairs_of(
         "llamafactory-sharegpt", [{"conversations": [{"from": "system", "value": "turn"}, *turns]} | answers], losses
     )
-    assert (plain.system, both.system) == ("column", "turn")
+    (of_trl,) = pairs_of("trl", [{"prompt": "q", "chosen": "a", "rejected": "b", "system": "column"}], losses)
+    assert (plain.system, both.system, of_trl.system) == ("column", "turn", "column")
     assert not losses
 
 

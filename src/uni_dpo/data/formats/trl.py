@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from uni_dpo.data.cells import Turn, placed_images, turns_of
 from uni_dpo.data.checks.rows import IMAGE_TOKEN
-from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled
+from uni_dpo.data.columns import IMAGE_COLUMNS, first_filled, is_empty
 from uni_dpo.data.dataset_info import OPENAI_TAGS
 from uni_dpo.data.formats.base import Format, Losses, SourceRow, limited, optional, refuse
 from uni_dpo.data.formats.llamafactory import message_list
@@ -36,7 +36,7 @@ def read(row: SourceRow) -> Iterator[PreferencePair]:
         row.score("score_rejected", "rejected_rating", "rejected-rating", "rejected_score"),
         images,
         row.id("prompt_id", "id"),
-        split.system,
+        split.system or ("" if is_empty(row.get("system")) else row.text("system")),
         split.history,
     )
 
