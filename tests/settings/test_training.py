@@ -179,6 +179,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"beta": 0.1}, "beta: unknown setting; here it is called 'pref_beta'"),
         ({"max_pixels": 9}, "max_pixels: unknown setting; here it is called 'image_max_pixels'"),
         ({"MAX_PIXELS": 9}, "MAX_PIXELS: unknown setting; here it is called 'image_max_pixels'"),
+        ({"stage": "dpo", "pref_loss": "uni_dpo", "output_dir": "o"}, "do_train: is not set, so that nothing would be"),
         ({"learning_rat": 9}, "learning_rat: unknown setting; did you mean 'learning_rate'?"),
         (
             {"pref_loss": "uni_dpo", "metric_for_best_model": "eval_accuracy"},

@@ -117,6 +117,10 @@ def test_videos_are_refused_since_trl_shows_none() -> None:
         ({"prompt": "q", "chosen": " ", "rejected": "b"}, "row 0, chosen: is empty"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, "row 0, prompt: is empty"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "row 0, prompt: is empty"),
+        (
+            {"prompt": "q", "chosen": {"role": "assistant", "content": "a"}, "rejected": {}},
+            "row 0, chosen: holds one mess",
+        ),
         ({"prompt": "q", "system": "s", "chosen": "a", "rejected": "b"}, "row 0, system: TRL would not read it"),
     ],
 )

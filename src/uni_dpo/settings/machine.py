@@ -32,7 +32,7 @@ def machine_faults(settings: Training) -> Faults:
     """Yield the settings that cannot work here, each with what is wrong; see the checks below."""
     for check in (
         *(_version_1, _precision, _quantization, _template, _folders, _deepspeed),
-        *(_reporters, _output, _metric, _best_model),
+        *(_work, _reporters, _output, _metric, _best_model),
     ):
         yield from check(settings)
 
@@ -150,6 +150,14 @@ def _deepspeed(settings: Training) -> Faults:
             json.loads(Path(value).read_bytes())
         except ValueError as error:
             yield "deepspeed", f"{value} is not JSON ({error})"
+
+
+def _work(settings: Training) -> Faults:
+    """A whole configuration that asks for nothing: LlamaFactory would load the model and end."""
+    asked = any(is_true(settings.get(name)) for name in ("do_train", "do_eval"))
+    whole = settings.get("stage") == "dpo" and settings.get("pref_loss") == "uni_dpo" and "output_dir" in settings
+    if whole and not asked and settings.get("tokenized_path") is None:
+        yield "do_train", "is not set, so that nothing would be trained; set it to true"
 
 
 def _reporters(settings: Training) -> Faults:

@@ -69,7 +69,7 @@ RANGES: dict[str, tuple[object, ...]] = {
         ),
         _ABOVE_0,
     ),
-    **dict.fromkeys(("warmup_ratio", "lora_dropout"), _SHARE),
+    **dict.fromkeys(("warmup_ratio", "lora_dropout", "ld_alpha"), _SHARE),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (Ge(0), Lt(1))),
     "dpo_label_smoothing": (Ge(0), Le(0.5)),
     "top_p": (Gt(0), Le(1)),

@@ -125,6 +125,11 @@ def check_pairs(dataset: Any, name: str = "train") -> None:
             f"the {name} dataset has no column 'prompt', and TRL would not read {asked[0]!r}: `uni-dpo data convert "
             "FILE FOLDER --to trl` makes what it reads"
         )
+    if isinstance(chosen, Mapping):
+        raise UniDPOError(
+            f"the {name} dataset, row 0, chosen: holds one message, and TRL reads a text or a list of messages: "
+            "`uni-dpo data convert FILE FOLDER --format auto --to trl` makes one"
+        )
     read = [column for column in ("prompt", "chosen", "rejected") if column in columns]
     for column in read if hasattr(dataset, "num_rows") else ():
         empty = next((row for row, value in enumerate(dataset[column]) if is_empty(value)), None)

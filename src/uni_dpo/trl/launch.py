@@ -76,6 +76,9 @@ def _train(script: Any, settings: TRLUniDPOConfig, model_settings: Any, mixture:
     if model_settings.attn_implementation == "flash_attention_2":
         refuse_broken_flash_attention()
     splits = _checked_splits(script, settings, mixture)
+    named = model_settings.lora_target_modules
+    if isinstance(named, str) and named.isidentifier():  # TRL makes a list of one a pattern of the whole name
+        model_settings.lora_target_modules = [named]
     checkpoint = find_checkpoint(model_settings.model_name_or_path, revision=model_settings.model_revision)
     trusted = any(getattr(part, "trust_remote_code", False) for part in (settings, model_settings))
     processor = load_processor(checkpoint, trust_remote_code=trusted)
