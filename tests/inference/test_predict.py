@@ -218,6 +218,20 @@ def test_a_changed_question_is_asked_anew(predict) -> None:
     assert [request.prompt for request in ScriptedBackend.asked] == ["Digit 7?", "Digit 4?", "Digit 5?"]
 
 
+def test_another_image_under_an_old_name_is_asked_about_anew(predict, tmp_path: Path) -> None:
+    rows = [row | {"images": [str(tmp_path / f"{row['id']}.png")]} for row in ROWS]
+    for row in rows:
+        Image.new("RGB", (32, 32), "red").save(row["images"][0])
+    ScriptedBackend.batches = 2
+    with pytest.raises(KeyboardInterrupt):
+        predict(rows)
+    ScriptedBackend.batches = 1_000
+    ScriptedBackend.asked.clear()
+    Image.new("RGB", (32, 32), "blue").save(rows[0]["images"][0])
+    predict(rows)
+    assert [request.prompt for request in ScriptedBackend.asked] == ["Digit 0?", "Digit 4?", "Digit 5?"]
+
+
 def test_a_retrained_adapter_or_base_is_noticed(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Named:

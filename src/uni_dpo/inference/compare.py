@@ -19,7 +19,7 @@ from uni_dpo.report.page import Thumbnails
 from uni_dpo.report.page import page as report_page
 from uni_dpo.settings.options import fingerprinted
 from uni_dpo.storage import read_json
-from uni_dpo.storage.identity import derive_seed, digest, file_stamps
+from uni_dpo.storage.identity import contents, derive_seed, digest, file_stamps
 from uni_dpo.storage.rowlog import RowLog
 from uni_dpo.storage.writing import holding
 
@@ -159,7 +159,7 @@ def compare(
     """
     for entry in models.entries():
         find_checkpoint(entry["model"], entry.get("adapter"))
-    asked = [[p.id, p.text, p.images, *filter(None, (p.system, p.videos))] for p in prompts]
+    asked = [[p.id, p.text, p.images, *filter(None, (p.system, p.videos)), *contents(p.images)] for p in prompts]
     by_id = {str(prompt.id): prompt for prompt in prompts}
     settings = {"backend": "transformers", "batch_size": batch_size, **options}
     logs = []

@@ -21,7 +21,7 @@ from uni_dpo.models.backends.settings import check_videos
 from uni_dpo.models.checkpoint import find_checkpoint
 from uni_dpo.report.statistics import mean_interval
 from uni_dpo.settings.options import fingerprinted
-from uni_dpo.storage.identity import derive_seed, digest
+from uni_dpo.storage.identity import contents, derive_seed, digest
 from uni_dpo.storage.rowlog import Row
 
 
@@ -85,7 +85,7 @@ def predict_file(settings: PredictSettings) -> PredictReport:
             find_checkpoint(options.model, options.adapter)
         drawn = [fingerprinted(sampling), seed, *([system] if system else []), *([template.text] if template else [])]
         asked = digest([backend, fingerprinted(options), weights_of(options), *drawn])
-        keys = {question.id: digest([question.to_row(), asked]) for question in questions}
+        keys = {question.id: digest([question.to_row(), asked, *contents(question.images)]) for question in questions}
         ask_all(
             {keys[question.id]: question for question in questions},
             done,

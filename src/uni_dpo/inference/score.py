@@ -1,6 +1,7 @@
 """`uni-dpo score`: rate every answer of a file, keep what is done, write the file when all is done."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +33,7 @@ from uni_dpo.models.rewards.options import (
     checkpoint_identity,
     find_reward_checkpoint,
 )
-from uni_dpo.storage.identity import digest
+from uni_dpo.storage.identity import contents, digest
 from uni_dpo.storage.rowlog import RowLog
 
 
@@ -228,7 +229,8 @@ def _usable_rows(
 
 def _key(conversation: Conversation, model: str) -> str:
     shown = [str(image) for image in (*conversation.images, *conversation.videos)]
-    return digest((conversation.messages(), conversation.system, shown, model))
+    files = contents(path for path in shown if os.path.isfile(path))  # noqa: PTH113  Path raises on encoded images
+    return digest((conversation.messages(), conversation.system, shown, model, *files))
 
 
 def _rating(options: RewardModelOptions) -> Ask[Conversation]:

@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def file_digest(path: str | Path) -> str:
     """Return SHA-256 of a file's content, 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents(paths: Iterable[str]) -> list[str]:
+    """Return `file_digest` of each file, which is read anew only once it has changed."""
+    states = [(path, Path(path).stat()) for path in paths]
+    return [_digest_of(path, state.st_mtime_ns, state.st_size) for path, state in states]
+
+
+@lru_cache(maxsize=100_000)
+def _digest_of(path: str, changed: int, size: int) -> str:
+    return file_digest(path)
 
 
 def digest(value: object) -> str:
