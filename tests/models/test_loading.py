@@ -1,5 +1,6 @@
 """Device, dtype and attention follow what is there."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -72,3 +73,19 @@ def test_a_model_that_cannot_be_loaded_is_named_in_one_line(raised: Exception, r
 def test_what_has_a_message_of_its_own_keeps_it() -> None:
     with pytest.raises(UniDPOError, match=r"^it has no chat template$"), backend.one_line("gone"):
         raise UniDPOError("it has no chat template")
+
+
+def test_a_model_that_lacks_weights_is_refused_whoever_loads_it(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+    shutil.copytree(tiny_qwen2_vl, tmp_path / "damaged")
+    weights = load_file(tmp_path / "damaged/model.safetensors")
+    left = {name: value for name, value in weights.items() if "mlp.down_proj" not in name}
+    save_file(left, tmp_path / "damaged/model.safetensors", metadata={"format": "pt"})
+    stock = PreTrainedModel.__dict__["from_pretrained"]
+    with pytest.raises(UniDPOError, match=r"lacks \d+ weights of .*, such as .*down_proj"), backend.all_weights():
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "damaged")
+    assert PreTrainedModel.__dict__["from_pretrained"] is stock
+    with backend.all_weights():
+        assert AutoModelForImageTextToText.from_pretrained(tiny_qwen2_vl).training is False

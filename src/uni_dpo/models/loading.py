@@ -85,15 +85,35 @@ def load_class(cls: Any, name: str | Path, **options: Any) -> Any:
 
 
 def _from_pretrained(cls: Any, name: str | Path, **options: Any) -> Any:
-    """A model with all its weights: transformers draws those that are missing at random."""
-    model, found = cls.from_pretrained(name, output_loading_info=True, **options)
-    if missing := sorted(found["missing_keys"]):
-        known, unknown = type(model).__name__, sorted(found["unexpected_keys"])
-        others = f"; it has {len(unknown)} that are none, such as {unknown[0]}" if unknown else ""
-        raise UniDPOError(
-            f"{name}: lacks {len(missing)} weights of {known}, such as {missing[0]}{others}; save it again"
-        )
-    return model
+    with all_weights():
+        return cls.from_pretrained(name, **options)
+
+
+@contextmanager
+def all_weights() -> Iterator[None]:
+    """Refuse, whoever loads it in this block, a model that lacks weights: transformers draws those at random.
+
+    Raises:
+        UniDPOError: weights are missing.
+    """
+    from transformers import PreTrainedModel
+
+    stock = PreTrainedModel.__dict__["from_pretrained"]
+
+    def checked(cls: Any, name: Any, *more: Any, **options: Any) -> Any:
+        model, found = stock.__get__(None, cls)(name, *more, **{**options, "output_loading_info": True})
+        if missing := sorted(found["missing_keys"]):
+            unknown = sorted(found["unexpected_keys"])
+            others = f"; it has {len(unknown)} that are none, such as {unknown[0]}" if unknown else ""
+            lacks = f"lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+            raise UniDPOError(f"{name}: {lacks}{others}; save it again")
+        return model
+
+    PreTrainedModel.from_pretrained = classmethod(checked)
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = stock
 
 
 def load_alike(model: Any, folder: str | Path) -> Any:

@@ -10,7 +10,7 @@ from llamafactory.model import load_model, load_tokenizer, patcher
 from llamafactory.model.model_utils import valuehead
 
 from uni_dpo.errors import UniDPOError
-from uni_dpo.models.loading import one_line
+from uni_dpo.models.loading import all_weights, one_line
 from uni_dpo.models.rewards.options import VALUE_HEAD_WEIGHTS, Conversation, RewardCheckpoint, RewardModelOptions
 from uni_dpo.models.rewards.questions import shared_states
 
@@ -54,7 +54,10 @@ class ValueHeadModel:
             head = valuehead.load_valuehead_params(str(options.model), model_args)
             if head is None:
                 raise UniDPOError(f"{options.model}: its value head is damaged or missing; copy it again")
-            self.model = load_model(self.tokenizer, model_args, finetuning_args, is_trainable=False, add_valuehead=True)
+            with all_weights():
+                self.model = load_model(
+                    self.tokenizer, model_args, finetuning_args, is_trainable=False, add_valuehead=True
+                )
         _check_head(options, self.model.state_dict(), head)
         self.collate = MultiModalDataCollatorForSeq2Seq(
             template=self.template, model=self.model, pad_to_multiple_of=8, **parts
