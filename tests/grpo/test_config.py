@@ -38,6 +38,7 @@ def test_ours_and_trls(tmp_path: Path) -> None:
         (GOOD + "temperature: -1\n", "temperature: -1 is out of range; it can be above 0"),
         (GOOD + "learning_rate: 0\n", "learning_rate: 0 is out of range; it can be above 0"),
         (GOOD + "max_steps: 0\n", "max_steps: 0 trains nothing; name how many"),
+        (GOOD + "report_to: neptune\n", "report_to: neptune needs the package neptune"),
         (GOOD + "top_p: 1.5\n", "top_p: 1.5 is out of range; it can be above 0 and 1 at most"),
         ("model: m\noutput_dir: out\nreward: {}\n", "set one of"),
         (GOOD + "finetuning: qlora\n", "finetuning: one of full, lora"),
@@ -46,6 +47,12 @@ def test_ours_and_trls(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UniDPOError, match=words):
         trl_arguments(load(tmp_path, text))
+
+
+def test_vllm_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uni_dpo.grpo.config.find_spec", lambda name: None)
+    with pytest.raises(UniDPOError, match="use_vllm: needs the package vllm"):
+        load(tmp_path, GOOD + "use_vllm: true\n")
 
 
 def test_the_command_line_stands_before_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from uni_dpo.errors import UniDPOError, did_you_mean
 from uni_dpo.online import OnlineConfig
+from uni_dpo.settings.machine import is_true, reporter_faults
 from uni_dpo.settings.options import parse
 from uni_dpo.settings.reading import FaultCollector, SettingsError, located, override, read_mapping
 from uni_dpo.settings.schema import Schema, schema_of, schema_of_known
@@ -92,6 +94,9 @@ def check_training(training: Mapping[str, Any]) -> None:
     faults = [*_unknown(training, known), *setting_faults(training, known, GRPO_RANGES)]
     if training.get(PROMPT_LIMIT) is not None:
         faults.append((PROMPT_LIMIT, "cutting a prompt would cut its images too; remove this setting"))
+    faults += reporter_faults(training)
+    if is_true(training.get("use_vllm")) and find_spec("vllm") is None:
+        faults.append(("use_vllm", "needs the package vllm, which is not installed; set it to false"))
     if training.get("max_steps") == 0:
         faults.append(("max_steps", "0 trains nothing; name how many, or -1 to train for num_train_epochs"))
     if faults:

@@ -32,7 +32,7 @@ def machine_faults(settings: Training) -> Faults:
     """Yield the settings that cannot work here, each with what is wrong; see the checks below."""
     for check in (
         *(_version_1, _precision, _quantization, _template, _folders, _deepspeed),
-        *(_work, _reporters, _output, _metric, _best_model),
+        *(_work, reporter_faults, _output, _metric, _best_model),
     ):
         yield from check(settings)
 
@@ -160,7 +160,8 @@ def _work(settings: Training) -> Faults:
         yield "do_train", "is not set, so that nothing would be trained; set it to true"
 
 
-def _reporters(settings: Training) -> Faults:
+def reporter_faults(settings: Training) -> Faults:
+    """Loggers that are not installed, and several that are no list."""
     reporters = settings.get("report_to")
     for reporter in reporters if isinstance(reporters, list) else [reporters]:
         if "," in str(reporter):
