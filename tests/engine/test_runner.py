@@ -1,10 +1,12 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from uni_dpo.engine import EngineConfig, Question, run_engine
 from uni_dpo.errors import UniDPOError
@@ -170,6 +172,24 @@ def test_new_questions_make_every_stage_stale(tmp_path, questions):
         run_engine(config(), tmp_path, questions=questions)
     assert "stage 0 (sample): questions was" in str(caught.value)
     assert "stage 1 (reward): an earlier stage changed" in str(caught.value)
+
+
+def test_another_image_under_an_old_name_makes_every_stage_stale(tmp_path, questions):
+    image = tmp_path / "seen.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+    asked = [replace(question, images=(str(image),)) for question in questions]
+    run_engine(config(), tmp_path / "work", questions=asked)
+    Image.new("RGB", (32, 32), "blue").save(image)
+    with pytest.raises(UniDPOError, match=r"stage 0 \(sample\): seen_images was"):
+        run_engine(config(), tmp_path / "work", questions=asked)
+
+    manifest = tmp_path / "work/manifest.json"  # of a version that did not look
+    written = json.loads(manifest.read_text())
+    del written["stages"]["sample"]["settings"]["seen_images"]
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(UniDPOError) as caught:
+        run_engine(config(), tmp_path / "work", questions=asked)
+    assert "seen_images" not in str(caught.value)
 
 
 def test_a_changed_pairing_is_done_again_at_once(tmp_path, questions):

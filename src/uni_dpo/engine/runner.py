@@ -17,7 +17,7 @@ from uni_dpo.engine.samplers import CUT
 from uni_dpo.engine.workdir import StageLog, WorkDir, plan_stages, settle_stages
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
-from uni_dpo.storage.identity import derive_seed, digest, versions_of
+from uni_dpo.storage.identity import derive_seed, versions_of
 from uni_dpo.storage.writing import write_text
 
 UNTRAINABLE = (*MEDIA_TOKENS.values(), *MODEL_MARKERS)
@@ -94,14 +94,14 @@ class _Run:
                 self.config.check_servers(STAGES[number])
             if STAGES[number] == "reward":
                 self.config.check_questions(list(self.questions.values()))
-        source = digest([question.to_row() for question in self.questions.values()])
         known = self.manifest.get("stages", {})
+        planned = plan_stages(self.config, self.questions.values(), known)
         self.manifest = {
             "versions": versions_of(PACKAGES),
             "seed": self.config.settings.seed,
             "questions": len(self.questions),
             "config": self.config.shown(),
-            "stages": settle_stages(plan_stages(self.config, source), known, self.work, only, continue_from),
+            "stages": settle_stages(planned, known, self.work, only, continue_from),
         }
         self.work.write_manifest(self.manifest)
         pairs = None

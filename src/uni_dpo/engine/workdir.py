@@ -1,17 +1,18 @@
 """The work directory: one append-only file per stage, a manifest that says what made them, and what is still to do."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from uni_dpo.data.questions import Question
 from uni_dpo.engine.config import STAGES, EngineConfig
 from uni_dpo.errors import UniDPOError
 from uni_dpo.models.backends.base import Usage
 from uni_dpo.storage import read_json
-from uni_dpo.storage.identity import difference, digest
+from uni_dpo.storage.identity import contents, difference, digest
 from uni_dpo.storage.rowlog import Row, RowLog, log_lines
 from uni_dpo.storage.writing import holding, write_text
 
@@ -91,14 +92,19 @@ Stages = dict[str, dict[str, Any]]
 """Stage → its `fingerprint`, the `settings` behind it, and once it ran its `counts`: the manifest's entry."""
 
 
-def plan_stages(config: EngineConfig, questions: str) -> Stages:
-    """Return what each stage depends on: its own settings and everything before it, down to the input's digest."""
+def plan_stages(config: EngineConfig, questions: Collection[Question], known: Mapping[str, Any]) -> Stages:
+    """Return what each stage depends on: its own settings and everything before it, down to the input's digest.
+
+    Where `known` is of a version that did not look into the images, neither does this.
+    """
     stages: Stages = {}
-    fingerprint = questions
+    fingerprint = source = digest([question.to_row() for question in questions])
+    shown = [path for question in questions for path in question.images if Path(path).is_file()]
+    looked = "seen_images" in known.get(STAGES[0], {}).get("settings", {"seen_images": ""})
     for stage in STAGES:
         settings = config.describe(stage)
         if stage == STAGES[0]:
-            settings["questions"] = questions
+            settings |= {"questions": source} | ({"seen_images": digest(contents(shown))} if shown and looked else {})
         settings = json.loads(json.dumps(settings, default=str))
         fingerprint = digest([fingerprint, settings])
         stages[stage] = {"fingerprint": fingerprint, "settings": settings}
