@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from uni_dpo.data.questions import Question
@@ -138,7 +139,7 @@ def start_trl(folder: Path, image: str, made: Path) -> None:
     from uni_dpo.trl.launch import _check_template, _load_model
 
     checkpoint = find_checkpoint(folder)
-    turns = [{"chosen": [{"role": "assistant", "content": "four"}]}]
+    turns = datasets.Dataset.from_list([{"chosen": [{"role": "assistant", "content": "four"}]}])
     _check_template(load_processor(checkpoint), str(folder), {"train": turns})
     model = _load_model(ModelConfig(model_name_or_path=str(folder)), checkpoint, str(made / "out"), trusted=False)
     starts_where_it_was_asked(model, folder)
