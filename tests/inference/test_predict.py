@@ -147,6 +147,16 @@ def test_what_a_server_did_not_answer_is_asked_again(predict, tmp_path: Path) ->
     assert [request.prompt for request in ScriptedBackend.asked] == ["Digit 4?"]
 
 
+def test_without_a_question_that_is_refused_for_good_no_other_is_asked_again(predict) -> None:
+    ScriptedBackend.failing = {"Digit 4?"}
+    with pytest.raises(UniDPOError, match="without those that are refused for good; all other replies are kept"):
+        predict(ROWS)
+    ScriptedBackend.asked.clear()
+    report, _ = predict([row for row in ROWS if row["question"] != "Digit 4?"])
+    assert report.rows == 5
+    assert ScriptedBackend.asked == []
+
+
 def test_a_broken_image_is_named_before_a_model_is_loaded(predict, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no image")
     ScriptedBackend.batches = 0

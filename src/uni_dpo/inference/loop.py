@@ -78,5 +78,6 @@ def ask_all(
     if failures:
         shown = "\n".join(f"  {failure}" for failure in failures[:20])
         raise UniDPOError(
-            f"{len(failures):,} of {len(items):,} {unit} got no reply; run the same command again to ask them:\n{shown}"
+            f"{len(failures):,} of {len(items):,} {unit} got no reply; run the same command again to ask them, without "
+            f"those that are refused for good; all other replies are kept:\n{shown}"
         )
