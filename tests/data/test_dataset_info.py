@@ -127,7 +127,7 @@ def test_messages_are_detected_in_both_styles(tmp_path, style) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "x"}, r"its columns \(text\) hold no `chosen` and `rejected`"),
+        ({"text": "x"}, r"its columns \(text\) hold no `chosen` and `rejected`.*--map chosen=COLUMN"),
         ({"chosen": "a", "rejected": "b"}, "hold no question"),
         ({"chosen": [{"role": "user", "content": "q"}], "rejected": []}, "holds a list of messages"),
         ({"chosen": ["a", "b"], "rejected": "c"}, r"holds \['a', 'b'\]; one text or one message"),

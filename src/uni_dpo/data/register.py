@@ -88,7 +88,7 @@ def detect_attributes(path: str | Path) -> dict[str, Any]:
         if not _holds_ranked_answers(rows, found):
             raise PreferenceDataError(
                 f"{path}: its columns ({have}) hold no `chosen` and `rejected`, nor `answers` with their `scores`; "
-                "`uni-dpo data convert` reads other formats"
+                "`uni-dpo data convert` reads other formats, and with --map other names (--map chosen=COLUMN)"
             )
         roles = ["answers", "scores", "images", "videos", "system"]
         if messages is not None:
