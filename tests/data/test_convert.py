@@ -84,6 +84,7 @@ def test_all_rows_that_do_not_fit_are_named_or_skipped(folder, good_row) -> None
     with pytest.raises(PreferenceDataError) as caught:
         convert(source, folder / "out.json")
     assert [fault.row for fault in caught.value.faults] == [1, 3, 4]
+    assert str(caught.value).endswith("\nnothing is written; --skip-broken leaves these rows out")
     assert not (folder / "out.json").exists()
     result = convert(source, folder / "out.json", skip_broken=True)
     assert (result.read, result.written, len(result.skipped)) == (5, 2, 3)

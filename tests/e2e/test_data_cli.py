@@ -72,6 +72,7 @@ def test_check_names_rows_and_fields_and_ends_badly(run, data) -> None:
     assert "row 1" in out
     assert "score_chosen" in out
     assert "images[0]" in out
+    assert "usable rows before the repair" in out
     assert (data / "r.html").read_text().startswith("<!doctype html>")
     assert len(list(iter_rows(data / "good.json"))) == 1
     assert len(list(iter_rows(data / "good.rejected.jsonl"))) == 2

@@ -129,7 +129,7 @@ def test_the_limit_takes_the_first_by_id(tmp_path):
     ("row", "message"),
     [
         ({"question": " "}, "row 1 (line 2), field 'question': a text is expected"),
-        ({"text": "x"}, "row 1 (line 2), field 'question': a text is expected, not None"),
+        ({"text": "x"}, "row 1 (line 2), field 'question': a text is expected, and the columns are ['"),
         ({"question": "x", "image_path": "gone.png"}, "row 1 (line 2), field 'image_path': no file gone.png"),
         ({"question": "x", "image": "aGVsbG8="}, "row 1 (line 2), field 'image': no file aGVsbG8="),
         ({"question": "x", "image": 7}, "row 1 (line 2), field 'image': 7; a path, base64 text"),

@@ -201,8 +201,10 @@ def asked_in(row: Row) -> tuple[str, Turn]:
     value = first_filled(row, PROMPT_COLUMNS)
     if value is None or (isinstance(value, str) and not without_placeholders(value)):
         names = " or ".join(f"`{name}`" for name in TEXT_COLUMNS)
-        found = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-        refuse("question", f"a text is expected, not {shown(found)}", f"name its column {names}")
+        given = [row[name] for name in PROMPT_COLUMNS if name in row]
+        found = next((value for value in given if value is not None), None)
+        what = f"not {shown(found)}" if given else f"and the columns are {shown([*row])}"
+        refuse("question", f"a text is expected, {what}", f"name its column {names}")
     turns = turns_of(value, "question", "user")
     asked = next((turn for turn in turns if turn.role == "user" and without_placeholders(turn.text)), None)
     if asked is None:

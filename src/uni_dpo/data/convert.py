@@ -216,7 +216,8 @@ def _changed_rows(
         has = ", ".join(result.columns)
         raise PreferenceDataError(f"{files[0]}: no column {absent[0]!r} (it has {has}); check --map")
     if faults and not skip_broken:
-        raise PreferenceDataError.of(result.skipped, total=faults)
+        refusal = PreferenceDataError.of(result.skipped, total=faults)
+        raise PreferenceDataError(f"{refusal}\nnothing is written; --skip-broken leaves these rows out", refusal.faults)
 
 
 def _write_folder(output: Path, splits: Mapping[str, Iterator[Row]], result: Conversion) -> None:

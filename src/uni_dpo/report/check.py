@@ -22,7 +22,8 @@ _SPREAD: Cells = ("", *_NUMBERS)
 def sections(report: CheckReport) -> Iterator[tuple[str, Cells, list[Cells]]]:
     """Yield the report as tables: title, header, rows."""
     rows: list[Cells]
-    summary: list[Cells] = [("rows", f"{report.rows:,}"), ("usable rows", f"{report.usable:,}")]
+    usable = "usable rows before the repair" if report.fixed else "usable rows"
+    summary: list[Cells] = [("rows", f"{report.rows:,}"), (usable, f"{report.usable:,}")]
     summary.append(("faults", f"{sum(report.fault_counts.values()):,}"))
     if report.stopped:
         summary.append(("stopped", report.stopped))

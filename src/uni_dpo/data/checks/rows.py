@@ -140,7 +140,9 @@ def _placeholder_faults(
             count = before + answer.count(token)
             if count != media:
                 found = f"{count} × {token} in the conversation with the {name} answer, {media} {medium}"
-                yield Fault("image_count", column or medium, found, f"write one {token} per item of {medium}")
+                by_itself = ", or let --fix do so" if medium == "images" and not (count or question.history) else ""
+                advice = f"write one {token} per item of {medium}{by_itself}"
+                yield Fault("image_count", column or medium, found, advice)
                 break
 
 
