@@ -81,7 +81,10 @@ def test_a_value_head_of_every_family_rates_as_it_does_one_by_one(
 ) -> None:
     """Images of unlike sizes and words alone; then words alone, where LlamaFactory adds an image that nobody sees."""
     folder = shutil.copytree(family_checkpoint, tmp_path / "value_head")
-    head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.zeros(1)}
+    head = {
+        "v_head.summary.weight": torch.randn(1, 32, generator=torch.Generator().manual_seed(0)),
+        "v_head.summary.bias": torch.zeros(1),
+    }
     save_file(head, folder / "value_head.safetensors")
     asked = [(f"<image>{QUESTION}", (image,)) for image in unlike_images]
     asked += [*asked, asked[0], (LONG, ()), (LONG, ())]
