@@ -29,6 +29,7 @@ from typing import Any, cast
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
+from uni_dpo.graders.number_words import CHINESE_SCALES
 
 _SIGNS = {
     "×": r"\times ",
@@ -51,8 +52,7 @@ _NAME = (
 )
 _POWER = r"(?:\^\{?-?\d\}?)?"
 _UNITS = re.compile(rf"(\S*\d)(?:\s|\\[ ,;:])*{_NAME}{_POWER}(?:\s*(?:/|\\cdot|\*|per)\s*{_NAME}{_POWER})*")
-_SCALES = {"百万": 6, "千万": 7, "百亿": 10, "千亿": 11, "万亿": 12, "千": 3, "万": 4, "亿": 8}
-_SCALE = rf"((?!千[米克瓦焦帕赫卡伏牛])(?:{'|'.join(_SCALES)}))"
+_SCALE = rf"((?!千[米克瓦焦帕赫卡伏牛])(?:{'|'.join(CHINESE_SCALES)}))"
 """Behind a number. 千 of 千米 and 千克 belongs to the unit: 3千米 is 3, as 3 km is."""
 _CHINESE = re.compile(rf"(-?[\d.,]+)\s*{_SCALE}?[\u4e00-\u9fff]*")
 
@@ -83,7 +83,7 @@ def typeset(text: str) -> str:
         found = match[0].rstrip(".,")
         return f"${latex(found)}$" + match[0][len(found) :] if re.search(_SIGN, found) else match[0]
 
-    text = re.sub(rf"(?<=\d)\s?{_SCALE}", lambda match: f"×10^{_SCALES[match[1]]}", text)
+    text = re.sub(rf"(?<=\d)\s?{_SCALE}", lambda match: f"×10^{CHINESE_SCALES[match[1]]}", text)
     text = re.sub(r"(?<=[\u4e00-\u9fff])(?=-?\d)|(?<=\d)(?=[\u4e00-\u9fff])", " ", text)
     parts = _TYPESET.split(text)
     parts[::2] = [_FORMULA.sub(formula, _AREA.sub("", part)) for part in parts[::2]]
@@ -96,7 +96,7 @@ def without_unit(value: str) -> str:
         return found[1]
     if not (found := _CHINESE.fullmatch(value)) or value == found[1]:
         return value
-    return f"{found[1]}e{_SCALES[found[2]]}" if found[2] else found[1]
+    return f"{found[1]}e{CHINESE_SCALES[found[2]]}" if found[2] else found[1]
 
 
 SECONDS = 10

@@ -40,6 +40,8 @@ _PART_OF = re.compile(
 _AND_A_PART = re.compile(r"(?<=\d)\s+and an? (half|quarter|third)\b(?! of)", re.IGNORECASE)
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _UNITS = {"十": 10, "百": 100, "千": 1_000, "万": 10_000, "亿": 100_000_000}
+CHINESE_SCALES = {"百万": 6, "千万": 7, "百亿": 10, "千亿": 11, "万亿": 12, "千": 3, "万": 4, "亿": 8}
+"""What stands behind a number that is written in digits, as powers of ten; the longer ones first."""
 _COUNTED = "个只条张本辆人名位头匹支把块件座棵朵杯瓶次年岁天度元米种根架台艘双"
 _SIGNS = "".join((*_DIGITS, *_UNITS))
 _CHINESE = re.compile(
@@ -149,17 +151,13 @@ _IN_ALL = r"\b(?:in total|altogether|in all|overall)\b"
 _SUMMED = re.compile(rf"(?i){_IN_ALL}|\b(?:total|sum)\b|[=+]|[共总]")
 
 
-def counted(answer: str, asked: str) -> float | None:
+def number_beside_noun(answer: str, asked: str) -> float | None:
     """Return the number that stands right before what a question counts, where one alone does: `3 dogs, 2 black`.
 
     The question asks what is there at all, in English or Chinese. An answer that sums up has its sum elsewhere.
     """
     text = with_digits(answer)
-    if len(nouns := _ASKED_CHINESE.findall(asked)) == 1:
-        what = rf"[{_COUNTED}]?{re.escape(nouns[0])}" if nouns[0] and not re.search("[没不除]|多少?于", asked) else None
-    else:
-        what = _asked_for(asked)
-    if what is None:
+    if (what := _asked_for(asked)) is None:
         return None
     found = list(
         re.finditer(rf"(?i)(?P<sums>共有?|{_IN_ALL} )?(?<![A-Za-z\d.,/~-])(\d+) ?{what}(?P<up>,? {_IN_ALL})?", text)
@@ -174,14 +172,26 @@ def counted(answer: str, asked: str) -> float | None:
 
 def _asked_for(asked: str) -> str | None:
     """A pattern of what `how many dogs are there?` counts; None for a question that asks more than what is there."""
+    if (noun := _chinese_noun(asked)) is not None:
+        return rf"[{_COUNTED}]?{re.escape(noun)}" if noun else None
+    nouns = (noun for noun, rest in _nouns(asked) if _THERE.fullmatch(f" {rest}" if rest else ""))
+    noun = next(nouns, None)
+    return None if noun is None else re.escape(noun.removesuffix("s")) + r"s?\b"
+
+
+def _chinese_noun(asked: str) -> str | None:
+    """What 几 or 多少 asks for, which may be left out; None where none or several ask, or one negates or compares."""
+    nouns: list[str] = _ASKED_CHINESE.findall(asked)
+    return nouns[0] if len(nouns) == 1 and not re.search("[没不除]|多少?于", asked) else None
+
+
+def _nouns(asked: str) -> list[tuple[str, str]]:
+    """What `how many …` may count, of one word or more, with the rest; nothing where it negates or compares."""
     questions = _HOW_MANY.findall(asked.casefold())
     if len(questions) != 1 or _OTHERWISE.search(questions[0]):
-        return None
+        return []
     words = plain(questions[0]).split()
-    for length in range(1, min(_LONGEST, len(words)) + 1):
-        if _THERE.fullmatch("".join(f" {word}" for word in words[length:])):
-            return re.escape(" ".join(words[:length]).removesuffix("s")) + r"s?\b"
-    return None
+    return [(" ".join(words[:at]), " ".join(words[at:])) for at in range(1, min(_LONGEST, len(words)) + 1)]
 
 
 def says_none(answer: str, asked: str) -> bool:
@@ -191,20 +201,11 @@ def says_none(answer: str, asked: str) -> bool:
     some on the right. Where the question asks what is there at all, `no dogs in the image` will do. A question that has
     a negation or a comparison is left alone.
     """
-    if len(nouns := _ASKED_CHINESE.findall(asked)) == 1 and not re.search("[没不除]|多少?于", asked):
-        none = (
-            rf"(?:答案:)?(?:[图画](?:片|像|面)?[中里上]?)?(?:没有|无)(?:任何|一[{_COUNTED}])?(?:{re.escape(nouns[0])})?"
-        )
+    if (noun := _chinese_noun(asked)) is not None:
+        none = rf"(?:答案:)?(?:[图画](?:片|像|面)?[中里上]?)?(?:没有|无)(?:任何|一[{_COUNTED}])?(?:{re.escape(noun)})?"
         return re.fullmatch(none, plain(answer)) is not None
-    questions = _HOW_MANY.findall(asked.casefold())
-    if len(questions) != 1 or _OTHERWISE.search(questions[0]):
-        return False
     said = re.sub(r"^(?:the )?(?:final )?answer(?: is|:) ", "", plain(answer.replace("*", "")))
-    words = plain(questions[0]).split()
-    return any(
-        _says_none(said, " ".join(words[:length]), " ".join(words[length:]))
-        for length in range(1, min(_LONGEST, len(words)) + 1)
-    )
+    return any(_says_none(said, noun, rest) for noun, rest in _nouns(asked))
 
 
 def _says_none(said: str, counted: str, rest: str) -> bool:

@@ -8,7 +8,14 @@ from typing import NamedTuple
 from uni_dpo.data.questions import Question
 from uni_dpo.errors import UniDPOError
 from uni_dpo.graders.grading import reference_of
-from uni_dpo.graders.number_words import NUMBER_WORD, counted, says_none, with_digits, with_fractions
+from uni_dpo.graders.number_words import (
+    CHINESE_SCALES,
+    NUMBER_WORD,
+    number_beside_noun,
+    says_none,
+    with_digits,
+    with_fractions,
+)
 
 
 class Stated(NamedTuple):
@@ -21,7 +28,7 @@ class Stated(NamedTuple):
 
 _SCALES = {
     "%": 0.01, "percent": 0.01, "per cent": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12,
-    "百万": 1e6, "千万": 1e7, "万亿": 1e12, "百亿": 1e10, "千亿": 1e11, "千": 1e3, "万": 1e4, "亿": 1e8,
+    **{sign: 10.0**power for sign, power in CHINESE_SCALES.items()},
 }  # fmt: skip
 _LETTERS = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, " mn": 1e6, "B": 1e9, "bn": 1e9, " bn": 1e9}
 """Scales close behind a number, as charts write them: 1.5k, 2M. Small m and b are units."""
@@ -98,7 +105,7 @@ def numeric(answer: str, question: Question, *, relative: float = 1e-3, absolute
         raise UniDPOError(f"{question.called}: the reference {question.reference!r} holds no number")
     said = answer if _BOUND.search(reference_of(question)) else _BOUND.sub(" ", answer)
     years = wanted.low == wanted.high and wanted.low in range(1500, 2100)
-    beside = None if _SAID.search(said) else counted(_normal(said), question.text)
+    beside = None if _SAID.search(said) else number_beside_noun(_normal(said), question.text)
     given = stated(said, years=years) if beside is None else Stated(beside, beside)
     if given is None and says_none(answer, question.text):
         given = Stated(0, 0)

@@ -1,7 +1,6 @@
 """`uni-dpo score`: rate every answer of a file, keep what is done, write the file when all is done."""
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,16 @@ from uni_dpo.data.image_paths import leading
 from uni_dpo.data.image_state import MediaState
 from uni_dpo.data.images import ImageChecker, image_paths
 from uni_dpo.data.register import detect_entry
-from uni_dpo.data.tables.reading import Row, Unreadable, counted, iter_rows, numbered_rows, one_split, unreadable_fault
+from uni_dpo.data.tables.reading import (
+    Row,
+    Unreadable,
+    counted,
+    is_file,
+    iter_rows,
+    numbered_rows,
+    one_split,
+    unreadable_fault,
+)
 from uni_dpo.data.tables.writing import row_writer
 from uni_dpo.data.videos import VideoChecker
 from uni_dpo.errors import UniDPOError
@@ -229,7 +237,7 @@ def _usable_rows(
 
 def _key(conversation: Conversation, model: str) -> str:
     shown = [str(image) for image in (*conversation.images, *conversation.videos)]
-    files = contents(path for path in shown if os.path.isfile(path))  # noqa: PTH113  Path raises on encoded images
+    files = contents(path for path in shown if is_file(Path(path)))
     return digest((conversation.messages(), conversation.system, shown, model, *files))
 
 

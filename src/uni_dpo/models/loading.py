@@ -4,7 +4,7 @@ import functools
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,16 @@ def load_model(
         quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
         seeing = transformers.AutoModelForImageTextToText
         sees = type(config) in seeing._model_mapping or "AutoModelForImageTextToText" in getattr(config, "auto_map", {})
-        model = _from_pretrained(
-            seeing if sees else transformers.AutoModelForCausalLM,
+        model, found = (seeing if sees else transformers.AutoModelForCausalLM).from_pretrained(
             checkpoint.base,
+            output_loading_info=True,
             **({"attn_implementation": attention} if attention else {}),
             **({"device_map": device_map} if device_map else {}),
             **named,
             **trust,
             **more,
         )
+        _refuse_missing(checkpoint.base, model, found)
         if checkpoint.adapter is not None:
             model = _with_adapter(model, checkpoint)
             model = model if quantized else model.merge_and_unload()
@@ -81,17 +82,23 @@ def load_class(cls: Any, name: str | Path, **options: Any) -> Any:
         UniDPOError: it cannot be loaded, or weights are missing.
     """
     with one_line(name):
-        return _from_pretrained(cls, name, **options)
+        model, found = cls.from_pretrained(name, output_loading_info=True, **options)
+        _refuse_missing(name, model, found)
+        return model
 
 
-def _from_pretrained(cls: Any, name: str | Path, **options: Any) -> Any:
-    with all_weights():
-        return cls.from_pretrained(name, **options)
+def _refuse_missing(name: str | Path, model: Any, found: Mapping[str, Any]) -> None:
+    """Raise an error where weights are missing: transformers draws those at random."""
+    if missing := sorted(found["missing_keys"]):
+        unknown = sorted(found["unexpected_keys"])
+        others = f"; it has {len(unknown)} that are none, such as {unknown[0]}" if unknown else ""
+        lacks = f"lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        raise UniDPOError(f"{name}: {lacks}{others}; save it again")
 
 
 @contextmanager
 def all_weights() -> Iterator[None]:
-    """Refuse, whoever loads it in this block, a model that lacks weights: transformers draws those at random.
+    """Refuse a model that lacks weights where another package loads it in this block.
 
     Raises:
         UniDPOError: weights are missing.
@@ -102,12 +109,8 @@ def all_weights() -> Iterator[None]:
 
     def checked(cls: Any, name: Any, *more: Any, **options: Any) -> Any:
         model, found = stock.__get__(None, cls)(name, *more, **{**options, "output_loading_info": True})
-        if missing := sorted(found["missing_keys"]):
-            unknown = sorted(found["unexpected_keys"])
-            others = f"; it has {len(unknown)} that are none, such as {unknown[0]}" if unknown else ""
-            lacks = f"lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
-            raise UniDPOError(f"{name}: {lacks}{others}; save it again")
-        return model
+        _refuse_missing(name, model, found)
+        return (model, found) if options.get("output_loading_info") else model
 
     PreTrainedModel.from_pretrained = classmethod(checked)
     try:
@@ -218,9 +221,8 @@ def one_line(checkpoint: Any, what: str = "") -> Iterator[None]:
             raise UniDPOError(f"{checkpoint} does not fit into memory: {error}") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[: 1 + lines[0].endswith(":")])
-        missing = (
-            "; there is no such folder here" if isinstance(checkpoint, str) and not Path(checkpoint).exists() else ""
-        )
+        gone = isinstance(checkpoint, str) and not Path(checkpoint).exists()
+        missing = "; there is no such folder here" if gone else ""
         raise UniDPOError(f"{what}{checkpoint} cannot be loaded{missing}: {reason}") from error
 
 

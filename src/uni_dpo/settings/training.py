@@ -59,9 +59,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 _wrapped = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 OBJECTIVE = ("ObjectiveArguments", "LedgerArguments", "UniDPOFinetuningArguments")
 """The classes of Uni-DPO's own settings, whose ranges stand in their types."""
-
-
-_NOT_HERE = ("run_name", "dataset", "eval_dataset")
+_MAY_BE_NUMBERS = ("run_name", "dataset", "eval_dataset")
 """Texts: a run may be called by a number, and datasets are looked up by their names later."""
 
 
@@ -179,7 +177,7 @@ def _value_fault(setting: KnownSetting, value: Any, ranges: Sequence[object], as
     if plain == {bool} and not isinstance(value, bool | None) and not (as_text and isinstance(value, str)):
         return f"true or false is expected, not {value!r}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if plain == {str} and is_number and setting.name not in _NOT_HERE:
+    if plain == {str} and is_number and setting.name not in _MAY_BE_NUMBERS:
         return f"a text is expected, not {value!r}; write it in quotation marks"
     if not plain or not plain <= {int, float} or (value is None and type(None) in parts):
         return None

@@ -21,7 +21,7 @@ logger = logging.getLogger(f"transformers.{__name__}")  # below transformers', w
 
 SCORES = ("score_chosen", "score_rejected")
 """The scores' names in a batch, whatever their columns are called."""
-UNREAD = ("system", "history", "input")
+QUESTION_PARTS = ("system", "history", "input")
 """Columns of LlamaFactory's layouts that belong to the question, and that TRL does not know."""
 
 
@@ -135,7 +135,7 @@ def check_pairs(dataset: Any, name: str = "train") -> None:
         empty = next((row for row, value in enumerate(dataset[column]) if is_empty(value)), None)
         if empty is not None:
             raise UniDPOError(f"the {name} dataset, row {empty}, {column}: is empty; write it, or remove the row")
-    parts = [column for column in UNREAD if column in columns]
+    parts = [column for column in QUESTION_PARTS if column in columns]
     for column in parts if hasattr(dataset, "num_rows") else ():
         filled = next((row for row, value in enumerate(dataset[column]) if not is_empty(value)), None)
         if filled is not None:
